@@ -1,0 +1,65 @@
+"""Every exception of skill_kd, and the exit code each one ends a command with.
+
+A message names the field, the value and the mend, in one line: it is printed as it is, without a traceback.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """The one table of exit codes, the same for every verb."""
+
+    OK = 0
+    CRASH = 1
+    USAGE = 2
+    NO_GO = 3
+    INCONCLUSIVE = 4
+    ENVIRONMENT = 5
+    TRAINING = 6
+    LOCKED = 7
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class SkillKDError(Exception):
+    """Base of every error a user can mend; ``exit_code`` is what the command returns."""
+
+    exit_code: ExitCode = ExitCode.CRASH
+
+
+class UsageError(SkillKDError):
+    """A wrong argument, a file that is missing or in the way."""
+
+    exit_code = ExitCode.USAGE
+
+
+class SpecError(UsageError):
+    """A spec that cannot be read, or that says something impossible."""
+
+
+class MissingRequirementError(SkillKDError):
+    """A package, a model, a GPU or a server that this machine lacks."""
+
+    exit_code = ExitCode.ENVIRONMENT
+
+
+class TrainingFailedError(SkillKDError):
+    """The trainer script ended with an error of its own."""
+
+    exit_code = ExitCode.TRAINING
+
+
+class RunLockedError(SkillKDError):
+    """Another process works in the same run folder."""
+
+    exit_code = ExitCode.LOCKED
+
+
+class InterruptedRunError(SkillKDError):
+    """The run was stopped by a signal after its checkpoint; ``exit_code`` is 128 + the signal's number."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = ExitCode(128 + signal_number)
