@@ -1,0 +1,180 @@
+"""Sampling responses from the student, or from a token-wise mixture of teacher and student (MiniLLM Eq 4).
+
+Every row draws from uniforms of its own, so a response depends on its prompt, the weights and its seed, and not on the
+rows beside it. The mixture flips one coin a position for the whole group of rows: each row's distribution stays exactly
+Eq 4, and a model decodes only where the coin names it. The other one takes the tokens it has not seen as one cached
+chunk when its turn comes, so no separate scoring pass is needed. Keep a group small (``MIXED_GROUP``): rows that share
+coins are correlated, and that part of the gradient's variance does not shrink with the group.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .divergences import log_probs, mixture
+from .estimators import token_logp
+from .masking import is_any, position_ids, through_first_eos
+
+MIXED_GROUP = 16
+"""Most rows that share the coins of teacher-mixed sampling."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How next tokens are drawn, the same for every model that takes part."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    eos_ids: frozenset[int]
+    vocabulary: int
+    """Only ids below this are drawn: what lies above is padding of the embedding, or not shared with the teacher."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Sampled responses, T at most ``max_new_tokens``; what stands after a row's first EOS is not part of it."""
+
+    ids_BT: Tensor
+    """long"""
+    mask_BT: Tensor
+    """bool, True through the first EOS."""
+    behaviour_logp_BT: Tensor
+    """float32, the log-probability each token was drawn with."""
+
+
+def seeded(*key: object) -> torch.Generator:
+    """Return a CPU generator whose stream is set by ``key`` alone, the same on every machine and process."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
+
+
+def uniforms(keys: Sequence[tuple[object, ...]], steps: int) -> Tensor:
+    """Return float64 [len(keys), steps] in [0, 1): one independent stream for each key."""
+    return torch.stack([torch.rand(steps, dtype=torch.float64, generator=seeded(*key)) for key in keys])
+
+
+def sampling_logp(logits: Tensor, decoding: Decoding) -> Tensor:
+    """Return the log-probabilities [..., V] that tokens are drawn from: tempered, cut to the nucleus, renormalised."""
+    logp = log_probs(logits[..., : decoding.vocabulary], decoding.temperature)
+    if decoding.top_p == 1:
+        return logp
+    sorted_logp, order = logp.sort(dim=-1, descending=True)
+    mass_before = sorted_logp.exp().cumsum(dim=-1) - sorted_logp.exp()
+    outside = torch.zeros_like(logp, dtype=torch.bool).scatter(-1, order, mass_before >= decoding.top_p)
+    return log_probs(logp.masked_fill(outside, -math.inf))
+
+
+def draw(logp_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """Return ids_B by inverting the cumulative distribution, in float64 so that rare tokens keep their chance."""
+    cumulative_BV = logp_BV.double().exp().cumsum(dim=-1)
+    target_B1 = uniform_B.to(cumulative_BV).unsqueeze(-1) * cumulative_BV[:, -1:]
+    # 'right' skips tokens of probability 0, whose cumulative value equals their neighbour's.
+    ids_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True)
+    return ids_B1.squeeze(-1).clamp(max=logp_BV.shape[-1] - 1)
+
+
+class _Decoder:
+    """One model with its cache. It catches up on the tokens it has not seen, and scores each of them."""
+
+    def __init__(self, model: nn.Module, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor, decoding: Decoding) -> None:
+        self.model = model
+        self.decoding = decoding
+        self.unseen = prompt_ids_BP
+        self.attention_mask = prompt_mask_BP.long()
+        self.unscored = 0
+        self.cache: Any = None
+        self.scores: list[Tensor] = []
+
+    def next_logp(self) -> Tensor:
+        """Return logp_BV of the next token, by one forward pass over everything unseen."""
+        # The prompt's last token predicts the first response token; later, the last token seen was scored when drawn.
+        output = self.model(
+            input_ids=self.unseen,
+            attention_mask=self.attention_mask,
+            position_ids=position_ids(self.attention_mask)[:, -self.unseen.shape[1] :],
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=self.unscored + 1,
+        )
+        self.cache = output.past_key_values
+        # Without one, the next pass would read its few tokens as the whole context, and sample from that unnoticed.
+        if self.cache is None:
+            raise ValueError(
+                "the model returned no cache: put it in eval mode, gradient checkpointing turns caches off"
+            )
+        logp_BKV = sampling_logp(output.logits, self.decoding)
+        if self.unscored:
+            self.scores.append(token_logp(logp_BKV[:, :-1], self.unseen[:, -self.unscored :]))
+        self.unseen, self.unscored = self.unseen[:, :0], 0
+        return logp_BKV[:, -1]
+
+    def tell(self, ids_B: Tensor, logp_BV: Tensor | None) -> None:
+        """Append a drawn token; ``logp_BV`` is what this model drew it from, None when another model did."""
+        self.unseen = torch.cat([self.unseen, ids_B.unsqueeze(1)], dim=1)
+        self.attention_mask = torch.cat([self.attention_mask, torch.ones_like(self.unseen[:, :1])], dim=1)
+        if logp_BV is None:
+            self.unscored += 1
+        else:
+            self.scores.append(token_logp(logp_BV, ids_B).unsqueeze(1))
+
+    def all_scores(self) -> Tensor:
+        """Return the log-probability [B, T] this model gives every drawn token, those not seen yet included."""
+        if self.unscored:
+            self.next_logp()
+        return torch.cat(self.scores, dim=1)
+
+
+@torch.no_grad()
+def sample(
+    student: nn.Module,
+    prompt_ids_BP: Tensor,
+    prompt_mask_BP: Tensor,
+    uniform_BT: Tensor,
+    decoding: Decoding,
+    teacher: nn.Module | None = None,
+    teacher_mix: float = 0.0,
+    coin_T: Tensor | None = None,
+) -> Rollout:
+    """Sample up to ``max_new_tokens`` tokens a row after left-padded prompts.
+
+    Args:
+        student: causal language model with the usual keyword arguments and a cache.
+        prompt_ids_BP: prompts (long), padded on the left; ``prompt_mask_BP`` is True on real tokens.
+        uniform_BT: float64 in [0, 1), one for each token to draw, from ``uniforms``.
+        teacher: draws position t where ``coin_T[t]`` < ``teacher_mix``, which is α of Eq 4.
+        coin_T: float64 in [0, 1), shared by all rows.
+
+    Returns:
+        Rollout whose ``behaviour_logp_BT`` is log p̃ of Eq 4, or log q without a teacher.
+    """
+    student_decoder = _Decoder(student, prompt_ids_BP, prompt_mask_BP, decoding)
+    decoders = [student_decoder]
+    speakers = [student_decoder] * decoding.max_new_tokens
+    if teacher is not None and coin_T is not None and teacher_mix > 0:
+        teacher_decoder = _Decoder(teacher, prompt_ids_BP, prompt_mask_BP, decoding)
+        decoders.append(teacher_decoder)
+        speakers = [teacher_decoder if coin < teacher_mix else student_decoder for coin in coin_T.tolist()]
+    ended_B = torch.zeros(len(prompt_ids_BP), dtype=torch.bool, device=prompt_ids_BP.device)
+    drawn: list[Tensor] = []
+    for step, speaker in enumerate(speakers):
+        logp_BV = speaker.next_logp()
+        ids_B = draw(logp_BV, uniform_BT[:, step])
+        for decoder in decoders:
+            decoder.tell(ids_B, logp_BV if decoder is speaker else None)
+        drawn.append(ids_B)
+        ended_B |= is_any(ids_B, decoding.eos_ids)
+        if bool(ended_B.all()):
+            break
+    ids_BT = torch.stack(drawn, dim=1)
+    behaviour_logp_BT = student_decoder.all_scores()
+    if len(decoders) == 2:
+        behaviour_logp_BT = mixture(teacher_decoder.all_scores(), behaviour_logp_BT, teacher_mix)
+    return Rollout(ids_BT, through_first_eos(ids_BT, decoding.eos_ids), behaviour_logp_BT)

@@ -1,0 +1,123 @@
+"""Proof by enumeration: what a policy-gradient loss does in expectation, computed over every response there is.
+
+The policies are tabular: a row of parameters for each prefix, softmax over the vocabulary. Everything is float64 and
+exact but for rounding, so a biased estimator shows as a difference, not as noise.
+
+Shape letters: N responses (all of them), T the longest length, V vocabulary, S prefixes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""(student_logp_BTV, teacher_logp_BTV, ids_BT, mask_BT, behaviour_logp_BT) -> loss_BT."""
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Every response over a vocabulary: each ends with its first ``eos``, or is cut at T tokens."""
+
+    ids_NT: Tensor
+    """long; after the end, ``eos`` again, so that a pad equal to EOS is part of every proof."""
+    mask_NT: Tensor
+    """bool, True through the first ``eos``."""
+    prefix_NT: Tensor
+    """long, the row of parameters that predicts the token; 0 after the end, where it must not matter."""
+    prefixes: int
+    """S, the number of prefixes that another token can follow."""
+    vocabulary: int
+
+
+def all_responses(vocabulary: int, max_length: int, eos: int = 0) -> Responses:
+    """Enumerate the responses of at most ``max_length`` tokens."""
+    open_prefixes: list[tuple[int, ...]] = [()]
+    finished: list[tuple[int, ...]] = []
+    row_of: dict[tuple[int, ...], int] = {}
+    while open_prefixes:
+        prefix = open_prefixes.pop(0)
+        row_of[prefix] = len(row_of)
+        for token in range(vocabulary):
+            longer = (*prefix, token)
+            ends = token == eos or len(longer) == max_length
+            (finished if ends else open_prefixes).append(longer)
+    rest = [max_length - len(response) for response in finished]
+    return Responses(
+        ids_NT=torch.tensor([[*y, *[eos] * n] for y, n in zip(finished, rest, strict=True)]),
+        mask_NT=torch.tensor([[*[True] * len(y), *[False] * n] for y, n in zip(finished, rest, strict=True)]),
+        prefix_NT=torch.tensor(
+            [[*(row_of[y[:t]] for t in range(len(y))), *[0] * n] for y, n in zip(finished, rest, strict=True)]
+        ),
+        prefixes=len(row_of),
+        vocabulary=vocabulary,
+    )
+
+
+def random_policy(responses: Responses, seed: int, scale: float = 1.0) -> Tensor:
+    """Return parameters [S, V], float64, normal with standard deviation ``scale``."""
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(responses.prefixes, responses.vocabulary, dtype=torch.float64, generator=generator)
+
+
+def next_token_logp(theta_SV: Tensor, responses: Responses) -> Tensor:
+    """Return logp_NTV, the policy's distribution at every position of every response."""
+    return theta_SV.log_softmax(dim=-1)[responses.prefix_NT]
+
+
+def token_logp(logp_NTV: Tensor, responses: Responses) -> Tensor:
+    """Return logp_NT of the tokens themselves, 0 after the end, so that a row's sum is its log-probability."""
+    chosen_NT = logp_NTV.gather(-1, responses.ids_NT.unsqueeze(-1)).squeeze(-1)
+    return torch.where(responses.mask_NT, chosen_NT, 0.0)
+
+
+def mixture_logp(student_SV: Tensor, teacher_SV: Tensor, responses: Responses, teacher_mix: float) -> Tensor:
+    """Return log p̃_NT = log(α p + (1 − α) q) of every token, Eq 4 of arXiv 2306.08543, 0 after the end."""
+    p_NT = token_logp(next_token_logp(teacher_SV, responses), responses).exp()
+    q_NT = token_logp(next_token_logp(student_SV, responses), responses).exp()
+    return (teacher_mix * p_NT + (1 - teacher_mix) * q_NT).log()
+
+
+def exact_kl(student_SV: Tensor, teacher_SV: Tensor, responses: Responses) -> Tensor:
+    """Return KL(q ‖ p) = Σ_y q(y) log(q(y) / p(y)) over all responses, differentiable in both."""
+    logq_N = token_logp(next_token_logp(student_SV, responses), responses).sum(dim=1)
+    logp_N = token_logp(next_token_logp(teacher_SV, responses), responses).sum(dim=1)
+    return (logq_N.exp() * (logq_N - logp_N)).sum()
+
+
+def exact_gradient(student_SV: Tensor, teacher_SV: Tensor, responses: Responses) -> Tensor:
+    """Return the gradient [S, V] of KL(q ‖ p) by the student's parameters."""
+    student_SV = student_SV.detach().requires_grad_()
+    (gradient_SV,) = torch.autograd.grad(exact_kl(student_SV, teacher_SV, responses), student_SV)
+    return gradient_SV
+
+
+def expected_gradient(
+    loss: Loss, student_SV: Tensor, teacher_SV: Tensor, responses: Responses, teacher_mix: float | None = None
+) -> Tensor:
+    """Return E_{y ~ p̃}[∇ Σ_t loss_t(y)], the gradient [S, V] that a step on fresh samples follows on average.
+
+    Args:
+        loss: sees all responses as one batch, so its rows must not depend on one another.
+        teacher_mix: α of p̃ = αp + (1 − α)q, passed on as ``behaviour_logp``; None samples from q and passes None.
+    """
+    student_SV = student_SV.detach().requires_grad_()
+    behaviour_NT = mixture_logp(student_SV, teacher_SV, responses, teacher_mix or 0.0).detach()
+    probability_N = behaviour_NT.sum(dim=1).exp()
+    loss_NT = loss(
+        next_token_logp(student_SV, responses),
+        next_token_logp(teacher_SV, responses).detach(),
+        responses.ids_NT,
+        responses.mask_NT,
+        None if teacher_mix is None else behaviour_NT,
+    )
+    (gradient_SV,) = torch.autograd.grad((probability_N * loss_NT.sum(dim=1)).sum(), student_SV)
+    return gradient_SV
+
+
+def cosine(first: Tensor, second: Tensor) -> float:
+    """Return the cosine of the angle between two gradients: 1 if only a step size apart."""
+    return float((first * second).sum() / (first.norm() * second.norm()))
