@@ -1,0 +1,159 @@
+"""The built-in backend: a PyTorch loop of our own on transformers, started by accelerate."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from skill_kd import __version__
+from skill_kd.backend import Backend
+from skill_kd.errors import MissingRequirementError
+from skill_kd.hookspecs import hookimpl
+from skill_kd.render import render, templates_folder
+from skill_kd.spec import Spec
+
+_RENDEZVOUS = {"NODE_RANK": "--machine_rank", "MASTER_ADDR": "--main_process_ip", "MASTER_PORT": "--main_process_port"}
+
+
+class TransformersBackend(Backend):
+    """Every objective, on one process or many."""
+
+    name = "transformers"
+    version = __version__
+    # The set our tests ran with.
+    requirements = (
+        "torch==2.13.0",
+        "transformers==5.23.0",
+        "accelerate==1.15.0",
+        "datasets==4.8.5",
+        "peft==0.21.2",
+        "safetensors==0.8.0",
+        "gguf==0.19.0",
+        "tqdm==4.70.1",
+    )
+
+    def check(self, spec: Spec) -> list[str]:
+        """Return what this backend cannot do; a model given as a folder is looked at, nothing is downloaded."""
+        return [*_student_problems(spec), *_model_problems(spec)]
+
+    def render(self, spec: Spec) -> str:
+        """Fill ``templates/transformers_trainer.py``."""
+        return render(templates_folder() / "transformers_trainer.py", spec, self)
+
+    def command(self, script: Path, spec: Spec) -> list[str]:
+        """Start one process plainly, several through ``accelerate launch``.
+
+        Raises:
+            MissingRequirementError: several nodes, and the environment does not say which of them this is.
+        """
+        if spec.launch.strategy == "none" or (spec.launch.strategy == "ddp" and spec.launch.processes == 1):
+            return [sys.executable, str(script)]
+        launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+        return [*launcher, *_size(spec), *_rendezvous(spec), *_strategy(spec), str(script)]
+
+
+def _student_problems(spec: Spec) -> Iterator[str]:
+    student, strategy = spec.student, spec.launch.strategy
+    if student.quantization and strategy in ("fsdp2", "deepspeed"):
+        yield (
+            f"launch.strategy: {strategy} cannot shard student.quantization: {student.quantization}; "
+            "take strategy: ddp, or drop the quantization"
+        )
+    if student.quantization and student.from_teacher:
+        yield (
+            f"student.quantization: {student.quantization} with from_teacher: a student with fewer layers has to "
+            "learn with all its weights; drop the quantization"
+        )
+    if student.dtype == "float16":
+        yield "student.dtype: float16 needs a loss scaler, which this backend has not; take float32 or bfloat16"
+
+
+def _model_problems(spec: Spec) -> Iterator[str]:
+    teacher = spec.teacher.model
+    if isinstance(teacher, str):
+        yield from _folder_problems("teacher.model", teacher, spec)
+    for index, each in enumerate(teacher if isinstance(teacher, tuple) else ()):
+        yield from _folder_problems(f"teacher.model.{index}.model", each.model, spec)
+    if spec.student.model is not None:
+        yield from _folder_problems("student.model", spec.student.model, spec)
+
+
+def _folder_problems(field: str, model: str, spec: Spec) -> Iterator[str]:
+    """Judge a model that lies in a folder; what looks like a hub id is left to the hub."""
+    folder = Path(model)
+    if not folder.is_dir():
+        if model.startswith((".", "/", "~")) or model.endswith("/"):
+            yield f"{field}: {model!r} is no folder here; give an existing folder or a hub id"
+        return
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        yield f"{field}: folder {model!r} holds no config.json; give a folder written by save_pretrained"
+        return
+    except (OSError, ValueError) as error:
+        yield f"{field}: cannot read config.json in {model!r}: {error}; save the model again"
+        return
+    context, wanted = _context(config), spec.data.max_prompt_tokens + spec.rollout.max_new_tokens
+    if context is not None and wanted > context:
+        yield (
+            f"{field}: {model!r} reads {context} tokens, and data.max_prompt_tokens {spec.data.max_prompt_tokens} "
+            f"+ rollout.max_new_tokens {spec.rollout.max_new_tokens} make {wanted}; take off {wanted - context}"
+        )
+
+
+def _context(config: object) -> int | None:
+    """Return the most tokens a model reads, if its config says so."""
+    if not isinstance(config, dict):
+        return None
+    for part in (config, config.get("text_config")):
+        for key in ("max_position_embeddings", "n_positions"):
+            if isinstance(part, dict) and isinstance(value := part.get(key), int):
+                return value
+    return None
+
+
+# --- accelerate launch ------------------------------------------------------------------------------------------------
+
+
+def _size(spec: Spec) -> list[str]:
+    return ["--num_processes", str(spec.launch.processes), "--num_machines", str(spec.launch.nodes)]
+
+
+def _rendezvous(spec: Spec) -> list[str]:
+    """Say which of several nodes this is, in the variables that torchrun and Slurm scripts use."""
+    if spec.launch.nodes == 1:
+        return []
+    absent = [name for name in _RENDEZVOUS if name not in os.environ]
+    if absent:
+        raise MissingRequirementError(
+            f"launch.nodes: {spec.launch.nodes} needs {', '.join(absent)} in the environment of every node"
+        )
+    return [part for name, flag in _RENDEZVOUS.items() for part in (flag, os.environ[name])]
+
+
+def _strategy(spec: Spec) -> list[str]:
+    """Return the flags of a strategy. Precision is the script's business, the same under every launcher."""
+    plain = ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    match spec.launch.strategy:
+        case "fsdp2":
+            # Loading on rank 0 only would leave the teacher, which is not sharded, empty on all other ranks.
+            loading = ["--fsdp_cpu_ram_efficient_loading", "false"]
+            wrapping = ["--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
+            return ["--use_fsdp", "--fsdp_version", "2", *wrapping, *loading, *plain]
+        case "deepspeed":
+            # zero3_init would shard the teacher while it loads, for the same reason wrong.
+            stage = ["--zero_stage", "3", "--zero3_init_flag", "false", "--zero3_save_16bit_model", "true"]
+            training = ["--gradient_accumulation_steps", str(spec.training.accumulate)]
+            clipping = ["--gradient_clipping", str(spec.training.max_grad_norm)]
+            return ["--use_deepspeed", *stage, *training, *clipping, *plain]
+    # Without this flag accelerate starts one process wherever it sees fewer than two GPUs, and says nothing.
+    return ["--multi_gpu", *plain]
+
+
+@hookimpl
+def register_backends(register: Callable[[type[Backend]], None]) -> None:
+    """Bring the built-in backend."""
+    register(TransformersBackend)

@@ -1,0 +1,141 @@
+"""What ``generate`` writes: ``train.py`` and ``kd/``, whole or not at all, and never over a person's edits."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import os
+import tempfile
+from dataclasses import asdict
+from pathlib import Path, PurePosixPath
+
+from skill_kd.errors import UsageError
+from skill_kd.render import files_hash, is_edited, kd_files, read_requirements, read_stamp
+
+SCRIPT = "train.py"
+KD = "kd"
+
+
+def write_folder(text: str, folder: Path, force: bool = False) -> None:
+    """Write ``text`` as ``train.py`` and our modules as ``kd/`` into ``folder``, which is made if need be.
+
+    Raises:
+        UsageError: ``train.py`` or ``kd/`` there hold edits and ``force`` is off, or the folder cannot be written.
+            Either way nothing has changed.
+    """
+    if not force and (edited := edited_parts(folder)):
+        raise UsageError(f"{' and '.join(edited)} in '{folder}' edited since generated; --force writes over the edits")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".skill-kd-", dir=folder) as temporary:
+            new = Path(temporary)
+            for name, content in kd_files().items():
+                (new / KD / name).parent.mkdir(parents=True, exist_ok=True)
+                (new / KD / name).write_bytes(content)
+            (new / SCRIPT).write_bytes(text.encode())
+            if os.path.lexists(folder / KD):
+                os.replace(folder / KD, new / "replaced")
+            os.replace(new / KD, folder / KD)
+            os.replace(new / SCRIPT, folder / SCRIPT)
+    except OSError as error:
+        raise UsageError(f"cannot write '{folder}': {error.strerror}; free or choose another folder") from error
+
+
+def edited_parts(folder: Path) -> list[str]:
+    """Return which of ``train.py`` and ``kd/`` in ``folder`` are not as skill-kd wrote them."""
+    script, kd = folder / SCRIPT, folder / KD
+    text = _read(script) if os.path.lexists(script) else None
+    written = {files_hash(kd_files())}
+    with contextlib.suppress(UsageError):
+        written.add(read_stamp(text or "").kd)
+    edited = [SCRIPT] if text is not None and is_edited(text) else []
+    return edited + ([f"{KD}/"] if os.path.lexists(kd) and files_hash(_files(kd)) not in written else [])
+
+
+def drift(folder: Path, text: str) -> list[str]:
+    """Return one line for each file in ``folder`` that is not what ``write_folder(text, folder)`` would write."""
+    expected, found = kd_files(), _files(folder / KD)
+    lines = []
+    if (script := _script_drift(folder / SCRIPT, text)) is not None:
+        lines.append(f"{SCRIPT}: {script}")
+    for name in sorted({*expected, *found}):
+        if expected.get(name) != found.get(name):
+            state = "missing" if name not in found else "extra" if name not in expected else "changed"
+            lines.append(f"{KD}/{name}: {state}")
+    return lines
+
+
+def _script_drift(script: Path, expected: str) -> str | None:
+    if not script.exists():
+        return "missing"
+    found = _read(script)
+    if found == expected:
+        return None
+    if is_edited(found):
+        return "edited"
+    old, new = asdict(read_stamp(found)), asdict(read_stamp(expected))
+    return "outdated, another " + ", ".join(key for key in new if key != "body" and old[key] != new[key])
+
+
+def _read(script: Path) -> str:
+    try:
+        return script.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UsageError(f"cannot read '{script}': {reason}") from error
+
+
+def _files(kd: Path) -> dict[str, bytes]:
+    """Return the files under ``kd`` by path inside it, save caches and what editors and finders leave behind."""
+    return {
+        path.relative_to(kd).as_posix(): path.read_bytes()
+        for path in kd.rglob("*")
+        if path.is_file() and not any(part == "__pycache__" or part[0] == "." for part in path.relative_to(kd).parts)
+    }
+
+
+# --- as a notebook ----------------------------------------------------------------------------------------------------
+
+_SETUP = """\
+import sys
+from pathlib import Path
+
+for name in {folders}:
+    Path(name).mkdir(parents=True, exist_ok=True)
+for name in {empty}:
+    Path(name).write_text("")  # %%writefile refuses an empty cell
+"""
+
+
+def to_notebook(text: str) -> str:
+    """Return an .ipynb (nbformat 4.5) whose cells write the same files and then run ``train.py``.
+
+    A script finds its folder by ``__file__``, which a notebook lacks: so the cells are files, not statements.
+    """
+    files = {f"{KD}/{name}": content.decode() for name, content in kd_files().items()} | {SCRIPT: text}
+    setup = _SETUP.format(
+        folders=sorted({str(PurePosixPath(name).parent) for name in files}),
+        empty=[name for name, content in files.items() if not content],
+    )
+    # Markers may hold quotes of their own; PEP 508 takes either kind.
+    requirements = " ".join('"' + each.replace('"', "'") + '"' for each in read_requirements(text))
+    cells = [
+        _cell("markdown", ast.get_docstring(ast.parse(text)) or SCRIPT),
+        _cell("code", f"%pip install --quiet {requirements}"),
+        _cell("code", setup),
+        *(_cell("code", f"%%writefile {name}\n{content}") for name, content in files.items() if content),
+        _cell("code", f'!"{{sys.executable}}" {SCRIPT}'),
+    ]
+    notebook = {
+        "cells": [{**cell, "id": f"cell-{number}"} for number, cell in enumerate(cells)],
+        "metadata": {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    return json.dumps(notebook, indent=1) + "\n"
+
+
+def _cell(kind: str, source: str) -> dict[str, object]:
+    outputs: dict[str, object] = {"execution_count": None, "outputs": []} if kind == "code" else {}
+    return {"cell_type": kind, "metadata": {}, "source": source.splitlines(keepends=True), **outputs}

@@ -1,0 +1,148 @@
+"""Backends and where they come from: ours and those of installed packages, through one hook.
+
+A package announces a plugin by an entry point in the group ``skill_kd``. One that is broken is set aside and
+reported; it never stops the others.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import re
+import traceback
+from importlib import metadata
+
+import pluggy
+from packaging.requirements import Requirement
+
+from skill_kd import hookspecs
+from skill_kd.backend import Backend
+from skill_kd.backends import transformers
+from skill_kd.errors import MissingRequirementError
+
+GROUP = "skill_kd"
+"""Entry-point group, and the name of the pluggy project."""
+
+FIRST_PARTY = ("trl", "unsloth")
+"""Backends that we publish as packages of their own, ``skill-kd-NAME``."""
+
+
+class _Registry:
+    """What discovery found: backends and the plugin that brought each, and the plugins set aside."""
+
+    def __init__(self) -> None:
+        self.manager = pluggy.PluginManager(GROUP)
+        self.manager.add_hookspecs(hookspecs)
+        self.backends: dict[str, Backend] = {}
+        self.broken: dict[str, str] = {}
+        self._origin: dict[str, str] = {}
+
+    def load(self, name: str, plugin: object) -> None:
+        """Take in all that one plugin brings, or, if any of it is wrong, nothing."""
+        try:
+            if isinstance(plugin, metadata.EntryPoint):
+                plugin = plugin.load()
+            brought = self._ask(name, plugin)
+        except (Exception, SystemExit):  # a stranger's import may raise anything, or exit
+            self.broken[name] = traceback.format_exc()
+            return
+        self.backends.update(brought)
+        self._origin.update(dict.fromkeys(brought, name))
+
+    def _ask(self, name: str, plugin: object) -> dict[str, Backend]:
+        """Call the hook of this plugin alone."""
+        self.manager.register(plugin, name=name)
+        try:
+            self.manager.check_pending()
+            others = [other for other in self.manager.get_plugins() if other is not plugin]
+            classes: list[type[Backend]] = []
+            self.manager.subset_hook_caller("register_backends", others)(register=classes.append)
+            return self._created(name, classes)
+        except BaseException:
+            self.manager.unregister(plugin)  # else check_pending would blame the next plugin
+            raise
+
+    def _created(self, name: str, classes: list[type[Backend]]) -> dict[str, Backend]:
+        created: dict[str, Backend] = {}
+        for backend_class in classes:
+            if not (inspect.isclass(backend_class) and issubclass(backend_class, Backend)):
+                raise TypeError(f"plugin '{name}' registers {backend_class!r}, which is no subclass of Backend")
+            backend = backend_class()
+            origin = name if backend.name in created else self._origin.get(backend.name)
+            if origin is not None:
+                raise ValueError(f"backend '{backend.name}' of plugin '{name}' is already brought by plugin '{origin}'")
+            created[backend.name] = backend
+        return created
+
+
+@functools.cache
+def _registry() -> _Registry:
+    registry = _Registry()
+    registry.load("skill-kd", transformers)
+    for entry_point in metadata.entry_points(group=GROUP):
+        distribution = entry_point.dist.name if entry_point.dist else "?"
+        registry.load(f"{distribution}:{entry_point.name}", entry_point)
+    return registry
+
+
+def forget() -> None:
+    """Discover anew at the next question, for tests that install plugins."""
+    _registry.cache_clear()
+
+
+def backends() -> dict[str, Backend]:
+    """Return every usable backend by name, the built-in one first."""
+    return dict(_registry().backends)
+
+
+def broken() -> dict[str, str]:
+    """Return the traceback of each plugin that could not be used, by ``distribution:entry point``."""
+    return dict(_registry().broken)
+
+
+def get_backend(name: str) -> Backend:
+    """Return the backend called ``name``.
+
+    Raises:
+        MissingRequirementError: no usable plugin brings it; the message says what to install.
+    """
+    known = backends()
+    if name in known:
+        return known[name]
+    raise MissingRequirementError(f"unknown backend {name!r}; " + _mend(name, known))
+
+
+def _mend(name: str, known: dict[str, Backend]) -> str:
+    failed = [plugin for plugin in broken() if plugin.endswith(f":{name}")]  # an entry point bears its backend's name
+    if failed:
+        reason = broken()[failed[0]].strip().splitlines()[-1]
+        return f"plugin '{failed[0]}' is installed and broken: {reason}; see 'skill-kd backends'"
+    if name in FIRST_PARTY:
+        return f"install it: pip install skill-kd-{name}"
+    near = difflib.get_close_matches(name, {*known, *FIRST_PARTY}, n=1)
+    if near:
+        # No install line for a name that looks like a typing mistake: somebody else may own that package.
+        install = "" if near[0] in known else f" (pip install skill-kd-{near[0]})"
+        return f"did you mean '{near[0]}'?{install}"
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,40}", name):
+        return f"installed: {', '.join(known)}"
+    return f"installed: {', '.join(known)}; if you trust a package that brings it: pip install skill-kd-{name}"
+
+
+def missing(backend: Backend) -> list[str]:
+    """Return those of the backend's requirements that this environment lacks or has in another version.
+
+    Each is as the backend wrote it, fit for ``pip install``. Nothing is imported.
+    """
+    return [each for each in backend.requirements if not _is_installed(Requirement(each))]
+
+
+def _is_installed(requirement: Requirement) -> bool:
+    if requirement.marker is not None and not requirement.marker.evaluate():
+        return True  # not wanted here
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return False
+    return requirement.specifier.contains(version, prereleases=True)

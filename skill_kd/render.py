@@ -1,0 +1,281 @@
+"""Template + spec -> the text of ``train.py``: one marker filled, imports pointed at ``kd``, a stamp. Nothing else.
+
+The spec reaches the script as literals of one frozen object, escaped to ASCII: what you read is what runs.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import json
+import keyword
+import math
+import re
+import tokenize
+import tomllib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeAlias, TypeGuard, Union
+
+from skill_kd import __version__
+from skill_kd.backend import Backend
+from skill_kd.errors import MissingRequirementError, SkillKDError, SpecError, UsageError
+from skill_kd.spec import Spec
+
+MARKER = "# kd: config"
+"""The comment that marks the one line of a template which rendering replaces."""
+
+Value: TypeAlias = Union[bool, int, float, str, list["Value"], dict[str, "Value"], None]  # noqa: UP007 -- forward references
+
+_PACKAGE = Path(__file__).parent
+_LINE_LENGTH = 120
+_OUR_IMPORT = re.compile(r"^(\s*(?:from|import)\s+)skill_kd(?=\.(?:algorithms|runtime)\b)")
+_HEADER = re.compile(r"^# /// script\n((?:#(?: .*)?\n)+?)# ///\n", re.MULTILINE)  # PEP 723
+_BODY_LINE = re.compile(r'^# body = "[0-9a-f]{64}"\n', re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Where a script comes from, as its header says. Hashes are SHA-256, hexadecimal."""
+
+    version: str
+    """Of skill-kd."""
+    backend: str
+    backend_version: str
+    spec: str
+    """Hash of the spec."""
+    template: str
+    """Hash of the template."""
+    kd: str
+    """Hash of the files that belong beside the script, in ``kd/``."""
+    body: str
+    """Hash of the script without this line; where it differs, a person edited the script."""
+
+
+def templates_folder() -> Path:
+    """Return the folder of the built-in templates: in the wheel, an editable checkout or a copied skill folder."""
+    return _shipped("templates")
+
+
+def examples_folder() -> Path:
+    """Return the folder of the example specs."""
+    return _shipped("examples")
+
+
+def _shipped(name: str) -> Path:
+    # The wheel's own place comes first: beside an installed package, `templates` may be anybody's.
+    for folder in (_PACKAGE / name, _PACKAGE.parent / name):
+        if folder.is_dir():
+            return folder
+    raise MissingRequirementError(f"folder '{name}' is missing beside {_PACKAGE}; install skill-kd again")
+
+
+# --- rendering --------------------------------------------------------------------------------------------------------
+
+
+def render(template: Path, spec: Spec, backend: Backend) -> str:
+    """Return the script that ``template`` becomes for ``spec``.
+
+    Raises:
+        SkillKDError: the template breaks the contract: not one marked ``CONFIG = …`` line, or an import of skill_kd
+            beyond ``skill_kd.algorithms`` and ``skill_kd.runtime``.
+    """
+    return fill(template.read_text(encoding="utf-8"), spec, backend, source=template.name)
+
+
+def fill(template: str, spec: Spec, backend: Backend, source: str = "template") -> str:
+    """Do as ``render``, from the text of a template; ``source`` names it in errors."""
+    tree, lines = ast.parse(template), template.split("\n")
+    marked = _marked_line(template, tree, source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            lines[node.lineno - 1] = _OUR_IMPORT.sub(r"\1kd", lines[node.lineno - 1])
+    lines[marked - 1] = config_literal(spec)
+    script = "\n".join(lines)
+    for token in _tokens(script):
+        if token.type == tokenize.NAME and token.string == "skill_kd":
+            raise SkillKDError(
+                f"{source}: '{token.line.strip()}' needs skill_kd where the script runs; "
+                "import from skill_kd.algorithms and skill_kd.runtime alone"
+            )
+    return _header(spec, backend, template, script) + script
+
+
+def _marked_line(template: str, tree: ast.Module, source: str) -> int:
+    """Return the number of the marked line. The tokenizer tells a comment from a string that looks like one."""
+    marks = [token.start[0] for token in _tokens(template) if token.type == tokenize.COMMENT and token.string == MARKER]
+    statements = [node.lineno for node in tree.body if _assigns_config(node) and node.end_lineno == node.lineno]
+    if len(marks) != 1 or marks[0] not in statements:
+        raise SkillKDError(f"{source}: needs exactly one line 'CONFIG = …  {MARKER}', and has {len(marks)} such marks")
+    return marks[0]
+
+
+def _tokens(source: str) -> Iterator[tokenize.TokenInfo]:
+    return tokenize.generate_tokens(io.StringIO(source).readline)
+
+
+def config_literal(spec: Spec) -> str:
+    """Return ``CONFIG = Config(…)`` for ``spec``, laid out as ruff formats it."""
+    values: dict[str, Value] = spec.model_dump(mode="json")
+    parts = "\n".join(_laid_out(f"{key}=", value, 4) for key, value in values.items())
+    return f"CONFIG = Config(  {MARKER}\n{parts}\n)"
+
+
+def _laid_out(prefix: str, value: Value, indent: int) -> str:
+    """Return ``value`` on one line where it fits, else one part a line."""
+    pad = " " * indent
+    flat = f"{pad}{prefix}{_flat(value)},"
+    if len(flat) <= _LINE_LENGTH or not value or not isinstance(value, dict | list):
+        return flat
+    if isinstance(value, dict):
+        opening, parts = "Config(", [_laid_out(f"{key}=", part, indent + 4) for key, part in _keywords(value)]
+    else:
+        opening, parts = "(", [_laid_out("", part, indent + 4) for part in value]
+    return "\n".join([f"{pad}{prefix}{opening}", *parts, f"{pad}),"])
+
+
+def _flat(value: Value) -> str:
+    if isinstance(value, dict):
+        return "Config(" + ", ".join(f"{key}={_flat(part)}" for key, part in _keywords(value)) + ")"
+    if isinstance(value, list):
+        return "(" + ", ".join(map(_flat, value)) + ("," if len(value) == 1 else "") + ")"
+    if isinstance(value, str):
+        return _quoted(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise SpecError(f"{value} is no number a script can train with; give a finite one")
+        return repr(value).replace("e+", "e")
+    return repr(value)
+
+
+def _keywords(values: dict[str, Value]) -> list[tuple[str, Value]]:
+    """Return keys and values, ``kind`` first, as people write a spec."""
+    assert all(key.isidentifier() and not keyword.iskeyword(key) for key in values)  # names of fields, never data
+    return sorted(values.items(), key=lambda item: item[0] != "kind")
+
+
+def _quoted(text: str) -> str:
+    """Return a string literal, ASCII only: invisible and look-alike characters show as escapes."""
+    quote = "'" if text.count('"') > text.count("'") else '"'
+    escaped = text.encode("unicode_escape").decode("ascii").replace(quote, "\\" + quote)
+    return f"{quote}{escaped}{quote}"
+
+
+# --- the header -------------------------------------------------------------------------------------------------------
+
+
+def _header(spec: Spec, backend: Backend, template: str, script: str) -> str:
+    """Return the PEP 723 block: dependencies, and the stamp as its tool table."""
+    stamp = Stamp(
+        version=__version__,
+        backend=backend.name,
+        backend_version=backend.version,
+        spec=spec.hash,
+        template=_hash(template.encode()),
+        kd=files_hash(kd_files()),
+        body="",
+    )
+    # A JSON string in ASCII is a TOML string as well.
+    dependencies = [f"    {json.dumps(requirement)}," for requirement in backend.requirements]
+    stamped = [f"{key} = {json.dumps(value)}" for key, value in asdict(stamp).items() if key != "body"]
+    block = ['requires-python = ">=3.11"', "dependencies = [", *dependencies, "]", "", "[tool.skill-kd]", *stamped]
+    opening = "# /// script\n" + "".join(f"# {line}".rstrip() + "\n" for line in block)
+    closing = "# ///\n\n"
+    return f'{opening}# body = "{_hash((opening + closing + script).encode())}"\n{closing}'
+
+
+def read_stamp(text: str) -> Stamp:
+    """Return the stamp of a rendered script.
+
+    Raises:
+        UsageError: there is none, or it lacks something.
+    """
+    tool = _read_header(text).get("tool")
+    table = tool.get("skill-kd") if isinstance(tool, dict) else None
+    try:
+        return Stamp(**table)  # type: ignore[arg-type]  # a missing table is a TypeError as well
+    except TypeError as error:
+        raise UsageError("the script's header has no whole [tool.skill-kd] table; generate it again") from error
+
+
+def read_requirements(text: str) -> list[str]:
+    """Return the PEP 723 dependencies of a rendered script."""
+    dependencies = _read_header(text).get("dependencies")
+    return [str(each) for each in dependencies] if isinstance(dependencies, list) else []
+
+
+def _read_header(text: str) -> dict[str, object]:
+    found = _HEADER.search(text)
+    if found is None:
+        raise UsageError("the script has no '# /// script' header; write it with 'skill-kd generate'")
+    try:
+        return tomllib.loads("".join(line[2:] or "\n" for line in found.group(1).splitlines(keepends=True)))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"the script's header is malformed: {error}; generate it again") from error
+
+
+def is_edited(text: str) -> bool:
+    """Whether a person changed the script since it was rendered; one without a stamp is theirs altogether."""
+    try:
+        stamp = read_stamp(text)
+    except UsageError:
+        return True
+    return _hash(_BODY_LINE.sub("", text, count=1).encode()) != stamp.body
+
+
+def read_config(text: str, source: str = "train.py") -> dict[str, object]:
+    """Return the values that a script's ``CONFIG`` spells out, not yet validated. Nothing is run.
+
+    Raises:
+        UsageError: no such statement, or it holds more than literals.
+    """
+    try:
+        statements = [node for node in ast.parse(text).body if _assigns_config(node)]
+        if len(statements) != 1:
+            raise ValueError(f"{len(statements)} statements 'CONFIG = …' where one belongs")
+        return _config_values(statements[0].value)
+    except (ValueError, SyntaxError) as error:
+        raise UsageError(f"cannot read CONFIG in {source}: {error}; keep literals there") from error
+
+
+def _assigns_config(node: ast.stmt) -> TypeGuard[ast.Assign]:
+    return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CONFIG"
+
+
+def _config_values(node: ast.expr) -> dict[str, object]:
+    if not isinstance(node, ast.Call) or ast.unparse(node.func) != "Config" or node.args:
+        raise ValueError(f"line {node.lineno}: not Config(key=value, …)")
+    return {str(each.arg): _evaluated(each.value) for each in node.keywords}
+
+
+def _evaluated(node: ast.expr) -> object:
+    if isinstance(node, ast.Call):
+        return _config_values(node)
+    if isinstance(node, ast.Tuple):
+        return [_evaluated(part) for part in node.elts]
+    return ast.literal_eval(node)
+
+
+# --- kd/ --------------------------------------------------------------------------------------------------------------
+
+
+def kd_files() -> dict[str, bytes]:
+    """Return what belongs into ``kd/``, by path inside it: our algorithms and runtime, byte for byte."""
+    about = f'"""The algorithms and runtime of skill-kd {__version__}, unchanged; train.py imports them from here."""\n'
+    copies = {
+        path.relative_to(_PACKAGE).as_posix(): path.read_bytes()
+        for name in ("algorithms", "runtime")
+        for path in sorted((_PACKAGE / name).rglob("*.py"))
+    }
+    return {"__init__.py": about.encode(), **copies}
+
+
+def files_hash(files: dict[str, bytes]) -> str:
+    """Return one hash over names and contents."""
+    return _hash("".join(f"{_hash(content)} {name}\n" for name, content in sorted(files.items())).encode())
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

