@@ -1,0 +1,255 @@
+"""The command line: parse, call, print. Every verb imports what it needs when it is called, so that help is quick."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from skill_kd import __version__
+from skill_kd.console import Verbs, guarded, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from skill_kd.spec import Spec
+
+_SPEC = click.argument("spec", type=click.Path(path_type=Path))
+_BACKEND = click.option("--backend", metavar="NAME", help="Use this backend instead of the one the spec names.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="skill-kd", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Distil a large language model into a smaller one, from a small spec.
+
+    \b
+    Example:
+      skill-kd validate examples/demo.yaml
+      skill-kd run examples/demo.yaml
+
+    \b
+    Exit codes:
+      0 done or GO       2 usage or input    4 INCONCLUSIVE           6 training failed
+      1 crash            3 NO-GO             5 something is missing   7 the run is locked
+      130, 143 stopped by a signal
+    """
+
+
+@cli.command()
+@_SPEC
+@_BACKEND
+@_JSON
+def validate(spec: Path, backend: str | None, as_json: bool) -> None:
+    """Check a spec, and whether its backend can do all it asks for.
+
+    \b
+    Example:
+      skill-kd validate examples/demo.yaml
+    """
+    from skill_kd import plugins
+    from skill_kd.job import accepted_backend, summary
+
+    loaded = _load(spec, backend=backend)
+    installed = loaded.backend in plugins.backends()
+    if installed:
+        accepted_backend(loaded)
+    else:
+        say(f"note: backend '{loaded.backend}' is not installed here, so what it refuses was not checked")
+    if as_json:
+        print_json(
+            {
+                "valid": True,
+                "name": loaded.name,
+                "hash": loaded.hash,
+                "backend": loaded.backend,
+                "backend_checked": installed,
+            }
+        )
+    else:
+        click.echo(summary(loaded))
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON Schema of a spec, for editors and agents.
+
+    \b
+    Example:
+      skill-kd schema > spec.schema.json
+    """
+    from skill_kd.spec import Spec
+
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    print_json({"$schema": dialect, **Spec.model_json_schema(), "title": "skill-kd spec"})
+
+
+@cli.command()
+@_SPEC
+@click.option("--device", metavar="NAME", help="What it shall fit and run on, for example A100-80 or cpu.")
+@click.option("--price-per-hour", type=float, metavar="PRICE", help="Of one device, in any currency.")
+@click.option("--rows", type=int, metavar="N", help="Rows of training data, where no local file tells.")
+@_BACKEND
+@_JSON
+def plan(
+    spec: Path, device: str | None, price_per_hour: float | None, rows: int | None, backend: str | None, as_json: bool
+) -> None:
+    """Estimate memory, time and cost before anything is downloaded.
+
+    \b
+    Example:
+      skill-kd plan examples/demo.yaml --device cpu
+      skill-kd plan examples/one-gpu-lora.yaml --device A100-80 --price-per-hour 1.8
+    """
+    from skill_kd import plan as planner
+
+    result = planner.plan(_load(spec, backend=backend), device=device, price_per_hour=price_per_hour, rows=rows)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        click.echo(result.table())
+
+
+@cli.command()
+@_SPEC
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write; ./NAME if left out."
+)
+@click.option("--format", "kind", type=click.Choice(["py", "ipynb"]), default="py", help="Files, or one notebook.")
+@click.option("--check", is_flag=True, help="Write nothing; fail if the folder differs from what would be written.")
+@click.option("--force", is_flag=True, help="Write over a script that was edited.")
+@_BACKEND
+@_JSON
+def generate(
+    spec: Path, out: Path | None, kind: str, check: bool, force: bool, backend: str | None, as_json: bool
+) -> None:
+    """Write the trainer script: train.py, and kd/ beside it.
+
+    \b
+    Example:
+      skill-kd generate examples/demo.yaml -o my-run
+      skill-kd generate examples/demo.yaml --format ipynb
+    """
+    from skill_kd import job
+
+    loaded = _load(spec, backend=backend)
+    target, notebook = out or Path(loaded.name), kind == "ipynb"
+    if check:
+        job.check_generated(loaded, target, notebook=notebook)
+        written = []
+    else:
+        written = job.generate(loaded, target, notebook=notebook, force=force)
+    if as_json:
+        print_json({"name": loaded.name, "hash": loaded.hash, "written": [str(path) for path in written]})
+    else:
+        click.echo("".join(f"{path}\n" for path in written), nl=False)
+
+
+@cli.command()
+@click.argument("spec", type=click.Path(path_type=Path), metavar="SPEC|train.py")
+@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), metavar="DIR", help="Where runs go.")
+@click.option("--name", metavar="NAME", help="Name of the run folder, instead of the one the spec gives.")
+@click.option("--resume", is_flag=True, help="Go on with a run that was stopped, from its last checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Say what would run and what is missing; write nothing.")
+@_BACKEND
+@_JSON
+def run(
+    spec: Path, runs: Path, name: str | None, resume: bool, dry_run: bool, backend: str | None, as_json: bool
+) -> None:
+    """Train in runs/NAME, from a spec or a generated train.py.
+
+    The script may have been edited. Ctrl-C stops after a checkpoint; --resume goes on from there.
+
+    \b
+    Example:
+      skill-kd run examples/demo.yaml
+      skill-kd run examples/demo.yaml --resume
+      skill-kd run my-run/train.py --name edited
+    """
+    from skill_kd import job as jobs
+    from skill_kd import run as runner
+
+    if spec.suffix != ".py":
+        job = jobs.prepare(_load(spec, name=name, backend=backend), runs)
+    elif backend is None:
+        job = jobs.prepare_script(spec, runs, name)
+    else:
+        raise click.UsageError("--backend goes with a spec; a generated script belongs to the backend that wrote it")
+    if dry_run:
+        runner.earlier(job, resume)
+        _print_dry_run(str(job.folder), job.command(resume), job.missing, as_json)
+        return
+    result = runner.start(job, resume=resume)
+    if as_json:
+        document = {"name": job.spec.name, "folder": str(result.folder), "student": str(result.student)}
+        print_json({**document, "seconds": round(result.seconds, 1), "summary": result.summary})
+    else:
+        say(f"run '{job.spec.name}' is done; the student is in:")
+        click.echo(result.student)
+
+
+@cli.command()
+@click.option("--verbose", is_flag=True, help="Show the traceback of each plugin that could not be used.")
+@_JSON
+def backends(verbose: bool, as_json: bool) -> None:
+    """List the installed backends and what each still needs here.
+
+    \b
+    Example:
+      skill-kd backends
+    """
+    from skill_kd import plugins
+
+    rows = [(name, each.version, plugins.missing(each)) for name, each in plugins.backends().items()]
+    broken = plugins.broken()
+    for name, report in broken.items():
+        say(f"warning: plugin '{name}' could not be used: {report if verbose else report.strip().splitlines()[-1]}")
+    if as_json:
+        table = [{"name": name, "version": version, "missing": missing} for name, version, missing in rows]
+        print_json({"backends": table, "broken": broken})
+    else:
+        print_table(("name", "version", "missing"), [(name, version, ", ".join(lack)) for name, version, lack in rows])
+
+
+@cli.command()
+@click.option("--layers", type=int, default=24, show_default=True, help="Layers of the teacher the student keeps.")
+@click.option("--seed", type=int, default=42, show_default=True, help="The same seed gives the same figures.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), metavar="DIR", help="Where the run goes.")
+@_JSON
+def demo(layers: int, seed: int, out: Path, as_json: bool) -> None:
+    """Distil a real model on this machine, in minutes.
+
+    The teacher comes as a package, the prompts with skill-kd; no account and no GPU is needed.
+
+    \b
+    Example:
+      skill-kd demo
+      skill-kd demo --layers 10
+    """
+    from skill_kd import demo as main_job
+
+    result = main_job.demo(layers=layers, seed=seed, out=out)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        click.echo(result.table())
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    return guarded(cli, args)
+
+
+def _load(path: Path, **overrides: str | None) -> Spec:
+    from skill_kd.specfile import load_spec
+
+    return load_spec(path, **{key: value for key, value in overrides.items() if value is not None})
+
+
+def _print_dry_run(folder: str, command: Sequence[str], missing: list[str], as_json: bool) -> None:
+    if as_json:
+        print_json({"folder": folder, "command": list(command), "missing": missing})
+    else:
+        click.echo(f"folder   {folder}\ncommand  {shlex.join(command)}\nmissing  {', '.join(missing) or 'nothing'}")

@@ -1,0 +1,96 @@
+"""What all verbs share: how they print, and how an error becomes one message and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from skill_kd.errors import ExitCode, SkillKDError
+
+
+class Verb(click.Command):
+    """A command whose ``--json`` tells of errors as well: ``{"errors": […], "exit_code": n}``."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SkillKDError as error:
+            if ctx.params.get("as_json"):
+                lines = [line.strip() for line in _message(error).splitlines()]
+                failed = {"valid": False} if self.name == "validate" else {}
+                print_json({**failed, "errors": lines, "exit_code": int(error.exit_code)})
+            raise
+
+
+class Verbs(click.Group):
+    """The group of all verbs."""
+
+    command_class = Verb
+
+
+def guarded(cli: click.Group, args: Sequence[str] | None) -> int:
+    """Run a command line and return its exit code; every error is one message on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a spec may hold what a terminal cannot show
+    try:
+        code = cli.main(args, prog_name="skill-kd", standalone_mode=False)
+        sys.stdout.flush()
+    except SkillKDError as error:
+        say(f"error: {_message(error)}")
+        return int(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        say("error: interrupted")
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the interpreter's last flush complains
+        return ExitCode.CRASH
+    except Exception as error:
+        if os.environ.get("SKILL_KD_DEBUG"):
+            import traceback
+
+            traceback.print_exc()
+        words = " ".join(str(error).split())
+        say(f"error: unexpected {type(error).__name__}: {words}; set SKILL_KD_DEBUG=1 for the traceback")
+        return ExitCode.CRASH
+    return code if isinstance(code, int) else ExitCode.OK
+
+
+def _message(error: SkillKDError) -> str:
+    return "\n  ".join([str(error), *getattr(error, "__notes__", [])])
+
+
+def say(text: str) -> None:
+    """Talk, on stderr: stdout is for data."""
+    with contextlib.suppress(OSError):  # nobody may be listening any more
+        click.echo(text, err=True)
+
+
+def print_json(document: object) -> None:
+    """Print the one document of a verb."""
+    click.echo(json.dumps(document, indent=2))
+
+
+def print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Tab-separated for programs, drawn for a terminal."""
+    if not sys.stdout.isatty():
+        click.echo("\n".join("\t".join(row) for row in (header, *rows)))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console().print(table)

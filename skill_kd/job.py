@@ -1,0 +1,165 @@
+"""From a spec to files: what ``generate`` writes, and the job that ``run`` starts, checked before anything is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from skill_kd import plugins
+from skill_kd.backend import Backend
+from skill_kd.errors import SpecError, UsageError
+from skill_kd.folder import KD, SCRIPT, drift, edited_parts, to_notebook, write_folder
+from skill_kd.render import is_edited, read_config, read_stamp
+from skill_kd.spec import SelfTrain, Spec
+from skill_kd.specfile import parse_spec
+
+RUNS = Path("runs")
+"""Where run folders go unless told otherwise."""
+
+NOTEBOOK = "train.ipynb"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is checked and has not begun: nothing is written yet."""
+
+    spec: Spec
+    backend: Backend
+    folder: Path
+    script: Path | None = None
+    """The generated script to copy, with the ``kd/`` beside it; None renders the spec."""
+    edited: bool = False
+    """Whether a person changed ``script`` or its ``kd/``."""
+
+    @property
+    def missing(self) -> list[str]:
+        """Requirements of the script that this environment lacks."""
+        return plugins.missing(self.backend)
+
+    def command(self, resume: bool = False) -> tuple[str, ...]:
+        """The argument list that is started, in the caller's working directory."""
+        script = (self.folder / SCRIPT).absolute()
+        return (*self.backend.command(script, self.spec), *["--resume"] * resume)
+
+    def fill(self, target: Path) -> None:
+        """Write ``train.py`` and ``kd/`` into ``target``."""
+        if self.script is None:
+            write_folder(self.backend.render(self.spec), target)
+        else:
+            shutil.copyfile(self.script, target / SCRIPT)
+            caches = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(self.script.with_name(KD), target / KD, ignore=caches)
+
+
+def accepted_backend(spec: Spec) -> Backend:
+    """Return the backend that ``spec`` names, once it agrees to every field.
+
+    Raises:
+        SpecError: one line for each thing the backend cannot do.
+        MissingRequirementError: no such backend is installed.
+    """
+    backend = plugins.get_backend(spec.backend)
+    if problems := backend.check(spec):
+        raise SpecError(f"backend '{spec.backend}': " + "\n  ".join(problems))
+    return backend
+
+
+def summary(spec: Spec) -> str:
+    """Return a few lines that say what a spec does."""
+    served, grown = spec.teacher.served, spec.student.from_teacher
+    teachers = (
+        [spec.teacher.model]
+        if isinstance(spec.teacher.model, str)
+        else [each.model for each in spec.teacher.model or ()]
+    )
+    teacher = " + ".join(teachers) if served is None else f"{served.model} at {served.url}"
+    student = spec.student.model if grown is None else f"layers {grown.layers} of it"
+    stages = [
+        f"{stage.kind} ({stage.objective.kind})" if not isinstance(stage, SelfTrain) else stage.kind
+        for stage in spec.stages
+    ]
+    return (
+        f"{spec.name} is valid\n"
+        f"  hash     {spec.hash[:12]}\n"
+        f"  backend  {spec.backend}\n"
+        f"  models   {teacher} → {student}\n"
+        f"  stages   {' → '.join(stages)}"
+    )
+
+
+def generate(spec: Spec, target: Path, *, notebook: bool = False, force: bool = False) -> list[Path]:
+    """Write the script of ``spec`` into ``target``, as files or as one notebook, and return what was written.
+
+    Raises:
+        UsageError: what is there was edited and ``force`` is off, or the folder cannot be written.
+        SpecError, MissingRequirementError: as ``accepted_backend``.
+    """
+    text = accepted_backend(spec).render(spec)
+    if not notebook:
+        write_folder(text, target, force)
+        return [target / SCRIPT, target / KD]
+    path, content = target / NOTEBOOK, to_notebook(text)
+    if not force and _notebook_drift(path, content) == "changed":
+        raise UsageError(f"'{path}' exists and differs; --force writes over it")
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        draft.write_text(content, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise UsageError(f"cannot write '{path}': {error.strerror}; free or choose another folder") from error
+    return [path]
+
+
+def check_generated(spec: Spec, target: Path, *, notebook: bool = False) -> None:
+    """Compare ``target`` with what ``generate`` would write there.
+
+    Raises:
+        UsageError: one line for each file that differs.
+    """
+    text = accepted_backend(spec).render(spec)
+    if notebook:
+        state = _notebook_drift(target / NOTEBOOK, to_notebook(text))
+        differing = [f"{NOTEBOOK}: {state}"] if state else []
+    else:
+        differing = drift(target, text)
+    if differing:
+        raise UsageError(f"'{target}' is not what the spec generates: " + "\n  ".join(differing))
+
+
+def _notebook_drift(path: Path, content: str) -> str | None:
+    if not os.path.lexists(path):
+        return "missing"
+    return None if path.is_file() and path.read_bytes() == content.encode() else "changed"
+
+
+def prepare(spec: Spec, runs: Path = RUNS) -> Job:
+    """Return the job that ``spec`` describes, in ``runs / spec.name``. Raises as ``accepted_backend``."""
+    return Job(spec, accepted_backend(spec), runs / spec.name)
+
+
+def prepare_script(script: Path, runs: Path = RUNS, name: str | None = None) -> Job:
+    """Return the job of a generated script, edited or not. Its spec is read from its ``CONFIG``; nothing is executed.
+
+    Raises:
+        UsageError: no such file, or it was not generated.
+        SpecError: ``CONFIG`` is no valid spec any more.
+        MissingRequirementError: its backend is not installed.
+    """
+    try:
+        text = script.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UsageError(f"cannot read script '{script}': {reason}") from error
+    stamp = read_stamp(text)
+    if not script.with_name(KD).is_dir():
+        raise UsageError(f"'{script}' has no kd/ beside it; copy the whole generated folder")
+    values = read_config(text, str(script)) | {"backend": stamp.backend} | ({"name": name} if name else {})
+    spec = parse_spec(values, source=f"CONFIG in {script}")
+    edited = is_edited(text) or f"{KD}/" in edited_parts(script.parent)
+    return Job(spec, plugins.get_backend(stamp.backend), runs / spec.name, script, edited)

@@ -1,0 +1,235 @@
+"""The trainer as a child process: what it says is shown and kept, and a signal to us stops it cleanly."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from types import FrameType
+
+from skill_kd.errors import MissingRequirementError
+
+Event = dict[str, object]
+"""One line of ``metrics.jsonl``."""
+
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+_POLL_SECONDS = 0.1
+_DRAIN_SECONDS = 5.0
+"""How long to wait for output after the trainer ended: something it left behind may hold the pipe for ever."""
+_DRAIN_AFTER_SIGNAL_SECONDS = 120.0
+"""A launcher may die of the signal at once while its workers still write their checkpoint."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the trainer ended."""
+
+    returncode: int
+    """As ``subprocess`` gives it: negative for a signal."""
+    stopped_by: int | None
+    """The signal we passed on, SIGINT or SIGTERM."""
+    last_words: str
+    """Its last ``error: `` line without that prefix, else its last line, else nothing."""
+
+
+def supervise(
+    command: Sequence[str],
+    *,
+    log: Path,
+    metrics: Path,
+    descriptor: int,
+    on_start: Callable[[int], None],
+    on_event: Callable[[Event], None] | None = None,
+) -> Ending:
+    """Run ``command`` to its end; its output goes to our stderr as it comes and, without dead bars, to ``log``.
+
+    SIGINT and SIGTERM are passed on once, and a second SIGINT kills. ``descriptor`` is inherited, ``on_start`` is
+    told the process id, ``on_event`` each line the trainer adds to ``metrics``.
+
+    Raises:
+        MissingRequirementError: the command cannot be started.
+    """
+    with log.open("ab", buffering=0) as file, _Signals() as signals:
+        transcript, events = Transcript(file), _Events(metrics, on_event)
+        process = _start(command, descriptor)
+        try:
+            signals.attach(process)
+            on_start(process.pid)
+            pump = threading.Thread(target=_pump, args=(process, transcript), daemon=True)
+            pump.start()
+            while process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_POLL_SECONDS)
+                events.poll()
+            pump.join(_DRAIN_AFTER_SIGNAL_SECONDS if signals.received else _DRAIN_SECONDS)
+            events.poll()
+        finally:
+            if process.poll() is None:
+                _kill(process)
+                process.wait()
+        transcript.close()
+    return Ending(process.returncode, signals.received, transcript.last_words)
+
+
+def _start(command: Sequence[str], descriptor: int) -> subprocess.Popen[bytes]:
+    """Start it in a group of its own, or a terminal's Ctrl-C would reach it beside the one we pass on."""
+    windows = sys.platform == "win32"
+    try:
+        return subprocess.Popen(  # noqa: S603 -- the backend's own command, no shell
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=_environment(),
+            pass_fds=() if windows else (descriptor,),
+            process_group=None if windows else 0,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+    except OSError as error:
+        raise MissingRequirementError(f"cannot start '{command[0]}': {error.strerror}") from error
+
+
+def _environment() -> dict[str, str]:
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment.setdefault("TQDM_MININTERVAL", "1")
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    return environment
+
+
+def _pump(process: subprocess.Popen[bytes], transcript: Transcript) -> None:
+    assert process.stdout is not None
+    with process.stdout as source:
+        while chunk := os.read(source.fileno(), 65536):
+            # A closed terminal must not stop a training run, nor leave its pipe full.
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.buffer.write(chunk)
+                sys.stderr.buffer.flush()
+            transcript.feed(chunk)
+
+
+class Transcript:
+    """Output as a person reads it afterwards: of a line redrawn by carriage returns only its last state is kept.
+
+    ``file`` is unbuffered: closing it can then no longer fail, and a crash of ours loses nothing.
+    """
+
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+        self._pending = b""
+        self._last_error = ""
+        self._last_line = ""
+
+    @property
+    def last_words(self) -> str:
+        """The last ``error: `` line without that prefix, else the last line that is not empty."""
+        return self._last_error or self._last_line
+
+    def feed(self, chunk: bytes) -> None:
+        """Take output as it comes, cut anywhere."""
+        *lines, rest = (self._pending + chunk).split(b"\n")
+        self._pending = _last_state(rest)
+        for line in lines:
+            self._keep(line)
+
+    def close(self) -> None:
+        """Write the last line, should it lack its end."""
+        if self._pending:
+            self._keep(self._pending)
+            self._pending = b""
+
+    def _keep(self, line: bytes) -> None:
+        line = _last_state(line).rstrip(b"\r")
+        text = "".join(filter(str.isprintable, line.decode(errors="replace"))).strip()
+        self._last_line = text or self._last_line
+        # Launchers of several processes put the rank in brackets before each line.
+        if match := re.match(r"(?:\[[^\]]*\]:?\s*)?error: (.+)", text):
+            self._last_error = match[1]
+        # A full disk is for the trainer to report; the words above are kept all the same.
+        with contextlib.suppress(OSError, ValueError):
+            self._file.write(line + b"\n")
+
+
+def _last_state(line: bytes) -> bytes:
+    """What stands on the line now. A carriage return at its end overwrites nothing yet."""
+    return line[line.rstrip(b"\r").rfind(b"\r") + 1 :]
+
+
+class _Events:
+    """Reads what is added to a JSON Lines file."""
+
+    def __init__(self, path: Path, on_event: Callable[[Event], None] | None) -> None:
+        self._path, self._on_event = path, on_event
+        self._offset = path.stat().st_size if path.exists() else 0
+
+    def poll(self) -> None:
+        if self._on_event is None or not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            # A resumed trainer cuts off what lies after its checkpoint.
+            self._offset = min(self._offset, file.seek(0, os.SEEK_END))
+            file.seek(self._offset)
+            whole, _, _ = file.read().rpartition(b"\n")
+        if whole:
+            self._offset += len(whole) + 1
+        for line in whole.splitlines():
+            with contextlib.suppress(ValueError):
+                if isinstance(event := json.loads(line), dict):
+                    self._on_event(event)
+
+
+class _Signals:
+    """Passes the first signal on to the trainer's group; after it, a SIGINT kills."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)):
+                # Ignored means that someone, nohup for one, chose so.
+                if signal.getsignal(number) not in {signal.SIG_IGN, None}:
+                    self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def attach(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        if self.received is not None:
+            _send(process, self.received)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self.received is None:
+            self.received = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
+            if self._process is not None:
+                _send(self._process, self.received)
+        elif number == signal.SIGINT and self._process is not None:
+            _kill(self._process)
+
+
+def _send(process: subprocess.Popen[bytes], number: int) -> None:
+    with contextlib.suppress(OSError):
+        if sys.platform == "win32":
+            process.send_signal(signal.CTRL_BREAK_EVENT)
+        else:
+            os.killpg(process.pid, number)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    if sys.platform == "win32":
+        process.kill()
+    else:
+        _send(process, signal.SIGKILL)

@@ -1,0 +1,255 @@
+"""A run: its folder, the trainer in a subprocess, the manifest that says how it ended, and going on after a stop."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from skill_kd import __version__
+from skill_kd.errors import (
+    ExitCode,
+    InterruptedRunError,
+    MissingRequirementError,
+    SkillKDError,
+    SpecError,
+    TrainingFailedError,
+    UsageError,
+)
+from skill_kd.folder import SCRIPT
+from skill_kd.job import RUNS, Job, prepare, prepare_script
+from skill_kd.manifest import Lock, Manifest, locked, now
+from skill_kd.process import Ending, Event, supervise
+from skill_kd.spec import Spec
+from skill_kd.specfile import read_values
+
+RESOLVED = "spec.yaml"
+_ERRORS = {
+    ExitCode.USAGE: UsageError,
+    ExitCode.ENVIRONMENT: MissingRequirementError,
+    ExitCode.TRAINING: TrainingFailedError,
+}
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    folder: Path
+    seconds: float
+    """Wall-clock time of this start; 0 when there was nothing left to do."""
+
+    @property
+    def student(self) -> Path:
+        """The exported model, a Hugging Face folder."""
+        return self.folder / "student"
+
+    @property
+    def metrics(self) -> Path:
+        """JSON Lines, one event a line."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Event:
+        """The final figures that the script wrote; empty if it wrote none."""
+        with contextlib.suppress(OSError, ValueError):
+            values = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+            return values if isinstance(values, dict) else {}
+        return {}
+
+
+def run(
+    spec: Spec, runs: Path = RUNS, *, resume: bool = False, on_event: Callable[[Event], None] | None = None
+) -> RunResult:
+    """Train ``spec`` in ``runs / spec.name``; raises as ``accepted_backend`` and ``start``."""
+    return start(prepare(spec, runs), resume=resume, on_event=on_event)
+
+
+def run_script(
+    script: Path,
+    runs: Path = RUNS,
+    *,
+    name: str | None = None,
+    resume: bool = False,
+    on_event: Callable[[Event], None] | None = None,
+) -> RunResult:
+    """Run a copy of a generated script in ``runs / name``; raises as ``prepare_script`` and ``start``."""
+    return start(prepare_script(script, runs, name), resume=resume, on_event=on_event)
+
+
+def start(job: Job, *, resume: bool = False, on_event: Callable[[Event], None] | None = None) -> RunResult:
+    """Run ``job`` to its end; ``on_event`` gets each line of ``metrics.jsonl`` as it is written.
+
+    Raises:
+        UsageError: the folder exists (or, to resume, does not) or cannot be written, or the script refuses its data.
+        SpecError: a run is resumed with another spec.
+        MissingRequirementError: a package, a model or a server is missing.
+        RunLockedError: another process works in the folder.
+        TrainingFailedError: the script failed; the message is its reason.
+        InterruptedRunError: a signal stopped it.
+    """
+    if missing := job.missing:
+        install = shlex.join(["pip", "install", *missing])
+        raise MissingRequirementError(f"backend '{job.backend.name}' needs {', '.join(missing)}; install: {install}")
+    command = job.command(resume)
+    with _one_message(job.folder):
+        previous = earlier(job, resume)
+        if previous is None:
+            manifest = _make_folder(job, command)
+        elif previous.status == "done":
+            return RunResult(job.folder, 0.0)
+        else:
+            manifest = replace(_manifest(job, command, job.folder), edited=previous.edited or job.edited)
+        with locked(job.folder) as lock:
+            return _train(job.folder, manifest, lock, on_event)
+
+
+def earlier(job: Job, resume: bool) -> Manifest | None:
+    """Return the manifest of the run to go on with; None for a new one.
+
+    Raises:
+        UsageError: the folder of a new run exists, or that of a resumed run does not, or its script was edited.
+        SpecError: the run was started with another spec.
+    """
+    if not resume:
+        if os.path.lexists(job.folder):
+            mend = "go on with --resume, or take" if job.folder.is_dir() else "move what is in the way, or take"
+            raise UsageError(f"run folder '{job.folder}' exists; {mend} another --name")
+        return None
+    if not job.folder.is_dir():
+        raise UsageError(f"no run folder '{job.folder}' to resume; start it without --resume")
+    manifest, script = Manifest.read(job.folder), job.folder / SCRIPT
+    if manifest.spec_hash != job.spec.hash:
+        raise SpecError(
+            f"'{job.folder}' was started with another spec, differing in {_differing_keys(job)}; "
+            "undo the change, or begin a new run with another --name"
+        )
+    if not manifest.edited and manifest.script_hash != _script_hash(job.folder):
+        raise UsageError(f"'{script}' was edited since the run began; to run it so: skill-kd run {script} --name NEW")
+    if job.script is not None and job.script.read_bytes() != script.read_bytes():
+        raise UsageError(f"'{script}' is not '{job.script}' any more; begin a new run with another --name")
+    return manifest
+
+
+@contextlib.contextmanager
+def _one_message(where: Path) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UsageError(f"cannot write run folder '{where}': {error.strerror or error}") from error
+
+
+def _make_folder(job: Job, command: tuple[str, ...]) -> Manifest:
+    """Build the run folder under another name, so that it is whole or not there."""
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = job.folder.with_name(f".{job.folder.name}.{os.getpid()}")
+    try:
+        draft.mkdir()
+        job.fill(draft)
+        resolved = yaml.safe_dump(job.spec.model_dump(mode="json"), sort_keys=False)
+        (draft / RESOLVED).write_text(resolved, encoding="utf-8")
+        manifest = _manifest(job, command, draft)
+        manifest.write(draft)
+        draft.rename(job.folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return manifest
+
+
+def _manifest(job: Job, command: tuple[str, ...], where: Path) -> Manifest:
+    return Manifest(
+        name=job.spec.name,
+        status="running",
+        spec_hash=job.spec.hash,
+        skill_kd=__version__,
+        backend=job.backend.name,
+        backend_version=job.backend.version,
+        script_hash=_script_hash(where),
+        edited=job.edited,
+        command=command,
+        cwd=str(Path.cwd()),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        started=now(),
+    )
+
+
+def _script_hash(where: Path) -> str:
+    return hashlib.sha256((where / SCRIPT).read_bytes()).hexdigest()
+
+
+def _differing_keys(job: Job) -> str:
+    before, after = read_values(job.folder / RESOLVED), job.spec.model_dump(mode="json")
+    keys = [key for key in after if not isinstance(before, dict) or before.get(key) != after[key]]
+    return ", ".join(f"'{key}'" for key in keys) or f"what version {__version__} added to it"
+
+
+def _train(where: Path, manifest: Manifest, lock: Lock, on_event: Callable[[Event], None] | None) -> RunResult:
+    manifest.write(where)
+    log, began = where / "train.log", time.monotonic()
+
+    def on_start(pid: int) -> None:
+        lock.name_holder(pid)
+        replace(manifest, pid=pid).write(where)
+
+    try:
+        ending = supervise(
+            manifest.command,
+            log=log,
+            metrics=where / "metrics.jsonl",
+            descriptor=lock.descriptor,
+            on_start=on_start,
+            on_event=on_event,
+        )
+        if error := _failure(ending):
+            error.add_note(f"log: {log}")
+            raise error
+    except BaseException as error:
+        # The first error counts: on a full disk the manifest may fail to be written for the same reason.
+        with contextlib.suppress(OSError):
+            _ended(manifest, error).write(where)
+        raise
+    replace(manifest, status="done", finished=now(), exit_code=0).write(where)
+    return RunResult(where, time.monotonic() - began)
+
+
+def _ended(manifest: Manifest, error: BaseException) -> Manifest:
+    stopped = isinstance(error, InterruptedRunError | KeyboardInterrupt)
+    return replace(
+        manifest,
+        status="interrupted" if stopped else "failed",
+        finished=now(),
+        exit_code=int(getattr(error, "exit_code", ExitCode.CRASH)),
+        reason=str(error) or type(error).__name__,
+    )
+
+
+def _failure(ending: Ending) -> SkillKDError | None:
+    """Return what went wrong. Signals show as a negative number, or as 128 + number once a launcher passed them on."""
+    code, words = ending.returncode, ending.last_words or f"exit code {ending.returncode}, without a word"
+    if code == 0:
+        return None
+    if code in _ERRORS:
+        return _ERRORS[ExitCode(code)](words)
+    number = -code if code < 0 else code - 128
+    stop = ending.stopped_by or (number if number in {signal.SIGINT, signal.SIGTERM} else None)
+    if stop is not None:
+        return InterruptedRunError(f"stopped by {signal.Signals(stop).name}; go on with --resume", stop)
+    if number == getattr(signal, "SIGKILL", None):
+        return TrainingFailedError("killed, probably out of memory: see skill-kd plan")
+    if code < 0:
+        return TrainingFailedError(f"killed by {signal.Signals(number).name}; its last words: {words}")
+    return TrainingFailedError(words)
