@@ -1,0 +1,360 @@
+"""How far `plan` is from what training really takes: peak memory on CPU, planned and measured, side by side.
+
+Each case runs in a process of its own, on random weights, with the trainer's own policy, losses, batches and sampler.
+Two measures: ``rss``, the highest resident memory less what the imports took, as the operating system counts it, and
+``live``, the highest sum of the tensors alive, which is what a GPU's allocator would be asked for.
+
+    nice python benchmarks/plan_memory.py [--out benchmarks/results/plan_memory.json] [--only NAME]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "plan_memory.json"
+ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: shapes of the models, and the parts of a spec that decide its memory."""
+
+    name: str
+    hidden: int = 256
+    layers: int = 4
+    teacher_layers: int = 6
+    vocabulary: int = 8192
+    rows: int = 4
+    prompt: int = 32
+    new: int = 64
+    objective: str = "reverse_kl"
+    estimator: str | None = None
+    accumulate: int = 1
+    precision: str = "fp32"
+    checkpointing: bool = False
+    lora: bool = False
+    model_type: str = "llama"
+    sampling: bool = False
+    """Measure a batch of rollouts instead of an update."""
+
+    def config(self, layers: int) -> dict[str, object]:
+        """Return a config.json."""
+        if self.model_type == "gpt2":
+            sizes = {"n_embd": self.hidden, "n_layer": layers, "n_head": self.hidden // 64, "n_positions": 1024}
+            # Without attention dropout, which SDPA on CPU answers with a whole attention matrix.
+            return {"model_type": "gpt2", "vocab_size": self.vocabulary, "attn_pdrop": 0.0, **sizes}
+        return {
+            "model_type": self.model_type,
+            "hidden_size": self.hidden,
+            "num_hidden_layers": layers,
+            "num_attention_heads": self.hidden // 64,
+            "num_key_value_heads": max(1, self.hidden // 192),
+            "head_dim": 64,
+            "intermediate_size": self.hidden * 8 // 3 // 32 * 32,
+            "vocab_size": self.vocabulary,
+            "max_position_embeddings": 2048,
+            "tie_word_embeddings": True,
+        }
+
+    def spec(self, folder: Path) -> dict[str, Any]:
+        """Return the spec whose plan is compared; the configs it names are written to ``folder``."""
+        for name, layers in (("student", self.layers), ("teacher", self.teacher_layers)):
+            (folder / name).mkdir(exist_ok=True)
+            (folder / name / "config.json").write_text(json.dumps(self.config(layers)), encoding="utf-8")
+        objective = {"kind": self.objective}
+        if self.estimator:
+            objective["estimator"] = self.estimator
+        batch = self.rows * self.accumulate
+        return {
+            "name": "measured",
+            "teacher": {"model": str(folder / "teacher"), "dtype": "float32"},
+            "student": {"model": str(folder / "student"), "lora": {"r": 16} if self.lora else None},
+            "data": {"train": "prompts.jsonl", "max_prompt_tokens": self.prompt},
+            "stages": [{"kind": "distill", "objective": objective}],
+            "rollout": {"max_new_tokens": self.new, "prompts": batch},
+            "training": {
+                "batch_size": batch,
+                "accumulate": self.accumulate,
+                "precision": self.precision,
+                "gradient_checkpointing": self.checkpointing,
+            },
+        }
+
+
+SMOLLM2 = {"hidden": 576, "layers": 24, "teacher_layers": 30, "vocabulary": 49152}
+CASES = (
+    Case("small"),
+    Case("large vocabulary", vocabulary=49152, new=128),
+    Case("large vocabulary, minillm", vocabulary=49152, objective="minillm"),
+    Case("large vocabulary, jsd", vocabulary=32000, objective="jsd"),
+    Case("deep", hidden=512, layers=12, teacher_layers=12, rows=8, prompt=64, new=128, objective="minillm"),
+    Case("wide vocabulary, deep", hidden=384, layers=8, vocabulary=32000, rows=8, prompt=64),
+    Case("accumulate", hidden=384, layers=8, vocabulary=16384, accumulate=4),
+    Case("checkpointing", hidden=512, layers=8, vocabulary=16384, rows=8, prompt=128, new=128, checkpointing=True),
+    Case("bf16 autocast", hidden=512, layers=8, vocabulary=16384, rows=8, prompt=128, precision="bf16"),
+    Case("lora", hidden=512, layers=8, vocabulary=16384, rows=8, prompt=128, lora=True),
+    Case("qwen3", hidden=384, layers=8, vocabulary=16384, rows=8, prompt=64, model_type="qwen3"),
+    Case("gemma3", hidden=384, layers=6, vocabulary=16384, rows=8, prompt=64, model_type="gemma3_text"),
+    Case("gpt2", hidden=384, layers=8, vocabulary=16384, rows=8, prompt=64, model_type="gpt2"),
+    Case("SmolLM2, 24 layers", **SMOLLM2, rows=4, prompt=64, objective="minillm"),
+    Case(
+        "SmolLM2, sampling",
+        **SMOLLM2,
+        rows=16,
+        prompt=96,
+        new=24,
+        objective="minillm",
+        estimator="exact",
+        sampling=True,
+    ),
+    Case("SmolLM2, mixed sampling", **SMOLLM2, rows=16, prompt=96, new=24, objective="minillm", sampling=True),
+)
+
+
+# --- in the measured process ------------------------------------------------------------------------------------------
+
+
+def live_bytes() -> Any:
+    """Return a mode that adds up the storages of all tensors alive: ``peak`` is the highest sum so far, in bytes."""
+    import weakref
+
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class LiveBytes(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.live = self.peak = 0
+            self.storages: dict[int, int] = {}
+
+        def watch(self, tensor: torch.Tensor) -> None:
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key not in self.storages:
+                self.storages[key] = storage.nbytes()
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self.forget, key)
+
+        def forget(self, key: int) -> None:
+            self.live -= self.storages.pop(key)
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **(kwargs or {}))
+            for leaf in tree_leaves(result):
+                if isinstance(leaf, torch.Tensor):
+                    self.watch(leaf)
+            return result
+
+    return LiveBytes()
+
+
+def measure(case: Case, folder: Path) -> dict[str, float]:
+    """Return peaks in bytes and the seconds of the last undisturbed round of work."""
+    import resource
+
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    # Threads and kernels are set up by a first product; what they take counts with the imports.
+    torch.nn.Linear(64, 64)(torch.ones(8, 64)).sum().backward()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    models = [AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder / n)) for n in ("student", "teacher")]
+    student, teacher = models[0], models[1].train(False).requires_grad_(False)
+    work, optimizer = sampling(case, student, teacher) if case.sampling else updating(case, student, teacher)
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        work()
+        seconds = time.perf_counter() - start
+    rss = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    mode = live_bytes()
+    states = [value for state in optimizer.state.values() for value in state.values() if value.dim()]
+    for tensor in (*student.parameters(), *teacher.parameters(), *states):
+        mode.watch(tensor)
+    with mode:
+        work()
+    return {"rss": rss, "live": mode.peak, "seconds": round(seconds, 3)}
+
+
+def updating(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None], Any]:
+    """Return one optimizer step as the trainer takes it, and its optimizer."""
+    import torch
+
+    from skill_kd.runtime.batching import Row, collate
+    from skill_kd.runtime.config import Config
+    from skill_kd.runtime.objectives import build_objective
+    from skill_kd.runtime.policy import Policy
+    from skill_kd.runtime.teachers import Teacher
+    from skill_kd.spec import Spec
+
+    spec = Spec.model_validate(case.spec(Path(tempfile.mkdtemp())))
+    objective = build_objective(Config.of(spec.model_dump()["stages"][0]["objective"]))
+    if case.checkpointing:
+        student.gradient_checkpointing_enable()
+    if case.lora:
+        from peft import LoraConfig, get_peft_model
+
+        student = get_peft_model(student, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
+    policy = Policy(student.train(True), case.vocabulary)
+    optimizer = torch.optim.AdamW([weight for weight in student.parameters() if weight.requires_grad], lr=1e-5)
+    source = Teacher(teacher, case.vocabulary, lambda _examples, _draws: [])
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=case.precision == "bf16")
+
+    def rows(count: int) -> list[Row]:
+        # The second prompt is shorter, so that there is a padding mask.
+        prompts = [torch.randint(1, case.vocabulary, (case.prompt - 8 * (n == 1),)).tolist() for n in range(count)]
+        responses = [torch.randint(1, case.vocabulary, (case.new,)).tolist() for _ in range(count)]
+        return [
+            Row(tuple(prompt), tuple(response), (True,) * case.new, "student", (-1.0,) * case.new)
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+
+    def step() -> None:
+        for _ in range(case.accumulate):
+            part = rows(case.rows)
+            batch = collate(part, 0, torch.device("cpu"))
+            with autocast:
+                known = source.logp(batch) if objective.reads_teacher else None
+                loss = policy(batch, objective.loss, known, 1.0)
+            (loss / objective.count(part)).backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step, optimizer
+
+
+def sampling(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None], Any]:
+    """Return one batch of rollouts as the trainer samples it, and an optimizer that holds its states meanwhile."""
+    import torch
+
+    from skill_kd.algorithms.sampling import Decoding, sample, uniforms
+
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5)
+    for weight in student.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    optimizer.zero_grad()
+    student.train(False)
+    mix = 0.0 if case.estimator == "exact" else 0.2
+    decoding = Decoding(case.new, 1.0, 1.0, frozenset({0}), case.vocabulary)
+
+    def rollouts() -> None:
+        prompts = torch.randint(1, case.vocabulary, (case.rows, case.prompt))
+        uniform = uniforms([(row,) for row in range(case.rows)], case.new)
+        coins = torch.rand(case.new, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        helper = teacher if mix else None
+        sample(student, prompts, torch.ones_like(prompts, dtype=torch.bool), uniform, decoding, helper, mix, coins)
+
+    return rollouts, optimizer
+
+
+# --- side by side -----------------------------------------------------------------------------------------------------
+
+
+def planned(case: Case, folder: Path) -> dict[str, float]:
+    """Return the plan's peak in bytes over the phases that were run, and its seconds."""
+    from skill_kd.plan import plan
+    from skill_kd.spec import Spec
+
+    found = plan(Spec.model_validate(case.spec(folder)), device="cpu")
+    update = {"teacher's forward pass", "loss", "end of the backward pass", "optimizer step"}
+    phases = [
+        phase
+        for phase in found.phases
+        if (phase.name.startswith("rollouts") if case.sampling else phase.name in update)
+    ]
+    wanted = {"rollouts"} if case.sampling else {"training", "teacher's forward passes"}
+    updates = found.stages[0].updates or 1
+    seconds = sum(task.seconds for task in found.stages[0].tasks if task.name in wanted) / updates
+    return {"bytes": phases[0].bytes, "phase": phases[0].name, "seconds": round(seconds, 3)}
+
+
+def run(case: Case) -> dict[str, Any]:
+    """Measure a case in its own process and set the plan beside it; errors are (planned − measured) / measured."""
+    with tempfile.TemporaryDirectory() as scratch:
+        plan = planned(case, Path(scratch))
+        command = [sys.executable, __file__, "--measure", json.dumps(asdict(case)), "--folder", scratch]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    measured = json.loads(done.stdout.splitlines()[-1])
+    errors = {f"{kind}_error": round(plan["bytes"] / measured[kind] - 1, 4) for kind in ("rss", "live")}
+    return {"case": asdict(case), "planned": plan, "measured": measured, **errors}
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return the median of the signed errors, and the worst one, for each measure."""
+    kinds = {kind: [row[f"{kind}_error"] for row in rows] for kind in ("rss", "live")}
+    return {
+        kind: {"median": round(statistics.median(errors), 4), "worst": max(errors, key=abs)}
+        for kind, errors in kinds.items()
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    import torch
+    import transformers
+
+    import skill_kd
+
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    versions |= {"transformers": transformers.__version__, "skill_kd": skill_kd.__version__}
+    cpu = [line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if "model name" in line]
+    name = cpu[0].split(":")[1].strip() if cpu else platform.processor()
+    return {"system": platform.system(), "cpu": name, "cores": len(os.sched_getaffinity(0)), **versions}
+
+
+def main() -> None:
+    """Run all cases, print a table, keep the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--only", help="run the cases with this in their name and keep nothing")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(Case(**json.loads(options.measure)), options.folder)))
+        return
+    print(f"{'case':<26}{'planned':>9}{'rss':>9}{'error':>8}{'live':>9}{'error':>8}{'planned':>9}{'took':>8}")
+    rows = []
+    for case in CASES:
+        if options.only is None or options.only in case.name:
+            rows.append(run(case))
+            show(rows[-1])
+    worst = summary(rows)
+    for kind, errors in worst.items():
+        print(f"{kind}: median error {errors['median']:+.1%}, worst {errors['worst']:+.1%}")
+    if options.only is None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        result = {"machine": machine(), "errors": worst, "rows": rows}
+        partial = options.out.with_suffix(".partial")
+        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, options.out)
+
+
+def show(row: dict[str, Any]) -> None:
+    """Print a row: megabytes, signed errors, seconds."""
+    plan, measured = row["planned"], row["measured"]
+    print(
+        f"{row['case']['name']:<26}{plan['bytes'] / 1e6:>9.0f}{measured['rss'] / 1e6:>9.0f}{row['rss_error']:>+8.1%}"
+        f"{measured['live'] / 1e6:>9.0f}{row['live_error']:>+8.1%}{plan['seconds']:>8.2f}s{measured['seconds']:>7.2f}s",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

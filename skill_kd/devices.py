@@ -1,0 +1,105 @@
+"""Devices a run can be planned for: how much memory, how fast. Peak figures from the makers' public datasheets.
+
+Dense figures, without sparsity. Memory counts a datasheet's gigabytes as 10^9 bytes, which is a little below what the
+driver reports and about what error correction leaves.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from skill_kd.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Device:
+    """One accelerator, or the processor of this machine."""
+
+    name: str
+    memory: int
+    """Bytes."""
+    bf16_flops: float
+    """Peak dense bfloat16 matrix FLOP/s (float32 accumulation)."""
+    fp32_flops: float
+    """Peak float32 FLOP/s, without TF32."""
+    bandwidth: float
+    """Peak memory bandwidth, bytes/s."""
+    has_bf16: bool = True
+    """Whether bfloat16 has matrix units; without them it is emulated, slower than float32."""
+
+
+# Each with NVIDIA's own page or whitepaper. Half of a figure given with sparsity is the dense one.
+_DEVICES = (
+    # https://www.nvidia.com/en-us/data-center/tesla-t4/  65 TFLOP/s is float16: Turing has no bfloat16 units.
+    Device("T4", 16 * 10**9, 8.1e12, 8.1e12, 320e9, has_bf16=False),
+    # https://www.nvidia.com/en-us/data-center/l4/
+    Device("L4", 24 * 10**9, 121e12, 30.3e12, 300e9),
+    # https://www.nvidia.com/en-us/data-center/products/a10-gpu/
+    Device("A10", 24 * 10**9, 125e12, 31.2e12, 600e9),
+    # NVIDIA Ampere GA102 GPU Architecture whitepaper, appendix A
+    Device("RTX 3090", 24 * 10**9, 71e12, 35.6e12, 936e9),
+    # NVIDIA Ada GPU Architecture whitepaper, appendix A
+    Device("RTX 4090", 24 * 10**9, 165e12, 82.6e12, 1008e9),
+    # https://www.nvidia.com/en-us/data-center/a100/ (SXM; the 40 GB version from its 2020 datasheet)
+    Device("A100-40", 40 * 10**9, 312e12, 19.5e12, 1555e9),
+    Device("A100-80", 80 * 10**9, 312e12, 19.5e12, 2039e9),
+    # https://www.nvidia.com/en-us/data-center/l40s/
+    Device("L40S", 48 * 10**9, 362e12, 91.6e12, 864e9),
+    # https://www.nvidia.com/en-us/data-center/h100/ (SXM)
+    Device("H100", 80 * 10**9, 989e12, 67e12, 3350e9),
+    # https://www.nvidia.com/en-us/data-center/h200/
+    Device("H200", 141 * 10**9, 989e12, 67e12, 4800e9),
+)
+
+# Per core, reached (not peak) by training updates of a 135M model on two AVX-512 server cores: 0.41 TFLOP forward and
+# backward in 3.5 s (float32) and 1.9 s (bfloat16). Other processors differ by a factor of two and more.
+_CORE_FP32_FLOPS = 59e9
+_CORE_BF16_FLOPS = 109e9
+_CPU_BANDWIDTH = 20e9
+"""Bytes/s. Assumption: two memory channels' worth, half of it reached."""
+
+
+def known_devices() -> tuple[str, ...]:
+    """Return the names ``find_device`` takes."""
+    return (*(device.name for device in _DEVICES), "cpu")
+
+
+def find_device(name: str) -> Device:
+    """Return the device called ``name``; case, spaces and dashes do not matter.
+
+    Raises:
+        UsageError: it is not in the table.
+    """
+    if _plain(name) == "cpu":
+        return this_cpu()
+    table = {_plain(device.name): device for device in _DEVICES}
+    table |= {"h100sxm": table["h100"], "a100": table["a10080"]}
+    if found := table.get(_plain(name)):
+        return found
+    near = difflib.get_close_matches(_plain(name), table, n=1)
+    hint = f"did you mean '{table[near[0]].name}'? " if near else ""
+    raise UsageError(f"device '{name}' is not in the table; {hint}known: {', '.join(known_devices())}")
+
+
+def this_cpu() -> Device:
+    """Return this machine's processor: its memory and core count, the speed of the cores an assumption."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    one = Device("cpu", _host_memory(), _CORE_BF16_FLOPS, _CORE_FP32_FLOPS, _CPU_BANDWIDTH)
+    return replace(one, bf16_flops=cores * _CORE_BF16_FLOPS, fp32_flops=cores * _CORE_FP32_FLOPS)
+
+
+def _host_memory() -> int:
+    """Bytes of RAM, or the container's limit where that is lower."""
+    physical = 0
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text(encoding="ascii").strip() if limit.is_file() else ""
+    return min(physical, int(text)) if text.isdecimal() else physical
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())

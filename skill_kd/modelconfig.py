@@ -1,0 +1,299 @@
+"""What a model's config.json says about its size: weights by kind, counted exactly and without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from skill_kd.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A weight matrix of the blocks and how many of it the whole model holds."""
+
+    name: str
+    """Module name, as ``student.lora.targets`` would give it."""
+    inputs: int
+    outputs: int
+    bias: bool = False
+    copies: int = 1
+    expert: bool = False
+    """One of a mixture: read only by the tokens routed to it, and no ``nn.Linear`` of its own."""
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases of all copies."""
+        return self.copies * self.outputs * (self.inputs + self.bias)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a decoder-only language model. Sizes are in elements, positions in tokens."""
+
+    model_type: str
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    """Width of a dense MLP."""
+    vocab_size: int
+    max_positions: int | None
+    """Longest context in tokens, where the config says so."""
+    tied_embeddings: bool = False
+    gated_mlp: bool = True
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: Literal["none", "head", "full"] = "none"
+    """Norms on queries and keys: of one head's width, or of all heads'."""
+    norms: int = 2
+    """Norms of hidden width in each layer; one more follows the last layer."""
+    norm_bias: bool = False
+    learned_positions: int = 0
+    """Rows of a learned position table; 0 for rotary positions, which have no weights."""
+    eager_attention: bool = False
+    """Attention scores are capped, which SDPA cannot do: the whole [tokens, tokens] matrix is in memory."""
+    experts: int = 0
+    active_experts: int = 0
+    """Experts that each token visits."""
+    moe_intermediate_size: int = 0
+    dense_layers: tuple[int, ...] = ()
+    """Layers of a mixture that have a dense MLP instead."""
+    vision_parameters: int = 0
+    """Weights of an image tower that comes with the model: loaded, though text never reads it."""
+    approximate: bool = False
+    """The type is not one whose weights are counted exactly; this is the Llama formula on its sizes."""
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Token table, position table and, unless tied, the output matrix: never quantized."""
+        tables = 1 if self.tied_embeddings else 2
+        return tables * self.vocab_size * self.hidden_size + self.learned_positions * self.hidden_size
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """The weight matrices of all blocks, without the output matrix."""
+        return (*self._attention(), *self._mlp())
+
+    @property
+    def parameters(self) -> int:
+        """All weights, each counted once."""
+        norm = self.hidden_size * (2 if self.norm_bias else 1)
+        widths = {"none": 0, "head": 2, "full": self.heads + self.kv_heads}
+        norms = (self.norms * self.layers + 1) * norm + self.layers * widths[self.qk_norm] * self.head_dim
+        blocks = sum(linear.parameters for linear in self.linears)
+        return self.embedding_parameters + blocks + norms + self.vision_parameters
+
+    @property
+    def active_parameters(self) -> int:
+        """Weights that one token passes through: of the experts only those it visits, and no image tower."""
+        idle = sum(linear.parameters for linear in self.linears if linear.expert)
+        visited = idle * self.active_experts // self.experts if self.experts else 0
+        return self.parameters - self.vision_parameters - idle + visited
+
+    def _attention(self) -> tuple[Linear, ...]:
+        width, queries, keys = self.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        fused = {"phi3": "qkv_proj", "gpt2": "c_attn"}.get(self.model_type)
+        output = {"gpt2": "c_proj", "opt": "out_proj"}.get(self.model_type, "o_proj")
+        out = Linear(output, queries, width, self.output_bias, self.layers)
+        if fused:
+            return Linear(fused, width, queries + 2 * keys, self.qkv_bias, self.layers), out
+        outputs = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
+        return (*(Linear(name, width, size, self.qkv_bias, self.layers) for name, size in outputs.items()), out)
+
+    def _mlp(self) -> tuple[Linear, ...]:
+        width, bias = self.hidden_size, self.mlp_bias
+        sparse = self.layers - len(self.dense_layers) if self.experts else 0
+        dense, size = self.layers - sparse, self.intermediate_size
+        experts, narrow = sparse * self.experts, self.moe_intermediate_size
+        mixture = (
+            Linear("gate", width, self.experts, copies=sparse),
+            Linear("experts.gate_up_proj", width, 2 * narrow, copies=experts, expert=True),
+            Linear("experts.down_proj", narrow, width, copies=experts, expert=True),
+        )
+        mlp: tuple[Linear, ...]
+        if not self.gated_mlp:
+            up, down = ("c_fc", "c_proj") if self.model_type == "gpt2" else ("fc1", "fc2")
+            mlp = (Linear(up, width, size, bias, dense), Linear(down, size, width, bias, dense))
+        elif self.model_type == "phi3":
+            mlp = (Linear("gate_up_proj", width, 2 * size, bias, dense), Linear("down_proj", size, width, bias, dense))
+        else:
+            rising = tuple(Linear(name, width, size, bias, dense) for name in ("gate_proj", "up_proj"))
+            mlp = (*rising, Linear("down_proj", size, width, bias, dense))
+        return (*(mlp if dense else ()), *(mixture if sparse else ()))
+
+
+def with_layers(config: ModelConfig, layers: int | tuple[int, ...]) -> ModelConfig:
+    """Return the config of a student that keeps some of a teacher's layers.
+
+    Args:
+        config: the teacher.
+        layers: the layers to keep, or their count (the first and the last half are kept).
+
+    Raises:
+        UsageError: the teacher has no such layers.
+    """
+    highest = layers if isinstance(layers, int) else max(layers) + 1
+    if highest > config.layers:
+        raise UsageError(
+            f"student.from_teacher.layers: {layers if isinstance(layers, int) else list(layers)} asks for more than "
+            f"the teacher's {config.layers} layers; the last is {config.layers - 1}"
+        )
+    if isinstance(layers, int):
+        first = (layers + 1) // 2
+        layers = (*range(first), *range(config.layers - layers + first, config.layers))
+    dense = tuple(new for new, old in enumerate(layers) if old in config.dense_layers)
+    return replace(config, layers=len(layers), dense_layers=dense, vision_parameters=0)
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How a model type departs from Llama, and what its configs may leave unsaid."""
+
+    bias: Literal["none", "qkv", "config", "all"] = "none"
+    """Biases of the matrices: fixed by the type, or what ``attention_bias`` and ``mlp_bias`` say."""
+    qk_norm: Literal["none", "head", "full"] = "none"
+    norms: int = 2
+    norm_bias: bool = False
+    gated_mlp: bool = True
+    position_rows: int | None = None
+    """Rows of a learned position table beyond the longest context."""
+    defaults: Mapping[str, int | bool] = field(default_factory=dict)
+
+
+_TIED: Mapping[str, int | bool] = {"tie_word_embeddings": True}
+_GEMMA: Mapping[str, int | bool] = {**_TIED, "head_dim": 256}
+_GEMMA3 = {**_GEMMA, "num_attention_heads": 8, "num_key_value_heads": 4}
+_FAMILIES: Mapping[str, _Family] = {
+    "llama": _Family("config"),
+    "smollm3": _Family("config", defaults=_TIED),
+    "mistral": _Family(defaults={"num_key_value_heads": 8}),
+    "qwen2": _Family("qkv"),
+    "qwen3": _Family("config", "head", defaults={"head_dim": 128}),
+    "qwen3_moe": _Family("config", "head"),
+    "gemma": _Family("config", defaults=_GEMMA),
+    "gemma2": _Family("config", norms=4, defaults={**_GEMMA, "attn_logit_softcapping": True}),
+    "gemma3_text": _Family(
+        "config", "head", norms=4, defaults={**_GEMMA3, "vocab_size": 262208, "max_position_embeddings": 131072}
+    ),
+    "phi3": _Family(),
+    "olmo2": _Family("config", "full"),
+    "gpt2": _Family("all", norm_bias=True, gated_mlp=False, position_rows=0, defaults=_TIED),
+    "opt": _Family("all", norm_bias=True, gated_mlp=False, position_rows=2, defaults=_TIED),
+}
+_ALIASES = {
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+    "n_inner": "intermediate_size",
+    "ffn_dim": "intermediate_size",
+    "num_local_experts": "num_experts",
+}
+
+
+def parse_config(values: Mapping[str, object], source: str) -> ModelConfig:
+    """Read the content of a config.json.
+
+    Args:
+        values: the parsed JSON object.
+        source: what to call it in a message.
+
+    Raises:
+        UsageError: a size is missing or no positive whole number.
+    """
+    vision = 0
+    text = values.get("text_config")
+    if isinstance(text, Mapping):
+        vision = _vision_parameters(values, text, source)
+        values = {**text, "tie_word_embeddings": values.get("tie_word_embeddings")}
+    model_type = str(values.get("model_type", "unknown"))
+    family = _FAMILIES.get(model_type, _Family("config"))
+    sizes: dict[str, object] = dict(family.defaults)
+    sizes.update({_ALIASES.get(key, key): value for key, value in values.items() if value is not None})
+    return _shape(model_type, family, _Sizes(sizes, f"{source} ({model_type})"), vision)
+
+
+class _Sizes:
+    """Values of a config, checked as they are read."""
+
+    def __init__(self, values: Mapping[str, object], source: str) -> None:
+        self.values, self.source = values, source
+
+    def count(self, key: str, default: int | None = None) -> int:
+        value = self.values.get(key, default)
+        if value is None:
+            raise UsageError(f"the config of {self.source} has no '{key}'; its size cannot be planned")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise UsageError(f"the config of {self.source} says {key}: {value!r}, which is no whole number of them")
+        return value
+
+    def flag(self, key: str) -> bool:
+        return bool(self.values.get(key, False))
+
+
+def _shape(model_type: str, family: _Family, sizes: _Sizes, vision: int) -> ModelConfig:
+    hidden, heads = sizes.count("hidden_size"), sizes.count("num_attention_heads")
+    if not hidden or not heads:
+        raise UsageError(f"the config of {sizes.source} has {heads} heads of a hidden size of {hidden}")
+    positions = sizes.count("max_position_embeddings", 0)
+    attention_bias = family.bias == "all" or (family.bias == "config" and sizes.flag("attention_bias"))
+    config = ModelConfig(
+        model_type=model_type,
+        hidden_size=hidden,
+        layers=sizes.count("num_hidden_layers"),
+        heads=heads,
+        kv_heads=sizes.count("num_key_value_heads", heads),
+        head_dim=sizes.count("head_dim", hidden // heads),
+        intermediate_size=sizes.count("intermediate_size", None if family.gated_mlp else 4 * hidden),
+        vocab_size=sizes.count("vocab_size"),
+        max_positions=positions or None,
+        tied_embeddings=sizes.flag("tie_word_embeddings"),
+        gated_mlp=family.gated_mlp,
+        qkv_bias=attention_bias or family.bias == "qkv",
+        output_bias=attention_bias,
+        mlp_bias=family.bias == "all" or (family.bias == "config" and sizes.flag("mlp_bias")),
+        qk_norm=family.qk_norm,
+        norms=family.norms,
+        norm_bias=family.norm_bias,
+        learned_positions=0 if family.position_rows is None else positions + family.position_rows,
+        eager_attention=sizes.flag("attn_logit_softcapping"),
+        vision_parameters=vision,
+        # OPT-350M alone projects its embeddings and leaves out the last norm.
+        approximate=model_type not in _FAMILIES or sizes.count("word_embed_proj_dim", hidden) != hidden,
+    )
+    return _mixture(config, sizes)
+
+
+def _mixture(config: ModelConfig, sizes: _Sizes) -> ModelConfig:
+    experts = sizes.count("num_experts", 0)
+    if not experts:
+        return config
+    step = max(sizes.count("decoder_sparse_step", 1), 1)
+    listed = sizes.values.get("mlp_only_layers")
+    named = listed if isinstance(listed, list) else []
+    return replace(
+        config,
+        experts=experts,
+        active_experts=sizes.count("num_experts_per_tok"),
+        moe_intermediate_size=sizes.count("moe_intermediate_size", config.intermediate_size),
+        dense_layers=tuple(layer for layer in range(config.layers) if layer in named or (layer + 1) % step),
+    )
+
+
+def _vision_parameters(values: Mapping[str, object], text: Mapping[str, object], source: str) -> int:
+    """Weights of Gemma 3's image tower (SigLIP without its head) and of the matrix that joins it to the text."""
+    tower = values.get("vision_config")
+    if values.get("model_type") != "gemma3" or not isinstance(tower, Mapping):
+        return 0
+    sizes = _Sizes({**tower, "text": text.get("hidden_size")}, f"{source} (vision_config)")
+    width, wide, patch = sizes.count("hidden_size"), sizes.count("intermediate_size"), sizes.count("patch_size")
+    patches = (sizes.count("image_size") // max(patch, 1)) ** 2
+    embeddings = width * (3 * patch**2 + 1) + patches * width
+    block = 4 * width * (width + 1) + wide * (width + 1) + width * (wide + 1) + 4 * width
+    joint = width * sizes.count("text") + width
+    return embeddings + sizes.count("num_hidden_layers") * block + 2 * width + joint

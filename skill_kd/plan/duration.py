@@ -1,0 +1,195 @@
+"""Time of each stage in seconds, from the work it does and the speed of a device.
+
+Training and prefill are bound by arithmetic: 2 FLOP a weight and token forward, twice that backward. Decoding reads all
+weights and the key-value cache for every token, and pays for starting each layer's kernels. What a device reaches of
+its peak is an assumption, so times are given as a range, never as one figure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from skill_kd.devices import Device
+from skill_kd.models import ModelConfig
+from skill_kd.plan.memory import cache_bytes, weight_bytes
+from skill_kd.plan.setup import DTYPE_BYTES, SAMPLED_AT_ONCE, WRITTEN_AT_ONCE, Setup, extra_terms, teacher_writes
+from skill_kd.spec import Distill, Divergence, MiniLLM, SelfTrain, Spec, Stage, on_policy, reads_teacher_probabilities
+
+RANGE = (0.5, 2.0)
+"""Low and high end of every time, as multiples of the estimate. Assumption."""
+
+GPU_EFFICIENCY = 0.35
+"""Share of a GPU's peak FLOP/s that eager transformers models reach in training. Assumption."""
+
+CPU_EFFICIENCY = 1.0
+"""The processor's figures are already what training reached."""
+
+BANDWIDTH_EFFICIENCY = 0.6
+"""Share of the peak bandwidth that decoding reaches. Assumption."""
+
+GPU_LAYER_SECONDS = 0.7e-3
+"""Seconds to start one layer's kernels from Python for one decoding step. Assumption."""
+
+CPU_LAYER_SECONDS = 2.5e-3
+"""The same on the processor, where small products are slow as well: 154 ms for 30 layers at 16 rows, measured."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of work within a stage."""
+
+    name: str
+    seconds: float
+    """The estimate; RANGE spreads it."""
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """What a stage takes. ``tasks`` is empty when its updates are unknown."""
+
+    stage: str
+    updates: int | None
+    """Optimizer steps; None when they depend on a number of rows that nobody knows."""
+    tasks: tuple[Task, ...]
+
+    @property
+    def seconds(self) -> float | None:
+        """The estimate, or None when the updates are unknown."""
+        return sum(task.seconds for task in self.tasks) if self.updates is not None else None
+
+
+def count_rows(spec: Spec) -> int | None:
+    """Return how many rows a local JSONL file leaves for training, or None when that cannot be told from here."""
+    path = Path(spec.data.train).expanduser()
+    if path.suffix not in {".jsonl", ".json"} or not path.is_file():
+        return None
+    with path.open("rb") as lines:
+        rows = sum(1 for line in lines if line.strip())
+    held_out = spec.data.held_out
+    return rows - math.ceil(held_out * rows) if isinstance(held_out, float) else rows
+
+
+def durations(setup: Setup, device: Device | None, rows: int | None) -> tuple[StageTime, ...]:
+    """Return the time of each stage; without a device only its updates.
+
+    Args:
+        setup: the run.
+        device: what each process runs on.
+        rows: rows of training data, which stages counted in epochs need.
+    """
+    found = []
+    for stage in setup.spec.stages:
+        updates = _updates(setup.spec, stage, rows)
+        tasks = () if device is None or updates is None else _tasks(_Clock(setup, device), stage, updates, rows)
+        found.append(StageTime(stage.kind, updates, tuple(task for task in tasks if task.seconds)))
+    return tuple(found)
+
+
+def _updates(spec: Spec, stage: Stage, rows: int | None) -> int | None:
+    if isinstance(stage, Distill):
+        return stage.updates
+    if rows is None:
+        return None
+    if isinstance(stage, SelfTrain):
+        rows = math.ceil(rows * stage.samples * stage.keep)
+    return max(1, math.ceil(stage.epochs * rows / spec.training.batch_size))
+
+
+def _tasks(clock: _Clock, stage: Stage, updates: int, rows: int | None) -> Iterator[Task]:
+    spec, setup = clock.setup.spec, clock.setup
+    each = spec.training.batch_size / spec.launch.processes
+    # Forward and backward; frozen weights need no gradient of their own, recomputation is one more forward pass.
+    passes = (2 if spec.student.lora else 3) + spec.training.gradient_checkpointing
+    yield Task(
+        "training",
+        updates * (1 + extra_terms(stage)) * passes * clock.forward(setup.student, each, clock.student_width),
+    )
+    if reads_teacher_probabilities(stage) and not isinstance(stage, SelfTrain):
+        terms = 1 + (teacher_writes(stage) and extra_terms(stage) > 0)  # the coverage term reads it once more
+        yield Task("teacher's forward passes", updates * terms * clock.teachers_forward(each))
+    if on_policy(stage):
+        yield Task("rollouts", clock.rollouts(stage, updates, rows))
+    if isinstance(stage, SelfTrain):
+        yield Task("teacher's scores", clock.teachers_forward((rows or 0) * stage.samples / spec.launch.processes))
+    if teacher_writes(stage):
+        share = 1 - getattr(stage.objective, "on_policy", 0.0) if isinstance(stage, Distill) else 1.0
+        wanted = updates * spec.training.batch_size * share
+        written = min(wanted, rows) if rows else wanted
+        yield Task("teacher's responses", clock.writing(written / spec.launch.processes))
+    prompts = spec.checkpoint.measure_prompts
+    scoring = 2 * (clock.forward(setup.student, prompts, clock.student_width) + clock.teachers_forward(prompts))
+    sampling = clock.decoding(setup.student, prompts, min(prompts, SAMPLED_AT_ONCE), trained=True)
+    yield Task("held-out measures", (updates // spec.checkpoint.every) * (scoring + sampling))
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Seconds of the basic kinds of work, at the longest prompts and responses the spec allows."""
+
+    setup: Setup
+    device: Device
+
+    @property
+    def student_width(self) -> int:
+        return self.setup.compute_bytes
+
+    @property
+    def teacher_width(self) -> int:
+        return DTYPE_BYTES[self.setup.spec.teacher.dtype]
+
+    def _rate(self, width: int) -> float:
+        efficiency = CPU_EFFICIENCY if self.device.name == "cpu" else GPU_EFFICIENCY
+        fast = width == 2 and self.device.has_bf16
+        return efficiency * (self.device.bf16_flops if fast else self.device.fp32_flops)
+
+    def forward(self, config: ModelConfig, responses: float, width: int) -> float:
+        """Seconds of a forward pass over whole rows; only the response meets the output matrix."""
+        blocks = config.active_parameters - config.embedding_parameters
+        head = config.vocab_size * config.hidden_size
+        setup = self.setup
+        return 2 * responses * (blocks * setup.length + head * setup.new) / self._rate(width)
+
+    def teachers_forward(self, responses: float) -> float:
+        return sum(self.forward(config, responses, self.teacher_width) for config in self.setup.teachers)
+
+    def decoding(self, config: ModelConfig, responses: float, at_once: int, *, trained: bool) -> float:
+        """Seconds to sample whole responses, prefill included."""
+        spec, setup = self.setup.spec, self.setup
+        source = spec.student if trained else spec.teacher
+        width = self.student_width if trained else self.teacher_width
+        blocks = config.active_parameters - config.embedding_parameters
+        prefill = 2 * blocks * responses * setup.prompt / self._rate(width)
+        context = setup.prompt + setup.new // 2
+        read = weight_bytes(config, source.dtype, source.quantization) + cache_bytes(
+            config, at_once, context, 2 * DTYPE_BYTES[source.dtype]
+        )
+        arithmetic = 2 * (blocks + config.vocab_size * config.hidden_size) * at_once / self._rate(width)
+        start = CPU_LAYER_SECONDS if self.device.name == "cpu" else GPU_LAYER_SECONDS
+        step = max(read / (BANDWIDTH_EFFICIENCY * self.device.bandwidth), arithmetic) + config.layers * start
+        return prefill + math.ceil(responses / at_once) * setup.new * step
+
+    def writing(self, responses: float) -> float:
+        """Seconds for the teachers to write responses."""
+        return sum(self.decoding(config, responses, WRITTEN_AT_ONCE, trained=False) for config in self.setup.teachers)
+
+    def rollouts(self, stage: Stage, updates: int, rows: int | None) -> float:
+        """Seconds of a stage's sampling on one process."""
+        spec, at_once = self.setup.spec, self.setup.sampled_rows(stage)
+        if isinstance(stage, SelfTrain):
+            return self.decoding(
+                self.setup.student, (rows or 0) * stage.samples / spec.launch.processes, at_once, trained=True
+            )
+        rounds = math.ceil(updates * spec.training.batch_size / (spec.rollout.prompts * spec.rollout.inner_epochs))
+        share = stage.objective.on_policy if isinstance(stage.objective, Divergence) else 1.0
+        responses = share * spec.rollout.prompts / spec.launch.processes
+        mix = stage.objective.teacher_mix if isinstance(stage.objective, MiniLLM) else 0.0
+        # Each token is drawn by one model; the other takes it in when its turn comes.
+        seconds = (1 - mix) * self.decoding(self.setup.student, responses, at_once, trained=True)
+        if mix:
+            seconds += sum(
+                mix * self.decoding(config, responses, at_once, trained=False) for config in self.setup.teachers
+            )
+        return rounds * seconds

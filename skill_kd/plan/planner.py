@@ -1,0 +1,95 @@
+"""Put a plan together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from skill_kd.devices import Device, find_device
+from skill_kd.errors import UsageError
+from skill_kd.plan.changes import recipe, single_changes
+from skill_kd.plan.duration import count_rows, durations
+from skill_kd.plan.memory import phases
+from skill_kd.plan.result import Plan
+from skill_kd.plan.setup import Setup, read_setup
+from skill_kd.spec import Spec
+
+RESERVE = 0.1
+"""Share of a device's memory that no count sees: context, libraries, fragmentation of the allocator. Assumption."""
+
+
+def plan(
+    spec: Spec, *, device: str | None = None, price_per_hour: float | None = None, rows: int | None = None
+) -> Plan:
+    """Return what ``spec`` will take, from the configs of its models alone.
+
+    Args:
+        spec: the run; its lengths are taken at their longest.
+        device: a name of ``known_devices``; without it neither time nor fit can be told.
+        price_per_hour: of one device.
+        rows: rows of training data, where they cannot be counted in a local file.
+
+    Raises:
+        UsageError: an unknown device or model, or a price below 0.
+        MissingRequirementError: a config has to come from the hub, and the hub cannot be asked.
+    """
+    if price_per_hour is not None and not 0 <= price_per_hour < float("inf"):
+        raise UsageError(f"price_per_hour: {price_per_hour} is no price; give one of 0 or more")
+    if rows is not None and rows < 1:
+        raise UsageError(f"rows: {rows} is no number of training rows; give 1 or more")
+    found = find_device(device) if device else None
+    setup, on_cpu = read_setup(spec), device is not None and found is not None and found.name == "cpu"
+
+    def peak(other: Spec) -> int:
+        return max(phase.bytes for phase in phases(replace(setup, spec=other), on_cpu=on_cpu))
+
+    reserve = int(RESERVE * found.memory) if found else 0
+    room = found.memory - reserve if found else 0
+    crowded = bool(room) and peak(spec) > room
+    return Plan(
+        name=spec.name,
+        student=setup.student,
+        teachers=setup.teachers,
+        trainable_parameters=setup.trainable_parameters,
+        phases=tuple(sorted(phases(setup, on_cpu=on_cpu), key=lambda phase: -phase.bytes)),
+        device=found,
+        reserve=reserve,
+        stages=durations(setup, found, rows or count_rows(spec)),
+        processes=spec.launch.processes,
+        price_per_hour=price_per_hour,
+        changes=single_changes(spec, peak, room, on_cpu=on_cpu) if crowded else (),
+        recipe=recipe(spec, peak, room, on_cpu=on_cpu) if crowded else None,
+        problems=tuple(_problems(setup, found)),
+        notes=tuple(_notes(setup)),
+    )
+
+
+def _problems(setup: Setup, device: Device | None) -> Iterator[str]:
+    spec = setup.spec
+    models = [("the student", setup.student), *(("the teacher", teacher) for teacher in setup.teachers)]
+    for whose, config in models:
+        if config.max_positions is not None and setup.length > config.max_positions:
+            yield (
+                f"data.max_prompt_tokens {setup.prompt} + rollout.max_new_tokens {setup.new} is {setup.length} tokens, "
+                f"{whose} has {config.max_positions} positions; lower one of the two"
+            )
+    if device is None:
+        return
+    quantized = [name for name in ("teacher", "student") if getattr(spec, name).quantization]
+    if device.name == "cpu" and quantized:
+        yield f"{quantized[0]}.quantization: {getattr(spec, quantized[0]).quantization} needs a GPU; set it to null"
+    if not device.has_bf16 and setup.compute_bytes == 2:
+        yield (
+            f"{device.name} has no bfloat16 units, so training.precision: {spec.training.precision} is emulated and "
+            "slow; set training.precision: fp32 with student.dtype: float32"
+        )
+
+
+def _notes(setup: Setup) -> Iterator[str]:
+    yield "counted for the built-in trainer, at the longest prompts and responses the spec allows"
+    yield "times assume what a device reaches of its peak; read them as a range"
+    if setup.spec.teacher.served is not None:
+        yield "the served teacher's own memory and time are not counted"
+    for whose, config in [("student", setup.student), *(("teacher", teacher) for teacher in setup.teachers)]:
+        if config.approximate:
+            yield f"the {whose}'s type '{config.model_type}' is counted by the Llama formula: approximate"

@@ -1,0 +1,168 @@
+"""A spec together with the shapes of its models: the numbers that memory and time are counted from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from skill_kd.models import ModelConfig, read_config, with_layers
+from skill_kd.spec import (
+    Distill,
+    Divergence,
+    Lora,
+    MiniLLM,
+    SelfTrain,
+    SequenceKD,
+    Spec,
+    Stage,
+    reads_teacher_probabilities,
+)
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+# The built-in trainer's own limits: rows it samples at once, by whom.
+SAMPLED_AT_ONCE = 64
+MIXED_AT_ONCE = 16
+WRITTEN_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What one process works with. Lengths are the longest the spec allows, in tokens."""
+
+    spec: Spec
+    student: ModelConfig
+    teachers: tuple[ModelConfig, ...]
+    """Loaded here; empty when the teacher is served."""
+
+    @property
+    def rows(self) -> int:
+        """Responses in one forward pass of one process."""
+        training = self.spec.training
+        return training.batch_size // (training.accumulate * self.spec.launch.processes)
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of the longest prompt."""
+        return self.spec.data.max_prompt_tokens
+
+    @property
+    def new(self) -> int:
+        """Tokens of the longest response."""
+        return self.spec.rollout.max_new_tokens
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest prompt with the longest response."""
+        return self.prompt + self.new
+
+    @property
+    def vocabulary(self) -> int:
+        """Entries of one row of logits."""
+        return min(config.vocab_size for config in (self.student, *self.teachers))
+
+    @property
+    def compute_bytes(self) -> int:
+        """Bytes of one activation in the student's matrix products."""
+        if self.spec.training.precision == "bf16" or self.spec.student.quantization:
+            return 2
+        return DTYPE_BYTES[self.spec.student.dtype]
+
+    @property
+    def residual_bytes(self) -> int:
+        """Bytes of one element of the student's residual stream, which has the dtype of its embeddings."""
+        # Preparing a quantized model for training makes float32 of everything that is not quantized.
+        return 4 if self.spec.student.quantization else DTYPE_BYTES[self.spec.student.dtype]
+
+    @property
+    def autocast(self) -> bool:
+        """Whether float32 weights are cast for each forward pass."""
+        return self.compute_bytes < DTYPE_BYTES[self.spec.student.dtype] and not self.spec.student.quantization
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the student's weights, gradients and optimizer states are split over the processes."""
+        return self.spec.launch.strategy in {"fsdp2", "deepspeed"} and self.spec.launch.processes > 1
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether a loss reads probabilities of a teacher that is loaded here."""
+        return bool(self.teachers) and any(reads_teacher_probabilities(stage) for stage in self.spec.stages)
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Weights with a gradient: all of the student's, or those of its adapters."""
+        lora = self.spec.student.lora
+        return adapter_parameters(self.student, lora) if lora else self.student.parameters
+
+    @property
+    def trainable_bytes(self) -> int:
+        """Bytes of one copy of the trainable weights; adapters are kept in float32."""
+        width = 4 if self.spec.student.lora else DTYPE_BYTES[self.spec.student.dtype]
+        return self.trainable_parameters * width
+
+    def sampled_rows(self, stage: Stage) -> int:
+        """Responses that the student samples at once in ``stage``; 0 if it samples none."""
+        rollouts = self.spec.rollout.prompts // self.spec.launch.processes
+        match stage:
+            case SelfTrain():
+                return SAMPLED_AT_ONCE
+            case Distill(objective=MiniLLM() as objective):
+                return min(rollouts, MIXED_AT_ONCE if objective.teacher_mix else SAMPLED_AT_ONCE)
+            case Distill(objective=Divergence() as objective) if objective.on_policy:
+                return min(max(1, round(rollouts * objective.on_policy)), SAMPLED_AT_ONCE)
+        return 0
+
+    def objectives(self) -> Iterator[tuple[Stage, str]]:
+        """Yield each stage with the kind of loss it trains with."""
+        for stage in self.spec.stages:
+            yield stage, "sft" if isinstance(stage, SelfTrain) else stage.objective.kind
+
+
+def read_setup(spec: Spec) -> Setup:
+    """Read the configs of the models a spec names.
+
+    Raises:
+        UsageError: a model does not exist or its config makes no sense.
+        MissingRequirementError: a config has to come from the hub, and the hub cannot be asked.
+    """
+    teacher = spec.teacher
+    listed = (
+        [(member.model, member.revision) for member in teacher.model]
+        if isinstance(teacher.model, tuple)
+        else [(teacher.model, teacher.revision)]
+    )
+    teachers = tuple(read_config(model, revision) for model, revision in listed if model is not None)
+    if spec.student.model is not None:
+        student = read_config(spec.student.model, spec.student.revision)
+    else:
+        assert spec.student.from_teacher is not None
+        student = with_layers(teachers[0], spec.student.from_teacher.layers)
+    return Setup(spec, student, teachers)
+
+
+def extra_terms(stage: Stage) -> int:
+    """Addends of a stage's loss beside its objective: the PT loss and the coverage term of MiniLLM."""
+    objective = stage.objective if isinstance(stage, Distill) else None
+    return (objective.pt_weight > 0) + (objective.coverage_weight > 0) if isinstance(objective, MiniLLM) else 0
+
+
+def teacher_writes(stage: Stage) -> bool:
+    """Whether the teacher samples responses to train on in this stage."""
+    if isinstance(stage, SelfTrain):
+        return False
+    objective = stage.objective
+    if isinstance(objective, MiniLLM):
+        return objective.coverage_weight > 0
+    if isinstance(objective, Divergence):
+        return objective.responses == "teacher" and objective.on_policy < 1
+    return isinstance(objective, SequenceKD)
+
+
+def adapter_parameters(config: ModelConfig, lora: Lora) -> int:
+    """Weights of rank-r adapters on the named matrices (``all-linear``: every ``nn.Linear`` but the output)."""
+    targets = (lora.targets,) if isinstance(lora.targets, str) else lora.targets
+    chosen = [linear for linear in config.linears if "all-linear" in targets or linear.name in targets]
+    # A mixture's router and experts are plain tensors, which "all-linear" does not reach.
+    plain = [linear for linear in chosen if not linear.expert and linear.name != "gate"]
+    return sum(linear.copies * lora.r * (linear.inputs + linear.outputs) for linear in plain)
