@@ -1,0 +1,100 @@
+"""Checkpoints: written under a temporary name and renamed, so that one that exists is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from .batching import Row
+from .measure import Figures
+
+STATE = "progress.json"
+
+
+@dataclass
+class Progress:
+    """Where a run stands. All randomness follows from (seed, stage, update), so this and the weights are the state."""
+
+    stage: int = 0
+    update: int = 0
+    """Optimizer steps done in this stage."""
+    best: str | None = None
+    """Checkpoint with the lowest held-out figure so far."""
+    best_figure: float | None = None
+    measures: dict[str, Figures] = field(default_factory=dict)
+    """Held-out figures by moment: "before", then "stage:update"."""
+
+
+class Checkpoints:
+    """The checkpoints of one run folder: the newest ``keep`` and the best one."""
+
+    def __init__(self, folder: Path, accelerator: Accelerator, keep: int) -> None:
+        self.folder = folder / "checkpoints"
+        self.accelerator = accelerator
+        self.keep = keep
+
+    def newest(self) -> Path | None:
+        """Return the newest whole checkpoint."""
+        whole = [path for path in self.folder.glob("[0-9]*") if (path / STATE).is_file()]
+        return max(whole, key=lambda path: path.name, default=None)
+
+    def save(self, progress: Progress, pending: Sequence[Sequence[Row]], figure: float | None = None) -> None:
+        """Write weights, optimizer, progress, and this process's rollouts that later updates will use again.
+
+        ``figure``, lower is better, decides whether this checkpoint is the best one.
+        """
+        name = f"{progress.stage}-{progress.update:08d}"
+        if figure is not None and (progress.best_figure is None or figure < progress.best_figure):
+            progress.best, progress.best_figure = name, figure
+        partial = self.folder / f"partial-{name}"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(partial))
+        rows = [[asdict(row) for row in batch] for batch in pending]
+        _write_synced(partial / self._rows_file(), json.dumps(rows))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            _write_synced(partial / STATE, json.dumps(asdict(progress)))
+            target = self.folder / name
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
+            self._forget_old(progress.best)
+        self.accelerator.wait_for_everyone()
+
+    def load(self, checkpoint: Path) -> tuple[Progress, list[list[Row]]]:
+        """Restore weights, optimizer and random state; return the progress and the rollouts still in use."""
+        self.accelerator.load_state(str(checkpoint))
+        values: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        batches = json.loads((checkpoint / self._rows_file()).read_text(encoding="utf-8"))
+        return Progress(**values), [[Row.of(row) for row in batch] for batch in batches]
+
+    def _rows_file(self) -> str:
+        return f"rollouts-{self.accelerator.process_index}.json"
+
+    def load_best(self, progress: Progress) -> None:
+        """Put the best checkpoint's weights into the student, where another one is in memory."""
+        newest = self.newest()
+        if progress.best is not None and newest is not None and progress.best != newest.name:
+            self.accelerator.load_state(str(self.folder / progress.best))
+
+    def _forget_old(self, best: str | None) -> None:
+        whole = sorted(path for path in self.folder.glob("[0-9]*") if (path / STATE).is_file())
+        for path in whole[: -self.keep]:
+            if path.name != best:
+                shutil.rmtree(path)
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,92 @@
+"""How a trainer script ends: one plain line and an exit code that says whose turn it is."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class ScriptError(Exception):
+    """Base of what a trainer script stops for; ``exit_code`` is its exit status."""
+
+    exit_code = 1
+
+
+class BadInput(ScriptError):  # noqa: N818 -- named for what it is
+    """The data or the configuration cannot be used."""
+
+    exit_code = 2
+
+
+class Missing(ScriptError):  # noqa: N818 -- named for what it is
+    """A model, a package, a server or the network is not there."""
+
+    exit_code = 5
+
+
+class TrainingStopped(ScriptError):  # noqa: N818 -- named for what it is
+    """Training cannot go on, for example after a loss that is not a number."""
+
+    exit_code = 6
+
+
+class StoppedBySignal(ScriptError):  # noqa: N818 -- named for what it is
+    """Asked to stop; the checkpoint is written."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} after a checkpoint; go on with --resume")
+        self.exit_code = 128 + number
+
+
+class StopRequest:
+    """Remembers SIGINT and SIGTERM, so that the loop stops between two updates; the second one stops at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        if self.number:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.number = number
+        print("stopping after a checkpoint; once more stops at once", file=sys.stderr)  # noqa: T201
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """End the process with one ``error:`` line and the right exit code; unexpected errors keep their traceback."""
+    _quiet_libraries()
+    try:
+        yield
+    except ScriptError as error:
+        _end(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _end("interrupted before the first checkpoint", 130)
+    except MemoryError:
+        _end("out of memory; see `skill-kd plan` for what to change", 6)
+    except Exception as error:
+        traceback.print_exc()
+        name = type(error).__name__
+        code = 6 if name in {"OutOfMemoryError"} else 1
+        _end(f"{name}: {' '.join(str(error).split())[:500]}", code)
+
+
+def _quiet_libraries() -> None:
+    """Leave the terminal to this run's own bar and notes."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    # Says at every checkpoint that tied weights are saved once.
+    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
+
+
+def _end(reason: str, code: int) -> None:
+    print(f"error: {reason}", file=sys.stderr, flush=True)  # noqa: T201
+    sys.exit(code)

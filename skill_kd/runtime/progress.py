@@ -1,0 +1,79 @@
+"""What a run tells: metrics.jsonl, trackers, a progress bar, a sample now and then."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Never
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from .config import Config
+from .measure import Figures
+
+
+class Journal:
+    """Writes events of the main process; the others stay silent."""
+
+    def __init__(self, folder: Path, accelerator: Accelerator, config: Config) -> None:
+        self.accelerator = accelerator
+        self.path = folder / "metrics.jsonl"
+        self.trackers = bool(config.trackers)
+        self.bar: tqdm[Never] | None = None
+        if self.trackers:
+            accelerator.init_trackers(config.name)
+
+    def event(self, event: str, **values: object) -> None:
+        """Append one line to metrics.jsonl; it is on disk when this returns."""
+        if not self.accelerator.is_main_process:
+            return
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"event": event, "time": time, **values}, ensure_ascii=False, allow_nan=False)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def figures(self, event: str, stage: str, update: int, figures: Mapping[str, float]) -> None:
+        """Record numbers in metrics.jsonl and the trackers; what is not finite is recorded as null."""
+        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        self.event(event, stage=stage, update=update, **finite)
+        if self.trackers:
+            self.accelerator.log({f"{stage}/{event}/{name}": value for name, value in figures.items()}, step=update)
+
+    def note(self, text: str) -> None:
+        """Tell people something, without breaking the bar, and keep it."""
+        self.event("note", text=text)
+        if self.accelerator.is_main_process:
+            tqdm.write(text, file=sys.stderr)
+
+    def begin(self, stage: str, updates: int, done: int) -> None:
+        """Start the bar of a stage, which counts updates and shows tokens per second."""
+        main = self.accelerator.is_main_process
+        self.bar = tqdm(total=updates, initial=done, desc=stage, unit="update", disable=not main, dynamic_ncols=True)
+
+    def update(self, stage: str, update: int, figures: Figures) -> None:
+        """Record one optimizer step and move the bar."""
+        self.figures("update", stage, update, figures)
+        if self.bar is not None:
+            rate = figures["tokens_per_second"]
+            self.bar.set_postfix_str(f"loss {figures['loss']:.4g}, {rate:.0f} tokens/s", refresh=False)
+            self.bar.update(1)
+
+    def end(self) -> None:
+        """Close the bar of a stage."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def short_table(figures: Figures) -> str:
+    """Return one line of held-out figures for people."""
+    shown = ("forward_kl", "reverse_kl", "held_out_nll", "student_entropy", "length", "repetition", "ended")
+    return "  ".join(f"{name} {figures[name]:.3f}" for name in shown if name in figures)
