@@ -181,6 +181,8 @@ def run(
         runner.earlier(job, resume)
         _print_dry_run(str(job.folder), job.command(resume), job.missing, as_json)
         return
+    for note in job.untested:
+        say(f"note: {note}")
     result = runner.start(job, resume=resume)
     if as_json:
         document = {"name": job.spec.name, "folder": str(result.folder), "student": str(result.student)}

@@ -36,13 +36,15 @@ class Verbs(click.Group):
 
 
 def guarded(cli: click.Group, args: Sequence[str] | None) -> int:
-    """Run a command line and return its exit code; every error is one message on stderr."""
+    """Run a command line and return its exit code; every error is one message on stderr.
+
+    Click ends us quietly with exit code 1 when the reader of stdout has left.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a spec may hold what a terminal cannot show
     try:
         code = cli.main(args, prog_name="skill-kd", standalone_mode=False)
-        sys.stdout.flush()
     except SkillKDError as error:
         say(f"error: {_message(error)}")
         return int(error.exit_code)
@@ -52,9 +54,6 @@ def guarded(cli: click.Group, args: Sequence[str] | None) -> int:
     except click.Abort:
         say("error: interrupted")
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the interpreter's last flush complains
-        return ExitCode.CRASH
     except Exception as error:
         if os.environ.get("SKILL_KD_DEBUG"):
             import traceback

@@ -39,6 +39,11 @@ class Job:
         """Requirements of the script that this environment lacks."""
         return plugins.missing(self.backend)
 
+    @property
+    def untested(self) -> list[str]:
+        """Packages here in another version than the one this backend was tested with."""
+        return plugins.untested(self.backend)
+
     def command(self, resume: bool = False) -> tuple[str, ...]:
         """The argument list that is started, in the caller's working directory."""
         script = (self.folder / SCRIPT).absolute()

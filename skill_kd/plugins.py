@@ -131,18 +131,38 @@ def _mend(name: str, known: dict[str, Backend]) -> str:
 
 
 def missing(backend: Backend) -> list[str]:
-    """Return those of the backend's requirements that this environment lacks or has in another version.
+    """Return those of the backend's requirements that this environment lacks, or has outside the range they name.
 
-    Each is as the backend wrote it, fit for ``pip install``. Nothing is imported.
+    A pin (``==``) names the tested version and is met by any other one: see ``untested``. Each is as the backend wrote
+    it, fit for ``pip install``. Nothing is imported.
     """
-    return [each for each in backend.requirements if not _is_installed(Requirement(each))]
+    return [each for each in backend.requirements if not _is_met(Requirement(each))]
 
 
-def _is_installed(requirement: Requirement) -> bool:
-    if requirement.marker is not None and not requirement.marker.evaluate():
-        return True  # not wanted here
+def untested(backend: Backend) -> list[str]:
+    """Return a pin, with what is installed instead, for each package here in another version than the tested one."""
+    pins = [each for each in map(Requirement, backend.requirements) if _is_pin(each) and _is_wanted(each)]
+    here = [(pin, version) for pin in pins if (version := _version(pin)) is not None]
+    return [f"{pin.name} {version} (tested: {pin.specifier})" for pin, version in here if version not in pin.specifier]
+
+
+def _is_met(requirement: Requirement) -> bool:
+    if not _is_wanted(requirement):
+        return True
+    version = _version(requirement)
+    return version is not None and (_is_pin(requirement) or requirement.specifier.contains(version, prereleases=True))
+
+
+def _is_wanted(requirement: Requirement) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate()
+
+
+def _is_pin(requirement: Requirement) -> bool:
+    return any(each.operator == "==" for each in requirement.specifier)
+
+
+def _version(requirement: Requirement) -> str | None:
     try:
-        version = metadata.version(requirement.name)
+        return metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
-        return False
-    return requirement.specifier.contains(version, prereleases=True)
+        return None

@@ -75,6 +75,8 @@ def open_run() -> Run:
     """Load data and models, and wrap them for the devices at hand."""
     rollout, training = CONFIG.rollout, CONFIG.training
     accelerator = Accelerator(
+        # Without this, several processes on a machine without accelerators would not find each other.
+        cpu=torch.accelerator.current_accelerator() is None,
         mixed_precision="bf16" if training.precision == "bf16" else "no",
         log_with=list(CONFIG.trackers) or None,
         project_dir=FOLDER,
@@ -244,9 +246,10 @@ def measure(run: Run, progress: Progress, moment: str) -> float:
         figures, rows = run.held_out.measure(run.student)
     run.journal.figures("held_out", moment, progress.update, figures)
     run.journal.note(f"{moment} {progress.update}: {short_table(figures)}")
-    texts = {"prompt": run.tokenizer.decode(rows[0].prompt), "response": run.tokenizer.decode(rows[0].response)}
-    run.journal.event("sample", stage=moment, update=progress.update, **texts)
+    samples = run.held_out.completions(rows, run.tokenizer)
+    run.journal.event("sample", stage=moment, update=progress.update, samples=samples)
     progress.measures[f"{moment}:{progress.update}"] = figures
+    progress.samples[f"{moment}:{progress.update}"] = samples
     # A teacher that gives text only leaves the likelihood of its responses as the one figure to go by.
     return figures.get(CONFIG.checkpoint.best_by, figures["held_out_nll"])
 
@@ -270,7 +273,8 @@ def main() -> None:
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
         export_student(run.student, run.tokenizer, run.encoder.eos_ids, FOLDER / "student")
-        write_json(FOLDER / "summary.json", {"best": progress.best, "measures": progress.measures})
+        final = {"best": progress.best, "measures": progress.measures, "samples": progress.samples}
+        write_json(FOLDER / "summary.json", final)
     run.journal.event("done", best=progress.best, student=str(FOLDER / "student"))
     run.accelerator.end_training()
 

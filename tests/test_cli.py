@@ -270,6 +270,15 @@ def test_run_prints_the_student_and_nothing_else_on_stdout(capsys: pytest.Captur
     assert (document["name"], document["folder"]) == ("again", str(Path("runs/again")))
 
 
+def test_a_run_on_another_version_than_the_tested_one_says_so_and_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeBackend, "requirements", ("click==0.1",))
+    answer = Answer(capsys, "run", spec_file())
+    assert answer.code == 0
+    assert answer.err.startswith("note: click ")
+
+
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
 def test_a_dry_run_says_all_and_writes_nothing(
     as_json: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

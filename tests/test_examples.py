@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from skill_kd import plugins
+from skill_kd.folder import write_folder
 from skill_kd.render import examples_folder
 from skill_kd.spec import Spec
 from skill_kd.specfile import load_spec
@@ -48,16 +49,16 @@ def data_files(spec: Spec) -> set[str]:
 
 @every_example
 def test_the_data_of_an_example_is_in_the_repository_or_its_comments_say_how_to_make_it(path: Path) -> None:
-    opening = path.read_text(encoding="utf-8").partition("\nname:")[0]
+    comments = " ".join(re.findall(r"# (.*)", path.read_text(encoding="utf-8"))).lower()
     for name in data_files(load_spec(path)):
         if name in PREPARED_BY_THE_USER:
-            assert name.partition(".")[0].split("-")[0] in opening.lower()
+            assert Path(name).stem in comments
         else:
             assert (REPOSITORY / name).is_file(), name
 
 
 @every_example
-def test_an_example_renders_with_its_backend_where_that_is_installed(path: Path) -> None:
+def test_an_example_renders_with_its_backend_where_that_is_installed(path: Path, tmp_path: Path) -> None:
     spec = load_spec(path)
     if spec.backend not in plugins.backends():
         pytest.skip(f"backend {spec.backend} is not installed")
@@ -65,15 +66,11 @@ def test_an_example_renders_with_its_backend_where_that_is_installed(path: Path)
     assert backend.check(spec) == []
     script = backend.render(spec)
     ast.parse(script)
-    for command in (["check"], ["format", "--check"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "ruff", *command, "--stdin-filename", "train.py", "-"],
-            cwd=REPOSITORY,
-            input=script.encode(),
-            capture_output=True,
-            check=False,
-        )
-        assert done.returncode == 0, (done.stdout + done.stderr).decode()
+    write_folder(script, tmp_path)
+    for command in (["check", "--select", "E,F,W,I,UP,B,SIM"], ["format", "--check"]):
+        ruff = [sys.executable, "-m", "ruff", *command, "--isolated", "--line-length", "120", "train.py"]
+        done = subprocess.run(ruff, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("path", [path for path in EXAMPLES if path.stem != "unsloth-4bit"], ids=lambda path: path.stem)

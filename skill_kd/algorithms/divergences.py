@@ -2,7 +2,8 @@
 
 Every function takes ``student_logp`` and ``teacher_logp``: log-probabilities [..., V] from ``log_probs`` (float32 or
 float64, normalised over V), and returns [...]. The gradient flows into the student only if the teacher carries none.
-They are finite, in value and in gradient, for any logits, because ``log_probs`` bounds them from below.
+They are finite, in value and in gradient, for finite logits and for masked ones (−inf), because ``log_probs`` bounds
+them from below.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# exp(-1e4) is 0 in float32 and float64, so nothing measurable is lost, and 0 · log 0 becomes 0 instead of nan.
+# exp(-1e4) is 0 in float32 and float64, so 0 · log 0 becomes 0 instead of nan. What lies below has no gradient.
 LOG_ZERO = -1e4
 
 Divergence = Callable[[Tensor, Tensor], Tensor]

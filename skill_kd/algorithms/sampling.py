@@ -47,7 +47,7 @@ class Rollout:
     mask_BT: Tensor
     """bool, True through the first EOS."""
     behaviour_logp_BT: Tensor
-    """float32, the log-probability each token was drawn with."""
+    """float32 (float64 for a float64 model), the log-probability each token was drawn with."""
 
 
 def seeded(*key: object) -> torch.Generator:

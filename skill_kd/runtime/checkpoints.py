@@ -29,7 +29,9 @@ class Progress:
     """Checkpoint with the lowest held-out figure so far."""
     best_figure: float | None = None
     measures: dict[str, Figures] = field(default_factory=dict)
-    """Held-out figures by moment: "before", then "stage:update"."""
+    """Held-out figures by moment, "stage:update"; the first is "before:0"."""
+    samples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    """A few held-out completions by the same moments."""
 
 
 class Checkpoints:

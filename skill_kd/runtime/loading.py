@@ -128,8 +128,10 @@ def load_student(student: Config, teacher: Config) -> tuple[PreTrainedModel, Pre
         tokenizer = load_tokenizer(student, student.model)
     else:
         source = Config(**{**vars(teacher), "dtype": student.dtype, "quantization": None})
-        tokenizer = load_tokenizer(source, teacher.model)
-        model = grow(load_model(source, teacher.model), student.from_teacher.layers)
+        # The spec lets a student grow from one teacher only, alone or as a list of one.
+        grown_from = teacher.model[0].model if isinstance(teacher.model, tuple) else teacher.model
+        tokenizer = load_tokenizer(source, grown_from)
+        model = grow(load_model(source, grown_from), student.from_teacher.layers)
     _switch_dropout_off(model)
     if student.lora is not None:
         model = _with_lora(model, student)
@@ -139,7 +141,8 @@ def load_student(student: Config, teacher: Config) -> tuple[PreTrainedModel, Pre
 def _switch_dropout_off(model: PreTrainedModel) -> None:
     """Make the policy that is scored the one that sampled: dropout would put noise into every importance weight.
 
-    The configuration keeps its values, so the exported student has the dropout its family has.
+    The configuration keeps its values, so the exported student has the dropout its family has. Adapters attached later
+    keep the dropout a spec asks for in ``lora.dropout``.
     """
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from ..algorithms import divergences
 from ..algorithms.divergences import log_probs
@@ -23,6 +24,9 @@ from .teachers import Teacher
 
 Figures = dict[str, float]
 """Names are those of metrics.jsonl: nats per token, tokens per response, shares between 0 and 1."""
+
+SHOWN = 3
+"""Completions told with each measure."""
 
 _Reading = Callable[[Tensor, Tensor | None, Batch], dict[str, Tensor]]
 """(student_logp_BTV, teacher_logp_BTV or None, batch) -> named values [B, T]"""
@@ -61,6 +65,18 @@ class HeldOut:
         student.train(was_training)
         return figures, student_rows
 
+    def completions(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
+        """Return the first few prompts with the student's and the teacher's completion, as text."""
+        triples = list(zip(self.examples, rows, self.teacher_rows, strict=True))[:SHOWN]
+        return [
+            {
+                "prompt": example.messages[-1][1],
+                "student": tokenizer.decode(row.response, skip_special_tokens=True),
+                "teacher": tokenizer.decode(teacher_row.response, skip_special_tokens=True),
+            }
+            for example, row, teacher_row in triples
+        ]
+
     def _on_rows(self, student: nn.Module, rows: Sequence[Row], reading: _Reading) -> Figures:
         """Average what ``reading`` says of each position over all tokens of ``rows``."""
         totals: dict[str, float] = {}
@@ -78,6 +94,7 @@ def _on_teacher_samples(student_logp: Tensor, teacher_logp: Tensor | None, batch
     values = {"held_out_nll": -token_logp(student_logp, batch.response_BT)}
     if teacher_logp is not None:
         values["forward_kl"] = divergences.forward_kl(student_logp, teacher_logp)
+        values["teacher_held_out_nll"] = -token_logp(teacher_logp, batch.response_BT)
         values["teacher_entropy"] = divergences.entropy(teacher_logp)
     return values
 

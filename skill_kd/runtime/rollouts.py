@@ -69,19 +69,13 @@ class Sampler:
     ) -> list[Row]:
         prompts_BP, mask_BP = pad_left([draw.prompt.prompt for draw in draws], self.pad)
         uniform_BT = uniforms([(*draw.seed, draw.row) for draw in draws], self.decoding.max_new_tokens)
+        place = (prompts_BP.to(self.device), mask_BP.to(self.device), uniform_BT.to(self.device))
         was_training = model.training
         model.train(False)
-        rollout = sample(
-            model,
-            prompts_BP.to(self.device),
-            mask_BP.to(self.device),
-            uniform_BT.to(self.device),
-            self.decoding,
-            teacher,
-            mix,
-            coins,
-        )
-        model.train(was_training)
+        try:
+            rollout = sample(model, *place, self.decoding, teacher, mix, coins)
+        finally:
+            model.train(was_training)
         return [_row(draw, rollout, index, source) for index, draw in enumerate(draws)]
 
 

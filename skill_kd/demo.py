@@ -1,0 +1,98 @@
+"""The main job on the embedded default: a real teacher from a package, prompts from this package, no hub, no GPU."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skill_kd.render import examples_folder
+from skill_kd.run import RunResult, run
+from skill_kd.spec import Spec
+from skill_kd.specfile import parse_spec, read_values
+
+PROMPTS = Path(__file__).with_name("demo_prompts.jsonl")
+_COLUMNS = {
+    "forward_kl": "forward KL",
+    "reverse_kl": "reverse KL",
+    "held_out_nll": "held-out NLL",
+    "length": "length",
+    "repetition": "repetition",
+    "distinct_2": "distinct-2",
+    "ended": "ended",
+}
+_LEGEND = """\
+forward KL: KL(teacher ‖ student) on teacher samples; reverse KL: KL(student ‖ teacher) on student samples;
+held-out NLL: of teacher samples; all in nats per token, on held-out prompts, at temperature 1.
+length: tokens per response, cut at the rollout limit. repetition: share of repeated 4-grams.
+ended: share of responses that end by themselves."""
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo measured, by moment: teacher, before, after the warm start, after MiniLLM."""
+
+    run: RunResult
+    rows: dict[str, dict[str, float]]
+    completions: list[dict[str, str]]
+    """Each with prompt, teacher, before, after."""
+
+    def to_json(self) -> dict[str, object]:
+        """Return everything that ``table`` shows, as data."""
+        return {
+            "figures": self.rows,
+            "completions": self.completions,
+            "student": str(self.run.student),
+            "seconds": round(self.run.seconds, 1),
+        }
+
+    def table(self) -> str:
+        """Return the figures, three completions side by side, and where the student is."""
+        width = max(map(len, self.rows))
+        lines = ["", " " * width + "".join(f"{title:>14}" for title in _COLUMNS.values())]
+        for name, figures in self.rows.items():
+            lines.append(f"{name:<{width}}" + "".join(f"{figures[column]:>14.3f}" for column in _COLUMNS))
+        lines += ["", _LEGEND]
+        for completion in self.completions:
+            lines += ["", f"Prompt   {completion['prompt']}"]
+            lines += [_paragraph(who, completion[who]) for who in ("teacher", "before", "after")]
+        return "\n".join([*lines, "", f"Student  {self.run.student}  ({self.run.seconds:.0f} s)"])
+
+
+def _paragraph(who: str, text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), 110, initial_indent=f"{who:<9}", subsequent_indent=" " * 9)
+
+
+def demo_spec(layers: int, seed: int, name: str) -> Spec:
+    """Return ``examples/demo.yaml`` with this package's prompts, for a student of ``layers`` layers.
+
+    Raises:
+        SpecError: ``layers`` or ``seed`` is out of range.
+    """
+    values = read_values(examples_folder() / "demo.yaml")
+    changes = {"name": name, "seed": seed, "student": {"from_teacher": {"layers": layers}}}
+    return parse_spec({**values, **changes, "data": {**values["data"], "train": str(PROMPTS)}}, source="demo")
+
+
+def demo(layers: int = 24, seed: int = 42, out: Path = Path("runs")) -> DemoResult:
+    """Run the demo in a fresh folder under ``out``; raises as ``run.run``."""
+    spec = demo_spec(layers, seed, _free_name(out))
+    result = run(spec, out)
+    summary: Any = result.summary
+    measures, samples = summary["measures"], summary["samples"]
+    moments = {moment.partition(":")[0]: moment for moment in measures}  # the last one of each stage
+    before, warm, after = (measures[moments[stage]] for stage in ("before", "warm_start", "distill"))
+    teacher = {column: before.get(f"teacher_{column}", 0.0) for column in _COLUMNS}
+    completions = [
+        {"prompt": first["prompt"], "teacher": first["teacher"], "before": first["student"], "after": last["student"]}
+        for first, last in zip(samples[moments["before"]], samples[moments["distill"]], strict=True)
+    ]
+    rows = {"teacher": teacher, "student before": before, "after warm start": warm, "after MiniLLM": after}
+    return DemoResult(result, rows, completions)
+
+
+def _free_name(out: Path) -> str:
+    """Return "demo", or the first "demo-N" that is not taken: every demo keeps its run folder."""
+    names = ("demo", *(f"demo-{number}" for number in range(2, 10_000)))
+    return next(name for name in names if not (out / name).exists())
