@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from skill_kd.errors import UsageError
@@ -20,7 +20,7 @@ class Device:
 
     name: str
     memory: int
-    """Bytes."""
+    """Bytes; 0 if it cannot be told."""
     bf16_flops: float
     """Peak dense bfloat16 matrix FLOP/s (float32 accumulation)."""
     fp32_flops: float
@@ -28,7 +28,7 @@ class Device:
     bandwidth: float
     """Peak memory bandwidth, bytes/s."""
     has_bf16: bool = True
-    """Whether bfloat16 has matrix units; without them it is emulated, slower than float32."""
+    """Whether bfloat16 has matrix units; without them it is emulated, which is slow."""
 
 
 # Each with NVIDIA's own page or whitepaper. Half of a figure given with sparsity is the dense one.
@@ -54,10 +54,11 @@ _DEVICES = (
     Device("H200", 141 * 10**9, 989e12, 67e12, 4800e9),
 )
 
-# Per core, reached (not peak) by training updates of a 135M model on two AVX-512 server cores: 0.41 TFLOP forward and
-# backward in 3.5 s (float32) and 1.9 s (bfloat16). Other processors differ by a factor of two and more.
-_CORE_FP32_FLOPS = 59e9
+# Per core, reached (not peak) by training updates of models of 20M to 135M weights on two server cores: 30e9 with AVX2
+# (benchmarks/plan_memory.py), 59e9 with AVX-512. In bfloat16 109e9 with units for it, and 1e9 without, emulated.
+_CORE_FP32_FLOPS = 40e9
 _CORE_BF16_FLOPS = 109e9
+_CORE_EMULATED_FLOPS = 1e9
 _CPU_BANDWIDTH = 20e9
 """Bytes/s. Assumption: two memory channels' worth, half of it reached."""
 
@@ -85,10 +86,18 @@ def find_device(name: str) -> Device:
 
 
 def this_cpu() -> Device:
-    """Return this machine's processor: its memory and core count, the speed of the cores an assumption."""
+    """Return this machine's processor: its memory, cores and kind; the speed of a core is an assumption."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    one = Device("cpu", _host_memory(), _CORE_BF16_FLOPS, _CORE_FP32_FLOPS, _CPU_BANDWIDTH)
-    return replace(one, bf16_flops=cores * _CORE_BF16_FLOPS, fp32_flops=cores * _CORE_FP32_FLOPS)
+    has_bf16 = _has_bf16()
+    bf16 = _CORE_BF16_FLOPS if has_bf16 else _CORE_EMULATED_FLOPS
+    return Device("cpu", _host_memory(), cores * bf16, cores * _CORE_FP32_FLOPS, _CPU_BANDWIDTH, has_bf16)
+
+
+def _has_bf16() -> bool:
+    """Whether the processor says that it multiplies bfloat16 matrices; Linux alone tells."""
+    information = Path("/proc/cpuinfo")
+    words = information.read_text(encoding="utf-8", errors="replace").split() if information.is_file() else []
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words)
 
 
 def _host_memory() -> int:

@@ -86,7 +86,7 @@ class Served(Section):
     model: Text
     """The name the server knows it by."""
     top_logprobs: Annotated[int, Field(ge=0)] = 0
-    """Log-probabilities asked for each position; 0 means that the server gives text only."""
+    """Likeliest tokens asked for at each position (vLLM's ``prompt_logprobs``); 0: the server gives text only."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the key. The key itself is never written anywhere."""
     timeout: PositiveFloat = 120.0
@@ -542,7 +542,7 @@ class Checkpoint(Section):
     keep: PositiveInt = 2
     """Newest checkpoints kept; the best one stays besides."""
     best_by: Literal["reverse_kl", "forward_kl", "held_out_nll"] = "reverse_kl"
-    """Held-out figure whose lowest value picks the exported weights; ``held_out_nll`` if the teacher is text only."""
+    """Held-out figure whose lowest value picks the weights: ``…_topk`` if served, ``held_out_nll`` if text only."""
     measure_prompts: PositiveInt = 32
     """Held-out prompts each measure uses."""
 
@@ -690,6 +690,12 @@ def _check_teacher(spec: Spec) -> None:
                 f"set served.top_logprobs, or {mend}"
             )
         objective = getattr(stage, "objective", None)
+        if isinstance(objective, Divergence) and objective.temperature != 1:
+            raise refuse(
+                f"temperature: {objective.temperature} needs the teacher's whole distribution, and top_logprobs: "
+                f"{served.top_logprobs} tells the likeliest tokens at temperature 1; set temperature: 1, "
+                "or load the teacher with teacher.model"
+            )
         if isinstance(objective, MiniLLM) and objective.teacher_mix > 0:
             raise refuse(
                 f"teacher_mix: {objective.teacher_mix} asks the teacher for one token at a time, "

@@ -250,8 +250,9 @@ def measure(run: Run, progress: Progress, moment: str) -> float:
     run.journal.event("sample", stage=moment, update=progress.update, samples=samples)
     progress.measures[f"{moment}:{progress.update}"] = figures
     progress.samples[f"{moment}:{progress.update}"] = samples
-    # A teacher that gives text only leaves the likelihood of its responses as the one figure to go by.
-    return figures.get(CONFIG.checkpoint.best_by, figures["held_out_nll"])
+    # A served teacher leaves a lower bound of a KL, or, giving text only, the likelihood of its responses to go by.
+    best_by = CONFIG.checkpoint.best_by
+    return figures.get(best_by, figures.get(f"{best_by}_topk", figures["held_out_nll"]))
 
 
 # --- the whole run ----------------------------------------------------------------------------------------------------

@@ -26,6 +26,23 @@ def log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return torch.log_softmax(wide / temperature, dim=-1).clamp(min=LOG_ZERO)
 
 
+def bucketed(logp_BTV: Tensor, ids_BTK: Tensor) -> Tensor:
+    """Return log-probabilities [B, T, K+1] of the named ids and, last, of all other tokens together.
+
+    An id of −1 names no token and gets ``LOG_ZERO``. Exact: nothing is renormalised. Merging outcomes loses
+    information, so a divergence here between two distributions over the same buckets is at most the full one (data
+    processing inequality, for KL, Jensen-Shannon, skew KL and total variation), and equal when all tokens are named.
+    """
+    vocabulary = logp_BTV.shape[-1]
+    absent_BTK = ids_BTK < 0
+    named_BTK = logp_BTV.gather(-1, ids_BTK.clamp(min=0)).masked_fill(absent_BTK, LOG_ZERO)
+    # Ids that name no token mark a column of their own, which is cut off again.
+    taken = torch.zeros(*logp_BTV.shape[:-1], vocabulary + 1, dtype=torch.bool, device=logp_BTV.device)
+    taken.scatter_(-1, ids_BTK.masked_fill(absent_BTK, vocabulary), True)
+    rest_BT1 = logp_BTV.masked_fill(taken[..., :-1], LOG_ZERO).logsumexp(dim=-1, keepdim=True)
+    return torch.cat([named_BTK, rest_BT1], dim=-1)
+
+
 def kl(of: Tensor, against: Tensor) -> Tensor:
     """Return KL(of ‖ against) = Σ_v of · log(of / against), both given as log-probabilities."""
     return (of.exp() * (of - against)).sum(dim=-1)

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from skill_kd.devices import Device
 from skill_kd.models import ModelConfig
-from skill_kd.plan.memory import cache_bytes, weight_bytes
+from skill_kd.plan.memory import cache_bytes
 from skill_kd.plan.setup import DTYPE_BYTES, SAMPLED_AT_ONCE, WRITTEN_AT_ONCE, Setup, extra_terms, teacher_writes
+from skill_kd.plan.weights import weight_bytes
 from skill_kd.spec import Distill, Divergence, MiniLLM, SelfTrain, Spec, Stage, on_policy, reads_teacher_probabilities
 
 RANGE = (0.5, 2.0)
@@ -142,8 +143,7 @@ class _Clock:
 
     def _rate(self, width: int) -> float:
         efficiency = CPU_EFFICIENCY if self.device.name == "cpu" else GPU_EFFICIENCY
-        fast = width == 2 and self.device.has_bf16
-        return efficiency * (self.device.bf16_flops if fast else self.device.fp32_flops)
+        return efficiency * (self.device.bf16_flops if width == 2 else self.device.fp32_flops)
 
     def forward(self, config: ModelConfig, responses: float, width: int) -> float:
         """Seconds of a forward pass over whole rows; only the response meets the output matrix."""

@@ -11,7 +11,7 @@ from skill_kd.plan.changes import recipe, single_changes
 from skill_kd.plan.duration import count_rows, durations
 from skill_kd.plan.memory import phases
 from skill_kd.plan.result import Plan
-from skill_kd.plan.setup import Setup, read_setup
+from skill_kd.plan.setup import DTYPE_BYTES, Setup, read_setup
 from skill_kd.spec import Spec
 
 RESERVE = 0.1
@@ -78,10 +78,10 @@ def _problems(setup: Setup, device: Device | None) -> Iterator[str]:
     quantized = [name for name in ("teacher", "student") if getattr(spec, name).quantization]
     if device.name == "cpu" and quantized:
         yield f"{quantized[0]}.quantization: {getattr(spec, quantized[0]).quantization} needs a GPU; set it to null"
-    if not device.has_bf16 and setup.compute_bytes == 2:
+    if not device.has_bf16 and 2 in (setup.compute_bytes, DTYPE_BYTES[spec.teacher.dtype]):
         yield (
-            f"{device.name} has no bfloat16 units, so training.precision: {spec.training.precision} is emulated and "
-            "slow; set training.precision: fp32 with student.dtype: float32"
+            f"{device.name} has no bfloat16 units, so bfloat16 is emulated, many times slower; set training.precision: "
+            "fp32, student.dtype: float32 and teacher.dtype: float32"
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from skill_kd.devices import Device
 from skill_kd.models import ModelConfig
 from skill_kd.plan.duration import RANGE, StageTime
-from skill_kd.plan.memory import Phase
+from skill_kd.plan.weights import Phase
 
 Settings = tuple[tuple[str, object], ...]
 """Spec keys, dotted, and their new values."""
@@ -193,9 +193,14 @@ def _spread(seconds: float | None) -> tuple[float, float] | None:
 
 
 def _hours(spread: tuple[float, float]) -> str:
-    unit, size = next((unit, size) for unit, size in (("h", 3600), ("min", 60), ("s", 1)) if spread[1] >= 2 * size)
-    low, high = (f"{value / size:.2g}" for value in spread)
-    return f"{low} … {high} {unit}"
+    unit, size = next(((unit, size) for unit, size in (("h", 3600), ("min", 60)) if spread[1] >= 2 * size), ("s", 1))
+    low, high = (value / size for value in spread)
+    return f"{_rounded(low)} … {_rounded(high)} {unit}"
+
+
+def _rounded(value: float) -> str:
+    """Two digits: a range of a factor of four bears no more."""
+    return f"{value:.2g}" if value < 10 else f"{float(f'{value:.2g}'):.0f}"
 
 
 def _count(parameters: int) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..algorithms.estimators import token_logp
 from .batching import Row, collate, epoch_stream
 from .config import Config
 from .data import Encoded, Encoder, TrainingData
@@ -176,7 +175,7 @@ def _mean_teacher_logp(rows: Sequence[Row], teacher: Teacher, sampler: Sampler, 
     means: list[float] = []
     for start in range(0, len(rows), at_once):
         batch = collate(rows[start : start + at_once], sampler.pad, sampler.device)
-        logp_BT = token_logp(teacher.logp(batch), batch.response_BT)
+        logp_BT = teacher.token_logp(batch)
         sums_B = torch.where(batch.mask_BT, logp_BT, 0.0).sum(dim=1)
         means += (sums_B / batch.mask_BT.sum(dim=1)).tolist()
     return means

@@ -1,7 +1,10 @@
 """The held-out measure: exact forward and reverse KL per token, likelihood, entropy, length, repetition.
 
 ``forward_kl`` is taken on the teacher's samples, ``reverse_kl`` on the student's, both at temperature 1 without a
-nucleus, over the full vocabulary at each position. Falling KL alone is not success: look at length and repetition too.
+nucleus, over the full vocabulary at each position. A teacher that tells its likeliest tokens only gives lower bounds;
+they have names of their own (``reverse_kl_topk``), so that nobody compares them with exact figures.
+
+Falling KL alone is not success: look at length and repetition too.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from ..algorithms.divergences import log_probs
 from ..algorithms.estimators import token_logp
 from .batching import Batch, Row, collate
 from .data import Example
-from .policy import response_logits
+from .policy import TeacherView, TopK, on_shared_outcomes, response_logits
 from .rollouts import Draw, Sampler
 from .teachers import Teacher
 
@@ -28,8 +31,8 @@ Figures = dict[str, float]
 SHOWN = 3
 """Completions told with each measure."""
 
-_Reading = Callable[[Tensor, Tensor | None, Batch], dict[str, Tensor]]
-"""(student_logp_BTV, teacher_logp_BTV or None, batch) -> named values [B, T]"""
+_Reading = Callable[[Tensor, TeacherView | None, Batch], dict[str, Tensor]]
+"""(student_logp_BTV, teacher's view or None, batch) -> named values [B, T]"""
 
 
 @dataclass
@@ -60,7 +63,7 @@ class HeldOut:
         figures = _text_figures(student_rows, self.sampler.decoding.eos_ids, "")
         figures |= self.teacher_figures
         figures |= self._on_rows(student, self.teacher_rows, _on_teacher_samples)
-        if self.teacher.model is not None:
+        if self.teacher.scores:
             figures |= self._on_rows(student, student_rows, _on_student_samples)
         student.train(was_training)
         return figures, student_rows
@@ -83,29 +86,35 @@ class HeldOut:
         for start in range(0, len(rows), self.rows_at_once):
             batch = collate(rows[start : start + self.rows_at_once], self.sampler.pad, self.sampler.device)
             student_logp = log_probs(response_logits(student, batch, self.teacher.vocabulary))
-            teacher_logp = self.teacher.logp(batch) if self.teacher.model is not None else None
-            for name, value_BT in reading(student_logp, teacher_logp, batch).items():
+            teacher = self.teacher.logp(batch) if self.teacher.scores else None
+            for name, value_BT in reading(student_logp, teacher, batch).items():
                 totals[name] = totals.get(name, 0.0) + float(torch.where(batch.mask_BT, value_BT, 0.0).double().sum())
         count = sum(row.tokens for row in rows)
         return {name: total / count for name, total in totals.items()}
 
 
-def _on_teacher_samples(student_logp: Tensor, teacher_logp: Tensor | None, batch: Batch) -> dict[str, Tensor]:
+def _on_teacher_samples(student_logp: Tensor, teacher: TeacherView | None, batch: Batch) -> dict[str, Tensor]:
     values = {"held_out_nll": -token_logp(student_logp, batch.response_BT)}
+    shared_logp, teacher_logp, batch = on_shared_outcomes(student_logp, teacher, batch)
     if teacher_logp is not None:
-        values["forward_kl"] = divergences.forward_kl(student_logp, teacher_logp)
+        values[_bound("forward_kl", teacher)] = divergences.forward_kl(shared_logp, teacher_logp)
         values["teacher_held_out_nll"] = -token_logp(teacher_logp, batch.response_BT)
-        values["teacher_entropy"] = divergences.entropy(teacher_logp)
+        values[_bound("teacher_entropy", teacher)] = divergences.entropy(teacher_logp)
     return values
 
 
-def _on_student_samples(student_logp: Tensor, teacher_logp: Tensor | None, batch: Batch) -> dict[str, Tensor]:
+def _on_student_samples(student_logp: Tensor, teacher: TeacherView | None, batch: Batch) -> dict[str, Tensor]:
+    shared_logp, teacher_logp, batch = on_shared_outcomes(student_logp, teacher, batch)
     assert teacher_logp is not None
     return {
-        "reverse_kl": divergences.reverse_kl(student_logp, teacher_logp),
+        _bound("reverse_kl", teacher): divergences.reverse_kl(shared_logp, teacher_logp),
         "student_entropy": divergences.entropy(student_logp),
         "teacher_nll": -token_logp(teacher_logp, batch.response_BT),
     }
+
+
+def _bound(name: str, teacher: TeacherView | None) -> str:
+    return f"{name}_topk" if isinstance(teacher, TopK) else name
 
 
 # --- figures of token sequences alone ---------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A teacher behind an OpenAI-compatible endpoint: it writes responses to prompts."""
+"""A teacher behind an OpenAI-compatible endpoint: it writes responses to prompts, and scores them where it can."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from ..algorithms.divergences import LOG_ZERO
 from ..algorithms.sampling import Decoding, seeded
 from .config import Config
 from .failures import Missing
 
 ATTEMPTS = 5
+BACKOFF = 0.5
+"""Seconds before the second attempt; each later wait is twice as long."""
 RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
 
@@ -29,8 +32,16 @@ class Answer:
     finished: bool
 
 
+@dataclass(frozen=True)
+class Scored:
+    """One token as the server lists it for a position; ``text`` is None when the server does not tell it."""
+
+    logp: float
+    text: str | None
+
+
 class ServedTeacher:
-    """Asks ``/chat/completions``, several prompts at once, again after passing faults."""
+    """Asks ``/chat/completions`` and ``/completions``, several prompts at once, again after passing faults."""
 
     def __init__(self, served: Config, decoding: Decoding) -> None:
         self.served = served
@@ -65,9 +76,56 @@ class ServedTeacher:
                 f"teacher.served.url {self.served.url} answered without choices[0].message.content"
             ) from error
 
+    def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[dict[int, float]]]:
+        """Return log-probabilities (nats) by token id for each response position of (prompt ids, response ids) rows.
+
+        The token that stands at a position is among its ids.
+
+        Raises:
+            Missing: as for ``answer``, or the server's log-probabilities are absent or belong to other positions.
+        """
+
+        def one(row: tuple[Sequence[int], Sequence[int]]) -> list[dict[int, float]]:
+            prompt, response = row
+            positions = self.prompt_logprobs([*prompt, *response], self.served.top_logprobs)[len(prompt) - 1 :]
+            return [{token: entry.logp for token, entry in named.items()} for named in positions]
+
+        with ThreadPoolExecutor(max_workers=self.served.concurrency) as pool:
+            return list(pool.map(one, rows))
+
+    def prompt_logprobs(self, ids: Sequence[int], top: int) -> list[dict[int, Scored]]:
+        """Return what the server lists, by token id, for each position of ``ids`` but the first.
+
+        Token ids are sent, so the server tokenizes nothing and its positions are ours.
+        """
+        body = {
+            "model": self.served.model,
+            "prompt": list(ids),
+            "max_tokens": 1,
+            "temperature": 0,
+            "prompt_logprobs": top,
+        }
+        reply = self._post("/completions", body)
+        try:
+            listed = [_scored(position) for position in reply["choices"][0]["prompt_logprobs"][1:]]
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise Missing(
+                f"teacher.served.url {self.served.url} answers without choices[0].prompt_logprobs, as vLLM gives them; "
+                "serve the teacher with vLLM, or set top_logprobs: 0 and kind: sequence_kd"
+            ) from error
+        if len(listed) != len(ids) - 1 or any(token not in named for token, named in zip(ids[1:], listed, strict=True)):
+            raise Missing(
+                f"teacher.served.url {self.served.url} gives prompt_logprobs that do not belong to their positions "
+                "(they may be shifted by one); serve the teacher with vLLM, or set top_logprobs: 0 and "
+                "kind: sequence_kd"
+            )
+        return listed
+
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         url = self.served.url.rstrip("/") + path  # the spec admits http and https only
-        request = urllib.request.Request(url, json.dumps(body).encode(), self._headers())  # noqa: S310
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310
+        self._authorize(request)
         reason = ""
         for attempt in range(ATTEMPTS):
             try:
@@ -76,18 +134,33 @@ class ServedTeacher:
             except urllib.error.HTTPError as error:
                 reason = f"HTTP {error.code} {error.reason}"
                 if error.code not in RETRIED_STATUS:
-                    break
+                    raise Missing(self._refusal(error)) from error
             except (OSError, http.client.HTTPException, ValueError) as error:
                 reason = f"{type(error).__name__}: {error}"
             if attempt < ATTEMPTS - 1:
-                time.sleep(2**attempt * 0.5)
+                time.sleep(2**attempt * BACKOFF)
         raise Missing(f"teacher.served.url {self.served.url} gives no answer ({reason}); is the server up?")
 
-    def _headers(self) -> dict[str, str]:
-        headers = {"Content-Type": "application/json"}
+    def _refusal(self, error: urllib.error.HTTPError) -> str:
+        refused = f"teacher.served.url {self.served.url} refuses with HTTP {error.code} {error.reason}"
+        if error.code in {401, 403}:
+            # What the server says here may repeat the key.
+            return f"{refused}; name the variable that holds the key in teacher.served.api_key_env, and set it"
+        said = " ".join(error.read(2000).decode("utf-8", "replace").split())[:300]
+        return f"{refused}: {said or 'no reason given'}; look at 'url', 'model' and 'top_logprobs' of teacher.served"
+
+    def _authorize(self, request: urllib.request.Request) -> None:
         if self.served.api_key_env:
             key = os.environ.get(self.served.api_key_env)
             if not key:
                 raise Missing(f"teacher.served.api_key_env: the variable '{self.served.api_key_env}' is not set")
-            headers["Authorization"] = f"Bearer {key}"
-        return headers
+            # A redirect may lead to another host, which must not see the key.
+            request.add_unredirected_header("Authorization", f"Bearer {key}")
+
+
+def _scored(position: dict[str, dict[str, Any]]) -> dict[int, Scored]:
+    # A server may write a probability of 0 as -inf.
+    return {
+        int(token): Scored(max(float(entry["logprob"]), LOG_ZERO), entry.get("decoded_token"))
+        for token, entry in position.items()
+    }

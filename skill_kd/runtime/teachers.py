@@ -1,6 +1,7 @@
 """The teacher as training sees it: a distribution over the student's tokens where it has one, a writer in any case.
 
-A teacher with the student's tokenizer gives both. One with another tokenizer, or behind an endpoint, only writes.
+A teacher with the student's tokenizer gives both. One with another tokenizer only writes, and so does one behind an
+endpoint, unless the endpoint tells log-probabilities: then the likeliest tokens are known, and the rest as one mass.
 """
 
 from __future__ import annotations
@@ -13,33 +14,53 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..algorithms.divergences import log_probs
+from ..algorithms.estimators import token_logp
 from ..algorithms.sampling import Decoding
 from .batching import Batch, Row
 from .config import Config
 from .data import Encoder, Example
 from .failures import BadInput
 from .loading import check_context, eos_ids, load_teacher, shared_vocabulary
-from .policy import response_logits
+from .policy import TeacherView, TopK, response_logits
 from .rollouts import Draw, Sampler
 from .served import ServedTeacher
 
 Write = Callable[[Sequence[Example], Sequence[Draw]], list[Row]]
 """Sample one teacher response for each example; the draws carry the student's prompt tokens and the seeds."""
 
+PROBE = "The quick brown fox jumps over the lazy dog, and 12 times 12 makes 144."
+
 
 @dataclass(frozen=True)
 class Teacher:
-    """``model`` is None when only text can be had; ``vocabulary`` counts the ids both models share."""
+    """``model`` is None when it is not loaded here; ``vocabulary`` counts the ids both models share."""
 
     model: nn.Module | None
     vocabulary: int
     write: Write
+    server: ServedTeacher | None = None
+    """Tells log-probabilities where no model is loaded; None when only text can be had."""
 
-    def logp(self, batch: Batch, temperature: float = 1.0) -> Tensor:
-        """Return log-probabilities [B, T, V] (float32) at the response positions."""
+    @property
+    def scores(self) -> bool:
+        """Whether log-probabilities can be had."""
+        return self.model is not None or self.server is not None
+
+    def logp(self, batch: Batch, temperature: float = 1.0) -> TeacherView:
+        """Return log-probabilities (float32) at the response positions: [B, T, V], or what a server tells of them."""
+        if self.server is not None:
+            assert temperature == 1  # the spec refuses another one
+            return TopK.of(self.server.score(_unpadded(batch)), self.vocabulary, batch.response_BT.device)
         assert self.model is not None
         with torch.no_grad():
             return log_probs(response_logits(self.model, batch, self.vocabulary), temperature)
+
+    def token_logp(self, batch: Batch) -> Tensor:
+        """Return the log-probability [B, T] of each response token."""
+        view = self.logp(batch)
+        if isinstance(view, TopK):
+            return token_logp(view.logp_BTK1, view.buckets(batch.response_BT))
+        return token_logp(view, batch.response_BT)
 
 
 def open_teacher(config: Config, tokenizer: PreTrainedTokenizerBase, sampler: Sampler, encoder: Encoder) -> Teacher:
@@ -51,9 +72,11 @@ def open_teacher(config: Config, tokenizer: PreTrainedTokenizerBase, sampler: Sa
     """
     vocabulary = sampler.decoding.vocabulary
     if config.teacher.served is not None:
-        return Teacher(
-            None, vocabulary, _served_writer(ServedTeacher(config.teacher.served, sampler.decoding), encoder)
-        )
+        server = ServedTeacher(config.teacher.served, sampler.decoding)
+        told = config.teacher.served.top_logprobs > 0
+        if told:
+            _probe(server, tokenizer)
+        return Teacher(None, vocabulary, _served_writer(server, encoder), server if told else None)
     loaded = load_teacher(config.teacher)
     model = loaded.model.to(sampler.device)
     check_context(model, config.data.max_prompt_tokens + config.rollout.max_new_tokens, "the teacher")
@@ -93,6 +116,38 @@ def _foreign_writer(
         return [_text_row(*parts, encoder, decoding) for parts in zip(draws, texts, finished, strict=True)]
 
     return write
+
+
+def _probe(server: ServedTeacher, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a server whose log-probabilities are absent, belong to other positions or to another tokenizer.
+
+    Servers exist that drop them silently, and others that shift them by one. The likeliest token alone is asked for
+    first: the longer the list, the likelier a shifted one holds the token that stands there by chance.
+    """
+    ids: list[int] = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+    listed = server.prompt_logprobs(ids, 1)
+    server.prompt_logprobs(ids, server.served.top_logprobs)
+    texts = [
+        (tokenizer.decode([token]).strip(), named[token].text) for token, named in zip(ids[1:], listed, strict=True)
+    ]
+    differ = [(ours, text.strip()) for ours, text in texts if text is not None and text.strip() != ours]
+    # Servers write spaces and parts of characters each in their own way; another tokenizer differs nearly everywhere.
+    if len(differ) > len(texts) / 2:
+        ours, theirs = differ[0]
+        raise BadInput(
+            f"teacher.served.model '{server.served.model}' has another tokenizer: {theirs!r} there is {ours!r} "
+            "in the student; serve a teacher of the student's family, or set top_logprobs: 0 and kind: sequence_kd"
+        )
+
+
+def _unpadded(batch: Batch) -> list[tuple[list[int], list[int]]]:
+    """Return the prompt ids and the response ids of each row."""
+    start = batch.ids_BL.shape[1] - batch.width
+    real_BL = batch.attention_mask_BL.bool()
+    return [
+        (ids[:start][real[:start]].tolist(), ids[start:][real[start:]].tolist())
+        for ids, real in zip(batch.ids_BL, real_BL, strict=True)
+    ]
 
 
 def _served_writer(server: ServedTeacher, encoder: Encoder) -> Write:

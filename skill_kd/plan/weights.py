@@ -1,0 +1,102 @@
+"""Weights of one process in bytes, and what comes with them: gradients, optimizer states, copies for a forward pass."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from skill_kd.models import ModelConfig
+from skill_kd.plan.setup import DTYPE_BYTES, Setup
+
+BITS4 = 0.5 + 4 / 64
+"""Bytes of a weight in NF4: half a byte, and one float32 scale for a block of 64."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that takes memory."""
+
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A moment of the run and what is alive then."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Sum of the parts."""
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def largest(self) -> Part:
+        """The part that dominates."""
+        return max(self.parts, key=lambda part: part.bytes)
+
+
+def weight_bytes(config: ModelConfig, dtype: str, quantization: str | None, *, trained: bool = False) -> int:
+    """Bytes of a model's weights.
+
+    Args:
+        config: the model.
+        dtype: of all weights, or of those that stay when the blocks' matrices are quantized.
+        quantization: ``8bit`` or ``4bit`` for the blocks' matrices; embeddings, norms and experts never are.
+        trained: prepared for training, which makes float32 of what is not quantized.
+    """
+    width = DTYPE_BYTES[dtype]
+    if quantization is None:
+        return config.parameters * width
+    matrices = sum(linear.parameters for linear in config.linears if not linear.expert)
+    kept = (config.parameters - matrices) * (4 if trained else width)
+    return kept + math.ceil(matrices * (1 if quantization == "8bit" else BITS4))
+
+
+def student_weights(setup: Setup) -> int:
+    """Bytes of the student's weights on one process, adapters included."""
+    student = setup.spec.student
+    adapters = setup.trainable_bytes if student.lora else 0
+    base = weight_bytes(setup.student, student.dtype, student.quantization, trained=True)
+    return (base + adapters) // shards(setup)
+
+
+def teacher_weights(setup: Setup) -> int:
+    """Bytes of all teachers that are loaded here; every process holds them whole."""
+    teacher = setup.spec.teacher
+    return sum(weight_bytes(config, teacher.dtype, teacher.quantization) for config in setup.teachers)
+
+
+def shards(setup: Setup) -> int:
+    """Parts into which the student's weights, gradients and optimizer states are split."""
+    return setup.spec.launch.processes if setup.sharded else 1
+
+
+def gradients(setup: Setup) -> Part:
+    """Gradients of one process, with DDP's buckets."""
+    # DDP copies gradients into buckets for the exchange.
+    copies = 2 if setup.spec.launch.strategy == "ddp" and setup.spec.launch.processes > 1 else 1
+    return Part("gradients", copies * setup.trainable_bytes // shards(setup))
+
+
+def lasting(setup: Setup) -> tuple[Part, ...]:
+    """What is in memory for the whole run."""
+    return (
+        Part("student weights", student_weights(setup)),
+        # AdamW keeps two moments of every trained weight, in that weight's dtype.
+        Part("optimizer states", 2 * setup.trainable_bytes // shards(setup)),
+        Part("teacher weights", teacher_weights(setup)),
+    )
+
+
+def forward_weights(setup: Setup) -> Part:
+    """What a forward pass adds to the weights and keeps until the backward pass is done."""
+    config, width = setup.student, setup.compute_bytes
+    matrices = sum(linear.parameters for linear in config.linears)
+    table = config.vocab_size * config.hidden_size
+    if setup.sharded:
+        # FSDP gathers two layers at a time, and embeddings and output matrix for the whole pass.
+        return Part("gathered weights", width * (config.embedding_parameters + 2 * matrices // max(config.layers, 1)))
+    return Part("autocast copies of weights", width * (matrices + table) if setup.autocast else 0)

@@ -1,0 +1,187 @@
+"""policy: a server's named tokens and the rest give the losses of the whole vocabulary, or a bound of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import build_model, make_tokenizer
+from torch import Tensor
+
+from skill_kd.algorithms import divergences
+from skill_kd.algorithms.divergences import LOG_ZERO, bucketed, log_probs
+from skill_kd.algorithms.estimators import token_logp
+from skill_kd.runtime.batching import Batch, Row, collate
+from skill_kd.runtime.config import Config
+from skill_kd.runtime.objectives import build_objective
+from skill_kd.runtime.policy import LEAST_REST, Policy, TopK, on_shared_outcomes
+
+torch.set_num_threads(1)
+
+B, T, V = 2, 3, 12
+CPU = torch.device("cpu")
+OBJECTIVES = [
+    {"kind": "forward_kl"},
+    {"kind": "forward_kl", "hard_label_weight": 0.3, "responses": "data"},
+    {"kind": "reverse_kl"},
+    {"kind": "jsd", "beta": 0.3},
+    {"kind": "skew_kl", "skew": 0.1},
+    {"kind": "skew_reverse_kl", "skew": 0.1},
+    {"kind": "adaptive_kl", "head_mass": 0.5},
+    {"kind": "entropy_aware", "entropy_threshold": 1.5},
+    {"kind": "total_variation"},
+    {"kind": "minillm", "estimator": "paper", "teacher_mix": 0.0, "length_normalization": True, "clip": 0.2},
+]
+BOUNDED = {
+    "forward_kl": divergences.forward_kl,
+    "reverse_kl": divergences.reverse_kl,
+    "jsd": lambda student, teacher: divergences.jsd(student, teacher, 0.3),
+    "skew_kl": lambda student, teacher: divergences.skew_kl(student, teacher, 0.1),
+    "skew_reverse_kl": lambda student, teacher: divergences.skew_reverse_kl(student, teacher, 0.1),
+    "total_variation": divergences.total_variation,
+}
+
+
+def distribution(seed: int, spread: float = 2.0) -> Tensor:
+    values = torch.randn(B, T, V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return log_probs(spread * values).float()
+
+
+def batch() -> Batch:
+    """Two rows, the second one token shorter and so padded."""
+    rows = [
+        Row((1, 2), (3, 4, 5), (True,) * 3, "student", (-1.0, -2.0, -0.5)),
+        Row((1,), (6, 0), (True,) * 2, "data", (-1.5, -2.5)),
+    ]
+    return collate(rows, 0, CPU)
+
+
+def told(teacher_logp: Tensor, top: int) -> TopK:
+    """What a server tells of ``teacher_logp``: the likeliest tokens and the one that stands there."""
+    layout, rows = batch(), []
+    for b, length in enumerate((3, 2)):
+        positions = []
+        for t in range(length):
+            named = {*teacher_logp[b, t].topk(top).indices.tolist(), int(layout.response_BT[b, t])}
+            positions.append({token: float(teacher_logp[b, t, token]) for token in named})
+        rows.append(positions)
+    return TopK.of(rows, V, CPU)
+
+
+def build(values: dict[str, object]) -> object:
+    common = {"temperature": 1.0, "hard_label_weight": 0.0, "on_policy": 1.0, "responses": "teacher"}
+    return build_objective(Config(**{**common, "pt_weight": 0.0, "coverage_weight": 0.0, **values}))
+
+
+def summed(values: dict[str, object], student: Tensor, teacher: Tensor | TopK) -> Tensor:
+    loss_BT = build(values).loss(*on_shared_outcomes(student, teacher, batch()))
+    return torch.where(batch().mask_BT, loss_BT, 0.0).sum()
+
+
+@pytest.mark.parametrize("values", OBJECTIVES, ids=str)
+def test_naming_every_token_gives_the_loss_and_gradient_of_the_whole_vocabulary(values: dict[str, object]) -> None:
+    logits = distribution(1).requires_grad_()
+    teacher = distribution(2)
+    dense = summed(values, log_probs(logits), teacher)
+    named = summed(values, log_probs(logits), told(teacher, V))
+    torch.testing.assert_close(named, dense, rtol=1e-5, atol=1e-5)
+    expected, actual = (torch.autograd.grad(value, logits)[0] for value in (dense, named))
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+@pytest.mark.parametrize("top", [1, 2, 5, V - 1])
+def test_merging_tokens_never_raises_a_divergence(name: str, top: int) -> None:
+    mask = batch().mask_BT
+    lost = 0.0
+    for seed in range(20):
+        student, teacher = distribution(seed), distribution(seed + 100)
+        view = told(teacher, top)
+        bound = BOUNDED[name](bucketed(student, view.ids_BTK), view.logp_BTK1)[mask]
+        whole = BOUNDED[name](student, teacher)[mask]
+        assert (bound <= whole + 1e-5).all()
+        assert (bound >= -1e-6).all()
+        lost += float((whole - bound).sum())
+    assert lost > 1e-3 or top == V - 1  # One token alone in the rest is no merging.
+
+
+@pytest.mark.parametrize("values", OBJECTIVES, ids=str)
+def test_few_named_tokens_give_finite_losses_and_gradients_also_where_rows_are_padded(
+    values: dict[str, object],
+) -> None:
+    logits = (100 * distribution(1)).requires_grad_()
+    loss = summed(values, log_probs(logits), told(distribution(2, spread=40.0), 2))
+    assert loss.isfinite()
+    assert torch.autograd.grad(loss, logits)[0].isfinite().all()
+
+
+def test_buckets_hold_the_named_tokens_and_the_rest_exactly() -> None:
+    logp = distribution(3)
+    ids = torch.tensor([4, -1, 7]).expand(B, T, 3)
+    merged = bucketed(logp, ids).exp()
+    torch.testing.assert_close(merged[..., 0], logp[..., 4].exp())
+    torch.testing.assert_close(merged[..., 2], logp[..., 7].exp())
+    assert (merged[..., 1] == 0).all()
+    torch.testing.assert_close(merged.sum(dim=-1), torch.ones(B, T))
+
+
+def test_an_id_that_names_no_token_does_not_hide_token_0() -> None:
+    logp = distribution(3)
+    ids = torch.tensor([0, -1]).expand(B, T, 2)
+    torch.testing.assert_close(bucketed(logp, ids)[..., 2].exp(), 1 - logp[..., 0].exp())
+
+
+def test_rows_that_name_different_numbers_of_tokens_are_laid_out_alike() -> None:
+    view = TopK.of([[{3: math.log(0.5), 1: math.log(0.25)}, {2: math.log(0.75)}], [{5: math.log(0.1)}]], V, CPU)
+    assert view.ids_BTK.tolist() == [[[3, 1], [2, -1]], [[5, -1], [-1, -1]]]
+    expected = [[[0.5, 0.25, 0.25], [0.75, 0.0, 0.25]], [[0.1, 0.0, 0.9], [0.0, 0.0, 1.0]]]
+    torch.testing.assert_close(view.logp_BTK1.exp(), torch.tensor(expected))
+
+
+def test_tokens_that_the_student_lacks_are_part_of_the_rest() -> None:
+    view = TopK.of([[{3: math.log(0.5), V: math.log(0.3)}]], V, CPU)
+    assert view.ids_BTK.tolist() == [[[3]]]
+    torch.testing.assert_close(view.logp_BTK1.exp(), torch.tensor([[[0.5, 0.5]]]))
+
+
+def test_a_rest_lost_in_rounding_costs_no_more_than_rounding_could_hide() -> None:
+    view = TopK.of([[{3: 0.0}]], V, CPU)
+    assert float(view.logp_BTK1[0, 0, 1]) == pytest.approx(math.log(LEAST_REST), rel=1e-3)
+    whole = TopK.of([[dict.fromkeys(range(V), -math.log(V))]], V, CPU)
+    assert float(whole.logp_BTK1[0, 0, V]) == LOG_ZERO
+
+
+def test_a_response_token_is_found_in_its_bucket() -> None:
+    student, teacher = distribution(1), distribution(2)
+    view = told(teacher, 2)
+    shared_logp, teacher_logp, layout = on_shared_outcomes(student, view, batch())
+    assert teacher_logp is not None
+    mask, ids = layout.mask_BT, batch().response_BT
+    for buckets, tokens in ((shared_logp, student), (teacher_logp, teacher)):
+        torch.testing.assert_close(
+            token_logp(buckets, layout.response_BT)[mask], token_logp(tokens, ids)[mask], rtol=1e-5, atol=1e-6
+        )
+
+
+def test_a_policy_takes_what_a_server_tells_for_a_whole_distribution() -> None:
+    tokenizer = make_tokenizer()
+    policy = Policy(build_model("llama", layers=1, vocabulary=len(tokenizer), tokenizer=tokenizer), V)
+    objective = build({"kind": "reverse_kl"})
+    teacher = distribution(2)
+    dense, named, few = (
+        policy(batch(), objective.loss, view, 1.0) for view in (teacher, told(teacher, V), told(teacher, 1))
+    )
+    torch.testing.assert_close(named, dense, rtol=1e-5, atol=1e-5)
+    assert 0 < few < dense
+    few.backward()
+    assert any(weight.grad is not None and weight.grad.abs().max() > 0 for weight in policy.parameters())
+
+
+def test_the_batch_itself_is_left_as_it_was() -> None:
+    layout = batch()
+    before = replace(layout, response_BT=layout.response_BT.clone())
+    on_shared_outcomes(distribution(1), told(distribution(2), 2), layout)
+    assert layout.response_BT.equal(before.response_BT)

@@ -1,0 +1,406 @@
+"""A served teacher tells what a loaded one tells; passing faults are waited for, and false servers are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_model, make_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from skill_kd.algorithms import divergences
+from skill_kd.algorithms.divergences import log_probs
+from skill_kd.algorithms.sampling import Decoding
+from skill_kd.runtime import served
+from skill_kd.runtime.batching import Row, collate
+from skill_kd.runtime.config import Config
+from skill_kd.runtime.data import Encoder, Example
+from skill_kd.runtime.experience import own_best_samples
+from skill_kd.runtime.failures import BadInput, Missing
+from skill_kd.runtime.measure import HeldOut
+from skill_kd.runtime.policy import TopK, on_shared_outcomes
+from skill_kd.runtime.rollouts import Sampler, draws_for
+from skill_kd.runtime.served import ServedTeacher
+from skill_kd.runtime.teachers import Teacher, open_teacher
+from skill_kd.specfile import parse_spec
+
+torch.set_num_threads(1)
+
+REPOSITORY = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+KEY, KEY_VARIABLE = "sk-never-written-anywhere", "SKILL_KD_TEST_KEY"
+WROTE = "hello world the lazy dog"
+
+
+@dataclass
+class Server:
+    """A tiny llama behind the two endpoints, as vLLM answers them, with faults to switch on."""
+
+    folder: Path
+    fail_first: int = 0
+    status: int = 503
+    drop: bool = False
+    shift: bool = False
+    foreign: bool = False
+    hang: float = 0.0
+    raw: bytes | None = None
+    most: int = 1000
+    """Largest number of log-probabilities given."""
+    seen: list[dict[str, Any]] = field(default_factory=list)
+    keys: set[str | None] = field(default_factory=set)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    url: str = ""
+
+    def __post_init__(self) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        self.model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
+
+    def reply(self, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+        with self.lock:
+            self.seen.append(body)
+            if len(self.seen) <= self.fail_first:
+                return self.status, b'{"error": "Bearer ' + KEY.encode() + b'"}'
+            if self.raw is not None:
+                return 200, self.raw
+            if body.get("prompt_logprobs", 0) > self.most:
+                return 400, json.dumps({"message": f"at most {self.most} logprobs"}).encode()
+            choice = self.scores(body) if path.endswith("/v1/completions") else self.chat()
+            return 200, json.dumps({"choices": [choice]}).encode()
+
+    def chat(self) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": WROTE}, "finish_reason": "stop"}
+
+    def scores(self, body: dict[str, Any]) -> dict[str, Any]:
+        ids, top = body["prompt"], body["prompt_logprobs"]
+        with torch.no_grad():
+            logp = log_probs(self.model(torch.tensor([ids])).logits[0])
+        listed: list[Any] = [None]
+        for position, token in enumerate(ids[1:]):
+            named = {token, *logp[position].topk(min(top, logp.shape[1])).indices.tolist()}
+            listed.append({str(i): {"logprob": float(logp[position, i]), "decoded_token": self.text(i)} for i in named})
+        if self.shift:
+            listed = [None, *listed[2:], listed[1]]
+        return {"text": "", "finish_reason": "length", **({} if self.drop else {"prompt_logprobs": listed})}
+
+    def text(self, token: int) -> str:
+        return str(self.tokenizer.decode([(token * 7 + 11) % 250 + 3 if self.foreign else token]))
+
+
+class Handler(BaseHTTPRequestHandler):
+    fake: Server
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.fake.keys.add(self.headers["Authorization"])
+        if self.fake.hang:
+            time.sleep(self.fake.hang)
+        status, content = self.fake.reply(self.path, body)
+        try:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+        except OSError:  # the client gave up waiting
+            pass
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    make_model(folder / "teacher", layers=2, seed=0)
+    make_model(folder / "student", layers=1, seed=1, vocabulary=384)
+    return folder
+
+
+@pytest.fixture
+def server(models: Path) -> Iterator[Server]:
+    fake = Server(models / "teacher")
+    http = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"fake": fake}))
+    http.daemon_threads = True
+    http.block_on_close = False
+    fake.url = f"http://127.0.0.1:{http.server_address[1]}/v1"
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield fake
+    http.shutdown()
+    http.server_close()
+    thread.join()
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served, "BACKOFF", 0.001)
+
+
+def address(server: Server, **changes: Any) -> Config:
+    values = {"url": server.url, "model": "tiny", "top_logprobs": 5, "api_key_env": None, "timeout": 20.0}
+    return Config(**{**values, "concurrency": 4, **changes})
+
+
+class Setting:
+    """A student beside a served teacher, as a run opens them."""
+
+    def __init__(self, models: Path, server: Server, **changes: Any) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(models / "student")
+        self.student = AutoModelForCausalLM.from_pretrained(models / "student", dtype=torch.float32).eval()
+        ends = frozenset({int(self.tokenizer.eos_token_id)})
+        self.encoder = Encoder(self.tokenizer, ends)
+        decoding = Decoding(8, 1.0, 1.0, ends, len(self.tokenizer))
+        self.sampler = Sampler(decoding, int(self.tokenizer.pad_token_id), CPU)
+        self.config = Config(
+            seed=1, teacher=Config(served=address(server, **changes)), training=Config(batch_size=4, accumulate=2)
+        )
+        self.examples = [Example((("user", text),), None) for text in ("hello", "what is a quick brown fox", "a dog")]
+        self.draws = draws_for([self.encoder.prompt(example) for example in self.examples], (1, "held_out"))
+
+    def teacher(self) -> Teacher:
+        return open_teacher(self.config, self.tokenizer, self.sampler, self.encoder)
+
+    def loaded(self, server: Server) -> Teacher:
+        """The same teacher as a model in this process, writing what the server writes."""
+        return Teacher(server.model, self.sampler.decoding.vocabulary, self.teacher().write)
+
+    def rows(self) -> list[Row]:
+        return self.sampler.sample(self.student, self.draws, "student")
+
+
+# --- what it tells ----------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_names_every_token_tells_what_a_loaded_teacher_tells(models: Path, server: Server) -> None:
+    setting = Setting(models, server, top_logprobs=len(make_tokenizer()))
+    layout = collate(setting.rows(), setting.sampler.pad, CPU)
+    view, dense = setting.teacher().logp(layout), setting.loaded(server).logp(layout)
+    assert isinstance(view, TopK)
+    assert isinstance(dense, torch.Tensor)
+    student = log_probs(torch.randn(dense.shape, generator=torch.Generator().manual_seed(0)))
+    shared_logp, teacher_logp, _ = on_shared_outcomes(student, view, layout)
+    assert teacher_logp is not None
+    for divergence in (divergences.forward_kl, divergences.reverse_kl):
+        named, whole = divergence(shared_logp, teacher_logp), divergence(student, dense)
+        torch.testing.assert_close(named[layout.mask_BT], whole[layout.mask_BT], rtol=1e-5, atol=1e-5)
+
+
+def test_a_token_outside_the_likeliest_has_its_own_probability(models: Path, server: Server) -> None:
+    setting = Setting(models, server, top_logprobs=1)
+    layout = collate(setting.rows(), setting.sampler.pad, CPU)
+    told, exact = setting.teacher().token_logp(layout), setting.loaded(server).token_logp(layout)
+    torch.testing.assert_close(told[layout.mask_BT], exact[layout.mask_BT], rtol=1e-4, atol=1e-4)
+
+
+def test_held_out_bounds_have_names_of_their_own_and_the_rest_is_exact(models: Path, server: Server) -> None:
+    setting = Setting(models, server)
+    told, exact = (
+        HeldOut(teacher, setting.sampler, setting.examples, setting.draws, 2).measure(setting.student)[0]
+        for teacher in (setting.teacher(), setting.loaded(server))
+    )
+    bounded = {"forward_kl", "reverse_kl", "teacher_entropy"}
+    assert told.keys() == {f"{name}_topk" if name in bounded else name for name in exact}
+    for name, value in exact.items():
+        if name in bounded:
+            assert 0 < told[f"{name}_topk"] < value
+        else:
+            assert told[name] == pytest.approx(value, rel=1e-4)
+
+
+def test_the_students_best_samples_are_those_the_served_teacher_finds_likely(models: Path, server: Server) -> None:
+    setting = Setting(models, server, top_logprobs=1)
+    many_ends = replace(setting.sampler.decoding, eos_ids=frozenset(range(60)))
+    sampler = replace(setting.sampler, decoding=many_ends)
+    prompts = [draw.prompt for draw in setting.draws]
+    stage = Config(samples=8, keep=0.5)
+    told, exact = (
+        own_best_samples(setting.config, stage, setting.student, teacher, prompts, sampler)
+        for teacher in (setting.teacher(), setting.loaded(server))
+    )
+    assert len(exact) > 2
+    assert told == exact
+
+
+def test_text_is_all_a_server_without_log_probabilities_is_asked_for(models: Path, server: Server) -> None:
+    teacher = Setting(models, server, top_logprobs=0).teacher()
+    assert not teacher.scores
+    assert server.seen == []
+
+
+# --- faults that pass -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_passing_faults_are_waited_for(status: int, server: Server) -> None:
+    server.fail_first, server.status = 3, status
+    [[position]] = ServedTeacher(address(server), _decoding()).score([([4, 5, 6], [7])])
+    assert 7 in position
+
+
+def test_waits_grow(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(served.time, "sleep", waits.append)
+    server.fail_first = 3
+    ServedTeacher(address(server), _decoding()).score([([4, 5], [7])])
+    assert waits[0] > 0
+    assert waits == [waits[0], 2 * waits[0], 4 * waits[0]]
+
+
+def test_rows_come_back_in_the_order_they_were_sent(server: Server) -> None:
+    rows = [([4, 5], [token]) for token in range(40, 60)]
+    scored = ServedTeacher(address(server, concurrency=8), _decoding()).score(rows)
+    assert all(response[0] in positions[0] for (_, response), positions in zip(rows, scored, strict=True))
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "it stays down": ({"fail_first": 99}, {}, "HTTP 503"),
+    "no key": ({"fail_first": 99, "status": 401}, {}, "teacher.served.api_key_env"),
+    "no JSON": ({"raw": b"<html>"}, {}, "gives no answer"),
+    "JSON of another shape": ({"raw": b"[1]"}, {}, "without choices[0].prompt_logprobs"),
+    "null log-probabilities": ({"raw": b'{"choices": [{"prompt_logprobs": null}]}'}, {}, "set top_logprobs: 0"),
+    "no log-probabilities": ({"drop": True}, {}, "set top_logprobs: 0"),
+    "log-probabilities shifted by one": ({"shift": True}, {"top_logprobs": 1000}, "shifted by one"),
+    "more than it gives": ({"most": 20}, {"top_logprobs": 64}, "at most 20 logprobs"),
+    "it hangs": ({"hang": 0.3}, {"timeout": 0.05}, "timed out"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_server_that_cannot_be_trusted_is_refused_in_one_line(name: str, models: Path, server: Server) -> None:
+    faults, changes, words = REFUSALS[name]
+    for fault, value in faults.items():
+        setattr(server, fault, value)
+    with pytest.raises(Missing) as refused:
+        Setting(models, server, **changes).teacher()
+    message = str(refused.value)
+    assert words in message
+    assert "teacher.served" in message
+    assert "\n" not in message
+    assert refused.value.exit_code == 5
+
+
+def test_another_tokenizer_behind_the_server_is_refused(models: Path, server: Server) -> None:
+    server.foreign = True
+    with pytest.raises(BadInput, match="another tokenizer"):
+        Setting(models, server).teacher()
+
+
+def test_a_refusal_is_not_asked_for_again(models: Path, server: Server) -> None:
+    server.fail_first, server.status = 99, 401
+    with pytest.raises(Missing):
+        Setting(models, server).teacher()
+    assert len(server.seen) == 1
+
+
+def test_a_key_that_is_not_set_is_named(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    with pytest.raises(Missing, match=KEY_VARIABLE):
+        ServedTeacher(address(server, api_key_env=KEY_VARIABLE), _decoding()).score([([4], [5])])
+
+
+def test_a_refused_key_is_not_repeated(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    server.fail_first, server.status = 99, 403
+    with pytest.raises(Missing) as refused:
+        ServedTeacher(address(server, api_key_env=KEY_VARIABLE), _decoding()).score([([4], [5])])
+    assert server.keys == {f"Bearer {KEY}"}
+    assert KEY not in str(refused.value)
+
+
+def _decoding() -> Decoding:
+    return Decoding(8, 1.0, 1.0, frozenset({2}), 300)
+
+
+# --- whole runs -------------------------------------------------------------------------------------------------------
+
+
+def train(folder: Path, models: Path, server: Server, objective: dict[str, Any], top: int) -> Any:
+    """Run the trainer on a spec whose teacher is ``server``; return the finished process."""
+    values = {
+        "name": "served",
+        "teacher": {"served": {"url": server.url, "model": "tiny", "top_logprobs": top, "api_key_env": KEY_VARIABLE}},
+        "student": {"model": str(models / "student")},
+        "data": {"train": "examples/data/sft.jsonl", "held_out": 0.2, "max_prompt_tokens": 200},
+        "stages": [{"kind": "distill", "updates": 2, "objective": objective}],
+        "rollout": {"max_new_tokens": 6, "prompts": 2},
+        "training": {"batch_size": 2, "precision": "fp32", "learning_rate": 1e-3},
+        "checkpoint": {"every": 1, "measure_prompts": 2},
+    }
+    (folder / "spec.json").write_text(json.dumps(parse_spec(values).model_dump(mode="json")), encoding="utf-8")
+    return subprocess.run(
+        [sys.executable, "templates/transformers_trainer.py", str(folder / "spec.json")],
+        cwd=REPOSITORY,
+        env={**os.environ, KEY_VARIABLE: KEY, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+@pytest.mark.script
+@pytest.mark.parametrize(
+    ("objective", "top", "best_by"),
+    [
+        ({"kind": "reverse_kl"}, 5, "reverse_kl_topk"),
+        ({"kind": "minillm", "teacher_mix": 0.0, "coverage_weight": 0.5}, 5, "reverse_kl_topk"),
+        ({"kind": "sequence_kd"}, 0, "held_out_nll"),
+    ],
+    ids=["reverse_kl", "minillm", "text only"],
+)
+def test_a_student_learns_from_a_server_and_the_key_is_written_nowhere(
+    objective: dict[str, Any], top: int, best_by: str, tmp_path: Path, models: Path, server: Server
+) -> None:
+    server.fail_first = 1
+    done = train(tmp_path, models, server, objective, top)
+    assert done.returncode == 0, done.stderr
+    assert len(events(tmp_path, "update")) == 2
+    measured = {event["update"]: event[best_by] for event in events(tmp_path, "held_out") if event["stage"] != "before"}
+    assert "reverse_kl" not in events(tmp_path, "held_out")[-1]
+    best = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["best"]
+    assert best == f"0-{min(measured, key=lambda update: measured[update]):08d}"
+    assert server.keys == {f"Bearer {KEY}"}
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 5
+    assert not [path for path in written if KEY.encode() in path.read_bytes()]
+    assert KEY not in done.stdout + done.stderr
+
+
+@pytest.mark.script
+def test_a_run_with_a_false_server_ends_with_one_line_and_its_exit_code(
+    tmp_path: Path, models: Path, server: Server
+) -> None:
+    server.drop = True
+    done = train(tmp_path, models, server, {"kind": "reverse_kl"}, 5)
+    assert done.returncode == 5, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: teacher.served.url")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_tempered_divergence_from_a_server_is_refused() -> None:
+    values = {
+        "name": "a",
+        "teacher": {"served": {"url": "http://127.0.0.1:1/v1", "model": "m", "top_logprobs": 5}},
+        "student": {"model": "a"},
+        "data": {"train": "a.jsonl"},
+        "stages": [{"kind": "distill", "objective": {"kind": "forward_kl", "temperature": 2.0}}],
+    }
+    with pytest.raises(Exception, match=r"temperature: 2\.0 .*top_logprobs: 5 .*set temperature: 1"):
+        parse_spec(values)
