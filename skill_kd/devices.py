@@ -54,8 +54,9 @@ _DEVICES = (
     Device("H200", 141 * 10**9, 989e12, 67e12, 4800e9),
 )
 
-# Per core, reached (not peak) by training updates of models of 20M to 135M weights on two server cores: 30e9 with AVX2
-# (benchmarks/plan_memory.py), 59e9 with AVX-512. In bfloat16 109e9 with units for it, and 1e9 without, emulated.
+# Per core, reached (not peak) by training updates of models of 20M to 135M weights on two server cores: 30e9 to 55e9
+# with AVX2 (benchmarks/results/plan_memory.json and busier runs), 59e9 with AVX-512. In bfloat16 109e9 with units for
+# it; without, emulated, 1e9 and less.
 _CORE_FP32_FLOPS = 40e9
 _CORE_BF16_FLOPS = 109e9
 _CORE_EMULATED_FLOPS = 1e9

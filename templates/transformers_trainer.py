@@ -211,20 +211,19 @@ def train_stage(run: Run, progress: Progress, pending: list[list[Row]]) -> None:
     scheduler = begin_schedule(
         run.optimizer, stage.learning_rate or CONFIG.training.learning_rate, updates, progress.update
     )
-    run.journal.begin(stage.kind, updates, progress.update)
-    while progress.update < updates:
-        figures = optimizer_step(run, terms, progress.update)
-        scheduler.step()
-        progress.update += 1
-        run.journal.update(stage.kind, progress.update, figures)
-        if progress.update == updates or progress.update % CONFIG.checkpoint.every == 0:
-            figure = measure(run, progress, stage.kind)
-            run.checkpoints.save(progress, terms[0].experience.pending(progress.update), figure)
-        elif run.stop.number:
-            run.checkpoints.save(progress, terms[0].experience.pending(progress.update))
-        if run.stop.number:
-            raise StoppedBySignal(run.stop.number)
-    run.journal.end()
+    with run.journal.bar_of(stage.kind, updates, progress.update):
+        while progress.update < updates:
+            figures = optimizer_step(run, terms, progress.update)
+            scheduler.step()
+            progress.update += 1
+            run.journal.update(stage.kind, progress.update, figures)
+            if progress.update == updates or progress.update % CONFIG.checkpoint.every == 0:
+                figure = measure(run, progress, stage.kind)
+                run.checkpoints.save(progress, terms[0].experience.pending(progress.update), figure)
+            elif run.stop.number:
+                run.checkpoints.save(progress, terms[0].experience.pending(progress.update))
+            if run.stop.number:
+                raise StoppedBySignal(run.stop.number)
 
 
 def begin_schedule(optimizer: torch.optim.Optimizer, rate: float, updates: int, done: int) -> LambdaLR:

@@ -1,4 +1,4 @@
-"""The rendered trainer, run as its users run it: in a subprocess, from its own folder, where skill_kd is not installed."""
+"""The rendered trainer, run as its users run it: in a subprocess, where skill_kd is not installed."""
 
 from __future__ import annotations
 
@@ -160,7 +160,9 @@ def test_a_stopped_run_goes_on_to_the_very_weights_of_one_that_was_not(stop: int
     spec["stages"][0]["updates"] = 9
     whole = script(spec, "whole").train()
     stopped = script(spec, "stopped")
-    child = subprocess.Popen(stopped.command(), cwd=REPOSITORY, env=stopped.environment, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        stopped.command(), cwd=REPOSITORY, env=stopped.environment, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     metrics = stopped.folder / "metrics.jsonl"
     while time.monotonic() < deadline and not (metrics.exists() and len(stopped.events("update")) >= 2):
@@ -217,7 +219,9 @@ def test_bf16_and_gradient_checkpointing_train(models: Path, script: Any) -> Non
 def test_a_student_grown_from_the_teacher_begins_closer_than_a_random_one(models: Path, script: Any) -> None:
     grown = values(models, {"kind": "forward_kl"}, student={"model": None, "from_teacher": {"layers": 2}})
     random = values(models, {"kind": "forward_kl"})
-    first, second = (script(spec, name).train().events("held_out")[0] for name, spec in {"g": grown, "r": random}.items())
+    first, second = (
+        script(spec, name).train().events("held_out")[0] for name, spec in {"g": grown, "r": random}.items()
+    )
     assert first["forward_kl"] < second["forward_kl"]
 
 
@@ -238,7 +242,7 @@ def test_several_teachers_of_one_vocabulary(models: Path, script: Any) -> None:
 def test_a_teacher_with_another_tokenizer_is_refused_where_its_probabilities_are_read(
     tmp_path: Path, models: Path, script: Any
 ) -> None:
-    make_model(tmp_path / "other", kind="gpt2", layers=1, seed=0, chat=False, vocabulary=None)
+    make_model(tmp_path / "other", layers=1, seed=0, special=("<|im_end|>", "<|im_start|>", "<|endoftext|>"))
     teacher = {"model": str(tmp_path / "other")}
     refused = script(values(models, {"kind": "reverse_kl"}, teacher=teacher), "refused").run()
     assert refused.returncode == 2

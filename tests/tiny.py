@@ -24,7 +24,7 @@ CHAT_TEMPLATE = (
 )
 CORPUS = ["hello world the quick brown fox jumps over the lazy dog", "user assistant system"]
 WIDTH = 32
-POSITIONS = 256
+POSITIONS = 1024
 
 
 def make_tokenizer(

@@ -2,7 +2,8 @@
 
 Set beside real updates and rollouts on CPU (benchmarks/results/plan_memory.json), the sum of the tensors alive was
 planned with a median error of 0% and at most 3%. The operating system counts more, because the C allocator keeps some
-of what was freed: with ``HOST_SLACK`` for it, resident memory was planned within 25%. No figure was measured on a GPU.
+of what was freed: with ``HOST_SLACK`` for it, fitted to those same cases, resident memory was planned within 25%.
+No figure was measured on a GPU, and none with quantized weights or more than one process.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Never
@@ -53,10 +54,16 @@ class Journal:
         if self.accelerator.is_main_process:
             tqdm.write(text, file=sys.stderr)
 
-    def begin(self, stage: str, updates: int, done: int) -> None:
-        """Start the bar of a stage, which counts updates and shows tokens per second."""
+    @contextmanager
+    def bar_of(self, stage: str, updates: int, done: int) -> Iterator[None]:
+        """Show the bar of a stage, which counts updates and tells tokens per second; closed however the stage ends."""
         main = self.accelerator.is_main_process
         self.bar = tqdm(total=updates, initial=done, desc=stage, unit="update", disable=not main, dynamic_ncols=True)
+        try:
+            yield
+        finally:
+            self.bar.close()
+            self.bar = None
 
     def update(self, stage: str, update: int, figures: Figures) -> None:
         """Record one optimizer step and move the bar."""
@@ -66,14 +73,9 @@ class Journal:
             self.bar.set_postfix_str(f"loss {figures['loss']:.4g}, {rate:.0f} tokens/s", refresh=False)
             self.bar.update(1)
 
-    def end(self) -> None:
-        """Close the bar of a stage."""
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
 
 def short_table(figures: Figures) -> str:
     """Return one line of held-out figures for people."""
-    shown = ("forward_kl", "reverse_kl", "held_out_nll", "student_entropy", "length", "repetition", "ended")
+    kls = ("forward_kl", "forward_kl_topk", "reverse_kl", "reverse_kl_topk")
+    shown = (*kls, "held_out_nll", "student_entropy", "length", "repetition", "ended")
     return "  ".join(f"{name} {figures[name]:.3f}" for name in shown if name in figures)

@@ -20,7 +20,7 @@ from .batching import Batch, Row
 from .config import Config
 from .data import Encoder, Example
 from .failures import BadInput
-from .loading import check_context, eos_ids, load_teacher, shared_vocabulary
+from .loading import Ensemble, check_context, eos_ids, load_teacher, shared_vocabulary
 from .policy import TeacherView, TopK, response_logits
 from .rollouts import Draw, Sampler
 from .served import ServedTeacher
@@ -79,7 +79,8 @@ def open_teacher(config: Config, tokenizer: PreTrainedTokenizerBase, sampler: Sa
         return Teacher(None, vocabulary, _served_writer(server, encoder), server if told else None)
     loaded = load_teacher(config.teacher)
     model = loaded.model.to(sampler.device)
-    check_context(model, config.data.max_prompt_tokens + config.rollout.max_new_tokens, "the teacher")
+    for member in model.models if isinstance(model, Ensemble) else [model]:
+        check_context(member, config.data.max_prompt_tokens + config.rollout.max_new_tokens, "the teacher")
     try:
         shared = shared_vocabulary(tokenizer, loaded.tokenizer, min(vocabulary, loaded.vocabulary))
     except BadInput:
