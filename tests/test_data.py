@@ -1,120 +1,359 @@
-"""Data is read, counted and refused in plain words; only assistant turns are trained on."""
+"""data: rows are read, counted and refused by name; what is scored is what a student should learn to say."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tiny import BOS, EOS, make_tokenizer
+from tiny import EOS, UNK, make_tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from skill_kd.runtime.config import Config
-from skill_kd.runtime.data import Encoder, Example, fit_prompts, load_split, parse_example, read_corpus, read_examples
-from skill_kd.runtime.failures import BadInput
+from skill_kd.runtime.data import (
+    Encoded,
+    Encoder,
+    Example,
+    fit_prompts,
+    load_split,
+    load_training_data,
+    parse_example,
+    read_corpus,
+    read_examples,
+)
+from skill_kd.runtime.failures import BadInput, Missing
 
 
-def write(path: Path, rows: list[object]) -> str:
+def jsonl(path: Path, rows: Sequence[object]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
 
 
-def test_a_byte_order_mark_crlf_blank_lines_and_line_separators_inside_strings_are_no_trouble(tmp_path: Path) -> None:
+def prompts(count: int) -> list[dict[str, str]]:
+    return [{"prompt": f"question {number}"} for number in range(count)]
+
+
+def data_config(train: str, **changes: Any) -> Config:
+    defaults = {
+        "split": "train",
+        "max_bad_rows": 0.0,
+        "held_out": 0.25,
+        "max_overlap": 0.0,
+        "max_prompt_tokens": 64,
+        "long_prompts": "refuse",
+    }
+    return Config(train=train, **{**defaults, **changes})
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def test_byte_order_marks_windows_line_ends_blank_lines_and_line_separators_in_strings_are_no_faults(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "data.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + '{"prompt": "one\u2028two"}\r\n\r\n{"prompt": "three", "id": 7}\n'.encode())
-    assert [example.messages[0][1] for example in read_examples(str(path), "train", 0)] == ["one\u2028two", "three"]
+    path.write_bytes('\ufeff{"prompt": "a\u2028b"}\r\n\r\n   \n{"prompt": "c\u0085d"}\r\n'.encode())
+    assert [row.messages[0][1] for row in read_examples(str(path), "train", 0.0)] == ["a\u2028b", "c\u0085d"]
 
 
-def test_bad_rows_are_counted_named_and_refused_above_the_limit(tmp_path: Path) -> None:
-    source = write(tmp_path / "data.jsonl", [{"prompt": "good"}, {"prompt": ""}, {"promt": "typo"}, {"prompt": "fine"}])
-    with pytest.raises(BadInput, match=r"2 of 4 rows .*line 2: 'prompt' is missing.*max_bad_rows"):
-        read_examples(source, "train", 0.4)
-    assert len(read_examples(source, "train", 0.5)) == 2
-
-
-@pytest.mark.parametrize("content", [b"", b"\n\n", b"\x00\x01\n", b"[1, 2]\n"])
-def test_a_file_without_a_usable_row_is_refused(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "data.jsonl"
-    path.write_bytes(content)
-    with pytest.raises(BadInput):
-        read_examples(str(path), "train", 1.0)
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"nowhere\.jsonl"):
-        read_examples(str(tmp_path / "nowhere.jsonl"), "train", 0)
+def test_keys_that_training_does_not_read_are_accepted(tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "data.jsonl", [{"prompt": "p", "response": "r", "id": 7, "meta": {"a": [1]}}])
+    assert read_examples(source, "train", 0.0) == [Example((("user", "p"),), "r")]
 
 
 @pytest.mark.parametrize(
-    "row",
+    ("row", "reason"),
     [
-        {"messages": []},
-        {"messages": [{"role": "robot", "content": "x"}]},
-        {"messages": [{"role": "assistant", "content": "x"}]},
-        {"messages": [{"role": "user", "content": 3}]},
-        {"prompt": "x", "response": ""},
-        "text",
+        ([1], "no JSON object"),
+        ({}, "'prompt' is missing"),
+        ({"prompt": "  "}, "'prompt' is missing, empty"),
+        ({"prompt": 3}, "'prompt'"),
+        ({"prompt": "p", "response": ""}, "'response' is empty"),
+        ({"prompt": "p", "response": ["r"]}, "'response' is empty or no text"),
+        ({"messages": []}, "no user turn"),
+        ({"messages": "hello"}, "no user turn"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "role"),
+        ({"messages": [{"role": "user", "content": " "}]}, "non-empty content"),
+        ({"messages": [{"role": "user"}]}, "non-empty content"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "no user turn"),
+        (
+            {
+                "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+                "response": "b",
+            },
+            "another answer",
+        ),
     ],
 )
-def test_a_malformed_row_says_what_is_wrong(row: object) -> None:
-    with pytest.raises(ValueError, match=r"."):
+def test_a_row_that_cannot_be_used_says_why(row: object, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
         parse_example(row)
 
 
-def split_config(train: str, held_out: float | str, max_overlap: float = 0.0) -> Config:
-    return Config(train=train, split="train", held_out=held_out, max_overlap=max_overlap, max_bad_rows=0.0)
+def test_the_last_assistant_turn_of_messages_is_the_response() -> None:
+    turns = [("system", "s"), ("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")]
+    example = parse_example({"messages": [{"role": role, "content": text} for role, text in turns]})
+    assert example == Example(tuple(turns[:-1]), "b")
 
 
-def test_a_prompt_given_twice_never_stands_on_both_sides(tmp_path: Path) -> None:
-    source = write(tmp_path / "data.jsonl", [{"prompt": f"question {number % 10}"} for number in range(30)])
-    for seed in range(5):
-        split = load_split(split_config(source, 0.3), seed)
-        assert not {example.key for example in split.train} & {example.key for example in split.held_out}
-        assert len(split.held_out) == 3
-    assert load_split(split_config(source, 0.3), 1) == load_split(split_config(source, 0.3), 1)
+def test_an_empty_column_of_messages_beside_a_prompt_is_no_fault() -> None:
+    """Tables give every row every column."""
+    assert parse_example({"prompt": "p", "messages": None, "response": None}) == Example((("user", "p"),), None)
 
 
-def test_overlap_with_a_held_out_file_is_measured_and_refused_above_the_limit(tmp_path: Path) -> None:
-    train = write(tmp_path / "train.jsonl", [{"prompt": "a"}, {"prompt": "b"}])
-    held_out = write(tmp_path / "held.jsonl", [{"prompt": " a "}, {"prompt": "c"}])
-    with pytest.raises(BadInput, match="1 of 2 held-out prompts"):
-        load_split(split_config(train, held_out), 0)
-    assert len(load_split(split_config(train, held_out, 0.5), 0).held_out) == 2
+def test_malformed_rows_are_counted_and_the_first_named(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b'{"prompt": "a"}\n{broken\n\xff\xfe\n{"prompt": "b"}\n')
+    with pytest.raises(BadInput, match=r"2 of 4 rows .*line 2: is no JSON object; line 3.*data\.max_bad_rows"):
+        read_examples(str(path), "train", 0.25)
 
 
-def test_only_assistant_turns_are_scored_through_their_eos_though_pad_is_eos() -> None:
-    tokenizer = make_tokenizer(pad=EOS)
-    encoder = Encoder(tokenizer, frozenset({tokenizer.eos_token_id}))
-    turns = (("user", "hello"), ("assistant", "world"), ("user", "again"))
-    encoded = encoder.conversation(Example(turns, "fox"))
-    scored = [token for token, flag in zip(encoded.response, encoded.scored, strict=True) if flag]
-    assert tokenizer.decode(scored) == f"world{EOS}fox{EOS}"
-    assert encoded.prompt == encoder.prompt(Example(turns[:1], None)).prompt
-    assert encoded.response[-1] == tokenizer.eos_token_id
+def test_a_tolerated_share_of_malformed_rows_is_left_out_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = jsonl(tmp_path / "data.jsonl", [*prompts(3), {"prompt": ""}])
+    assert len(read_examples(source, "train", 0.25)) == 3
+    captured = capsys.readouterr()
+    assert "1 of 4 rows" in captured.err
+    assert not captured.out
 
 
-def test_a_template_that_rewrites_earlier_turns_scores_the_last_answer_only() -> None:
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = (
-        "{% for m in messages %}" + BOS + "{{ m['role'] }}\n"
-        "{% if m['role'] == 'assistant' and loop.last %}thought {% endif %}{{ m['content'] }}" + EOS + "\n{% endfor %}"
-        "{% if add_generation_prompt %}" + BOS + "assistant\n{% endif %}"
-    )
-    encoder = Encoder(tokenizer, frozenset({tokenizer.eos_token_id}))
-    encoded = encoder.conversation(Example((("user", "a"), ("assistant", "world"), ("user", "b")), "fox"))
-    scored = [token for token, flag in zip(encoded.response, encoded.scored, strict=True) if flag]
-    assert tokenizer.decode(scored) == f"thought fox{EOS}"
+def test_nothing_usable_is_refused_however_much_is_tolerated(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="1 of 1 rows"):
+        read_examples(jsonl(tmp_path / "data.jsonl", [{"text": "x"}]), "train", 1.0)
 
 
-def test_long_prompts_are_refused_or_dropped_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    tokenizer = make_tokenizer(chat=False)
-    encoder = Encoder(tokenizer, frozenset({tokenizer.eos_token_id}))
-    encoded = [encoder.prompt(Example((("user", text),), None)) for text in ("ab", "the quick brown fox " * 20)]
-    with pytest.raises(BadInput, match=r"1 of 2 prompts are longer than 10 tokens"):
-        fit_prompts(encoded, 10, "refuse", "prompts")
-    assert fit_prompts(encoded, 10, "drop", "prompts") == [0]
-    assert "1 of 2" in capsys.readouterr().err
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf\n"])
+def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match="is empty"):
+        read_examples(str(path), "train", 0.0)
+
+
+@pytest.mark.parametrize("name", ["absent.jsonl", "absent.parquet", "folder.jsonl"])
+def test_a_file_that_is_not_there_or_is_a_folder_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(BadInput, match=name):
+        read_examples(str(tmp_path / name), "train", 0.0)
+
+
+def test_an_empty_folder_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises((BadInput, Missing)) as raised:
+        read_examples(str(tmp_path), "train", 0.0)
+    assert str(tmp_path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_parquet_gives_the_rows_that_jsonl_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "response": None},
+        {"messages": [{"role": "user", "content": "r"}], "response": "b"},
+    ]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "data.parquet")
+    assert read_examples(str(tmp_path / "data.parquet"), "train", 0.0) == [parse_example(row) for row in rows]
+
+
+def test_a_corpus_is_its_text_fields(tmp_path: Path) -> None:
+    assert read_corpus(jsonl(tmp_path / "corpus.jsonl", [{"text": "a"}, {"prompt": "b"}, {"text": "c"}])) == ["a", "c"]
 
 
 def test_a_corpus_without_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="'text'"):
-        read_corpus(write(tmp_path / "corpus.jsonl", [{"prompt": "x"}]))
+    with pytest.raises(BadInput, match=r"data\.pretraining .*'text'"):
+        read_corpus(jsonl(tmp_path / "corpus.jsonl", prompts(2)))
+
+
+# --- held-out prompts -------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_given_several_times_stands_on_one_side_only(tmp_path: Path) -> None:
+    rows = [{"prompt": text} for number in range(8) for text in (f"question {number}", f" question  {number}\n")]
+    split = load_split(data_config(jsonl(tmp_path / "data.jsonl", rows)), seed=1)
+    held_out = [example.key for example in split.held_out]
+    assert len(held_out) == len(set(held_out)) == 2
+    assert not set(held_out) & {example.key for example in split.train}
+    assert len(split.train) == 12
+
+
+def test_the_split_follows_from_the_seed(tmp_path: Path) -> None:
+    data = data_config(jsonl(tmp_path / "data.jsonl", prompts(40)))
+    assert load_split(data, seed=1) == load_split(data, seed=1)
+    assert load_split(data, seed=1).held_out != load_split(data, seed=2).held_out
+
+
+def test_at_least_one_prompt_is_held_out_and_one_is_left(tmp_path: Path) -> None:
+    data = data_config(jsonl(tmp_path / "data.jsonl", prompts(2)), held_out=0.01)
+    assert len(load_split(data, seed=1).held_out) == len(load_split(data, seed=1).train) == 1
+    with pytest.raises(BadInput, match=r"data\.held_out.*none to train on"):
+        load_split(data_config(jsonl(tmp_path / "one.jsonl", prompts(1))), seed=1)
+
+
+def test_overlap_with_a_held_out_file_is_measured_and_refused_above_the_limit(tmp_path: Path) -> None:
+    train = jsonl(tmp_path / "train.jsonl", prompts(4))
+    held_out = jsonl(tmp_path / "held_out.jsonl", [{"prompt": " question 0"}, *prompts(8)[5:]])
+    with pytest.raises(BadInput, match=r"1 of 4 held-out prompts .*data\.max_overlap"):
+        load_split(data_config(train, held_out=held_out, max_overlap=0.2), seed=1)
+    split = load_split(data_config(train, held_out=held_out, max_overlap=0.25), seed=1)
+    assert (len(split.train), len(split.held_out)) == (4, 4)
+
+
+# --- tokens -----------------------------------------------------------------------------------------------------------
+
+TURNS = (("system", "world"), ("user", "hello"), ("assistant", "fox dog"), ("user", "brown"))
+FORGETFUL = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' and not loop.last %}{{ m['content'].split('</think>')[-1] }}"
+    "{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Drops the reasoning of earlier answers."""
+
+
+def encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
+    return Encoder(tokenizer, frozenset({int(tokenizer.eos_token_id)}))
+
+
+def scored_text(tokenizer: PreTrainedTokenizerFast, row: Encoded) -> str:
+    kept = [token for token, flag in zip(row.response, row.scored, strict=True) if flag]
+    return str(tokenizer.decode(kept))
+
+
+def test_every_assistant_turn_is_scored_through_its_eos_and_nothing_else_is() -> None:
+    tokenizer = make_tokenizer()
+    row = encoder(tokenizer).conversation(Example(TURNS, "lazy"))
+    assert scored_text(tokenizer, row) == f"fox dog{EOS}lazy{EOS}"
+    assert tokenizer.decode([*row.prompt, *row.response]) == tokenizer.apply_chat_template(
+        [{"role": role, "content": text} for role, text in (*TURNS, ("assistant", "lazy"))], tokenize=False
+    ).removesuffix("\n")
+    assert row.response[-1] == tokenizer.eos_token_id
+    assert row.scored[-1]
+
+
+def test_the_prompt_of_a_conversation_ends_where_sampling_would_begin() -> None:
+    example = Example((("user", "hello"),), "lazy")
+    tokens = encoder(make_tokenizer())
+    assert tokens.conversation(example).prompt == tokens.prompt(example).prompt
+
+
+def test_a_pad_token_that_is_eos_does_not_hide_the_eos() -> None:
+    tokenizer = make_tokenizer(pad=EOS)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    row = encoder(tokenizer).conversation(Example((("user", "hello"),), "lazy"))
+    assert row.response[-1] == tokenizer.eos_token_id
+    assert all(row.scored)
+
+
+def test_a_template_that_rewrites_earlier_answers_has_only_the_last_one_scored() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = FORGETFUL
+    turns = (("user", "hello"), ("assistant", "<think>fox</think>dog"), ("user", "brown"))
+    row = encoder(tokenizer).conversation(Example(turns, "<think>over</think>lazy"))
+    assert scored_text(tokenizer, row) == f"<think>over</think>lazy{EOS}"
+    assert "<think>fox" not in tokenizer.decode(row.prompt)
+
+
+def test_a_template_that_keeps_no_prefix_is_refused() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(BadInput, match="chat template"):
+        encoder(tokenizer).conversation(Example((("user", "hello"),), "lazy"))
+
+
+def test_a_template_whose_turns_end_without_an_eos_still_teaches_to_stop() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    row = encoder(tokenizer).conversation(Example(TURNS, "lazy"))
+    assert scored_text(tokenizer, row).endswith(f"lazy\n{EOS}")
+    assert row.response.count(tokenizer.eos_token_id) == 1
+
+
+def test_without_a_chat_template_the_text_itself_is_the_prompt_and_eos_ends_each_answer() -> None:
+    tokenizer = make_tokenizer(chat=False, special=(UNK,), pad=None)
+    row = encoder(tokenizer).conversation(Example(TURNS, "lazy"))
+    assert tokenizer.decode(row.prompt) == "worldhello"
+    assert scored_text(tokenizer, row) == f"fox dog{UNK}lazy{UNK}"
+
+
+def test_without_a_chat_template_a_tokenizer_that_begins_texts_with_bos_begins_prompts_with_it() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = make_tokenizer(chat=False)
+    plain = encoder(tokenizer).prompt(Example((("user", "hello"),), None)).prompt
+    bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    row = encoder(tokenizer).conversation(Example((("user", "hello"),), "lazy"))
+    assert row.prompt == (tokenizer.bos_token_id, *plain)
+    assert tokenizer.bos_token_id not in row.response
+
+
+def test_an_answer_written_as_text_is_closed_by_eos() -> None:
+    tokenizer = make_tokenizer()
+    row = encoder(tokenizer).answer(Encoded((5, 6)), "lazy dog")
+    assert row.prompt == (5, 6)
+    assert tokenizer.decode(row.response) == f"lazy dog{EOS}"
+    assert all(row.scored)
+
+
+# --- lengths ----------------------------------------------------------------------------------------------------------
+
+
+def test_long_prompts_are_refused_or_dropped_with_their_number(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [Encoded((0,) * length) for length in (3, 9, 4, 5)]
+    with pytest.raises(BadInput, match=r"2 of 4 prompts are longer than 4 tokens \(longest 9\).*max_prompt_tokens"):
+        fit_prompts(rows, 4, "refuse", "prompts")
+    assert fit_prompts(rows, 4, "drop", "prompts") == [0, 2]
+    assert "2 of 4 prompts" in capsys.readouterr().err
+    assert fit_prompts(rows, 9, "refuse", "prompts") == [0, 1, 2, 3]
+
+
+def test_dropping_every_prompt_is_refused() -> None:
+    with pytest.raises(BadInput, match="2 of 2"):
+        fit_prompts([Encoded((0,) * 5)] * 2, 4, "drop", "prompts")
+
+
+def training_config(train: str, **changes: Any) -> Config:
+    return Config(
+        seed=1,
+        data=data_config(train, **changes),
+        rollout=Config(max_new_tokens=8),
+        checkpoint=Config(measure_prompts=2),
+    )
+
+
+def test_training_data_keeps_examples_prompts_and_answers_side_by_side(tmp_path: Path) -> None:
+    rows = [{"prompt": f"hello {number}" + " fox" * 80 * (number == 3)} for number in range(12)]
+    for row in rows[::2]:
+        row["response"] = f"dog for {row['prompt']}"[:12]
+    tokens = encoder(make_tokenizer())
+    data = load_training_data(
+        training_config(jsonl(tmp_path / "data.jsonl", rows), held_out=0.3, long_prompts="drop"), tokens
+    )
+    assert len(data.examples) == len(data.prompts) == len(data.answered)
+    assert len(data.held_out_examples) == len(data.held_out_prompts) == 2
+    for example, prompt, answered in zip(data.examples, data.prompts, data.answered, strict=True):
+        assert prompt == tokens.prompt(example)
+        assert len(prompt.prompt) <= 64
+        assert (answered is None) == (example.response is None)
+
+
+def test_a_written_response_longer_than_a_rollout_is_cut_and_does_not_teach_to_stop_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise a row could reach beyond the positions that the model has."""
+    rows = [{"prompt": f"hello {number}", "response": "fox " * 50} for number in range(4)]
+    tokenizer = make_tokenizer()
+    data = load_training_data(training_config(jsonl(tmp_path / "data.jsonl", rows)), encoder(tokenizer))
+    limit = 64 + 8
+    for row in data.answered:
+        assert row is not None
+        assert len(row.prompt) + len(row.response) == limit
+        assert tokenizer.eos_token_id not in row.response
+        assert len(row.scored) == len(row.response)
+    assert "3 of 3 written responses" in capsys.readouterr().err
