@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -41,6 +42,11 @@ class Encoded:
     prompt: tuple[int, ...]
     response: tuple[int, ...] = ()
     scored: tuple[bool, ...] = ()
+
+    def cut(self, limit: int) -> Encoded:
+        """Return the row with as much of the response as leaves prompt and response at most ``limit`` tokens."""
+        room = max(0, limit - len(self.prompt))
+        return Encoded(self.prompt, self.response[:room], self.scored[:room])
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -82,7 +88,8 @@ def parse_example(row: object) -> Example:
     response = row.get("response")
     if response is not None and not (isinstance(response, str) and response.strip()):
         raise ValueError("'response' is empty or no text")
-    if "messages" in row:
+    # A table gives every row every column, so an absent field may be there as None.
+    if row.get("messages") is not None:
         turns = _turns(row["messages"])
         if turns[-1][0] == "assistant" and response is None:
             return Example(turns[:-1], turns[-1][1])
@@ -133,7 +140,7 @@ def _rows(source: str, split: str) -> Iterator[tuple[str, object]]:
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, object]]:
     try:
         # Bytes split on \n alone: text mode would also split on separators that JSON strings may hold.
-        lines = path.read_bytes().split(b"\n")
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     except OSError as error:
         raise BadInput(f"cannot read data '{path}': {error.strerror}") from error
     for number, line in enumerate(lines, start=1):
@@ -143,7 +150,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, object]]:
 
 def _parse_line(line: bytes) -> object:
     try:
-        return json.loads(line.decode("utf-8-sig"))
+        return json.loads(line.decode())
     except ValueError:
         return None
 
@@ -229,6 +236,10 @@ class Encoder:
             raise BadInput("the chat template changes the conversation when an answer is added; mend the template")
         ids = [token for tokens, _ in pieces for token in tokens]
         scored = [flag for tokens, is_answer in pieces for flag in self._flags(tokens, is_answer)]
+        if not self.eos_ids.intersection(pieces[-1][0]):
+            # A template that ends its turns with plain text alone would never teach the student to stop.
+            ids.append(int(self.tokenizer.eos_token_id))
+            scored.append(True)
         end = max((index for index, flag in enumerate(scored) if flag), default=-1) + 1
         first = len(pieces[0][0])
         return Encoded(tuple(ids[:first]), tuple(ids[first:end]), tuple(scored[first:end]))
@@ -270,9 +281,10 @@ class Encoder:
                 messages, tokenize=False, add_generation_prompt=for_answer
             )
             return str(rendered)
-        # Without a template the text itself is the prompt, and only EOS separates turns.
-        eos = str(self.tokenizer.eos_token)
-        return "".join(content + (eos if role == "assistant" else "") for role, content in turns)
+        # Without a template the text itself is the prompt, begun as the tokenizer begins one; only EOS separates turns.
+        begins = self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]
+        eos, bos = str(self.tokenizer.eos_token), str(self.tokenizer.bos_token) if begins else ""
+        return bos + "".join(content + (eos if role == "assistant" else "") for role, content in turns)
 
     def _ids(self, text: str) -> tuple[int, ...]:
         # A template writes its own special tokens; without one there are none to add between pieces.
@@ -294,6 +306,23 @@ def fit_prompts(encoded: list[Encoded], limit: int, policy: str, what: str) -> l
         raise BadInput(f"{report}; raise data.max_prompt_tokens, or set data.long_prompts: drop")
     print(f"note: {report} and are left out", file=sys.stderr)  # noqa: T201
     return kept
+
+
+def cut_responses(rows: list[Encoded | None], limit: int) -> list[Encoded | None]:
+    """Cut written responses where prompt and response exceed ``limit`` tokens, and count them.
+
+    The end of a cut one, EOS included, is gone, so it does not teach the student to stop there.
+    """
+    fitting = [row and row.cut(limit) for row in rows]
+    cut = sum(before != after for before, after in zip(rows, fitting, strict=True))
+    if cut:
+        written = sum(row is not None for row in rows)
+        print(  # noqa: T201
+            f"note: {cut} of {written} written responses are cut: with their prompts they exceed {limit} tokens "
+            "(data.max_prompt_tokens + rollout.max_new_tokens)",
+            file=sys.stderr,
+        )
+    return fitting
 
 
 @dataclass(frozen=True)
@@ -326,5 +355,6 @@ def load_training_data(config: Config, encoder: Encoder) -> TrainingData:
     examples, prompts = fitting(split.train, "training prompts")
     held_out_examples, held_out_prompts = fitting(split.held_out, "held-out prompts")
     answered = [encoder.conversation(example) if example.response is not None else None for example in examples]
+    answered = cut_responses(answered, data.max_prompt_tokens + config.rollout.max_new_tokens)
     measured = config.checkpoint.measure_prompts
     return TrainingData(examples, prompts, answered, held_out_examples[:measured], held_out_prompts[:measured])

@@ -147,8 +147,10 @@ def _switch_dropout_off(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+        for name, value in vars(module).items():
+            # Some families hand the rate to a function instead: attention_dropout, dropout, layerdrop, …
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def _with_lora(model: PreTrainedModel, student: Config) -> PreTrainedModel:
@@ -191,8 +193,10 @@ def grow(teacher: PreTrainedModel, layers: int | tuple[int, ...]) -> PreTrainedM
     kept = kept_layers(layers, teacher.config.num_hidden_layers)
     config = copy.deepcopy(teacher.config)
     config.num_hidden_layers = len(kept)
-    if isinstance(getattr(config, "layer_types", None), list):
-        config.layer_types = [config.layer_types[layer] for layer in kept]
+    for name, value in vars(teacher.config).items():
+        # What is told for each layer: layer_types, no_rope_layers, …
+        if "layer" in name and isinstance(value, list) and len(value) == teacher.config.num_hidden_layers:
+            setattr(config, name, [value[layer] for layer in kept])
     student: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=teacher.dtype)
     prefix = _layer_prefix(teacher)
     new_index = {old: new for new, old in enumerate(kept)}

@@ -1,0 +1,318 @@
+"""loading: students grown layer by layer, teachers mixed exactly, vocabularies compared id by id."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import EOS, UNK, build_model, make_model, make_tokenizer
+from torch import nn
+from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM, SmolLM3Config, SmolLM3ForCausalLM
+
+from skill_kd.algorithms.divergences import log_probs
+from skill_kd.runtime.config import Config
+from skill_kd.runtime.failures import BadInput, Missing
+from skill_kd.runtime.loading import (
+    check_context,
+    eos_ids,
+    grow,
+    kept_layers,
+    load_model,
+    load_student,
+    load_teacher,
+    load_tokenizer,
+    real_vocabulary,
+    shared_vocabulary,
+)
+
+torch.set_num_threads(1)
+
+IDS = torch.tensor([[5, 9, 40, 80, 120, 7, 33, 250], [3, 4, 5, 6, 7, 8, 9, 10]])
+
+
+def source(**changes: Any) -> Config:
+    return Config(**{"revision": None, "dtype": "float32", "quantization": None, "trust_remote_code": False, **changes})
+
+
+def student(**changes: Any) -> Config:
+    return source(**{"model": None, "from_teacher": None, "lora": None, **changes})
+
+
+@torch.no_grad()
+def logits(model: nn.Module, ids: torch.Tensor = IDS, **inputs: Any) -> torch.Tensor:
+    return model.eval()(input_ids=ids, **inputs).logits
+
+
+# --- growing ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layers", "available", "kept"),
+    [
+        (24, 30, (*range(12), *range(18, 30))),
+        (3, 4, (0, 1, 3)),
+        (1, 4, (0,)),
+        (4, 4, (0, 1, 2, 3)),
+        ((0, 2, 3), 4, (0, 2, 3)),
+    ],
+)
+def test_a_count_keeps_the_first_and_last_half_and_a_list_what_it_names(
+    layers: int | tuple[int, ...], available: int, kept: tuple[int, ...]
+) -> None:
+    assert kept_layers(layers, available) == kept
+
+
+@pytest.mark.parametrize("layers", [5, (0, 4), (0, 1, 2, 3, 3)])
+def test_more_layers_than_the_teacher_has_are_refused(layers: int | tuple[int, ...]) -> None:
+    with pytest.raises(BadInput, match=r"student\.from_teacher\.layers.*4 layers"):
+        kept_layers(layers, 4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
+def test_keeping_every_layer_keeps_the_logits(kind: str) -> None:
+    teacher = build_model(kind, layers=3, vocabulary=300, tokenizer=make_tokenizer())
+    assert torch.equal(logits(grow(teacher, 3)), logits(teacher))
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("llama", "model.layers"), ("gpt2", "transformer.h")])
+def test_a_grown_student_has_the_weights_of_the_layers_it_keeps(kind: str, layers: str) -> None:
+    teacher = build_model(kind, layers=4, vocabulary=300, tokenizer=make_tokenizer())
+    grown = grow(teacher, 3)
+    assert grown.config.num_hidden_layers == 3
+    weights, kept = teacher.state_dict(), grown.state_dict()
+    for new, old in enumerate((0, 1, 3)):
+        names = [name for name in kept if name.startswith(f"{layers}.{new}.")]
+        assert names
+        for name in names:
+            assert torch.equal(kept[name], weights[name.replace(f"{layers}.{new}.", f"{layers}.{old}.")])
+    outside = [name for name in kept if not name.startswith(layers)]
+    assert outside
+    assert all(torch.equal(kept[name], weights[name]) for name in outside)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
+def test_a_grown_student_decodes_with_its_cache_as_without(kind: str) -> None:
+    grown = grow(build_model(kind, layers=4, vocabulary=300, tokenizer=make_tokenizer()), 2)
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
+    grown.eval()
+    assert torch.equal(grown.generate(IDS, use_cache=True, **options), grown.generate(IDS, use_cache=False, **options))
+
+
+def test_growing_copies_weights_and_leaves_the_teacher_as_it_was() -> None:
+    teacher = build_model("llama", layers=3, vocabulary=300, tokenizer=make_tokenizer())
+    before = logits(teacher)
+    with torch.no_grad():
+        for weight in grow(teacher, 2).parameters():
+            weight.zero_()
+    assert torch.equal(logits(teacher), before)
+    assert teacher.config.num_hidden_layers == 3
+
+
+def test_what_a_configuration_tells_of_each_layer_goes_with_the_layers_that_are_kept() -> None:
+    teacher = SmolLM3ForCausalLM(
+        SmolLM3Config(
+            vocab_size=300,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            no_rope_layers=[1, 0, 1, 0],
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+    grown = grow(teacher, (0, 3))
+    assert grown.config.no_rope_layers == [1, 0]
+    assert [layer.self_attn.use_rope for layer in grown.model.layers] == [1, 0]
+
+
+def test_a_student_grown_by_a_spec_has_the_teachers_tokenizer(tmp_path: Path) -> None:
+    teacher = make_model(tmp_path / "teacher", layers=3)
+    for named in (str(teacher), (Config(model=str(teacher), weight=1.0),)):
+        model, tokenizer = load_student(student(from_teacher=Config(layers=2)), source(model=named))
+        assert model.config.num_hidden_layers == 2
+        assert tokenizer.get_vocab() == make_tokenizer().get_vocab()
+
+
+# --- students ---------------------------------------------------------------------------------------------------------
+
+
+def test_dropout_is_off_in_a_loaded_student_and_its_configuration_keeps_it(tmp_path: Path) -> None:
+    model, _ = load_student(student(model=str(make_model(tmp_path / "gpt2", "gpt2"))), source(model="unused"))
+    model.train()
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, model(IDS).logits)
+    assert model.config.resid_pdrop > 0
+
+
+def test_dropout_is_off_in_a_family_that_applies_it_by_function(tmp_path: Path) -> None:
+    config = OPTConfig(
+        vocab_size=300,
+        hidden_size=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        dropout=0.5,
+        attention_dropout=0.5,
+        word_embed_proj_dim=32,
+    )
+    OPTForCausalLM(config).save_pretrained(tmp_path)
+    make_tokenizer(chat=False).save_pretrained(tmp_path)
+    model, _ = load_student(student(model=str(tmp_path)), source(model="unused"))
+    model.train()
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, model(IDS).logits)
+
+
+def test_lora_trains_adapters_only_and_begins_as_the_model_itself(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    folder = make_model(tmp_path / "student")
+    plain, _ = load_student(student(model=str(folder)), source(model="unused"))
+    lora = Config(r=4, alpha=8.0, dropout=0.0, targets="all-linear")
+    model, _ = load_student(student(model=str(folder), lora=lora), source(model="unused"))
+    trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert trainable
+    assert all("lora_" in name for name in trainable)
+    assert torch.allclose(logits(model), logits(plain), atol=1e-5)
+
+
+def test_lora_targets_may_be_named(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    lora = Config(r=4, alpha=8.0, dropout=0.0, targets=("q_proj", "v_proj"))
+    model, _ = load_student(student(model=str(make_model(tmp_path / "s")), lora=lora), source(model="unused"))
+    trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in trainable} == {"q_proj", "v_proj"}
+
+
+def test_a_model_comes_in_the_dtype_asked_for_with_its_cache_on(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "use_cache": False}))
+    model = load_model(source(dtype="bfloat16"), str(folder))
+    assert model.dtype == torch.bfloat16
+    assert model.config.use_cache is True
+
+
+@pytest.mark.parametrize("model", ["no-one-at-all/no-model", "./no-such-folder", "package:other"])
+def test_a_model_that_cannot_be_had_is_named_in_one_line(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(Missing, match=model.removeprefix("package:")) as raised:
+            load(source(), model)
+        assert "\n" not in str(raised.value)
+
+
+def test_a_folder_without_weights_is_named_in_one_line(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(Missing, match="cannot load") as raised:
+        load_model(source(), str(folder))
+    assert "\n" not in str(raised.value)
+
+
+# --- ensembles --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ensemble(tmp_path: Path) -> Config:
+    first = make_model(tmp_path / "first", seed=1)
+    second = make_model(tmp_path / "second", seed=2, layers=3, vocabulary=320)
+    return source(model=(Config(model=str(first), weight=3.0), Config(model=str(second), weight=1.0)))
+
+
+def mean_of_members(ensemble: Config, ids: torch.Tensor) -> torch.Tensor:
+    logp = [log_probs(logits(load_model(source(), member.model), ids)[..., :300]) for member in ensemble.model]
+    return (0.75 * logp[0].exp() + 0.25 * logp[1].exp()).log()
+
+
+def test_an_ensemble_gives_the_log_of_the_weighted_mean_of_probabilities(ensemble: Config) -> None:
+    teacher = load_teacher(ensemble)
+    assert teacher.vocabulary == 300
+    torch.testing.assert_close(teacher.model(input_ids=IDS).logits, mean_of_members(ensemble, IDS))
+
+
+def test_an_ensemble_gives_the_same_with_its_caches(ensemble: Config) -> None:
+    model = load_teacher(ensemble).model
+    cache, steps = None, []
+    for chunk in (IDS[:, :5], IDS[:, 5:6], IDS[:, 6:]):
+        output = model(input_ids=chunk, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        steps.append(output.logits)
+    torch.testing.assert_close(torch.cat(steps, dim=1), mean_of_members(ensemble, IDS), atol=1e-4, rtol=1e-4)
+
+
+def test_a_teacher_is_frozen_and_in_inference_mode(tmp_path: Path) -> None:
+    teacher = load_teacher(source(model=str(make_model(tmp_path / "teacher", "gpt2"))))
+    assert not teacher.model.training
+    assert not any(weight.requires_grad for weight in teacher.model.parameters())
+
+
+def test_members_of_an_ensemble_need_one_vocabulary(tmp_path: Path) -> None:
+    first = make_model(tmp_path / "first")
+    other = make_model(tmp_path / "other", special=(EOS, "<|im_start|>", UNK))
+    members = (Config(model=str(first), weight=1.0), Config(model=str(other), weight=1.0))
+    with pytest.raises(BadInput, match=r"teacher '.*other' has another tokenizer: id 0"):
+        load_teacher(source(model=members))
+
+
+# --- vocabularies -----------------------------------------------------------------------------------------------------
+
+
+def test_an_embedding_padded_beyond_its_tokenizer_adds_no_tokens() -> None:
+    tokenizer = make_tokenizer()
+    assert real_vocabulary(tokenizer, build_model("llama", layers=1, vocabulary=384, tokenizer=tokenizer)) == 300
+    assert real_vocabulary(tokenizer, build_model("llama", layers=1, vocabulary=290, tokenizer=tokenizer)) == 290
+
+
+def test_a_shared_vocabulary_ends_where_the_shorter_one_does() -> None:
+    longer = make_tokenizer()
+    longer.add_tokens(["<tool>"])
+    assert shared_vocabulary(make_tokenizer(), longer, 400) == 300
+    assert shared_vocabulary(longer, make_tokenizer(), 250) == 250
+
+
+def test_two_permuted_ids_are_refused_and_the_first_named() -> None:
+    ours = make_tokenizer()
+    state = json.loads(ours.backend_tokenizer.to_str())
+    vocabulary = state["model"]["vocab"]
+    names = {index: name for name, index in vocabulary.items()}
+    vocabulary[names[70]], vocabulary[names[90]] = 90, 70
+    theirs = make_tokenizer()
+    theirs._tokenizer = type(ours.backend_tokenizer).from_str(json.dumps(state))
+    with pytest.raises(BadInput, match="id 70 is .*kind: sequence_kd"):
+        shared_vocabulary(ours, theirs, 300)
+    assert shared_vocabulary(ours, theirs, 70) == 70
+
+
+def test_every_eos_that_a_generation_config_names_ends_a_response() -> None:
+    tokenizer = make_tokenizer()
+    model = build_model("llama", layers=1, vocabulary=300, tokenizer=tokenizer)
+    assert eos_ids(tokenizer, model) == {2}
+    model.generation_config.eos_token_id = [2, 0]
+    assert eos_ids(tokenizer, model) == {0, 2}
+    model.generation_config.eos_token_id = None
+    assert eos_ids(tokenizer, model) == {2}
+
+
+def test_a_tokenizer_without_pad_pads_with_eos_and_one_without_eos_is_refused(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model", pad=None)
+    assert load_tokenizer(source(), str(folder)).pad_token == EOS
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(BadInput, match="no end-of-sequence token"):
+        load_tokenizer(source(), str(folder))
+
+
+def test_sequences_beyond_the_positions_of_a_model_are_refused() -> None:
+    model = build_model("gpt2", layers=1, vocabulary=300, tokenizer=make_tokenizer())
+    check_context(model, 256, "the student")
+    with pytest.raises(BadInput, match="257 tokens, the student has 256 positions"):
+        check_context(model, 257, "the student")
