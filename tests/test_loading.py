@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import EOS, UNK, build_model, make_model, make_tokenizer
+from tiny import EOS, POSITIONS, UNK, build_model, make_model, make_tokenizer
 from torch import nn
 from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM, SmolLM3Config, SmolLM3ForCausalLM
 
@@ -286,7 +286,7 @@ def test_two_permuted_ids_are_refused_and_the_first_named() -> None:
     vocabulary[names[70]], vocabulary[names[90]] = 90, 70
     theirs = make_tokenizer()
     theirs._tokenizer = type(ours.backend_tokenizer).from_str(json.dumps(state))
-    with pytest.raises(BadInput, match="id 70 is .*kind: sequence_kd"):
+    with pytest.raises(BadInput, match=r"id 70 is .*kind: sequence_kd"):
         shared_vocabulary(ours, theirs, 300)
     assert shared_vocabulary(ours, theirs, 70) == 70
 
@@ -313,6 +313,6 @@ def test_a_tokenizer_without_pad_pads_with_eos_and_one_without_eos_is_refused(tm
 
 def test_sequences_beyond_the_positions_of_a_model_are_refused() -> None:
     model = build_model("gpt2", layers=1, vocabulary=300, tokenizer=make_tokenizer())
-    check_context(model, 256, "the student")
-    with pytest.raises(BadInput, match="257 tokens, the student has 256 positions"):
-        check_context(model, 257, "the student")
+    check_context(model, POSITIONS, "the student")
+    with pytest.raises(BadInput, match=f"{POSITIONS + 1} tokens, the student has {POSITIONS} positions"):
+        check_context(model, POSITIONS + 1, "the student")
