@@ -264,7 +264,6 @@ def test_trackers_record_what_metrics_jsonl_records(models: Path, script: Any) -
         ({"data": {"train": "missing.jsonl"}}, 2, "missing.jsonl"),
         ({"data": {"max_prompt_tokens": 3}}, 2, "long_prompts"),
         ({"teacher": {"model": "nobody/nothing"}}, 5, "nobody/nothing"),
-        ({"rollout": {"max_new_tokens": 5000}}, 2, "positions"),
     ],
 )
 def test_bad_input_ends_with_one_line_and_its_own_exit_code(

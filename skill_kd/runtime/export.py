@@ -87,6 +87,9 @@ def _write_for_both_versions(folder: Path, model: PreTrainedModel) -> None:
     tokenizer = _read(folder / "tokenizer_config.json")
     if tokenizer.get("tokenizer_class") in {"TokenizersBackend", "PreTrainedTokenizer"}:
         tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(tokenizer.get("extra_special_tokens"), list):
+        # The older name, which both read; under the newer one transformers 4 expects an object, and fails.
+        tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions and (tokenizer.get("model_max_length") or 1e30) > positions:
         tokenizer["model_max_length"] = positions
