@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -53,7 +54,8 @@ class Checkpoints:
         ``figure``, lower is better, decides whether this checkpoint is the best one.
         """
         name = f"{progress.stage}-{progress.update:08d}"
-        if figure is not None and (progress.best_figure is None or figure < progress.best_figure):
+        lowest = math.inf if progress.best_figure is None else progress.best_figure
+        if figure is not None and figure < lowest:  # never true of nan
             progress.best, progress.best_figure = name, figure
         partial = self.folder / f"partial-{name}"
         if self.accelerator.is_main_process:
