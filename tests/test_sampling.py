@@ -117,6 +117,15 @@ def test_the_nucleus_is_the_fewest_tokens_that_reach_top_p() -> None:
         assert float(probabilities.sum()) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.5])
+def test_temperature_0_draws_the_likeliest_token_whatever_the_uniform(top_p: float) -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0, 0.0], [5.0, 0.0, 5.0, 1.0]])
+    logp = sampling_logp(logits, decoding(temperature=0.0, top_p=top_p))
+    for uniform in (0.0, 0.5, ALMOST_1):
+        assert draw(logp, torch.full((2,), uniform, dtype=torch.float64)).tolist() == [1, 0]
+    assert logp.exp().tolist() == [[0, 1, 0, 0], [1, 0, 0, 0]]
+
+
 def test_half_precision_logits_are_sampled_in_float32() -> None:
     logits = torch.randn(2, 6, generator=torch.Generator().manual_seed(4)).bfloat16()
     logp = sampling_logp(logits, decoding(vocabulary=6))

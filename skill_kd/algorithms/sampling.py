@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .divergences import log_probs, mixture
+from .divergences import LOG_ZERO, log_probs, mixture
 from .estimators import token_logp
 from .masking import is_any, position_ids, through_first_eos
 
@@ -62,8 +62,15 @@ def uniforms(keys: Sequence[tuple[object, ...]], steps: int) -> Tensor:
 
 
 def sampling_logp(logits: Tensor, decoding: Decoding) -> Tensor:
-    """Return the log-probabilities [..., V] that tokens are drawn from: tempered, cut to the nucleus, renormalised."""
-    logp = log_probs(logits[..., : decoding.vocabulary], decoding.temperature)
+    """Return the log-probabilities [..., V] that tokens are drawn from: tempered, cut to the nucleus, renormalised.
+
+    Temperature 0 is the limit: the likeliest token, the first of equals, has probability 1.
+    """
+    logits = logits[..., : decoding.vocabulary]
+    if decoding.temperature == 0:
+        certain = torch.full_like(log_probs(logits), LOG_ZERO)
+        return certain.scatter(-1, logits.argmax(dim=-1, keepdim=True), 0.0)
+    logp = log_probs(logits, decoding.temperature)
     if decoding.top_p == 1:
         return logp
     sorted_logp, order = logp.sort(dim=-1, descending=True)

@@ -1,0 +1,187 @@
+"""objectives: what a spec names becomes the loss it describes, with its temperature, labels and normaliser."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from skill_kd.algorithms import divergences, estimators
+from skill_kd.algorithms.divergences import log_probs
+from skill_kd.runtime.batching import Batch, Row, collate
+from skill_kd.runtime.config import Config
+from skill_kd.runtime.objectives import build_objective, coverage_objective
+from skill_kd.spec import Distill, SelfTrain, WarmStart
+
+torch.set_num_threads(1)
+
+V = 11
+CPU = torch.device("cpu")
+KINDS = [
+    "forward_kl",
+    "reverse_kl",
+    "jsd",
+    "skew_kl",
+    "skew_reverse_kl",
+    "adaptive_kl",
+    "entropy_aware",
+    "total_variation",
+]
+
+
+def objective(kind: str, **values: Any) -> Any:
+    """Build an objective from a spec's values, defaults filled in as the spec fills them."""
+    stage = Distill.model_validate({"kind": "distill", "objective": {"kind": kind, **values}})
+    return build_objective(Config.of(stage.model_dump()).objective)
+
+
+def rows(source: Literal["student", "teacher", "data"] = "teacher", behaviour: bool = False) -> list[Row]:
+    lengths = ((1, 4, 7), (3, 2))
+    return [
+        Row(
+            (5, 6),
+            ids,
+            (True,) * len(ids),
+            source,
+            tuple(-0.5 - 0.1 * i for i in range(len(ids))) if behaviour else None,
+        )
+        for ids in lengths
+    ]
+
+
+def batch(*given: Row) -> Batch:
+    return collate(given or rows(), pad=0, device=CPU)
+
+
+def logits(seed: int, width: int = 3) -> Tensor:
+    return torch.randn(2, width, V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+STUDENT, TEACHER = logits(1), logits(2)
+
+
+def gradient(kind: str, temperature: float, **values: Any) -> Tensor:
+    """Return the gradient of the summed loss by the student's logits."""
+    student = STUDENT.clone().requires_grad_()
+    built = objective(kind, temperature=temperature, **values)
+    assert built.temperature == temperature
+    loss = built.loss(log_probs(student, temperature), log_probs(TEACHER, temperature), batch())
+    loss.sum().backward()
+    assert student.grad is not None
+    return student.grad
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl"])
+def test_at_high_temperature_the_gradient_is_that_of_matching_logits(kind: str) -> None:
+    """Hinton et al. 2015, Eq 4: (z_i − v_i) / N for logits of zero mean; T² makes it independent of T."""
+    z, v = (each - each.mean(dim=-1, keepdim=True) for each in (STUDENT, TEACHER))
+    torch.testing.assert_close(gradient(kind, 1e4), (z - v) / V, rtol=1e-3, atol=1e-5)
+
+
+def test_temperature_keeps_the_size_of_the_gradient() -> None:
+    warm, hot = gradient("forward_kl", 50.0).norm(), gradient("forward_kl", 100.0).norm()
+    assert float(warm / hot) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_is_its_divergence_with_the_parameters_of_the_spec(kind: str) -> None:
+    parameters = {"jsd": {"beta": 0.3}, "skew_kl": {"skew": 0.2}, "skew_reverse_kl": {"skew": 0.2}}
+    parameters |= {"adaptive_kl": {"head_mass": 0.4}, "entropy_aware": {"entropy_threshold": 1.9}}
+    chosen = parameters.get(kind, {})
+    student, teacher = log_probs(STUDENT), log_probs(TEACHER)
+    built = objective(kind, **chosen)
+    expected = getattr(divergences, kind)(student, teacher, **chosen)
+    assert torch.equal(built.loss(student, teacher, batch()), expected)
+    assert (built.normaliser, built.reads_teacher) == ("tokens", True)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_a_hard_label_is_the_plain_likelihood_whatever_the_temperature(temperature: float) -> None:
+    labelled = batch(*rows("data"))
+    built = objective("forward_kl", temperature=temperature, responses="data", hard_label_weight=0.3)
+    student, teacher = log_probs(STUDENT, temperature), log_probs(TEACHER, temperature)
+    soft = temperature**2 * divergences.forward_kl(student, teacher)
+    hard = -estimators.token_logp(log_probs(STUDENT), labelled.response_BT)
+    torch.testing.assert_close(built.loss(student, teacher, labelled), 0.7 * soft + 0.3 * hard)
+
+
+def test_hard_labels_count_on_rows_of_the_data_only() -> None:
+    (first, _), (_, second) = rows("data"), rows("student")
+    built = objective("jsd", responses="data", hard_label_weight=0.5)
+    plain = objective("jsd", responses="data")
+    student, teacher = log_probs(STUDENT), log_probs(TEACHER)
+    mixed, soft = (each.loss(student, teacher, batch(first, second)) for each in (built, plain))
+    assert not torch.allclose(mixed[0], soft[0])
+    assert torch.equal(mixed[1], soft[1])
+
+
+@pytest.mark.parametrize("kind", ["sft", "sequence_kd"])
+def test_fine_tuning_is_the_likelihood_of_the_responses_and_reads_no_teacher(kind: str) -> None:
+    built = build_objective(Config(kind=kind))
+    student = log_probs(STUDENT)
+    assert torch.equal(built.loss(student, None, batch()), -estimators.token_logp(student, batch().response_BT))
+    assert (built.reads_teacher, built.on_policy, built.normaliser) == (False, 0.0, "tokens")
+    assert built.responses == ("data" if kind == "sft" else "teacher")
+
+
+def test_exact_minillm_is_normalised_by_rollouts_and_the_papers_by_tokens() -> None:
+    exact, paper = objective("minillm", estimator="exact"), objective("minillm", estimator="paper")
+    assert exact.count(rows()) == 2
+    assert paper.count(rows()) == 5
+    assert exact.on_policy == paper.on_policy == 1.0
+
+
+def test_tokens_that_are_not_scored_are_not_counted() -> None:
+    row = Row((5,), (1, 2, 3), (True, False, True), "data")
+    assert build_objective(Config(kind="sft")).count([row, row]) == 4
+
+
+def test_exact_minillm_takes_its_weights_as_one_when_the_student_alone_sampled() -> None:
+    student, teacher, sampled = log_probs(STUDENT), log_probs(TEACHER), batch(*rows("student", behaviour=True))
+    arguments = (student, teacher, sampled.response_BT, sampled.mask_BT)
+    alone = objective("minillm", estimator="exact", teacher_mix=0.0)
+    mixed = objective("minillm", estimator="exact", teacher_mix=0.2)
+    assert torch.equal(alone.loss(student, teacher, sampled), estimators.minillm_exact(*arguments))
+    weighted = estimators.minillm_exact(*arguments, sampled.behaviour_logp_BT)
+    assert torch.equal(mixed.loss(student, teacher, sampled), weighted)
+    assert not torch.allclose(weighted, estimators.minillm_exact(*arguments))
+
+
+def test_the_papers_minillm_passes_on_its_options() -> None:
+    student, teacher, sampled = log_probs(STUDENT), log_probs(TEACHER), batch(*rows("student", behaviour=True))
+    arguments = (student, teacher, sampled.response_BT, sampled.mask_BT, sampled.behaviour_logp_BT)
+    for options in ({"clip": 0.1, "length_normalization": True}, {"clip": None, "length_normalization": False}):
+        built = objective("minillm", estimator="paper", **options)
+        assert torch.equal(built.loss(student, teacher, sampled), estimators.minillm_paper(*arguments, **options))
+
+
+@pytest.mark.parametrize("kind", ["sft", *KINDS, "minillm"])
+def test_losses_of_rows_add_up_however_they_are_cut_into_micro_batches(kind: str) -> None:
+    built = build_objective(Config(kind="sft")) if kind == "sft" else objective(kind)
+    both = rows("student", behaviour=True)
+    student, teacher = log_probs(STUDENT), log_probs(TEACHER)
+
+    def total(index: slice, given: list[Row]) -> Tensor:
+        piece = batch(*given)
+        loss = built.loss(student[index, : piece.width], teacher[index, : piece.width], piece)
+        return torch.where(piece.mask_BT, loss, 0.0).sum()
+
+    whole = total(slice(0, 2), both)
+    parts = total(slice(0, 1), both[:1]) + total(slice(1, 2), both[1:])
+    torch.testing.assert_close(whole, parts)
+    assert built.count(both) == built.count(both[:1]) + built.count(both[1:])
+
+
+def test_the_coverage_term_is_forward_kl_on_what_the_teacher_writes() -> None:
+    student, teacher = log_probs(STUDENT), log_probs(TEACHER)
+    term = coverage_objective()
+    assert torch.equal(term.loss(student, teacher, batch()), divergences.forward_kl(student, teacher))
+    assert (term.on_policy, term.responses, term.normaliser) == (0.0, "teacher", "tokens")
+
+
+@pytest.mark.parametrize("stage", [Distill(), WarmStart(), SelfTrain()])
+def test_the_default_objective_of_every_stage_builds(stage: Any) -> None:
+    values = Config.of(stage.model_dump())
+    assert build_objective(getattr(values, "objective", Config(kind="sft"))).count(rows()) == 5
