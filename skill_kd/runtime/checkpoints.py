@@ -45,8 +45,7 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """Return the newest whole checkpoint."""
-        whole = [path for path in self.folder.glob("[0-9]*") if (path / STATE).is_file()]
-        return max(whole, key=lambda path: path.name, default=None)
+        return next(reversed(self._whole()), None)
 
     def save(self, progress: Progress, pending: Sequence[Sequence[Row]], figure: float | None = None) -> None:
         """Write weights, optimizer, progress, and this process's rollouts that later updates will use again.
@@ -90,9 +89,12 @@ class Checkpoints:
         if progress.best is not None and newest is not None and progress.best != newest.name:
             self.accelerator.load_state(str(self.folder / progress.best))
 
+    def _whole(self) -> list[Path]:
+        """Return every whole checkpoint, oldest first."""
+        return sorted(path for path in self.folder.glob("[0-9]*") if (path / STATE).is_file())
+
     def _forget_old(self, best: str | None) -> None:
-        whole = sorted(path for path in self.folder.glob("[0-9]*") if (path / STATE).is_file())
-        for path in whole[: -self.keep]:
+        for path in self._whole()[: -self.keep]:
             if path.name != best:
                 shutil.rmtree(path)
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from ..algorithms import divergences
 from ..algorithms.divergences import log_probs
 from ..algorithms.estimators import token_logp
+from ..algorithms.masking import masked_sum
 from .batching import Batch, Row, collate
 from .data import Example
 from .policy import TeacherView, TopK, on_shared_outcomes, response_logits
@@ -88,7 +89,7 @@ class HeldOut:
             student_logp = log_probs(response_logits(student, batch, self.teacher.vocabulary))
             teacher = self.teacher.logp(batch) if self.teacher.scores else None
             for name, value_BT in reading(student_logp, teacher, batch).items():
-                totals[name] = totals.get(name, 0.0) + float(torch.where(batch.mask_BT, value_BT, 0.0).double().sum())
+                totals[name] = totals.get(name, 0.0) + float(masked_sum(value_BT.double(), batch.mask_BT))
         count = sum(row.tokens for row in rows)
         return {name: total / count for name, total in totals.items()}
 

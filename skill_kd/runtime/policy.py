@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..algorithms.divergences import LOG_ZERO, bucketed, log_probs
+from ..algorithms.masking import masked_sum
 from .batching import Batch
 
 LEAST_REST = torch.finfo(torch.float32).eps
@@ -92,4 +93,4 @@ class Policy(nn.Module):
         """Return Σ loss_BT over scored tokens, a float32 scalar; the caller divides by the objective's normaliser."""
         student_logp_BTV = log_probs(response_logits(self.model, batch, self.vocabulary), temperature)
         loss_BT = loss(*on_shared_outcomes(student_logp_BTV, teacher, batch))
-        return torch.where(batch.mask_BT, loss_BT, 0.0).sum()
+        return masked_sum(loss_BT, batch.mask_BT)
