@@ -104,7 +104,8 @@ def open_run() -> Run:
 
     rows_at_once = training.batch_size // training.accumulate // accelerator.num_processes
     measured = draws_for(data.held_out_prompts, (CONFIG.seed, "held_out"))
-    responses = TeacherResponses(teacher, data.examples, draws_for(data.prompts, (CONFIG.seed, "teacher")))
+    written = draws_for(data.prompts, (CONFIG.seed, "teacher"))
+    responses = TeacherResponses(teacher, data.examples, written, sampler.decoding)
     return Run(
         accelerator,
         student,

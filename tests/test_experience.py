@@ -47,7 +47,7 @@ def sampler(max_new_tokens: int = 5, eos: frozenset[int] = frozenset({2})) -> Sa
 
 
 def teacher(model: nn.Module | None = TEACHER) -> Teacher:
-    return Teacher(model, VOCABULARY, lambda _, draws: sampler().sample(TEACHER, draws, "teacher"))
+    return Teacher(model, VOCABULARY, lambda _, draws, _decoding: sampler().sample(TEACHER, draws, "teacher"))
 
 
 def config(batch_size: int = 4, prompts: int = 8, inner_epochs: int = 1, seed: int = 3) -> Config:

@@ -243,7 +243,7 @@ def test_text_is_all_a_server_without_log_probabilities_is_asked_for(models: Pat
 @pytest.mark.parametrize("status", [429, 503])
 def test_passing_faults_are_waited_for(status: int, server: Server) -> None:
     server.fail_first, server.status = 3, status
-    [[position]] = ServedTeacher(address(server), _decoding()).score([([4, 5, 6], [7])])
+    [[position]] = ServedTeacher(address(server)).score([([4, 5, 6], [7])])
     assert 7 in position
 
 
@@ -251,14 +251,14 @@ def test_waits_grow(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(served.time, "sleep", waits.append)
     server.fail_first = 3
-    ServedTeacher(address(server), _decoding()).score([([4, 5], [7])])
+    ServedTeacher(address(server)).score([([4, 5], [7])])
     assert waits[0] > 0
     assert waits == [waits[0], 2 * waits[0], 4 * waits[0]]
 
 
 def test_rows_come_back_in_the_order_they_were_sent(server: Server) -> None:
     rows = [([4, 5], [token]) for token in range(40, 60)]
-    scored = ServedTeacher(address(server, concurrency=8), _decoding()).score(rows)
+    scored = ServedTeacher(address(server, concurrency=8)).score(rows)
     assert all(response[0] in positions[0] for (_, response), positions in zip(rows, scored, strict=True))
 
 
@@ -307,20 +307,16 @@ def test_a_refusal_is_not_asked_for_again(models: Path, server: Server) -> None:
 def test_a_key_that_is_not_set_is_named(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     with pytest.raises(Missing, match=KEY_VARIABLE):
-        ServedTeacher(address(server, api_key_env=KEY_VARIABLE), _decoding()).score([([4], [5])])
+        ServedTeacher(address(server, api_key_env=KEY_VARIABLE)).score([([4], [5])])
 
 
 def test_a_refused_key_is_not_repeated(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     server.fail_first, server.status = 99, 403
     with pytest.raises(Missing) as refused:
-        ServedTeacher(address(server, api_key_env=KEY_VARIABLE), _decoding()).score([([4], [5])])
+        ServedTeacher(address(server, api_key_env=KEY_VARIABLE)).score([([4], [5])])
     assert server.keys == {f"Bearer {KEY}"}
     assert KEY not in str(refused.value)
-
-
-def _decoding() -> Decoding:
-    return Decoding(8, 1.0, 1.0, frozenset({2}), 300)
 
 
 # --- whole runs -------------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ class HeldOut:
     def __post_init__(self) -> None:
         plain = replace(self.sampler.decoding, temperature=1.0, top_p=1.0)
         self.sampler = replace(self.sampler, decoding=plain)
-        self.teacher_rows = self.teacher.write(self.examples, self.draws)
+        self.teacher_rows = self.teacher.write(self.examples, self.draws, plain)
         self.teacher_figures = _text_figures(self.teacher_rows, plain.eos_ids, "teacher_")
 
     @torch.no_grad()

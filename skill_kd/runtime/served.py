@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 from ..algorithms.divergences import LOG_ZERO
@@ -43,12 +44,14 @@ class Scored:
 class ServedTeacher:
     """Asks ``/chat/completions`` and ``/completions``, several prompts at once, again after passing faults."""
 
-    def __init__(self, served: Config, decoding: Decoding) -> None:
+    def __init__(self, served: Config) -> None:
         self.served = served
-        self.decoding = decoding
 
     def answer(
-        self, conversations: Sequence[tuple[tuple[str, str], ...]], seeds: Sequence[tuple[object, ...]]
+        self,
+        conversations: Sequence[tuple[tuple[str, str], ...]],
+        seeds: Sequence[tuple[object, ...]],
+        decoding: Decoding,
     ) -> list[Answer]:
         """Return one answer for each conversation of (role, content) turns.
 
@@ -56,15 +59,17 @@ class ServedTeacher:
             Missing: the server cannot be reached, refuses, or keeps failing; the last reason is given.
         """
         with ThreadPoolExecutor(max_workers=self.served.concurrency) as pool:
-            return list(pool.map(self._answer, conversations, seeds))
+            return list(pool.map(self._answer, conversations, seeds, repeat(decoding)))
 
-    def _answer(self, conversation: tuple[tuple[str, str], ...], seed: tuple[object, ...]) -> Answer:
+    def _answer(
+        self, conversation: tuple[tuple[str, str], ...], seed: tuple[object, ...], decoding: Decoding
+    ) -> Answer:
         body = {
             "model": self.served.model,
             "messages": [{"role": role, "content": content} for role, content in conversation],
-            "max_tokens": self.decoding.max_new_tokens,
-            "temperature": self.decoding.temperature,
-            "top_p": self.decoding.top_p,
+            "max_tokens": decoding.max_new_tokens,
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
             "seed": seeded(*seed).initial_seed() % 2**31,
         }
         reply = self._post("/chat/completions", body)

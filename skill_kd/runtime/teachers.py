@@ -25,8 +25,11 @@ from .policy import TeacherView, TopK, response_logits
 from .rollouts import Draw, Sampler
 from .served import ServedTeacher
 
-Write = Callable[[Sequence[Example], Sequence[Draw]], list[Row]]
-"""Sample one teacher response for each example; the draws carry the student's prompt tokens and the seeds."""
+Write = Callable[[Sequence[Example], Sequence[Draw], Decoding], list[Row]]
+"""Sample one teacher response for each example; the draws carry the student's prompt tokens and the seeds.
+
+Of the decoding, length, temperature and nucleus count; a teacher has a vocabulary, and may have ends, of its own.
+"""
 
 PROBE = "The quick brown fox jumps over the lazy dog, and 12 times 12 makes 144."
 
@@ -72,7 +75,7 @@ def open_teacher(config: Config, tokenizer: PreTrainedTokenizerBase, sampler: Sa
     """
     vocabulary = sampler.decoding.vocabulary
     if config.teacher.served is not None:
-        server = ServedTeacher(config.teacher.served, sampler.decoding)
+        server = ServedTeacher(config.teacher.served)
         told = config.teacher.served.top_logprobs > 0
         if told:
             _probe(server, tokenizer)
@@ -89,8 +92,12 @@ def open_teacher(config: Config, tokenizer: PreTrainedTokenizerBase, sampler: Sa
         return Teacher(None, vocabulary, _foreign_writer(model, loaded.tokenizer, loaded.vocabulary, sampler, encoder))
     if max(sampler.decoding.eos_ids) >= shared:
         raise BadInput("the teacher does not know the student's end-of-sequence token; no response could ever end")
-    own = replace(sampler, decoding=replace(sampler.decoding, vocabulary=shared))
-    return Teacher(model, shared, lambda _examples, draws: own.sample(model, draws, "teacher"))
+
+    def write(_examples: Sequence[Example], draws: Sequence[Draw], decoding: Decoding) -> list[Row]:
+        own = replace(sampler, decoding=replace(decoding, vocabulary=shared))
+        return own.sample(model, draws, "teacher")
+
+    return Teacher(model, shared, write)
 
 
 def reads_probabilities(stage: Config) -> bool:
@@ -104,17 +111,19 @@ def _foreign_writer(
     """A teacher with its own tokenizer and template; its text is then tokenized for the student."""
     ends = eos_ids(tokenizer, model)
     own_encoder = Encoder(tokenizer, ends)
-    decoding = replace(sampler.decoding, eos_ids=ends, vocabulary=vocabulary)
-    own_sampler = replace(sampler, decoding=decoding, pad=int(tokenizer.pad_token_id))
+    pad = int(tokenizer.pad_token_id)
 
-    def write(examples: Sequence[Example], draws: Sequence[Draw]) -> list[Row]:
+    def write(examples: Sequence[Example], draws: Sequence[Draw], decoding: Decoding) -> list[Row]:
+        own = replace(sampler, decoding=replace(decoding, eos_ids=ends, vocabulary=vocabulary), pad=pad)
         theirs = [
             replace(draw, prompt=own_encoder.prompt(example)) for example, draw in zip(examples, draws, strict=True)
         ]
-        rows = own_sampler.sample(model, theirs, "teacher")
+        rows = own.sample(model, theirs, "teacher")
         texts = [tokenizer.decode(row.response, skip_special_tokens=True) for row in rows]
         finished = [row.response[-1] in ends for row in rows]
-        return [_text_row(*parts, encoder, decoding) for parts in zip(draws, texts, finished, strict=True)]
+        return [
+            _text_row(*parts, encoder, decoding.max_new_tokens) for parts in zip(draws, texts, finished, strict=True)
+        ]
 
     return write
 
@@ -152,29 +161,38 @@ def _unpadded(batch: Batch) -> list[tuple[list[int], list[int]]]:
 
 
 def _served_writer(server: ServedTeacher, encoder: Encoder) -> Write:
-    def write(examples: Sequence[Example], draws: Sequence[Draw]) -> list[Row]:
-        answers = server.answer([example.messages for example in examples], [(*draw.seed, draw.row) for draw in draws])
+    def write(examples: Sequence[Example], draws: Sequence[Draw], decoding: Decoding) -> list[Row]:
+        conversations = [example.messages for example in examples]
+        answers = server.answer(conversations, [(*draw.seed, draw.row) for draw in draws], decoding)
         return [
-            _text_row(draw, answer.text, answer.finished, encoder, server.decoding)
+            _text_row(draw, answer.text, answer.finished, encoder, decoding.max_new_tokens)
             for draw, answer in zip(draws, answers, strict=True)
         ]
 
     return write
 
 
-def _text_row(draw: Draw, text: str, finished: bool, encoder: Encoder, decoding: Decoding) -> Row:
+def _text_row(draw: Draw, text: str, finished: bool, encoder: Encoder, max_new_tokens: int) -> Row:
     encoded = encoder.answer(draw.prompt, text)
     # A response cut by the length limit did not end, and must not teach the student to end there.
     response = encoded.response if finished else encoded.response[:-1]
-    response = response[: decoding.max_new_tokens] or encoded.response[-1:]
+    response = response[:max_new_tokens] or encoded.response[-1:]
     return Row(draw.prompt.prompt, response, (True,) * len(response), "teacher")
 
 
 class TeacherResponses:
     """Teacher responses to the training prompts, each written once, when first asked for."""
 
-    def __init__(self, teacher: Teacher, examples: Sequence[Example], draws: Sequence[Draw], batch: int = 32) -> None:
+    def __init__(
+        self,
+        teacher: Teacher,
+        examples: Sequence[Example],
+        draws: Sequence[Draw],
+        decoding: Decoding,
+        batch: int = 32,
+    ) -> None:
         self.teacher = teacher
+        self.decoding = decoding
         self.examples = examples
         self.draws = draws
         self.batch = batch
@@ -186,6 +204,7 @@ class TeacherResponses:
         wanted = [index for index in dict.fromkeys(indices) if index not in self.rows]
         for start in range(0, len(wanted), self.batch):
             chunk = wanted[start : start + self.batch]
-            written = self.teacher.write([self.examples[i] for i in chunk], [self.draws[i] for i in chunk])
+            examples, draws = [self.examples[i] for i in chunk], [self.draws[i] for i in chunk]
+            written = self.teacher.write(examples, draws, self.decoding)
             self.rows.update(zip(chunk, written, strict=True))
         return [self.rows[index] for index in indices]
