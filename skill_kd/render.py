@@ -126,7 +126,7 @@ def config_literal(spec: Spec) -> str:
 def _laid_out(prefix: str, value: Value, indent: int) -> str:
     """Return ``value`` on one line where it fits, else one part a line."""
     pad = " " * indent
-    flat = f"{pad}{prefix}{_flat(value)},"
+    flat = f"{pad}{prefix}{literal(value)},"
     if len(flat) <= _LINE_LENGTH or not value or not isinstance(value, dict | list):
         return flat
     if isinstance(value, dict):
@@ -136,11 +136,16 @@ def _laid_out(prefix: str, value: Value, indent: int) -> str:
     return "\n".join([f"{pad}{prefix}{opening}", *parts, f"{pad}),"])
 
 
-def _flat(value: Value) -> str:
+def literal(value: Value) -> str:
+    """Return ``value`` as Python source on one line, a mapping as a call of ``Config``.
+
+    Raises:
+        SpecError: inf or nan.
+    """
     if isinstance(value, dict):
-        return "Config(" + ", ".join(f"{key}={_flat(part)}" for key, part in _keywords(value)) + ")"
+        return "Config(" + ", ".join(f"{key}={literal(part)}" for key, part in _keywords(value)) + ")"
     if isinstance(value, list):
-        return "(" + ", ".join(map(_flat, value)) + ("," if len(value) == 1 else "") + ")"
+        return "(" + ", ".join(map(literal, value)) + ("," if len(value) == 1 else "") + ")"
     if isinstance(value, str):
         return _quoted(value)
     if isinstance(value, float):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import keyword
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
@@ -218,6 +219,10 @@ class Student(Section):
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
+TRAINER_OPTIONS = frozenset({"conversation", "messages", "tokenize", "add_generation_prompt", "chat_template"})
+"""What the trainer tells a chat template itself."""
+
+
 class Data(Section):
     """Prompts, and responses where they exist."""
 
@@ -231,12 +236,21 @@ class Data(Section):
     """Largest share of held-out prompts that may also be training prompts."""
     pretraining: Text | None = None
     """Corpus with a ``text`` field for the PT loss of MiniLLM."""
+    chat_template_options: dict[Text, bool | int | float | str] = {}
+    """What the chat template is told, for example ``enable_thinking: false`` for Qwen3, which thinks unless told."""
     max_prompt_tokens: PositiveInt = 256
     """Length of the longest prompt that is trained on, chat template included."""
     long_prompts: Literal["refuse", "drop"] = "refuse"
     """What to do when prompts are longer than ``max_prompt_tokens``; both say how many."""
     max_bad_rows: Fraction = 0.0
     """Largest share of unreadable rows that is skipped; above it the data is refused."""
+
+    @model_validator(mode="after")
+    def _options_are_the_template_s(self) -> Data:
+        for name in self.chat_template_options:
+            if not name.isidentifier() or keyword.iskeyword(name) or name in TRAINER_OPTIONS:
+                raise refuse(f"chat_template_options: {name!r} is no name a chat template reads from here; drop it")
+        return self
 
     @model_validator(mode="after")
     def _share_is_a_number(self) -> Data:
@@ -590,11 +604,17 @@ class Handoff(Section):
     """Passes over ``data``."""
     export: tuple[Annotated[str, Field(pattern=r"^(merged|lora|gguf-[a-z0-9_]+)$")], ...] = ("merged",)
     """What is saved: ``merged`` (16-bit folder), ``lora`` (adapter alone), ``gguf-q4_k_m`` and its like."""
+    responses_only: bool = True
+    """Learn from the assistant's turns alone."""
+    ollama: bool = False
+    """Write an Ollama Modelfile beside a GGUF export."""
 
     @model_validator(mode="after")
-    def _adapter_exists(self) -> Handoff:
+    def _exports_exist(self) -> Handoff:
         if self.method == "full" and "lora" in self.export:
             raise refuse("export: lora needs an adapter, and method: full trains none; take method: lora, or drop it")
+        if self.ollama and not any(name.startswith("gguf-") for name in self.export):
+            raise refuse("ollama: true needs a GGUF file; add gguf-q4_k_m to export, or set ollama: false")
         return self
 
 

@@ -357,3 +357,15 @@ def test_a_written_response_longer_than_a_rollout_is_cut_and_does_not_teach_to_s
         assert tokenizer.eos_token_id not in row.response
         assert len(row.scored) == len(row.response)
     assert "3 of 3 written responses" in capsys.readouterr().err
+
+
+def test_the_chat_template_is_told_the_options_of_the_spec() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{{ messages[0]['content'] }}{% if thinking is defined and not thinking %}<quiet>{% endif %}"
+    )
+    ends = frozenset({int(tokenizer.eos_token_id)})
+    example = Example((("user", "hello"),), None)
+    told = Encoder(tokenizer, ends, {"thinking": False}).prompt(example)
+    assert tokenizer.decode(told.prompt) == "hello<quiet>"
+    assert tokenizer.decode(Encoder(tokenizer, ends).prompt(example).prompt) == "hello"

@@ -594,3 +594,14 @@ def test_the_schema_explains_a_kind_where_an_editor_points_at_it() -> None:
 def test_every_objective_cites_its_source_or_its_equation(model: type[Section]) -> None:
     text = model.__doc__ or ""
     assert re.search(r"arXiv \d{4}\.\d{5}", text) or (model is Sft and "−Σ_t log q(y_t" in text)
+
+
+@pytest.mark.parametrize("name", ["tokenize", "chat_template", "not a name", "class"])
+def test_chat_template_options_have_names_a_template_can_read(name: str) -> None:
+    assert repr(name) in refusal(values(data={"train": "x.jsonl", "chat_template_options": {name: True}}))
+
+
+def test_chat_template_options_are_plain_values() -> None:
+    accepted = parse_spec(values(data={"train": "x.jsonl", "chat_template_options": {"enable_thinking": False}}))
+    assert accepted.data.chat_template_options == {"enable_thinking": False}
+    assert "chat_template_options" in refusal(values(data={"train": "x.jsonl", "chat_template_options": {"x": [1]}}))

@@ -48,6 +48,10 @@ class Rollout:
     """bool, True through the first EOS."""
     behaviour_logp_BT: Tensor
     """float32 (float64 for a float64 model), the log-probability each token was drawn with."""
+    student_logp_BT: Tensor | None = None
+    """The student's own, where a teacher took part."""
+    teacher_hidden_BTH: Tensor | None = None
+    """The teacher's final hidden states that predict each token, where it took part and tells them."""
 
 
 def seeded(*key: object) -> torch.Generator:
@@ -89,19 +93,25 @@ def draw(logp_BV: Tensor, uniform_B: Tensor) -> Tensor:
 
 
 class _Decoder:
-    """One model with its cache. It catches up on the tokens it has not seen, and scores each of them."""
+    """One model with its cache. It catches up on the tokens it has not seen, and scores each of them.
+
+    ``rows`` are those it still reads. A row leaves once the model has scored its last token: neither its cache nor its
+    arithmetic is paid for any longer. R counts them; K, the positions of one pass.
+    """
 
     def __init__(self, model: nn.Module, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor, decoding: Decoding) -> None:
         self.model = model
         self.decoding = decoding
+        self.rows = torch.arange(len(prompt_ids_BP), device=prompt_ids_BP.device)
         self.unseen = prompt_ids_BP
         self.attention_mask = prompt_mask_BP.long()
         self.unscored = 0
         self.cache: Any = None
         self.scores: list[Tensor] = []
+        self.hidden: list[Tensor] = []
 
-    def next_logp(self) -> Tensor:
-        """Return logp_BV of the next token, by one forward pass over everything unseen."""
+    def next_logp(self, ended_B: Tensor) -> Tensor:
+        """Return logp_RV of the next token, by one forward pass over everything unseen; rows that ended leave."""
         # The prompt's last token predicts the first response token; later, the last token seen was scored when drawn.
         output = self.model(
             input_ids=self.unseen,
@@ -117,26 +127,49 @@ class _Decoder:
             raise ValueError(
                 "the model returned no cache: put it in eval mode, gradient checkpointing turns caches off"
             )
-        logp_BKV = sampling_logp(output.logits, self.decoding)
+        logp_RKV = sampling_logp(output.logits, self.decoding)
         if self.unscored:
-            self.scores.append(token_logp(logp_BKV[:, :-1], self.unseen[:, -self.unscored :]))
+            drawn_RK = self.unseen[:, -self.unscored :]
+            self.scores.append(self._for_all(token_logp(logp_RKV[:, :-1], drawn_RK), len(ended_B)))
+        if (hidden_RKH := getattr(output, "hidden", None)) is not None:
+            self.hidden.append(self._for_all(hidden_RKH, len(ended_B)))
         self.unseen, self.unscored = self.unseen[:, :0], 0
-        return logp_BKV[:, -1]
+        return self._let_go(ended_B, logp_RKV[:, -1])
 
-    def tell(self, ids_B: Tensor, logp_BV: Tensor | None) -> None:
-        """Append a drawn token; ``logp_BV`` is what this model drew it from, None when another model did."""
-        self.unseen = torch.cat([self.unseen, ids_B.unsqueeze(1)], dim=1)
+    def tell(self, ids_B: Tensor, logp_RV: Tensor | None) -> None:
+        """Append a drawn token; ``logp_RV`` is what this model drew it from, None when another model did."""
+        ids_R = ids_B[self.rows]
+        self.unseen = torch.cat([self.unseen, ids_R.unsqueeze(1)], dim=1)
         self.attention_mask = torch.cat([self.attention_mask, torch.ones_like(self.unseen[:, :1])], dim=1)
-        if logp_BV is None:
+        if logp_RV is None:
             self.unscored += 1
         else:
-            self.scores.append(token_logp(logp_BV, ids_B).unsqueeze(1))
+            self.scores.append(self._for_all(token_logp(logp_RV, ids_R).unsqueeze(1), len(ids_B)))
 
-    def all_scores(self) -> Tensor:
-        """Return the log-probability [B, T] this model gives every drawn token, those not seen yet included."""
+    def finish(self, ended_B: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Score what is left. Return the log-probability [B, T] this model gives every drawn token, and the final
+        hidden states [B, T, H] that predict them if the model tells any."""
         if self.unscored:
-            self.next_logp()
-        return torch.cat(self.scores, dim=1)
+            self.next_logp(ended_B)
+        logp_BT = torch.cat(self.scores, dim=1)
+        return logp_BT, torch.cat(self.hidden, dim=1)[:, : logp_BT.shape[1]] if self.hidden else None
+
+    def _for_all(self, value_R: Tensor, size: int) -> Tensor:
+        """Put the values of the rows still read in their places among all B; the others get 0."""
+        value_B = value_R.new_zeros(size, *value_R.shape[1:])
+        value_B[self.rows] = value_R
+        return value_B
+
+    def _let_go(self, ended_B: Tensor, logp_RV: Tensor) -> Tensor:
+        """Drop the rows that ended, all of whose tokens are scored now, from the cache and the rest."""
+        stays_R = ~ended_B[self.rows]
+        select = getattr(self.cache, "batch_select_indices", None)
+        if select is None or bool(stays_R.all()) or not bool(stays_R.any()):
+            return logp_RV
+        select(stays_R.nonzero().squeeze(1))
+        self.rows, self.unseen = self.rows[stays_R], self.unseen[stays_R]
+        self.attention_mask = self.attention_mask[stays_R]
+        return logp_RV[stays_R]
 
 
 @torch.no_grad()
@@ -172,16 +205,20 @@ def sample(
     ended_B = torch.zeros(len(prompt_ids_BP), dtype=torch.bool, device=prompt_ids_BP.device)
     drawn: list[Tensor] = []
     for step, speaker in enumerate(speakers):
-        logp_BV = speaker.next_logp()
-        ids_B = draw(logp_BV, uniform_BT[:, step])
+        logp_RV = speaker.next_logp(ended_B)
+        ids_B = torch.zeros_like(ended_B, dtype=torch.long)
+        ids_B[speaker.rows] = draw(logp_RV, uniform_BT[speaker.rows, step])
         for decoder in decoders:
-            decoder.tell(ids_B, logp_BV if decoder is speaker else None)
+            decoder.tell(ids_B, logp_RV if decoder is speaker else None)
         drawn.append(ids_B)
         ended_B |= is_any(ids_B, decoding.eos_ids)
         if bool(ended_B.all()):
             break
     ids_BT = torch.stack(drawn, dim=1)
-    behaviour_logp_BT = student_decoder.all_scores()
-    if len(decoders) == 2:
-        behaviour_logp_BT = mixture(teacher_decoder.all_scores(), behaviour_logp_BT, teacher_mix)
-    return Rollout(ids_BT, through_first_eos(ids_BT, decoding.eos_ids), behaviour_logp_BT)
+    mask_BT = through_first_eos(ids_BT, decoding.eos_ids)
+    student_logp_BT, _ = student_decoder.finish(ended_B)
+    if len(decoders) == 1:
+        return Rollout(ids_BT, mask_BT, student_logp_BT)
+    teacher_logp_BT, teacher_hidden_BTH = teacher_decoder.finish(ended_B)
+    behaviour_logp_BT = mixture(teacher_logp_BT, student_logp_BT, teacher_mix)
+    return Rollout(ids_BT, mask_BT, behaviour_logp_BT, student_logp_BT, teacher_hidden_BTH)

@@ -25,6 +25,8 @@ class Row:
     """Who wrote the response."""
     behaviour_logp: tuple[float, ...] | None = None
     """Log-probability (nats) each token was sampled with; None when nobody sampled it here."""
+    student_logp: tuple[float, ...] | None = None
+    """The student's own, where a teacher took part in the sampling."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Row:

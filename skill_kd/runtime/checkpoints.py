@@ -63,7 +63,7 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(partial))
         rows = [[asdict(row) for row in batch] for batch in pending]
-        _write_synced(partial / self._rows_file(), json.dumps(rows))
+        _write_synced(partial / f"rollouts-{self.accelerator.process_index}.json", json.dumps(rows))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             _write_synced(partial / STATE, json.dumps(asdict(progress)))
@@ -74,14 +74,17 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
 
     def load(self, checkpoint: Path) -> tuple[Progress, list[list[Row]]]:
-        """Restore weights, optimizer and random state; return the progress and the rollouts still in use."""
+        """Restore weights, optimizer and random state; return the progress and the rollouts still in use.
+
+        The rollouts are those of all processes that wrote the checkpoint: another number of them may go on with it.
+        """
         self.accelerator.load_state(str(checkpoint))
         values: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        batches = json.loads((checkpoint / self._rows_file()).read_text(encoding="utf-8"))
-        return Progress(**values), [[Row.of(row) for row in batch] for batch in batches]
-
-    def _rows_file(self) -> str:
-        return f"rollouts-{self.accelerator.process_index}.json"
+        files = sorted(checkpoint.glob("rollouts-*.json"), key=lambda file: int(file.stem.partition("-")[2]))
+        parts = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        # Each process held one part of every batch, in the order of its number.
+        batches = [[Row.of(row) for part in of_each for row in part] for of_each in zip(*parts, strict=True)]
+        return Progress(**values), batches
 
     def load_best(self, progress: Progress) -> None:
         """Put the best checkpoint's weights into the student, where another one is in memory."""

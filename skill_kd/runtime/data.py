@@ -5,9 +5,10 @@ from __future__ import annotations
 import codecs
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -215,9 +216,16 @@ def _refuse_overlap(train: list[Example], held_out: list[Example], data: Config)
 class Encoder:
     """Turns examples into token ids with the student's chat template, so that training sees what serving will send."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        eos_ids: frozenset[int],
+        options: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self.tokenizer = tokenizer
         self.eos_ids = eos_ids
+        self.options = options
+        """What the chat template is told."""
 
     def prompt(self, example: Example) -> Encoded:
         """Encode the conversation up to the place where the assistant answers."""
@@ -278,7 +286,7 @@ class Encoder:
         if self.tokenizer.chat_template:
             messages: list[Message] = [{"role": role, "content": content} for role, content in turns]
             rendered: Any = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=for_answer
+                messages, tokenize=False, add_generation_prompt=for_answer, **self.options
             )
             return str(rendered)
         # Without a template the text itself is the prompt, begun as the tokenizer begins one; only EOS separates turns.

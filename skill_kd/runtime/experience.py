@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -21,6 +22,8 @@ from .measure import repetition
 from .objectives import Objective
 from .rollouts import Draw, Sampler
 from .teachers import Teacher
+
+_T = TypeVar("_T")
 
 LOOPING = 0.3
 """A response with a larger share of repeated 4-grams is no example to learn from."""
@@ -35,8 +38,8 @@ class Sampling:
     process: int
     processes: int
 
-    def share(self, batch: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Return this process's rows of a global batch."""
+    def share(self, batch: Sequence[_T]) -> list[_T]:
+        """Return this process's part of a global batch."""
         size = len(batch) // self.processes
         return list(batch[self.process * size : (self.process + 1) * size])
 
@@ -89,7 +92,6 @@ class Experience:
         on_policy = objective.on_policy > 0
         self.round_size: int = config.rollout.prompts if on_policy else self.batch_size
         self.steps = self.round_size // self.batch_size * (config.rollout.inner_epochs if on_policy else 1)
-        self.sampled_rows = round(objective.on_policy * self.batch_size)
         self.batches: list[list[Row]] = []
 
     def updates(self, epochs: float) -> int:
@@ -112,14 +114,20 @@ class Experience:
         starts = range(0, self.round_size, self.batch_size)
         batches = [self.sampling.share(numbered[start : start + self.batch_size]) for start in starts]
         mine = [pair for batch in batches for pair in batch]
-        by_student = [(row, index) for row, index in mine if row % self.batch_size < self.sampled_rows]
-        by_others = [(row, index) for row, index in mine if row % self.batch_size >= self.sampled_rows]
+        first = number * self.round_size
+        by_student = [(row, index) for row, index in mine if self._is_on_policy(first + row)]
+        by_others = [(row, index) for row, index in mine if not self._is_on_policy(first + row)]
         draws = [Draw(self.source.prompts[index], (*self.seed, number), row) for row, index in by_student]
         sampled = self.sampling.draw(student, draws, self.objective.teacher_mix)
         written = self.source.off_policy([index for _, index in by_others]) if by_others else []
         numbers = [row for row, _ in (*by_student, *by_others)]
         rows = dict(zip(numbers, (*sampled, *written), strict=True))
         return [[rows[row] for row, _ in batch] for batch in batches]
+
+    def _is_on_policy(self, position: int) -> bool:
+        """Spread the student's rows evenly over the stream: over processes, and over batches if the share is small."""
+        share = self.objective.on_policy
+        return math.floor((position + 1) * share) > math.floor(position * share)
 
 
 @dataclass(frozen=True)

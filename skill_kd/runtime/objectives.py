@@ -39,6 +39,7 @@ class Objective:
     """Divides the logits of both models before the loss sees them."""
     reads_teacher: bool
     normaliser: Literal["tokens", "rollouts"]
+    """MiniLLM's exact estimator divides by rollouts, all others by scored tokens."""
     on_policy: float
     """Share of the rows whose responses the student samples."""
     responses: Literal["teacher", "data"]

@@ -27,6 +27,7 @@ class Journal:
         self.path = folder / "metrics.jsonl"
         self.trackers = bool(config.trackers)
         self.bar: tqdm[Never] | None = None
+        self.told: set[str] = set()
         if self.trackers:
             accelerator.init_trackers(config.name)
 
@@ -53,6 +54,12 @@ class Journal:
         self.event("note", text=text)
         if self.accelerator.is_main_process:
             tqdm.write(text, file=sys.stderr)
+
+    def note_once(self, text: str) -> None:
+        """Tell something that may hold for many updates, the first time only."""
+        if text not in self.told:
+            self.told.add(text)
+            self.note(text)
 
     @contextmanager
     def bar_of(self, stage: str, updates: int, done: int) -> Iterator[None]:

@@ -80,11 +80,12 @@ class Sampler:
 
 
 def _row(draw: Draw, rollout: Rollout, index: int, source: Literal["student", "teacher"]) -> Row:
-    length = int(rollout.mask_BT[index].sum())
+    length, own_BT = int(rollout.mask_BT[index].sum()), rollout.student_logp_BT
     return Row(
         prompt=draw.prompt.prompt,
         response=tuple(rollout.ids_BT[index, :length].tolist()),
         scored=(True,) * length,
         source=source,
         behaviour_logp=tuple(rollout.behaviour_logp_BT[index, :length].tolist()),
+        student_logp=None if own_BT is None else tuple(own_BT[index, :length].tolist()),
     )

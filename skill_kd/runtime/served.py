@@ -8,10 +8,11 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
+from types import MappingProxyType
 from typing import Any
 
 from ..algorithms.divergences import LOG_ZERO
@@ -52,6 +53,7 @@ class ServedTeacher:
         conversations: Sequence[tuple[tuple[str, str], ...]],
         seeds: Sequence[tuple[object, ...]],
         decoding: Decoding,
+        template_options: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[Answer]:
         """Return one answer for each conversation of (role, content) turns.
 
@@ -59,12 +61,16 @@ class ServedTeacher:
             Missing: the server cannot be reached, refuses, or keeps failing; the last reason is given.
         """
         with ThreadPoolExecutor(max_workers=self.served.concurrency) as pool:
-            return list(pool.map(self._answer, conversations, seeds, repeat(decoding)))
+            return list(pool.map(self._answer, conversations, seeds, repeat(decoding), repeat(template_options)))
 
     def _answer(
-        self, conversation: tuple[tuple[str, str], ...], seed: tuple[object, ...], decoding: Decoding
+        self,
+        conversation: tuple[tuple[str, str], ...],
+        seed: tuple[object, ...],
+        decoding: Decoding,
+        template_options: Mapping[str, Any],
     ) -> Answer:
-        body = {
+        body: dict[str, Any] = {
             "model": self.served.model,
             "messages": [{"role": role, "content": content} for role, content in conversation],
             "max_tokens": decoding.max_new_tokens,
@@ -72,6 +78,8 @@ class ServedTeacher:
             "top_p": decoding.top_p,
             "seed": seeded(*seed).initial_seed() % 2**31,
         }
+        if template_options:  # vLLM's word for it; other servers may know none, so it is sent only when asked for
+            body["chat_template_kwargs"] = dict(template_options)
         reply = self._post("/chat/completions", body)
         try:
             choice = reply["choices"][0]

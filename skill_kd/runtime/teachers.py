@@ -110,7 +110,7 @@ def _foreign_writer(
 ) -> Write:
     """A teacher with its own tokenizer and template; its text is then tokenized for the student."""
     ends = eos_ids(tokenizer, model)
-    own_encoder = Encoder(tokenizer, ends)
+    own_encoder = Encoder(tokenizer, ends, encoder.options)
     pad = int(tokenizer.pad_token_id)
 
     def write(examples: Sequence[Example], draws: Sequence[Draw], decoding: Decoding) -> list[Row]:
@@ -163,7 +163,7 @@ def _unpadded(batch: Batch) -> list[tuple[list[int], list[int]]]:
 def _served_writer(server: ServedTeacher, encoder: Encoder) -> Write:
     def write(examples: Sequence[Example], draws: Sequence[Draw], decoding: Decoding) -> list[Row]:
         conversations = [example.messages for example in examples]
-        answers = server.answer(conversations, [(*draw.seed, draw.row) for draw in draws], decoding)
+        answers = server.answer(conversations, [(*draw.seed, draw.row) for draw in draws], decoding, encoder.options)
         return [
             _text_row(draw, answer.text, answer.finished, encoder, decoding.max_new_tokens)
             for draw, answer in zip(draws, answers, strict=True)
