@@ -1,0 +1,142 @@
+"""The model card: ``README.md`` of the student, with its figures where the Hugging Face hub reads them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from skill_kd.report.figures import shown
+from skill_kd.report.markup import clean
+from skill_kd.report.numbers import finite, number, size
+
+Json = Mapping[str, Any]
+
+_SPECIAL = re.compile(r"([\\`*_\[\]<>&|~$@]|:(?=//)|\.(?<=www\.))", re.IGNORECASE)
+_FIRST = re.compile(r"^(\d*)([#+\-=.)])(?=[#+\-=.)]*(?:\s|$))")
+"""What makes a heading, a list or a rule at the start of a line."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a card says of how the student was made; what is None is left out."""
+
+    teacher: str | None = None
+    base_model: str | None = None
+    objective: str | None = None
+    """In plain words: "reverse KL on the student's own samples (MiniLLM)"."""
+    dataset: str | None = None
+    license: str | None = None
+    language: Sequence[str] = ()
+    spec_hash: str | None = None
+
+
+def model_card(evaluation: Json, name: str, training: Training | None = None) -> str:
+    """Return the card of the student ``name``: YAML front matter with a ``model-index``, then plain words."""
+    made = training or Training()
+    front = yaml.safe_dump(_front_matter(evaluation, name, made), sort_keys=False, allow_unicode=True, width=10**6)
+    parts = [
+        f"# {plain(name)}",
+        _origin(made),
+        "## Verdict",
+        _verdict(evaluation),
+        "## Coverage and quality",
+        _metrics(evaluation),
+        "## Speed",
+        _speed(evaluation["latency"]),
+        "## Known not covered",
+        "\n".join(f"- {plain(each)}" for each in evaluation["known_not_covered"])
+        or "Nothing is listed, which is not nothing.",
+        "## How this was measured",
+        _measured(evaluation["reproduction"]),
+    ]
+    return f"---\n{front}---\n\n" + "\n\n".join(part for part in parts if part) + "\n"
+
+
+def plain(text: object) -> str:
+    """Return ``text`` as one line of Markdown that means nothing but itself."""
+    return _FIRST.sub(r"\1\\\2", _SPECIAL.sub(r"\\\1", _one_line(text)))
+
+
+def _one_line(text: object) -> str:
+    return " ".join(clean(text).split())
+
+
+def _front_matter(evaluation: Json, name: str, made: Training) -> dict[str, object]:
+    fields: dict[str, object] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "license": made.license,
+        "language": [*made.language],
+        "base_model": made.base_model or made.teacher,
+        "tags": ["knowledge-distillation", "skill-kd"],
+    }
+    known = {key: _one_line(value) if isinstance(value, str) else value for key, value in fields.items() if value}
+    if results := _results(evaluation):
+        known["model-index"] = [{"name": _one_line(name), "results": [results]}]
+    return known
+
+
+def _results(evaluation: Json) -> dict[str, object] | None:
+    metrics = [
+        {"type": _one_line(metric["name"]), "value": value, "name": _one_line(f"{metric['title']} ({metric['form']})")}
+        for metric in evaluation["metrics"]
+        if (value := finite(metric["estimate"])) is not None
+    ]
+    if not metrics:
+        return None
+    dataset = {"name": f"{evaluation['reproduction']['prompts']} private prompts", "type": "private"}
+    return {"task": {"type": "text-generation"}, "dataset": dataset, "metrics": metrics}
+
+
+def _verdict(evaluation: Json) -> str:
+    policy = plain(evaluation["reproduction"]["policy_name"])
+    return f"**{plain(evaluation['verdict'])}** under the policy {policy}. {plain(evaluation['sentence'])}"
+
+
+def _origin(made: Training) -> str:
+    told = [
+        made.teacher and f"It was distilled from {plain(made.teacher)}",
+        made.base_model and f"it started as {plain(made.base_model)}",
+        made.objective and f"the objective was {plain(made.objective)}",
+        made.dataset and f"the prompts came from {plain(made.dataset)}",
+        made.spec_hash and f"the hash of the spec is `{plain(made.spec_hash)}`",
+    ]
+    words = "; ".join(each for each in told if each)
+    about = "A language model made by knowledge distillation with skill-kd."
+    return f"{about} {words[0].upper()}{words[1:]}." if words else about
+
+
+def _metrics(evaluation: Json) -> str:
+    rows = [
+        f"| {plain(metric['title'])} | {_cell(metric, 'estimate')} | {_cell(metric, 'low')} to {_cell(metric, 'high')} "
+        f"| {_cell(metric, 'margin')} | {plain(metric['outcome'].replace('_', ' '))} |"
+        for metric in evaluation["metrics"]
+        if finite(metric["estimate"]) is not None
+    ]
+    head = "| Figure | Estimate | 95% bounds, one-sided each | Margin | Outcome |\n| --- | ---: | ---: | ---: | --- |"
+    return "\n".join([head, *rows]) if rows else "Not measured."
+
+
+def _cell(metric: Json, key: str) -> str:
+    return plain(shown(metric[key], metric))
+
+
+def _speed(latency: Json | None) -> str:
+    if latency is None:
+        return "Latency was not measured."
+    where = f"{latency['hardware']}, batch {latency['batch']}, {latency['concurrency']} at a time"
+    return plain(f"On {where}: {'; '.join(_pace(who, latency[who]) for who in ('student', 'teacher'))}.")
+
+
+def _pace(who: str, side: Json) -> str:
+    times = f"p50 {number(side['p50_s'])} s, p95 {number(side['p95_s'])} s"
+    return f"{who} {times}, {number(side['tokens_per_s'])} tokens/s, {size(side['memory_bytes'])}"
+
+
+def _measured(facts: Json) -> str:
+    told = f"{facts['prompts']} prompts, {facts['samples']} samples each, seed {facts['seed']}, {facts['time']}."
+    return f"{plain(told)} Policy hash `{plain(facts['policy_hash'])}`. The whole report is `report.html`."

@@ -1,0 +1,249 @@
+"""The decision page: an evaluation as one HTML file, from the verdict down to what it takes to repeat it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from skill_kd.report.figures import figures, shown
+from skill_kd.report.markup import Child, Markup, clean, join, tag
+from skill_kd.report.numbers import MISSING, finite, number, percent, size
+from skill_kd.report.page import (
+    Section,
+    bullets,
+    folded,
+    page,
+    pairs,
+    paragraph,
+    sample,
+    side_by_side,
+    verdict,
+)
+from skill_kd.report.plots import Line, Spot, line_plot, scatter_plot
+from skill_kd.report.tables import Cell, Column, table
+
+Json = Mapping[str, Any]
+
+TONES = {"GO": "pass", "NO-GO": "fail", "INCONCLUSIVE": "uncertain"}
+
+
+def decision_page(evaluation: Json) -> str:
+    """Return the page of one evaluation (the document of ``evaluation.json``, format 1)."""
+    word, reproduction = evaluation["verdict"], evaluation["reproduction"]
+    student, teacher = reproduction["student"] or "the student", reproduction["teacher"] or "its teacher"
+    title = f"May {student} replace {teacher}?"
+    banner = verdict(word, TONES[word], _sentence(evaluation))
+    head = join([tag("h1", title), banner, *_warnings(evaluation["warnings"])])
+    sections = [
+        Section("figures", "What the verdict rests on", figures(evaluation["metrics"]), "Figures"),
+        Section("trade", "Quality and coverage", _trade(evaluation), "Quality and coverage"),
+        Section("speed", "Speed and memory", _speed(evaluation["latency"]), "Speed"),
+        Section("slices", "Worst slices", _slices(evaluation), "Slices"),
+        Section("lost", "Lost modes", _lost(evaluation["lost_modes"]), "Lost modes"),
+        Section("flagged", "Flagged responses", _flagged(evaluation["examples"]), "Flagged"),
+        Section("curves", "Lengths and curves", _curves(evaluation), "Curves"),
+        Section("uncovered", "Known not covered", [_or_none(evaluation["known_not_covered"])], "Not covered"),
+        Section("repeat", "To repeat this", _reproduction(evaluation), "Reproduction"),
+    ]
+    made = f"skill-kd {reproduction['versions'].get('skill_kd', '')}, {reproduction['time']}"
+    foot = f"{made}. This file loads nothing from a network."
+    return page(f"{word}: {title}", head, sections, data=evaluation, foot=foot)
+
+
+def _sentence(evaluation: Json) -> str:
+    words = str(evaluation["sentence"]).removeprefix(f"{evaluation['verdict']}: ")
+    return words[:1].upper() + words[1:]
+
+
+def _warnings(warnings: Sequence[str]) -> list[Markup]:
+    return (
+        [tag("div", tag("strong", "Before you rely on this"), bullets(warnings), class_="notice")] if warnings else []
+    )
+
+
+def _or_none(items: Sequence[Child]) -> Markup:
+    return bullets(items) if items else paragraph("None.")
+
+
+# --- quality, speed, slices -------------------------------------------------------------------------------------------
+
+
+def _trade(evaluation: Json) -> list[Markup]:
+    spots = [
+        Spot(each["who"], each["coverage"], each["quality"], f"T = {each['temperature']:g}")
+        for each in evaluation["curves"]["temperature"] or ()
+        if finite(each["coverage"]) is not None and finite(each["quality"]) is not None
+    ]
+    if not spots:
+        return [paragraph("Not measured: it takes samples at several temperatures."), *_judge(evaluation["judge"])]
+    spots.sort(key=lambda spot: spot.series != "teacher")
+    about = "Each point is one sampling temperature; up and to the right is better. The axes do not start at zero."
+    return [
+        scatter_plot("Quality against coverage", about, spots, x="coverage", y="quality"),
+        *_judge(evaluation["judge"]),
+    ]
+
+
+def _judge(judge: Json | None) -> list[Markup]:
+    if judge is None:
+        return []
+    told = (
+        f"The judge {judge['model']} preferred the student {judge['wins']} times and the teacher {judge['losses']} "
+        f"times; {judge['ties']} ties, {judge['inconsistent']} answers changed with the order and do not count."
+    )
+    return [paragraph(told)]
+
+
+def _speed(latency: Json | None) -> list[Markup]:
+    if latency is None:
+        return [paragraph("Not measured.")]
+    cost = latency["cost_per_1k"]
+    columns = [Column("Model"), *(Column(name, numeric=True) for name in ("p50, s", "p95, s", "Tokens/s", "Memory"))]
+    columns += [Column(f"Cost per 1k requests, {cost['currency']}", numeric=True)] if cost else []
+    rows = [
+        [who, side["p50_s"], side["p95_s"], side["tokens_per_s"], Cell(size(memory), finite(memory)), *price]
+        for who in ("teacher", "student")
+        for side, price in [(latency[who], [cost[who]] if cost else [])]
+        for memory in [side["memory_bytes"]]
+    ]
+    setting = f"{latency['hardware']}, batch {latency['batch']}, {latency['concurrency']} at a time"
+    costs = [] if cost else [paragraph("Cost was not measured.")]
+    return [table(f"Latency per request on {setting}", columns, rows), *costs]
+
+
+def _slices(evaluation: Json) -> list[Markup]:
+    slices, metrics = evaluation["slices"], {metric["name"]: metric for metric in evaluation["metrics"]}
+    if not slices:
+        return [paragraph("The prompts name no slices.")]
+    names = [name for name in metrics if any(finite(each["figures"].get(name)) is not None for each in slices)]
+    names = [name for name in names if metrics[name]["role"] == "blocking"] or names
+    columns = [
+        Column("Slice"),
+        Column("Prompts", numeric=True),
+        *(Column(metrics[name]["title"], numeric=True) for name in names),
+    ]
+    rows = [[each["name"], each["prompts"], *_slice_cells(each["figures"], names, metrics)] for each in slices]
+    return [
+        table(
+            "Slices, worst first. Few prompts make a slice noisy: no interval is claimed here.",
+            columns,
+            rows,
+            filtered=True,
+        )
+    ]
+
+
+def _slice_cells(figures: Json, names: Iterable[str], metrics: Mapping[str, Json]) -> list[Cell]:
+    return [Cell(shown(figures.get(name), metrics[name]), finite(figures.get(name))) for name in names]
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+
+def _lost(modes: Sequence[Json]) -> list[Markup]:
+    if not modes:
+        return [paragraph("No response of the teacher was found that no sample of the student comes near.")]
+    told = paragraph(
+        "Responses of the teacher that no sample of the student comes near, and what the student says instead."
+    )
+    return [told, *_first_three([_pair(mode, f"recall {percent(mode['recall'], 0)}") for mode in modes])]
+
+
+def _flagged(examples: Sequence[Json]) -> list[Markup]:
+    return _first_three([_pair(each, ", ".join(each["flags"])) for each in examples]) or [paragraph("None.")]
+
+
+def _first_three(parts: Sequence[Markup]) -> list[Markup]:
+    rest = parts[3:]
+    return [*parts[:3], *([folded(f"{len(rest)} more", *rest)] if rest else [])]
+
+
+def _pair(each: Json, note: str) -> Markup:
+    sides = [
+        (who.capitalize(), [sample(text) for text in each[who]] or [paragraph("None.")])
+        for who in ("teacher", "student")
+    ]
+    return tag("article", sample(each["prompt"], f"Prompt ({note})"), side_by_side(*sides))
+
+
+# --- lengths, curves --------------------------------------------------------------------------------------------------
+
+
+def _curves(evaluation: Json) -> list[Markup]:
+    curves = evaluation["curves"]
+    return [_lengths(evaluation["lengths"]), *_exposure(curves["exposure"]), *_calibration(curves["calibration"])]
+
+
+def _lengths(lengths: Json | None) -> Markup:
+    if lengths is None:
+        return paragraph("Lengths were not measured.")
+    columns = [Column("Model"), *(Column(name, numeric=True, digits=1) for name in ("10%", "Median", "90%", "Mean"))]
+    rows = [
+        [who, *(lengths[who][key] for key in ("p10", "p50", "p90", "mean"))]
+        for who in ("teacher", "student", "baseline")
+        if lengths.get(who)
+    ]
+    return table(f"Length of responses, {lengths['unit']}", columns, rows)
+
+
+def _exposure(curve: Json | None) -> list[Markup]:
+    if curve is None:
+        return [paragraph("Exposure bias was not measured: it takes both models.")]
+    lines = [
+        Line("teacher's prefixes", curve["positions"], curve["teacher_prefixes"]),
+        Line("student's own prefixes", curve["positions"], curve["student_prefixes"], curve["low"], curve["high"]),
+    ]
+    about = "Forward KL of the next token by position. Rising on its own prefixes only: errors feed on themselves."
+    return [line_plot("Exposure bias", about, lines, x="position, tokens", y=f"excess KL, {curve['unit']}", zero=True)]
+
+
+def _calibration(curve: Json | None) -> list[Markup]:
+    if curve is None:
+        return []
+    about = (
+        "How often the student's token is right, by how sure it is; on the diagonal it is as sure as it should be. "
+        f"Expected calibration error {number(curve['ece'])}, teacher {number(curve['teacher_ece'])}."
+    )
+    line = Line("student", curve["confidence"], curve["accuracy"])
+    plot = line_plot("Calibration", about, [line], x="confidence", y="accuracy", zero=True, diagonal=True)
+    columns = [Column(name, numeric=True) for name in ("Confidence", "Accuracy", "Tokens")]
+    counts = table(
+        "Tokens behind each point",
+        columns,
+        list(zip(curve["confidence"], curve["accuracy"], curve["tokens"], strict=True)),
+    )
+    return [plot, folded("Tokens behind each point", counts)]
+
+
+# --- reproduction -----------------------------------------------------------------------------------------------------
+
+
+def _reproduction(evaluation: Json) -> list[Markup]:
+    facts = evaluation["reproduction"]
+    decoding = facts["decoding"] or {}
+    items: list[tuple[Child, Child]] = [
+        ("Policy", join([facts["policy_name"], " ", tag("code", facts["policy_hash"])])),
+        (
+            "Models",
+            ", ".join(f"{who} {facts[who] or MISSING}" for who in ("teacher", "student", "baseline")),
+        ),
+        ("Tokenizers", facts["tokenizer"]),
+        ("Decoding", ", ".join(f"{key} {value}" for key, value in decoding.items()) or "not recorded"),
+        (
+            "Samples",
+            f"{facts['prompts']} prompts, {facts['samples']} of the student each, first {facts['word_budget']} words",
+        ),
+        ("Seed", f"{facts['seed']}, {facts['resamples']} resamples"),
+        ("Features", facts["features"]),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if version)),
+        ("Made", f"{facts['time']}, {number(facts['seconds'])} s"),
+        ("Reason code", tag("code", evaluation["reason_code"])),
+    ]
+    files = [[each["role"], each["name"], each["rows"], Cell(tag("code", each["sha256"]))] for each in facts["files"]]
+    policy = sample(clean(json.dumps(facts["policy"], indent=2)))
+    return [
+        pairs(items),
+        table("Files read", ["Role", "Name", Column("Rows", numeric=True), "SHA-256"], files),
+        folded("The whole policy", policy),
+    ]

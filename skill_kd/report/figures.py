@@ -1,0 +1,129 @@
+"""The figures of an evaluation: each in the unit it is read in, against its margin in one plot, and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from skill_kd.report.drawing import Mark
+from skill_kd.report.markup import Markup, join, tag
+from skill_kd.report.numbers import finite, number, percent, points
+from skill_kd.report.page import badge, bullets, folded
+from skill_kd.report.rowplots import Interval, forest_plot
+from skill_kd.report.tables import Cell, Column, table
+
+Json = Mapping[str, Any]
+
+_OUTCOMES = {
+    "pass": ("pass", "passed"),
+    "fail": ("fail", "failed"),
+    "uncertain": ("uncertain", "uncertain"),
+    "insensitive": ("uncertain", "insensitive"),
+    "not_measured": ("uncertain", "not measured"),
+    "shown": ("plain", "shown only"),
+}
+_FORMS = {
+    "retention": "0 = collapsed control, 1 = teacher",
+    "ratio": "1 = like the teacher",
+    "difference": "0 = like the teacher",
+    "value": "",
+}
+
+
+def shown(value: object, metric: Json) -> str:
+    """Return a figure of ``metric`` with the unit it is read in."""
+    unit = f" {metric['unit']}" if _has_unit(metric) and finite(value) is not None else ""
+    return _bare(value, metric) + unit
+
+
+def _has_unit(metric: Json) -> bool:
+    return metric["form"] not in ("retention", "ratio") and metric["unit"] in ("nats/token", "words")
+
+
+def _bare(value: object, metric: Json) -> str:
+    difference = metric["form"] == "difference"
+    if metric["unit"] == "share" and metric["form"] not in ("retention", "ratio"):
+        return points(value) if difference else percent(value)
+    return number(value, 3, sign=difference)
+
+
+def _mean(value: object, metric: Json) -> str:
+    """A mean behind a figure, in the unit it was measured in."""
+    return percent(value) if metric["unit"] == "share" else number(value)
+
+
+def figures(metrics: Sequence[Json]) -> list[Markup]:
+    """Return the forest plot and the tables of all figures."""
+    rows = [row for metric in metrics if (row := _against_margin(metric))]
+    plot = forest_plot(
+        "Every figure against its margin",
+        "Each is scaled by the loss its margin allows, so that all share one axis; right is better. A line joins the "
+        "two one-sided 95% bounds; a figure passes when all of it lies right of the margin.",
+        rows, axis="0 = like the teacher, −1 = all of the loss that the margin allows",
+        lines=[Mark(-1.0, "margin"), Mark(0.0, "like the teacher")], limits=(-4.0, 1.5),
+    )  # fmt: skip
+    absent = [each for each in metrics if each["outcome"] == "not_measured" and each["role"] == "advisory"]
+    measured = [each for each in metrics if each not in absent]
+    return [
+        *([plot] if rows else []),
+        _verdict_table(measured),
+        folded("The means behind these figures", _means_table(measured)),
+        *([folded(f"Not measured ({len(absent)})", bullets(list(map(_absence, absent))))] if absent else []),
+    ]
+
+
+def _absence(metric: Json) -> str:
+    return f"{metric['title']}: {metric['reason'] or 'no reason is given'}"
+
+
+def _against_margin(metric: Json) -> Interval | None:
+    """The row of a metric: 0 where a perfect student is, -1 at the margin. None where one of the two is missing."""
+    null, margin = finite(metric["null"]), finite(metric["margin"])
+    way = 1.0 if metric["better"] == "high" else -1.0
+    if null is None or margin is None or way * (null - margin) <= 0 or finite(metric["estimate"]) is None:
+        return None
+
+    def place(value: float | None) -> float | None:
+        return None if value is None else way * (value - null) / abs(margin - null)
+
+    low, high = place(finite(metric["low"])), place(finite(metric["high"]))
+    low, high = (low, high) if way > 0 else (high, low)
+    words = f"{shown(metric['estimate'], metric)}, margin {shown(margin, metric)}"
+    label = metric["title"] + (" (advisory)" if metric["role"] == "advisory" else "")
+    tone, _ = _OUTCOMES[metric["outcome"]]
+    return Interval(label, place(finite(metric["estimate"])), low, high, words, tone)
+
+
+def _verdict_table(metrics: Sequence[Json]) -> Markup:
+    numeric = ("Estimate", "Low", "High", "Margin", "Perfect student", "Control")
+    columns = [Column("Figure"), Column("Outcome"), *(Column(title, numeric=True) for title in numeric)]
+    about = "Low and high are one-sided 95% bounds; the control is a teacher made to collapse."
+    return table(about, columns, [_verdict_row(metric) for metric in metrics], filtered=len(metrics) > 8)
+
+
+def _verdict_row(metric: Json) -> list[object]:
+    tone, word = _OUTCOMES[metric["outcome"]]
+    unit = metric["unit"] if _has_unit(metric) else ""
+    reads = ", ".join(filter(None, (metric["role"], unit, _FORMS[metric["form"]], f"{metric['better']} is better")))
+    name = join([metric["title"], tag("br"), tag("small", reads)])
+    reason = [tag("br"), tag("small", metric["reason"])] if metric["reason"] else []
+    values = ("estimate", "low", "high", "margin", "null", "control")
+    cells = [Cell(_bare(metric[key], metric), finite(metric[key])) for key in values]
+    return [Cell(name), Cell(join([badge(word, tone), *reason])), *cells]
+
+
+def _means_table(metrics: Sequence[Json]) -> Markup:
+    sides = [side for side in ("teacher", "student", "baseline") if any(metric[side] is not None for metric in metrics)]
+    numeric = (*(side.capitalize() for side in sides), "Prompts", "Detectable change", "Prompts needed")
+    rows = [
+        [
+            Cell(join([metric["title"], tag("br"), tag("small", metric["unit"])])),
+            *(Cell(_mean(metric[side], metric), finite(metric[side])) for side in sides),
+            metric["prompts"],
+            Cell(_bare(metric["detectable"], metric).lstrip("+"), finite(metric["detectable"])),
+            metric["prompts_needed"],
+        ]
+        for metric in metrics
+    ]
+    about = "Raw means, and the smallest change that so many prompts can tell from chance"
+    return table(about, [Column("Figure"), *(Column(title, numeric=True) for title in numeric)], rows)

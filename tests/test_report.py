@@ -1,0 +1,481 @@
+"""The one look of evaluate and diagnose: structure, escaping, honest axes. What a browser makes of it is told apart."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import stat
+import xml.etree.ElementTree as ET
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from evaluation_document import ATTACK, bare, document, metric
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skill_kd.report import page as pages
+from skill_kd.report.axes import fitting, nice_step, scale
+from skill_kd.report.evaluation import decision_page
+from skill_kd.report.figures import shown
+from skill_kd.report.markup import Markup, clean, data_block, escape, inline, join, tag
+from skill_kd.report.numbers import finite, number, percent, points, size
+from skill_kd.report.page import Section, page, write
+from skill_kd.report.plots import Line, Mark, Spot, histogram, line_plot, scatter_plot
+from skill_kd.report.rowplots import Bar, Interval, bar_plot, forest_plot
+from skill_kd.report.tables import Cell, Column, table
+
+WILD = st.text(alphabet=st.characters(), max_size=80)
+NUMBERS = st.none() | st.floats() | st.integers()
+VOID = {"meta", "br", "input"}
+
+
+class Read(HTMLParser):
+    """Reads a page back: its elements with their attributes, their text, and whether every one was closed in order."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(source)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append((self.open[-1] if self.open else "", data))
+
+    def count(self, name: str) -> int:
+        return sum(element == name for element, _ in self.elements)
+
+    def text(self) -> str:
+        return "".join(data for name, data in self.texts if name not in ("script", "style"))
+
+
+def svgs(source: str) -> list[ET.Element]:
+    return [ET.fromstring(found) for found in re.findall(r"<svg.*?</svg>", source, re.DOTALL)]
+
+
+# --- markup -----------------------------------------------------------------------------------------------------------
+
+
+@given(WILD, WILD)
+def test_wild_text_stays_text_in_content_and_in_attributes(content: str, value: str) -> None:
+    read = Read(tag("p", content, title=value))
+    assert [name for name, _ in read.elements] == ["p"]
+    assert read.text() == clean(content)
+    assert read.elements[0][1] == {"title": clean(value)}
+    ET.fromstring(tag("text", content, title=value))  # and it is XML
+    assert tag("p", content).encode("utf-8")
+
+
+def test_only_markup_passes() -> None:
+    bold = tag("b", "x")
+    assert tag("p", bold) == "<p><b>x</b></p>"
+    assert tag("p", f"{bold}") == "<p>&lt;b&gt;x&lt;/b&gt;</p>"
+    assert not isinstance(bold + "<i>", Markup)
+    assert join(["<", bold], " & ") == "&lt; &amp; <b>x</b>"
+    assert escape(None) == "None"
+
+
+def test_controls_surrogates_and_overrides_are_replaced() -> None:
+    assert clean("a\x00b\x1b[31m\ud800\u202e\ufffe\x85") == "a\ufffdb\ufffd[31m\ufffd\ufffd\ufffd\ufffd"
+    assert clean("tab\tand\r\nnewline") == "tab\tand\nnewline"
+
+
+def test_attributes() -> None:
+    assert tag("input", hidden=True, disabled=False, value=None, class_="a b", aria_label='"') == (
+        '<input hidden class="a b" aria-label="&quot;">'
+    )
+    for outside in ("https://example.org", "javascript:alert(1)", "//example.org", ""):
+        with pytest.raises(ValueError, match="leads out"):
+            tag("a", "x", href=outside)
+
+
+def test_our_own_script_cannot_hold_what_ends_it() -> None:
+    with pytest.raises(ValueError, match="must not hold"):
+        inline("script", "x = '</p>'")
+
+
+@given(st.recursive(st.none() | WILD | st.integers() | st.booleans(), lambda x: st.lists(x) | st.dictionaries(WILD, x)))
+def test_a_data_block_is_json_that_nothing_breaks_out_of(value: object) -> None:
+    block = data_block("data", value)
+    read = Read(block)
+    assert [name for name, _ in read.elements] == ["script"]
+    inside = "".join(data for _, data in read.texts)
+    assert json.loads(inside) == value
+    assert inside.isascii()
+    assert not set(inside) & set("<>&\u2028\u2029")
+
+
+def test_a_data_block_refuses_what_is_no_json() -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        data_block("data", [math.nan])
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.93214, "0.932"), (12.345, "12.3"), (1234.5, "1,234"), (1234567, "1,234,567"), (-0.5, "−0.500"), (0.0, "0"),
+        (0.00012, "0.000120"), (1.5e-7, "1.50e−07"), (None, "–"), (math.nan, "–"), (math.inf, "–"), (True, "–"),
+        ("3", "–"), (-0.0, "0"), (10**400, "–"),
+    ],
+)  # fmt: skip
+def test_numbers(value: object, expected: str) -> None:
+    assert number(value) == expected
+
+
+def test_digits_signs_and_units() -> None:
+    assert number(0.5, 1, sign=True) == "+0.5"
+    assert number(-0.0004, 3) == "0.000"
+    assert percent(0.0234) == "2.3%"
+    assert points(-0.012) == "−1.2 pp"
+    assert points(0.0) == "0.0 pp"
+    assert [size(value) for value in (15.2e9, 1.31e6, 2000, 12, None)] == ["15.2 GB", "1.31 MB", "2.00 kB", "12 B", "–"]
+
+
+@given(NUMBERS)
+def test_any_value_can_be_written(value: object) -> None:
+    for write_it in (number, percent, points, size):
+        assert write_it(value)
+    assert (number(value) == "–") == (finite(value) is None)
+
+
+# --- axes -------------------------------------------------------------------------------------------------------------
+
+FINITE = st.floats(-1e190, 1e190)
+
+
+@given(st.lists(FINITE, min_size=1, max_size=6), st.booleans())
+def test_an_axis_holds_all_values_and_keeps_their_order(values: list[float], tight: bool) -> None:
+    axis = scale(values, 100, 500, tight=tight)
+    unseen = 1e-9 * max(map(abs, values))
+    assert axis.low <= min(values) + unseen
+    assert axis.high >= max(values) - unseen
+    pixels = [axis(value) for value in sorted(values)]
+    assert pixels == sorted(pixels)
+    assert all(100 <= pixel <= 500 for pixel in pixels)
+    assert len(axis.ticks) <= 12
+
+
+def test_ticks_are_round_and_evenly_spaced() -> None:
+    assert [label for _, label in scale([0.03, 0.48], 0, 1).ticks] == ["0.0", "0.1", "0.2", "0.3", "0.4", "0.5"]
+    assert [label for _, label in scale([-3, 12], 0, 1).ticks] == ["−5", "0", "5", "10", "15"]
+    assert nice_step(0.03) == 0.05
+    assert nice_step(7) == 10
+
+
+def test_a_time_axis_has_dates_at_midnight() -> None:
+    start = datetime(2026, 1, 30, 12, tzinfo=UTC)
+    axis = scale([start + timedelta(days=day) for day in range(4)], 0, 300)
+    assert [label for _, label in axis.ticks] == ["2026-01-31", "2026-02-01", "2026-02-02"]
+    assert axis(datetime(2026, 2, 1)) == 150  # without a zone it is UTC
+
+
+def test_outside_an_axis_is_told() -> None:
+    axis = scale([0.0, 1.0], 0, 100)
+    assert (axis.outside(-1), axis.outside(0.5), axis.outside(2)) == (-1, 0, 1)
+    assert axis(7) == 100
+
+
+@given(WILD, st.integers(10, 400))
+def test_a_label_is_cut_to_its_room(label: str, room: int) -> None:
+    cut = fitting(label, room)
+    assert cut == label or (cut.endswith("…") and label.startswith(cut[:-1]))
+    assert len(cut) * 13 * 0.5 <= room + 13
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_shows_numbers_aligned_and_sorts_by_their_values() -> None:
+    made = table(
+        "Things",
+        ["Name", Column("Share", numeric=True, digits=2)],
+        [["a", 0.5], [ATTACK, None], ["c", Cell("50%", 0.25)]],
+    )
+    read = Read(made)
+    assert [a["data-v"] for name, a in read.elements if name == "td" and "data-v" in a] == ["0.5", "0.25"]
+    assert "0.50" in read.text()
+    assert "–" in read.text()
+    assert ATTACK in read.text()
+    assert read.count("img") == 0
+    heads = [a for name, a in read.elements if name == "th"]
+    assert [a["scope"] for a in heads] == ["col", "col", "row", "row", "row"]
+
+
+def test_a_row_must_have_a_value_for_every_column() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        table("Things", ["a", "b"], [["only one"]])
+
+
+def test_an_empty_table_says_so() -> None:
+    assert "None." in Read(table("Things", ["a", "b"], [])).text()
+
+
+# --- plots ------------------------------------------------------------------------------------------------------------
+
+DAYS = [datetime(2026, 3, 1, tzinfo=UTC) + timedelta(days=day) for day in range(8)]
+PLOTS = {
+    "lines": line_plot(
+        "Openings", "By day.",
+        [
+            Line("student", DAYS, [0.1, 0.12, None, 0.11, 0.4, 0.42, math.nan, 0.45], [0.05] * 8, [0.5] * 8),
+            Line(ATTACK, DAYS, [0.1] * 8),
+        ],
+        x="day", y="share", changes=[Mark(DAYS[4], ATTACK)], levels=[Mark(0.1, "teacher")],
+    ),
+    "one point": line_plot("One", "", [Line("a", [1.0], [2.0])], x="x", y="y", zero=True, diagonal=True),
+    "no point": line_plot("None", "", [], x="x", y="y"),
+    "scatter": scatter_plot("S", "", [Spot(ATTACK, 1, 2, ATTACK), Spot("b", 3, 4)], x="x", y="y"),
+    "no scatter": scatter_plot("S", "", [], x="x", y="y"),
+    "forest": forest_plot("F", "", [Interval(ATTACK, 0.1, -9.0, 9.0, "in words", "fail")], axis="x", limits=(-1, 1)),
+    "no forest": forest_plot("F", "", [Interval("none", None, None, None)], axis="x"),
+    "bars": bar_plot("B", "", [Bar(ATTACK, 3.0, 2.0, 5.0), Bar("none", None), Bar("minus", -1.0)], axis="count"),
+    "histogram": histogram("H", "", [0, 1, 2, 3], [5, 0, 2], axis="words"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PLOTS)
+def test_a_plot_is_a_titled_image_with_its_numbers_under_it(kind: str) -> None:
+    read = Read(PLOTS[kind])
+    assert read.count("figure") == read.count("svg") == read.count("details") == read.count("table") == 1
+    image = next(attributes for name, attributes in read.elements if name == "svg")
+    assert image["role"] == "img"
+    assert image["aria-label"]
+    (svg,) = svgs(PLOTS[kind])
+    names = [child.tag.rsplit("}")[-1] for child in svg]
+    assert names[:2] == ["title", "desc"]
+    assert read.count("img") == read.count("script") == 0
+    assert not [name for _, attributes in read.elements for name in attributes if name.startswith("on")]
+
+
+@pytest.mark.parametrize("kind", PLOTS)
+def test_nothing_is_drawn_outside_the_picture(kind: str) -> None:
+    (svg,) = svgs(PLOTS[kind])
+    _, _, width, height = map(float, svg.attrib["viewBox"].split())
+    for element in svg.iter():
+        for name, limit in [("x", width), ("x1", width), ("x2", width), ("y", height), ("y1", height), ("y2", height)]:
+            assert 0 <= float(element.get(name, 0)) <= limit
+        if moved := element.get("transform"):
+            x, y = map(float, re.findall(r"[\d.]+", moved))
+            assert 0 <= x <= width
+            assert 0 <= y <= height
+
+
+def marks(kind: str, class_: str) -> list[ET.Element]:
+    return [element for element in svgs(PLOTS[kind])[0].iter() if class_ in element.get("class", "").split()]
+
+
+def test_a_missing_value_leaves_a_gap() -> None:
+    paths = [element.get("d", "") for element in marks("lines", "l") if "s0" in element.get("class", "")]
+    assert [path.count("L") for path in paths] == [1, 2]  # two points, then three; the lone last one is a mark only
+    assert len([each for each in marks("lines", "m") if "s0" in each.get("class", "")]) == 6 + 1  # one in the legend
+
+
+def test_an_interval_without_its_value_is_not_drawn() -> None:
+    assert len([each for each in marks("lines", "ci") if "s0" in each.get("class", "")]) == 6
+
+
+@pytest.mark.parametrize("kind", ["no point", "no scatter"])
+def test_a_plot_without_data_says_so(kind: str) -> None:
+    assert "no data" in "".join(svgs(PLOTS[kind])[0].itertext())
+
+
+def test_changes_and_levels_are_marked() -> None:
+    assert len(marks("lines", "change")) == 1
+    assert len(marks("lines", "ref")) == 1
+
+
+def test_an_interval_beyond_the_axis_ends_in_arrows_and_not_in_caps() -> None:
+    assert len(marks("forest", "m")) == 3  # two arrows and the estimate
+    assert len(marks("forest", "ci")) == 1  # no cap at either end
+
+
+def test_bars_start_at_zero() -> None:
+    positive, negative = (element for element in marks("bars", "bar"))
+    zero = float(negative.get("x", 0)) + float(negative.get("width", 0))
+    assert float(positive.get("x", 0)) == pytest.approx(zero)
+    assert float(positive.get("width", 0)) == pytest.approx(3 * float(negative.get("width", 0)), abs=0.1)
+
+
+@given(st.lists(st.tuples(FINITE, NUMBERS, NUMBERS, NUMBERS), max_size=6), WILD)
+def test_any_series_can_be_drawn(rows: list[tuple[float, float | None, float | None, float | None]], name: str) -> None:
+    x, y, low, high = ([row[column] for row in rows] for column in range(4))
+    Read(line_plot(name, name, [Line(name, x, y, low, high)], x=name, y=name))  # type: ignore[arg-type]
+    intervals = [Interval(name, *row[1:], name) for row in rows]
+    Read(forest_plot(name, name, intervals, axis=name, limits=(-1, 1)))
+    Read(bar_plot(name, name, [Bar(name, *row[1:]) for row in rows], axis=name))
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def decision() -> str:
+    return decision_page(document())
+
+
+def test_a_page_is_whole_and_its_structure_sound(decision: str) -> None:
+    read = Read(decision)
+    assert decision.startswith('<!doctype html>\n<html lang="en">')
+    assert [read.count(name) for name in ("html", "head", "body", "header", "main", "footer", "nav", "h1")] == [1] * 8
+    identifiers = [a["id"] for _, a in read.elements if "id" in a]
+    assert len(identifiers) == len(set(identifiers))
+    for name, attributes in read.elements:
+        if name == "a":
+            assert str(attributes["href"]).removeprefix("#") in identifiers
+        if labelled := attributes.get("aria-labelledby"):
+            assert labelled in identifiers
+
+
+def test_a_page_loads_nothing_and_allows_nothing_but_its_own_style_and_script(decision: str) -> None:
+    read = Read(decision)
+    policy = next(a["content"] for _, a in read.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    assert "unsafe" not in policy
+    for _, attributes in read.elements:
+        assert not {"src", "srcset", "style", "action", "background", "poster"} & set(attributes)
+        assert not [name for name in attributes if name.startswith("on")]
+    for address in re.findall(r"[a-z]+://[^\s\"'<&]+", decision):
+        assert address == "http://www.w3.org/2000/svg"  # the name of a language; nobody asks for it
+    assert "@import" not in pages.STYLE
+    assert "url(" not in pages.STYLE
+
+
+def test_hostile_text_stays_text_wherever_it_comes_from(decision: str) -> None:
+    read = Read(decision)
+    assert read.count("img") == 0
+    assert read.count("script") == 2
+    assert read.text().count(ATTACK) >= 8
+    assert len([data for name, data in read.texts if name == "pre" and ATTACK in data]) >= 3
+    block = next(data for name, data in read.texts if name == "script" and data.startswith("{"))
+    assert json.loads(block) == document()
+
+
+def test_our_script_and_a_page_are_small(decision: str) -> None:
+    assert len(pages.SCRIPT.encode()) < 10_000
+    assert len(decision.encode()) < 150_000
+
+
+def test_the_order_of_the_decision_page(decision: str) -> None:
+    text = Read(decision).text()
+    order = [
+        "NO-GO", "Recall is .78 of", "Every figure against its margin", "Quality against coverage",
+        "Latency per request",
+        "Worst slices", "Lost modes", "Known not covered", "To repeat this",
+    ]  # fmt: skip
+    body = text[text.index("Skip to the content") :].replace("Quality and coverage", "", 1)
+    links = body.index("Reproduction")
+    places = [body.index(order[0]), body.index(order[1]), *(body.index(word, links) for word in order[2:])]
+    assert places == sorted(places)
+
+
+def test_the_forest_plot_puts_margins_at_minus_one_whichever_way_is_better() -> None:
+    rows = [
+        metric("a", "High is better", "score", estimate=-0.01, low=-0.02, high=0.0, margin=-0.02, null=0.0),
+        metric("b", "Low is better", "share", better="low", estimate=0.02, low=0.01, high=0.04, margin=0.02, null=0.0),
+        metric("d", "Advice", "score", role="advisory", estimate=-0.01, low=-0.02, high=0.0, margin=-0.02, null=0.0),
+        metric("c", "No margin", "score", estimate=1.0, low=0.5, high=1.5, null=1.0),
+    ]
+    read = Read(decision_page({**document(), "metrics": rows}))
+    start = next(i for i, (name, data) in enumerate(read.texts) if name == "caption" and "on the plot's axis" in data)
+    cells = [data for name, data in read.texts[start:] if name in ("td", "th")][6:]
+    assert cells[:4] == ["High is better", "−0.500", "−1.00", "0"]
+    assert cells[6:10] == ["Low is better", "−1.00", "−2.00", "−0.500"]
+    assert cells[12] == "Advice (advisory)"
+    assert "No margin" not in cells[:18]
+
+
+def test_advisory_figures_that_were_not_measured_stand_apart(decision: str) -> None:
+    read = Read(decision)
+    assert ("li", "Calibration: it needs the models") in read.texts
+    assert not [data for name, data in read.texts if name == "th" and data == "Calibration"]
+    assert [data for name, data in read.texts if name == "th" and data.startswith("Mass of the teacher")]  # blocking
+
+
+def test_long_lists_of_texts_are_folded_after_three() -> None:
+    mode = document()["lost_modes"][0]
+    read = Read(decision_page({**document(), "lost_modes": [mode] * 8}))
+    assert ("summary", "5 more") in read.texts
+
+
+def test_slices_show_the_blocking_figures(decision: str) -> None:
+    text = Read(decision).text()
+    start = text.index("Slices, worst first")
+    assert "Loops" in text[start : start + 300]
+    assert "Length" not in text[start : start + 300]
+
+
+def test_what_was_not_measured_is_said() -> None:
+    text = Read(decision_page(bare())).text()
+    for words in ("There is one prompt.", "Not measured.", "not measured", "one prompt", "not recorded", "the student"):
+        assert words in text
+    assert "nan" not in text.lower().replace("finance", "")
+
+
+def test_figures_are_read_in_their_own_unit() -> None:
+    assert shown(0.93, metric("a", "", "share", form="ratio")) == "0.930"
+    assert shown(0.012, metric("a", "", "share")) == "+1.2 pp"
+    assert shown(0.012, metric("a", "", "share", form="value")) == "1.2%"
+    assert shown(0.1042, metric("a", "", "nats/token", form="value")) == "0.104 nats/token"
+    assert shown(None, metric("a", "", "nats/token")) == "–"
+
+
+@given(WILD)
+def test_any_text_can_stand_in_a_page(text: str) -> None:
+    made = page(text, text, [Section("a", text, [tag("p", text)])], data={text: text}, foot=text)
+    read = Read(made)
+    assert read.count("script") == 2
+    assert read.text().count(clean(text)) >= 5 or not clean(text)
+    assert made.encode("utf-8")
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_page_is_written_whole_and_for_its_owner_alone_where_asked(tmp_path: Path) -> None:
+    private, public = tmp_path / "new" / "report.html", tmp_path / "public.html"
+    before = os.umask(0o022)
+    try:
+        write(private, "secret\n", private=True)
+        write(public, "shown\n")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(private.stat().st_mode) == 0o600
+    assert stat.S_IMODE(public.stat().st_mode) == 0o644
+    write(public, "again\n")
+    assert public.read_text() == "again\n"
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["public.html"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "report.html"
+    target.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        write(target, "\ud800")
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_only_the_module_of_markup_makes_markup() -> None:
+    folder = Path(pages.__file__).parent
+    made = {path.name: path.read_text(encoding="utf-8").count("Markup(") for path in folder.glob("*.py")}
+    del made["markup.py"]
+    # The one exception is a literal: the policy's quotes must reach the page as they are.
+    assert {name: count for name, count in made.items() if count} == {"page.py": 1}

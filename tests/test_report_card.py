@@ -1,0 +1,141 @@
+"""The model card: front matter that the hub reads, and text that stays text."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+import yaml
+from evaluation_document import ATTACK, bare, document
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skill_kd.report.card import Training, model_card, plain
+
+TRAINING = Training(
+    teacher="org/a-teacher",
+    base_model="org/a-base",
+    objective="reverse KL on the student's own samples (MiniLLM)",
+    dataset="prompts.jsonl",
+    license="apache-2.0",
+    language=["en"],
+    spec_hash="ab" * 32,
+)
+
+
+def split(card: str) -> tuple[dict[str, Any], str]:
+    """Front matter and body, cut as the hub cuts them."""
+    found = re.match(r"^\s*---[\r\n]+([\S\s]*?)[\r\n]+---(?:\r\n|\r|\n|$)", card)
+    assert found
+    front = yaml.safe_load(found[1])
+    assert isinstance(front, dict)
+    return front, card[found.end() :]
+
+
+def test_the_front_matter_holds_every_figure_that_was_measured() -> None:
+    front, _ = split(model_card(document(), "pirate", TRAINING))
+    (entry,) = front["model-index"]
+    (result,) = entry["results"]
+    assert entry["name"] == "pirate"
+    assert result["task"] == {"type": "text-generation"}
+    assert result["dataset"] == {"name": "200 private prompts", "type": "private"}
+    values = {each["type"]: each["value"] for each in result["metrics"]}
+    assert values["recall"] == 0.78
+    assert "nucleus" not in values
+    assert len(values) == 8
+    assert front["license"] == "apache-2.0"
+    assert front["base_model"] == "org/a-base"
+
+
+def test_the_hub_can_read_the_card() -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    data = hub.ModelCard(model_card(document(), "pirate", TRAINING)).data
+    assert data.model_name == "pirate"
+    assert {result.metric_type: result.metric_value for result in data.eval_results}["loops"] == 0.004
+
+
+def test_the_body_says_what_was_and_what_was_not_measured() -> None:
+    _, body = split(model_card(document(), "pirate", TRAINING))
+    for words in ("NO-GO", "org/a-teacher", "MiniLLM", "p95 1.62 s", "Safety of responses", "ab" * 32):
+        assert words in body
+    _, body = split(model_card(bare(), "pirate"))
+    for words in ("INCONCLUSIVE", "Latency was not measured.", "Not measured.", "Nothing is listed"):
+        assert words in body
+    assert "model-index" not in split(model_card(bare(), "pirate"))[0]
+
+
+HOSTILE = [
+    "name\n---\nlicense: mit\n---\n# Hi",
+    "name: x\nlicense: mit",
+    "!!python/object/apply:os.system [ls]",
+    "{a: b}",
+    "'\"",
+    "&anchor *alias",
+    "- item",
+    "| cell | cell |",
+    ATTACK,
+    "[click](javascript:alert(1))",
+    "![x](https://example.org/x.png)",
+    "https://example.org and www.example.org and a@example.org",
+    "`code` **bold** _under_ ~~gone~~ $x$",
+    "\x1b[31mred\u202e",
+    "\ud800",
+]
+
+
+class Elements(HTMLParser):
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(re.sub(r"\\.", "", source))
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.found.append(tag)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_name_changes_neither_the_front_matter_nor_the_structure(text: str) -> None:
+    training = Training(text, text, text, text, text, [text], text)
+    whole = {**document(), "known_not_covered": [text], "sentence": text}
+    front, body = split(model_card(whole, text, training))
+    normal, _ = split(model_card(document(), "pirate", TRAINING))
+    assert front.keys() == normal.keys()
+    assert front["model-index"][0]["name"].split() == plain_words(text)
+    headings = re.findall(r"^#+ (.*)$", body, re.MULTILINE)
+    assert headings[1:] == ["Verdict", "Coverage and quality", "Speed", "Known not covered", "How this was measured"]
+    assert Elements(body).found == []
+    unescaped = re.sub(r"\\.", "", body)
+    assert "](" not in unescaped
+    assert "://" not in unescaped
+    assert "www.example" not in unescaped
+
+
+def plain_words(text: str) -> list[str]:
+    return re.sub("[\x1b\u202e\ud800]", "\ufffd", text).split()
+
+
+@given(st.text(alphabet=st.characters(), max_size=60))
+def test_any_name_leaves_the_front_matter_whole(name: str) -> None:
+    front, body = split(model_card(document(), name, Training(teacher=name, license=name)))
+    assert front["pipeline_tag"] == "text-generation"
+    assert len(front["model-index"][0]["results"][0]["metrics"]) == 8
+    assert body.count("\n## ") == 5
+    assert model_card(document(), name).encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("# a", r"\# a"),
+        ("1. a", r"1\. a"),
+        ("---", r"\---"),
+        ("+ a", r"\+ a"),
+        ("+0.4", "+0.4"),
+        ("0.78", "0.78"),
+        ("a|b", r"a\|b"),
+    ],
+)
+def test_only_what_means_something_in_markdown_is_escaped(text: str, expected: str) -> None:
+    assert plain(text) == expected
