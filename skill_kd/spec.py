@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 LearningRate = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
@@ -116,6 +117,8 @@ class Teacher(Section):
     """Weights of the teacher; it is only ever read."""
     quantization: Literal["8bit", "4bit"] | None = None
     """Load the teacher through bitsandbytes."""
+    cache_gb: NonNegativeFloat = 4.0
+    """Disk a process may use, during a run, to keep the teacher's hidden states of responses it trains on again."""
     trust_remote_code: bool = False
     """Run Python that comes with the model. Off unless you have read that code at ``revision``."""
     served: Served | None = None

@@ -24,6 +24,7 @@ from skill_kd.runtime.measure import HeldOut
 from skill_kd.runtime.policy import Policy
 from skill_kd.runtime.progress import Journal
 from skill_kd.runtime.rollouts import Sampler, draws_for
+from skill_kd.runtime.states import Annotator, StatesCache
 from skill_kd.runtime.teachers import TeacherResponses, open_teacher
 from skill_kd.runtime.training import Run, train
 
@@ -65,6 +66,8 @@ def open_run() -> Run:
     rows_at_once = training.batch_size // training.accumulate // accelerator.num_processes
     measured = draws_for(data.held_out_prompts, (CONFIG.seed, "held_out"))
     written = draws_for(data.prompts, (CONFIG.seed, "teacher"))
+    cache = StatesCache(FOLDER / "teacher_states", teacher.model, CONFIG.teacher.cache_gb) if teacher.model else None
+    annotate = Annotator(teacher, sampler.pad, accelerator.device, rows_at_once, cache)
     responses = TeacherResponses(teacher, data.examples, written, sampler.decoding)
     return Run(
         CONFIG,
@@ -76,7 +79,7 @@ def open_run() -> Run:
         policy,
         optimizer,
         teacher,
-        Sampling(sampler, teacher, accelerator.process_index, accelerator.num_processes),
+        Sampling(sampler, teacher, accelerator.process_index, accelerator.num_processes, annotate),
         data,
         Source(data.prompts, responses),
         HeldOut(teacher, sampler, data.held_out_examples, measured, rows_at_once),

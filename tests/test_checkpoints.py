@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,33 @@ def test_weights_optimizer_progress_and_rollouts_come_back_as_they_were(tmp_path
     assert torch.equal(second.weights(), saved)
     second.step(2)
     assert torch.equal(second.weights(), went_on)
+
+
+def test_the_teachers_states_of_pending_rollouts_come_back_bit_by_bit(tmp_path: Path) -> None:
+    run = Trained(tmp_path)
+    states = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
+    run.checkpoints.save(Progress(update=1), [[ROWS[0][0], replace(ROWS[1][0], teacher_states=states)]])
+    newest = run.checkpoints.newest()
+    assert newest is not None
+    _, [[first, second]] = run.checkpoints.load(newest)
+    assert first.teacher_states is None
+    assert torch.equal(second.teacher_states, states)
+
+
+def test_rollouts_of_several_processes_come_back_as_whole_batches(tmp_path: Path) -> None:
+    """In the order of the processes, ten after nine, for any number of them to share."""
+    run = Trained(tmp_path)
+    run.checkpoints.save(Progress(update=1), [[Row((0,), (1,), (True,), "student")]] * 2)
+    newest = run.checkpoints.newest()
+    assert newest is not None
+    for process in range(1, 12):
+        for suffix in ("json", "safetensors"):
+            text = (newest / f"rollouts-0.{suffix}").read_bytes()
+            (newest / f"rollouts-{process}.{suffix}").write_bytes(
+                text.replace(b'"prompt": [0]', b'"prompt": [%d]' % process)
+            )
+    _, batches = run.checkpoints.load(newest)
+    assert [[row.prompt for row in batch] for batch in batches] == [[(process,) for process in range(12)]] * 2
 
 
 def test_the_newest_few_and_the_best_are_kept(tmp_path: Path) -> None:

@@ -62,6 +62,11 @@ def logits(seed: int, width: int = 3) -> Tensor:
 STUDENT, TEACHER = logits(1), logits(2)
 
 
+def scored(loss_BT: Tensor) -> Tensor:
+    """Put 0 where the second row of ``batch()`` is padded."""
+    return torch.where(batch().mask_BT, loss_BT, 0.0)
+
+
 def gradient(kind: str, temperature: float, **values: Any) -> Tensor:
     """Return the gradient of the summed loss by the student's logits."""
     student = STUDENT.clone().requires_grad_()
@@ -77,7 +82,8 @@ def gradient(kind: str, temperature: float, **values: Any) -> Tensor:
 def test_at_high_temperature_the_gradient_is_that_of_matching_logits(kind: str) -> None:
     """Hinton et al. 2015, Eq 4: (z_i − v_i) / N for logits of zero mean; T² makes it independent of T."""
     z, v = (each - each.mean(dim=-1, keepdim=True) for each in (STUDENT, TEACHER))
-    torch.testing.assert_close(gradient(kind, 1e4), (z - v) / V, rtol=1e-3, atol=1e-5)
+    expected = torch.where(batch().mask_BT.unsqueeze(-1), (z - v) / V, 0.0)
+    torch.testing.assert_close(gradient(kind, 1e4), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_temperature_keeps_the_size_of_the_gradient() -> None:
@@ -93,7 +99,7 @@ def test_a_kind_is_its_divergence_with_the_parameters_of_the_spec(kind: str) -> 
     student, teacher = log_probs(STUDENT), log_probs(TEACHER)
     built = objective(kind, **chosen)
     expected = getattr(divergences, kind)(student, teacher, **chosen)
-    assert torch.equal(built.loss(student, teacher, batch()), expected)
+    assert torch.equal(built.loss(student, teacher, batch()), scored(expected))
     assert (built.normaliser, built.reads_teacher) == ("tokens", True)
 
 
@@ -104,7 +110,7 @@ def test_a_hard_label_is_the_plain_likelihood_whatever_the_temperature(temperatu
     student, teacher = log_probs(STUDENT, temperature), log_probs(TEACHER, temperature)
     soft = temperature**2 * divergences.forward_kl(student, teacher)
     hard = -estimators.token_logp(log_probs(STUDENT), labelled.response_BT)
-    torch.testing.assert_close(built.loss(student, teacher, labelled), 0.7 * soft + 0.3 * hard)
+    torch.testing.assert_close(built.loss(student, teacher, labelled), scored(0.7 * soft + 0.3 * hard))
 
 
 def test_hard_labels_count_on_rows_of_the_data_only() -> None:
@@ -121,7 +127,8 @@ def test_hard_labels_count_on_rows_of_the_data_only() -> None:
 def test_fine_tuning_is_the_likelihood_of_the_responses_and_reads_no_teacher(kind: str) -> None:
     built = build_objective(Config(kind=kind))
     student = log_probs(STUDENT)
-    assert torch.equal(built.loss(student, None, batch()), -estimators.token_logp(student, batch().response_BT))
+    expected = -estimators.token_logp(student, batch().response_BT)
+    assert torch.equal(built.loss(student, None, batch()), scored(expected))
     assert (built.reads_teacher, built.on_policy, built.normaliser) == (False, 0.0, "tokens")
     assert built.responses == ("data" if kind == "sft" else "teacher")
 
@@ -177,7 +184,7 @@ def test_losses_of_rows_add_up_however_they_are_cut_into_micro_batches(kind: str
 def test_the_coverage_term_is_forward_kl_on_what_the_teacher_writes() -> None:
     student, teacher = log_probs(STUDENT), log_probs(TEACHER)
     term = coverage_objective()
-    assert torch.equal(term.loss(student, teacher, batch()), divergences.forward_kl(student, teacher))
+    assert torch.equal(term.loss(student, teacher, batch()), scored(divergences.forward_kl(student, teacher)))
     assert (term.on_policy, term.responses, term.normaliser) == (0.0, "teacher", "tokens")
 
 

@@ -16,12 +16,13 @@ from skill_kd.algorithms.estimators import token_logp
 from skill_kd.runtime.batching import Batch, Row, collate
 from skill_kd.runtime.config import Config
 from skill_kd.runtime.objectives import build_objective
-from skill_kd.runtime.policy import LEAST_REST, Policy, TopK, on_shared_outcomes
+from skill_kd.runtime.policy import LEAST_REST, Policy, TopK, find_head, on_shared_outcomes, response_states
 
 torch.set_num_threads(1)
 
 B, T, V = 2, 3, 12
 CPU = torch.device("cpu")
+MINILLM = {"kind": "minillm", "estimator": "paper", "teacher_mix": 0.0, "length_normalization": True, "clip": 0.2}
 OBJECTIVES = [
     {"kind": "forward_kl"},
     {"kind": "forward_kl", "hard_label_weight": 0.3, "responses": "data"},
@@ -32,7 +33,7 @@ OBJECTIVES = [
     {"kind": "adaptive_kl", "head_mass": 0.5},
     {"kind": "entropy_aware", "entropy_threshold": 1.5},
     {"kind": "total_variation"},
-    {"kind": "minillm", "estimator": "paper", "teacher_mix": 0.0, "length_normalization": True, "clip": 0.2},
+    MINILLM,
 ]
 BOUNDED = {
     "forward_kl": divergences.forward_kl,
@@ -185,3 +186,39 @@ def test_the_batch_itself_is_left_as_it_was() -> None:
     before = replace(layout, response_BT=layout.response_BT.clone())
     on_shared_outcomes(distribution(1), told(distribution(2), 2), layout)
     assert layout.response_BT.equal(before.response_BT)
+
+
+@pytest.mark.parametrize("values", [*OBJECTIVES, {"kind": "sft"}, {**MINILLM, "estimator": "exact"}], ids=str)
+@pytest.mark.parametrize("student", ["llama", "gpt2", "qwen2"])
+def test_working_from_hidden_states_changes_neither_loss_nor_gradient(student: str, values: dict[str, object]) -> None:
+    tokenizer = make_tokenizer()
+    padded = {"vocabulary": len(tokenizer) + 7, "tokenizer": tokenizer, "layers": 1}
+    model, teacher = build_model(student, **padded), build_model("llama", **padded, seed=1)
+    head = find_head(teacher, V)
+    assert head is not None
+    view = None if values["kind"] == "sft" else response_states(teacher, batch(), head)
+    policy, objective = Policy(model, V), build(values)
+    losses, gradients = [], []
+    for known in (policy.head, None):
+        assert policy.head is not None
+        policy.head = known
+        policy.zero_grad()
+        loss = policy(batch(), objective.loss, view, 1.0)
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append([weight.grad.clone() for weight in policy.parameters() if weight.grad is not None])
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
+    assert len(gradients[0]) == len(list(policy.parameters()))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_with_an_adapter_keeps_all_logits() -> None:
+    """LoRA adds to what the head says, which hidden states and weight alone do not tell."""
+    from peft import LoraConfig, get_peft_model
+
+    tokenizer = make_tokenizer()
+    model = build_model("llama", layers=1, vocabulary=len(tokenizer), tokenizer=tokenizer)
+    everywhere = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM"))
+    assert find_head(everywhere, V) is None
+    plain = build_model("llama", layers=1, vocabulary=len(tokenizer), tokenizer=tokenizer)
+    assert find_head(get_peft_model(plain, LoraConfig(r=2, target_modules=["q_proj"])), V) is not None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..algorithms.masking import position_ids
 from ..algorithms.sampling import seeded
@@ -27,12 +28,20 @@ class Row:
     """Log-probability (nats) each token was sampled with; None when nobody sampled it here."""
     student_logp: tuple[float, ...] | None = None
     """The student's own, where a teacher took part in the sampling."""
+    teacher_states: Tensor | None = field(default=None, compare=False, repr=False)
+    """The teacher's final hidden states [T, H] that predict the response, where they are known already."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Row:
         """Read a row back from JSON."""
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
         return cls(**fields)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``of`` reads: everything but the teacher's states, which can be had again."""
+        return {name: value for name, value in vars(self).items() if name != "teacher_states"}
 
     @property
     def tokens(self) -> int:
@@ -55,6 +64,8 @@ class Batch:
     """float32, None unless every row was sampled by a known policy."""
     from_data_B: Tensor
     """bool, True where the response was written in the data."""
+    teacher_states_BTH: Tensor | None = None
+    """The teacher's final hidden states, None unless those of every row are known."""
 
     @property
     def width(self) -> int:
@@ -82,6 +93,7 @@ def collate(rows: Sequence[Row], pad: int, device: torch.device) -> Batch:
     real_BT = torch.stack([right([1] * len(row.response), torch.bool) for row in rows])
     attention_BL = torch.cat([prompt_mask_BP, real_BT], dim=1).long()
     sampled = [row.behaviour_logp for row in rows if row.behaviour_logp is not None]
+    states = [row.teacher_states.to(device) for row in rows if row.teacher_states is not None]
     behaviour_BT = torch.stack([right(logp, torch.float32) for logp in sampled]) if len(sampled) == len(rows) else None
     return Batch(
         ids_BL=torch.cat([prompts_BP, response_BT], dim=1).to(device),
@@ -91,6 +103,7 @@ def collate(rows: Sequence[Row], pad: int, device: torch.device) -> Batch:
         mask_BT=torch.stack([right(row.scored, torch.bool) for row in rows]).to(device),
         behaviour_logp_BT=behaviour_BT.to(device) if behaviour_BT is not None else None,
         from_data_B=torch.tensor([row.source == "data" for row in rows], device=device),
+        teacher_states_BTH=pad_sequence(states, batch_first=True) if len(states) == len(rows) else None,
     )
 
 

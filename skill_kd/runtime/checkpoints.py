@@ -7,11 +7,12 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 
 from .batching import Row
 from .measure import Figures
@@ -62,8 +63,7 @@ class Checkpoints:
             partial.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(partial))
-        rows = [[asdict(row) for row in batch] for batch in pending]
-        _write_synced(partial / f"rollouts-{self.accelerator.process_index}.json", json.dumps(rows))
+        _save_rows(partial / f"rollouts-{self.accelerator.process_index}.json", pending)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             _write_synced(partial / STATE, json.dumps(asdict(progress)))
@@ -81,10 +81,9 @@ class Checkpoints:
         self.accelerator.load_state(str(checkpoint))
         values: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         files = sorted(checkpoint.glob("rollouts-*.json"), key=lambda file: int(file.stem.partition("-")[2]))
-        parts = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         # Each process held one part of every batch, in the order of its number.
-        batches = [[Row.of(row) for part in of_each for row in part] for of_each in zip(*parts, strict=True)]
-        return Progress(**values), batches
+        parts = zip(*(_saved_rows(file) for file in files), strict=True)
+        return Progress(**values), [[row for part in of_each for row in part] for of_each in parts]
 
     def load_best(self, progress: Progress) -> None:
         """Put the best checkpoint's weights into the student, where another one is in memory."""
@@ -100,6 +99,26 @@ class Checkpoints:
         for path in self._whole()[: -self.keep]:
             if path.name != best:
                 shutil.rmtree(path)
+
+
+def _save_rows(path: Path, batches: Sequence[Sequence[Row]]) -> None:
+    """Write rows as JSON, and beside it the teacher's states: made again, they would differ in their last bits."""
+    states = {
+        f"{number}.{place}": row.teacher_states.contiguous()
+        for number, batch in enumerate(batches)
+        for place, row in enumerate(batch)
+        if row.teacher_states is not None
+    }
+    save_file(states, path.with_suffix(".safetensors"))
+    _write_synced(path, json.dumps([[row.to_json() for row in batch] for batch in batches]))
+
+
+def _saved_rows(path: Path) -> list[list[Row]]:
+    states = load_file(path.with_suffix(".safetensors"))
+    return [
+        [replace(Row.of(row), teacher_states=states.get(f"{number}.{place}")) for place, row in enumerate(batch)]
+        for number, batch in enumerate(json.loads(path.read_text(encoding="utf-8")))
+    ]
 
 
 def _write_synced(path: Path, text: str) -> None:

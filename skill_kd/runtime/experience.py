@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +21,7 @@ from .failures import BadInput
 from .measure import repetition
 from .objectives import Objective
 from .rollouts import Draw, Sampler
+from .states import Annotator
 from .teachers import Teacher
 
 _T = TypeVar("_T")
@@ -37,6 +38,8 @@ class Sampling:
     teacher: Teacher
     process: int
     processes: int
+    annotate: Annotator | None = None
+    """Puts the teacher's hidden states beside rows; without it, every step has them made again."""
 
     def share(self, batch: Sequence[_T]) -> list[_T]:
         """Return this process's part of a global batch."""
@@ -92,6 +95,7 @@ class Experience:
         on_policy = objective.on_policy > 0
         self.round_size: int = config.rollout.prompts if on_policy else self.batch_size
         self.steps = self.round_size // self.batch_size * (config.rollout.inner_epochs if on_policy else 1)
+        self.reused = on_policy and config.rollout.inner_epochs > 1
         self.batches: list[list[Row]] = []
 
     def updates(self, epochs: float) -> int:
@@ -120,6 +124,11 @@ class Experience:
         draws = [Draw(self.source.prompts[index], (*self.seed, number), row) for row, index in by_student]
         sampled = self.sampling.draw(student, draws, self.objective.teacher_mix)
         written = self.source.off_policy([index for _, index in by_others]) if by_others else []
+        annotate = self.sampling.annotate
+        if self.objective.reads_teacher and annotate is not None:
+            # The teacher reads what is trained on again once: rollouts of this round, responses of every epoch.
+            sampled = annotate(sampled, lasting=False) if self.reused else sampled
+            written = annotate(written, lasting=True)
         numbers = [row for row, _ in (*by_student, *by_others)]
         rows = dict(zip(numbers, (*sampled, *written), strict=True))
         return [[rows[row] for row, _ in batch] for batch in batches]
@@ -192,7 +201,7 @@ def _mean_teacher_logp(rows: Sequence[Row], teacher: Teacher, sampler: Sampler, 
 def keep_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write rows to a JSON file, whole or not at all."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps([asdict(row) for row in rows]), encoding="utf-8")
+    partial.write_text(json.dumps([row.to_json() for row in rows]), encoding="utf-8")
     os.replace(partial, path)
 
 

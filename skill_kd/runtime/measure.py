@@ -22,7 +22,7 @@ from ..algorithms.estimators import token_logp
 from ..algorithms.masking import masked_sum
 from .batching import Batch, Row, collate
 from .data import Example
-from .policy import TeacherView, TopK, on_shared_outcomes, response_logits
+from .policy import Told, TopK, on_shared_outcomes, response_logits
 from .rollouts import Draw, Sampler
 from .teachers import Teacher
 
@@ -32,7 +32,7 @@ Figures = dict[str, float]
 SHOWN = 3
 """Completions told with each measure."""
 
-_Reading = Callable[[Tensor, TeacherView | None, Batch], dict[str, Tensor]]
+_Reading = Callable[[Tensor, Told | None, Batch], dict[str, Tensor]]
 """(student_logp_BTV, teacher's view or None, batch) -> named values [B, T]"""
 
 
@@ -94,7 +94,7 @@ class HeldOut:
         return {name: total / count for name, total in totals.items()}
 
 
-def _on_teacher_samples(student_logp: Tensor, teacher: TeacherView | None, batch: Batch) -> dict[str, Tensor]:
+def _on_teacher_samples(student_logp: Tensor, teacher: Told | None, batch: Batch) -> dict[str, Tensor]:
     values = {"held_out_nll": -token_logp(student_logp, batch.response_BT)}
     shared_logp, teacher_logp, batch = on_shared_outcomes(student_logp, teacher, batch)
     if teacher_logp is not None:
@@ -104,7 +104,7 @@ def _on_teacher_samples(student_logp: Tensor, teacher: TeacherView | None, batch
     return values
 
 
-def _on_student_samples(student_logp: Tensor, teacher: TeacherView | None, batch: Batch) -> dict[str, Tensor]:
+def _on_student_samples(student_logp: Tensor, teacher: Told | None, batch: Batch) -> dict[str, Tensor]:
     shared_logp, teacher_logp, batch = on_shared_outcomes(student_logp, teacher, batch)
     assert teacher_logp is not None
     return {
@@ -114,7 +114,7 @@ def _on_student_samples(student_logp: Tensor, teacher: TeacherView | None, batch
     }
 
 
-def _bound(name: str, teacher: TeacherView | None) -> str:
+def _bound(name: str, teacher: Told | None) -> str:
     return f"{name}_topk" if isinstance(teacher, TopK) else name
 
 

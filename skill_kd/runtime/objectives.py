@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..algorithms import divergences
 from ..algorithms.divergences import Divergence
-from ..algorithms.estimators import minillm_exact, minillm_paper, token_logp
+from ..algorithms.estimators import Weigh, exact_loss, exact_weights, paper_loss, paper_weights, token_logp
 from .batching import Batch, Row
 from .config import Config
 from .policy import Loss
@@ -57,13 +57,13 @@ def build_objective(objective: Config) -> Objective:
     """Turn the spec's objective into a loss; the losses themselves are written in ``algorithms``."""
     if objective.kind in {"sft", "sequence_kd"}:
         source: Literal["teacher", "data"] = "data" if objective.kind == "sft" else "teacher"
-        return Objective(negative_log_likelihood, 1.0, False, "tokens", on_policy=0.0, responses=source)
+        return Objective(Loss(negative_log_likelihood), 1.0, False, "tokens", on_policy=0.0, responses=source)
     if objective.kind == "minillm":
         return _minillm(objective)
     parameters = {name: value for name in _PARAMETERS if (value := getattr(objective, name, None)) is not None}
     divergence = partial(_DIVERGENCES[objective.kind], **parameters)
     return Objective(
-        partial(_divergence_loss, divergence, objective.temperature, objective.hard_label_weight),
+        _divergence_loss(divergence, objective.temperature, objective.hard_label_weight),
         objective.temperature,
         True,
         "tokens",
@@ -74,26 +74,27 @@ def build_objective(objective: Config) -> Objective:
 
 def coverage_objective() -> Objective:
     """Return forward KL on the teacher's samples, the coverage term of MiniLLM's spec."""
-    loss = partial(_divergence_loss, divergences.forward_kl, 1.0, 0.0)
-    return Objective(loss, 1.0, True, "tokens", on_policy=0.0, responses="teacher")
+    return Objective(
+        _divergence_loss(divergences.forward_kl, 1.0, 0.0), 1.0, True, "tokens", on_policy=0.0, responses="teacher"
+    )
 
 
 def _minillm(objective: Config) -> Objective:
     exact = objective.estimator == "exact"
-    estimator = (
-        minillm_exact
-        if exact
-        else partial(minillm_paper, length_normalization=objective.length_normalization, clip=objective.clip)
-    )
+    weights = exact_weights if exact else partial(paper_weights, length_normalization=objective.length_normalization)
 
-    def loss(student_logp_BTV: Tensor, teacher_logp_BTV: Tensor | None, batch: Batch) -> Tensor:
-        assert teacher_logp_BTV is not None
+    def weigh(batch: Batch) -> Weigh:
         # On-policy, 'exact' takes one step from the policy that sampled: its weights are 1, not 1 up to rounding.
-        behaviour = None if exact and objective.teacher_mix == 0 else batch.behaviour_logp_BT
-        return estimator(student_logp_BTV, teacher_logp_BTV, batch.response_BT, batch.mask_BT, behaviour)
+        behaviour_BT = None if exact and objective.teacher_mix == 0 else batch.behaviour_logp_BT
+
+        def of_rows(rows: slice, logq_bT: Tensor, logp_bT: Tensor) -> tuple[Tensor, ...]:
+            behaviour_bT = None if behaviour_BT is None else behaviour_BT[rows]
+            return weights(logq_bT, logp_bT, batch.mask_BT[rows], behaviour_bT)
+
+        return of_rows
 
     return Objective(
-        loss,
+        Loss(exact_loss if exact else partial(paper_loss, clip=objective.clip), weigh),
         1.0,
         True,
         "rollouts" if exact else "tokens",
@@ -105,29 +106,23 @@ def _minillm(objective: Config) -> Objective:
     )
 
 
-def negative_log_likelihood(student_logp_BTV: Tensor, _teacher: Tensor | None, batch: Batch) -> Tensor:
+def negative_log_likelihood(student_logp: Tensor, _teacher: Tensor | None, ids: Tensor) -> Tensor:
     """−log q(y_t): supervised fine-tuning on the data's responses, sequence_kd on the teacher's."""
-    return -token_logp(student_logp_BTV, batch.response_BT)
+    return -token_logp(student_logp, ids)
 
 
-def _divergence_loss(
-    divergence: Divergence,
-    temperature: float,
-    hard_label_weight: float,
-    student_logp_BTV: Tensor,
-    teacher_logp_BTV: Tensor | None,
-    batch: Batch,
-) -> Tensor:
-    assert teacher_logp_BTV is not None
-    # Gradients of softened distributions shrink by 1/T², so T² keeps the step size (arXiv 1503.02531, section 2).
-    soft_BT = temperature**2 * divergence(student_logp_BTV, teacher_logp_BTV)
+def _divergence_loss(divergence: Divergence, temperature: float, hard_label_weight: float) -> Loss:
+    """T² times the divergence; where the data wrote the response, a hard label takes its share."""
+
+    def soft(student_logp: Tensor, teacher_logp: Tensor, _ids: Tensor) -> Tensor:
+        # Gradients of softened distributions shrink by 1/T², so T² keeps the step size (arXiv 1503.02531, section 2).
+        return temperature**2 * divergence(student_logp, teacher_logp)
+
+    def labelled(student_logp: Tensor, teacher_logp: Tensor, ids: Tensor, share: Tensor) -> Tensor:
+        # T·log q_T differs from the logits by a constant, which the softmax forgets: this is −log q at temperature 1.
+        hard = -token_logp(torch.log_softmax(temperature * student_logp, dim=-1), ids)
+        return (1 - share) * soft(student_logp, teacher_logp, ids) + share * hard
+
     if hard_label_weight == 0:
-        return soft_BT
-    hard_BT = _hard_label_loss(student_logp_BTV, temperature, batch)
-    weight_B1 = hard_label_weight * batch.from_data_B.to(soft_BT.dtype).unsqueeze(1)
-    return (1 - weight_B1) * soft_BT + weight_B1 * hard_BT
-
-
-def _hard_label_loss(student_logp_BTV: Tensor, temperature: float, batch: Batch) -> Tensor:
-    """−log q(y_t) at temperature 1: T·log q_T differs from the logits by a constant, which the softmax forgets."""
-    return -token_logp(torch.log_softmax(temperature * student_logp_BTV, dim=-1), batch.response_BT)
+        return Loss(soft)
+    return Loss(labelled, lambda batch: (hard_label_weight * batch.from_data_B.float().unsqueeze(1),))

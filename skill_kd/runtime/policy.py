@@ -4,19 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..algorithms.chunked import States, TokenLoss, summed_loss
 from ..algorithms.divergences import LOG_ZERO, bucketed, log_probs
+from ..algorithms.estimators import Weigh, position_losses
+from ..algorithms.heads import Head
 from ..algorithms.masking import masked_sum
 from .batching import Batch
 
 LEAST_REST = torch.finfo(torch.float32).eps
 """Mass of the unnamed tokens below which it is lost in the rounding of the named ones."""
 
-Loss = Callable[[Tensor, Tensor | None, Batch], Tensor]
-"""(student_logp_BTV, teacher_logp_BTV or None, batch) -> loss_BT"""
+
+def _no_weights(_batch: Batch) -> Sequence[Tensor]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a batch is trained by."""
+
+    position: TokenLoss
+    """The loss of each position by itself."""
+    weigh: Callable[[Batch], Sequence[Tensor] | Weigh] = _no_weights
+    """What a position has to know beyond itself: returns, importance weights, who wrote its row."""
+
+    def __call__(self, student_logp_BTV: Tensor, teacher_logp_BTV: Tensor | None, batch: Batch) -> Tensor:
+        """Return loss_BT, 0 where nothing is scored."""
+        given = student_logp_BTV, teacher_logp_BTV, batch.response_BT, batch.mask_BT
+        return position_losses(self.position, self.weigh(batch), *given)
 
 
 @dataclass(frozen=True)
@@ -51,12 +71,14 @@ class TopK:
         return torch.cat([named_BTK, torch.ones_like(ids_BT, dtype=torch.bool).unsqueeze(-1)], dim=-1).int().argmax(-1)
 
 
-TeacherView = Tensor | TopK
+Told = Tensor | TopK
 """Log-probabilities [B, T, V] over all tokens, or what a server tells of them."""
+TeacherView = States | Told
+"""The same, or hidden states with the head they go through."""
 
 
 def on_shared_outcomes(
-    student_logp_BTV: Tensor, teacher: TeacherView | None, batch: Batch
+    student_logp_BTV: Tensor, teacher: Told | None, batch: Batch
 ) -> tuple[Tensor, Tensor | None, Batch]:
     """Return student, teacher and batch over the same outcomes: all tokens, or a server's named tokens and the rest.
 
@@ -70,15 +92,33 @@ def on_shared_outcomes(
 
 def response_logits(model: nn.Module, batch: Batch, vocabulary: int) -> Tensor:
     """Return logits_BTV that predict the response tokens; only these positions meet the output head."""
-    output = model(
+    logits: Tensor = _read(model, batch).logits[:, :-1, :vocabulary]
+    return logits
+
+
+def response_states(model: nn.Module, batch: Batch, head: Head) -> States:
+    """Return the hidden states that predict the response tokens; nothing meets the output head."""
+    with head.bypassed() as seen:
+        _read(model, batch)
+    return States(seen[0][:, :-1], head)
+
+
+def _read(model: nn.Module, batch: Batch) -> Any:
+    return model(
         input_ids=batch.ids_BL,
         attention_mask=batch.attention_mask_BL,
         position_ids=batch.position_ids_BL,
         use_cache=False,
         logits_to_keep=batch.width + 1,
     )
-    logits: Tensor = output.logits[:, :-1, :vocabulary]
-    return logits
+
+
+def find_head(model: nn.Module, vocabulary: int) -> Head | None:
+    """Return the output head if the loss can work with it apart from the model, None if it needs all logits."""
+    try:
+        return Head.of(model, vocabulary)
+    except ValueError:
+        return None
 
 
 class Policy(nn.Module):
@@ -88,9 +128,22 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.vocabulary = vocabulary
+        self.head = find_head(model, vocabulary)
+        # Sharding wraps the blocks that the outermost module names.
+        self._no_split_modules = getattr(model, "_no_split_modules", None)
 
     def forward(self, batch: Batch, loss: Loss, teacher: TeacherView | None, temperature: float) -> Tensor:
         """Return Σ loss_BT over scored tokens, a float32 scalar; the caller divides by the objective's normaliser."""
+        if self.head is not None and (teacher is None or isinstance(teacher, States)):
+            student = response_states(self.model, batch, self.head)
+            scored = batch.response_BT, batch.mask_BT
+            return summed_loss(student, teacher, *scored, loss.position, loss.weigh(batch), temperature=temperature)
         student_logp_BTV = log_probs(response_logits(self.model, batch, self.vocabulary), temperature)
-        loss_BT = loss(*on_shared_outcomes(student_logp_BTV, teacher, batch))
-        return masked_sum(loss_BT, batch.mask_BT)
+        told = all_logp(teacher, temperature) if isinstance(teacher, States) else teacher
+        return masked_sum(loss(*on_shared_outcomes(student_logp_BTV, told, batch)), batch.mask_BT)
+
+
+def all_logp(states: States, temperature: float = 1.0) -> Tensor:
+    """Return log-probabilities [B, T, V] (float32) at the response positions."""
+    head = states.head
+    return log_probs(head.curve(head.linear(states.hidden_BTH)[..., : head.vocabulary]), temperature)

@@ -80,7 +80,8 @@ class Sampler:
 
 
 def _row(draw: Draw, rollout: Rollout, index: int, source: Literal["student", "teacher"]) -> Row:
-    length, own_BT = int(rollout.mask_BT[index].sum()), rollout.student_logp_BT
+    length = int(rollout.mask_BT[index].sum())
+    own_BT, states_BTH = rollout.student_logp_BT, rollout.teacher_hidden_BTH
     return Row(
         prompt=draw.prompt.prompt,
         response=tuple(rollout.ids_BT[index, :length].tolist()),
@@ -88,4 +89,5 @@ def _row(draw: Draw, rollout: Rollout, index: int, source: Literal["student", "t
         source=source,
         behaviour_logp=tuple(rollout.behaviour_logp_BT[index, :length].tolist()),
         student_logp=None if own_BT is None else tuple(own_BT[index, :length].tolist()),
+        teacher_states=None if states_BTH is None else states_BTH[index, :length].clone(),
     )

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from ..algorithms.chunked import States
 from ..algorithms.divergences import log_probs
 from ..algorithms.estimators import token_logp
+from ..algorithms.heads import Head
 from ..algorithms.sampling import Decoding
 from .batching import Batch, Row
 from .config import Config
 from .data import Encoder, Example
 from .failures import BadInput
 from .loading import Ensemble, check_context, eos_ids, load_teacher, shared_vocabulary
-from .policy import TeacherView, TopK, response_logits
+from .policy import TeacherView, Told, TopK, find_head, response_logits, response_states
 from .rollouts import Draw, Sampler
 from .served import ServedTeacher
 
@@ -43,27 +47,41 @@ class Teacher:
     write: Write
     server: ServedTeacher | None = None
     """Tells log-probabilities where no model is loaded; None when only text can be had."""
+    head: Head | None = None
+    """Makes logits of the model's hidden states; None where the model needs its own way to do it."""
 
     @property
     def scores(self) -> bool:
         """Whether log-probabilities can be had."""
         return self.model is not None or self.server is not None
 
-    def logp(self, batch: Batch, temperature: float = 1.0) -> TeacherView:
+    @torch.no_grad()
+    def view(self, batch: Batch, temperature: float = 1.0) -> TeacherView:
+        """Return the cheapest exact form of the teacher's distributions at the response positions.
+
+        ``temperature`` is in log-probabilities only; hidden states have none.
+        """
+        if self.head is not None and batch.teacher_states_BTH is not None:
+            return States(batch.teacher_states_BTH, self.head)
+        if self.head is not None and self.model is not None:
+            return response_states(self.model, batch, self.head)
+        return self.logp(batch, temperature)
+
+    @torch.no_grad()
+    def logp(self, batch: Batch, temperature: float = 1.0) -> Told:
         """Return log-probabilities (float32) at the response positions: [B, T, V], or what a server tells of them."""
         if self.server is not None:
             assert temperature == 1  # the spec refuses another one
             return TopK.of(self.server.score(_unpadded(batch)), self.vocabulary, batch.response_BT.device)
         assert self.model is not None
-        with torch.no_grad():
-            return log_probs(response_logits(self.model, batch, self.vocabulary), temperature)
+        return log_probs(response_logits(self.model, batch, self.vocabulary), temperature)
 
     def token_logp(self, batch: Batch) -> Tensor:
         """Return the log-probability [B, T] of each response token."""
-        view = self.logp(batch)
-        if isinstance(view, TopK):
-            return token_logp(view.logp_BTK1, view.buckets(batch.response_BT))
-        return token_logp(view, batch.response_BT)
+        told = self.logp(batch)
+        if isinstance(told, TopK):
+            return token_logp(told.logp_BTK1, told.buckets(batch.response_BT))
+        return token_logp(told, batch.response_BT)
 
 
 def open_teacher(config: Config, tokenizer: PreTrainedTokenizerBase, sampler: Sampler, encoder: Encoder) -> Teacher:
@@ -97,7 +115,27 @@ def open_teacher(config: Config, tokenizer: PreTrainedTokenizerBase, sampler: Sa
         own = replace(sampler, decoding=replace(decoding, vocabulary=shared))
         return own.sample(model, draws, "teacher")
 
-    return Teacher(model, shared, write)
+    head = find_head(model, shared)
+    return Teacher(model if head is None else Telling(model, head), shared, write, head=head)
+
+
+class Telling(nn.Module):
+    """A model that also tells the hidden states its head is given, so that a sampler need not have them made again."""
+
+    def __init__(self, model: nn.Module, head: Head) -> None:
+        super().__init__()
+        self.model = model
+        self.head = head
+
+    def forward(self, **inputs: Any) -> SimpleNamespace:
+        """Return ``logits``, ``past_key_values`` and ``hidden``."""
+        seen: list[Tensor] = []
+        hook = self.head.linear.register_forward_pre_hook(lambda _linear, args: seen.append(args[0]))
+        try:
+            output = self.model(**inputs)
+        finally:
+            hook.remove()
+        return SimpleNamespace(logits=output.logits, past_key_values=output.past_key_values, hidden=seen[0])
 
 
 def reads_probabilities(stage: Config) -> bool:

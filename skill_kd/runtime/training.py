@@ -103,7 +103,7 @@ def add_up_gradients(run: Run, terms: list[Term], rows_by_term: list[list[Row]])
         with nullcontext() if number == len(pieces) else accelerator.no_sync(run.policy):
             batch = collate(rows, run.sampling.sampler.pad, accelerator.device)
             with accelerator.autocast():
-                teacher = run.teacher.logp(batch, objective.temperature) if objective.reads_teacher else None
+                teacher = run.teacher.view(batch, objective.temperature) if objective.reads_teacher else None
             addend = scale * run.policy(batch, objective.loss, teacher, objective.temperature)
             accelerator.backward(addend * accelerator.num_processes)
             loss += addend.detach()
@@ -234,6 +234,8 @@ def train(run: Run, resume: bool) -> None:
     run.checkpoints.load_best(progress)
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
+        if run.sampling.annotate is not None:
+            run.sampling.annotate.forget()
         export_student(run.student, run.tokenizer, run.encoder.eos_ids, run.folder / "student")
         final = {"best": progress.best, "measures": progress.measures, "samples": progress.samples}
         write_json(run.folder / "summary.json", final)
