@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..algorithms import divergences
+from ..algorithms.chunked import CHUNK_BYTES
 from ..algorithms.divergences import log_probs
 from ..algorithms.estimators import token_logp
 from ..algorithms.masking import masked_sum
@@ -49,6 +50,9 @@ class HeldOut:
     def __post_init__(self) -> None:
         plain = replace(self.sampler.decoding, temperature=1.0, top_p=1.0)
         self.sampler = replace(self.sampler, decoding=plain)
+        # A measure holds the distributions of both models for whole rows, whatever a training step holds.
+        logits_bytes = 4 * self.teacher.vocabulary * plain.max_new_tokens
+        self.rows_at_once = max(1, min(self.rows_at_once, CHUNK_BYTES // logits_bytes))
         self.teacher_rows = self.teacher.write(self.examples, self.draws, plain)
         self.teacher_figures = _text_figures(self.teacher_rows, plain.eos_ids, "teacher_")
 

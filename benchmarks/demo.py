@@ -1,0 +1,70 @@
+"""The demo over several seeds: does every stage do what README says of it?
+
+    python benchmarks/demo.py --seeds 1 2 3
+
+Each seed is one whole run of ``skill-kd demo``, minutes on 2 cores. Kept in benchmarks/results/demo.json: figures of each
+seed, the mean change of both KLs between the stages with a 95% t-interval over seeds, seconds, and peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import resource
+import statistics
+import tempfile
+from pathlib import Path
+
+from machine import keep, machine
+
+RESULTS = Path(__file__).with_name("results") / "demo.json"
+CHANGES = {
+    "warm start": ("student before", "after warm start"),
+    "MiniLLM": ("after warm start", "after MiniLLM"),
+    "both": ("student before", "after MiniLLM"),
+}
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""Two-sided 95% quantiles of Student's t for n seeds, n − 1 degrees of freedom."""
+
+
+def one(seed: int, layers: int) -> dict[str, object]:
+    """Run the demo with one seed in a folder of its own."""
+    from skill_kd.demo import demo
+
+    with tempfile.TemporaryDirectory() as scratch:
+        result = demo(layers=layers, seed=seed, out=Path(scratch))
+        print(f"seed {seed}\n{result.table()}", flush=True)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return {"seed": seed, "figures": result.rows, "seconds": round(result.run.seconds), "peak_bytes_so_far": peak}
+
+
+def change(runs: list[dict[str, object]], figure: str, first: str, last: str) -> dict[str, float]:
+    """Return the mean change of a figure and the ends of its interval."""
+    changes = [run["figures"][last][figure] - run["figures"][first][figure] for run in runs]  # type: ignore[index]
+    mean = statistics.mean(changes)
+    if len(changes) == 1:
+        return {"mean": round(mean, 4)}
+    half = T_95[len(changes)] * statistics.stdev(changes) / math.sqrt(len(changes))
+    return {"mean": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
+
+
+def main() -> None:
+    """Run all seeds, print the changes, keep the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    runs = [one(seed, options.layers) for seed in options.seeds]
+    changes = {
+        stage: {figure: change(runs, figure, *moments) for figure in ("forward_kl", "reverse_kl")}
+        for stage, moments in CHANGES.items()
+    }
+    for stage, figures in changes.items():
+        print(f"{stage:<11}" + "  ".join(f"{figure} {values}" for figure, values in figures.items()))
+    versions = machine("torch", "transformers", "skill-kd")
+    keep(options.out, {"machine": versions, "layers": options.layers, "changes": changes, "runs": runs})
+
+
+if __name__ == "__main__":
+    main()
