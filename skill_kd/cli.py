@@ -11,6 +11,7 @@ import click
 
 from skill_kd import __version__
 from skill_kd.console import Verbs, guarded, print_json, print_table, say
+from skill_kd.errors import ExitCode
 
 if TYPE_CHECKING:
     from skill_kd.spec import Spec
@@ -213,6 +214,89 @@ def backends(verbose: bool, as_json: bool) -> None:
         print_json({"backends": table, "broken": broken})
     else:
         print_table(("name", "version", "missing"), [(name, version, ", ".join(lack)) for name, version, lack in rows])
+
+
+@cli.command()
+@click.argument("loss", metavar="MODULE:FUNCTION|FILE.py:FUNCTION")
+@click.option(
+    "--teacher-mix",
+    "mixes",
+    type=click.FloatRange(0, 1, max_open=True),
+    multiple=True,
+    default=(0.0, 0.2, 0.5),
+    show_default=True,
+    help="α, the chance that the teacher samples a token; give it once for each.",
+)
+@click.option("--seeds", type=click.IntRange(1, 100), default=4, show_default=True, help="Pairs of random policies.")
+@_JSON
+def prove(loss: str, mixes: tuple[float, ...], seeds: int, as_json: bool) -> ExitCode:
+    """Judge a loss of your own against the exact gradient.
+
+    Its expected gradient is computed over every response of a toy, so a bias shows as a difference, not as noise, and
+    compared with that of KL(student ‖ teacher); a swapped direction is named. The function takes
+    (student_logp_BTV, teacher_logp_BTV, ids_BT, mask_BT, behaviour_logp_BT or None) and returns loss_BT, or its sum
+    over T or over all; it is called with one response at a time. This imports and runs your code. Exit code 0 if
+    exact, at most a constant step size apart, and 3 if not.
+
+    \b
+    Example:
+      skill-kd prove skill_kd.algorithms.estimators:minillm_exact
+      skill-kd prove my_losses.py:reverse_kl_loss --teacher-mix 0
+    """
+    from skill_kd import prove as proof
+
+    verdict = proof.prove(loss, seeds=seeds, teacher_mixes=mixes)
+    if as_json:
+        print_json(verdict.to_json())
+    else:
+        click.echo(verdict.table())
+    return ExitCode.OK if verdict.exact else ExitCode.NO_GO
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
+@click.option("--data", type=click.Path(path_type=Path), metavar="FILE", help="Data, instead of handoff.data.")
+@click.option("--execute", is_flag=True, help="Also fine-tune, load what came out, and measure what it cost.")
+@click.option("--python", metavar="PATH", help="Interpreter that has Unsloth; the run's own if left out.")
+@click.option("--max-steps", type=click.IntRange(min=1), metavar="N", help="Optimizer steps of a trial.")
+@click.option("--no-drift", is_flag=True, help="Do not measure drift; it needs the teacher.")
+@click.option("--gguf", "quantisations", multiple=True, metavar="Q", help="Make a GGUF of the student, e.g. q8_0.")
+@click.option("--force", is_flag=True, help="Write over edited files and an earlier fine-tune.")
+@_JSON
+def handoff(
+    run: Path,
+    data: Path | None,
+    execute: bool,
+    python: str | None,
+    max_steps: int | None,
+    no_drift: bool,
+    quantisations: tuple[str, ...],
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Verify a run's student and write the Unsloth step that follows.
+
+    \b
+    Example:
+      skill-kd handoff runs/demo
+      skill-kd handoff runs/demo --data examples/data/chat.jsonl --execute --max-steps 3
+    """
+    from skill_kd.handoff import hand_on
+
+    result = hand_on(
+        run,
+        data=data,
+        execute=execute,
+        python=python,
+        max_steps=max_steps or -1,
+        drift=not no_drift,
+        quantisations=quantisations,
+        force=force,
+    )
+    if as_json:
+        print_json(result.to_json())
+    else:
+        click.echo(result.table())
 
 
 @cli.command()

@@ -394,7 +394,7 @@ class MiniLLM(Section):
     estimator: Literal["paper", "exact"] = "paper"
     """``paper`` (heuristic: per-token weights, normalised returns, clipping) or ``exact`` (unbiased for Eq 1)."""
     teacher_mix: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """α of Eq 4, the chance that the teacher samples a token: 0.2, or 0 for ``exact``, whose weights undo it."""
+    """α of Eq 4, the chance that the teacher samples a token: 0.2 (heuristic), or 0 for ``exact``, which undoes it."""
     length_normalization: bool = True
     """R^Norm of Eq 6. Heuristic: it changes the objective; keeps long responses from dominating. Off for ``exact``."""
     clip: Annotated[float, Field(gt=0, lt=1)] | None = 0.2
@@ -402,7 +402,7 @@ class MiniLLM(Section):
     pt_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of −log q on ``data.pretraining``. Heuristic: keeps abilities the prompts do not exercise."""
     coverage_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of forward KL on teacher samples of the same prompts. Buys coverage, which reverse KL alone gives up."""
+    """Weight of forward KL on teacher samples of the same prompts. Heuristic: buys what reverse KL gives up."""
 
     @model_validator(mode="before")
     @classmethod
@@ -517,9 +517,9 @@ class Rollout(Section):
     max_new_tokens: PositiveInt = 256
     """Length at which a response is cut."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
-    """1 samples from the distribution that is trained; 0 takes the likeliest token and is refused on-policy."""
+    """1 samples from what is trained, others are heuristic; 0 takes the likeliest token and is refused on-policy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Smallest likeliest set of tokens to sample from, as a share of the mass; 1 keeps them all."""
+    """Smallest likeliest set of tokens to sample from, as a share of the mass; 1 keeps them all, less is heuristic."""
     prompts: PositiveInt = 64
     """Prompts sampled together, over all processes; they serve prompts / batch_size optimizer steps per epoch."""
     inner_epochs: PositiveInt = 1

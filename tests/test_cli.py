@@ -23,7 +23,12 @@ SURFACE = {
     "backends": ["--verbose", "--json", "--help"],
     "demo": ["--layers", "--seed", "--out", "--json", "--help"],
     "generate": ["SPEC", "--out", "--format", "--check", "--force", "--backend", "--json", "--help"],
+    "handoff": [
+        "RUN",
+        *("--data", "--execute", "--python", "--max-steps", "--no-drift", "--gguf", "--force", "--json", "--help"),
+    ],
     "plan": ["SPEC", "--device", "--price-per-hour", "--rows", "--backend", "--json", "--help"],
+    "prove": ["MODULE:FUNCTION", "--teacher-mix", "--seeds", "--json", "--help"],
     "run": ["SPEC", "--runs", "--name", "--resume", "--dry-run", "--backend", "--json", "--help"],
     "schema": ["--help"],
     "validate": ["SPEC", "--backend", "--json", "--help"],

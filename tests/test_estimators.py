@@ -7,11 +7,9 @@ gradient of one response, in plain loops, from the equations.
 import functools
 import math
 
-import enumeration
 import pytest
 import reference
 import torch
-from enumeration import Loss, Responses, cosine, exact_gradient, expected_gradient, random_policy
 from torch import Tensor
 
 from skill_kd.algorithms.divergences import log_probs, reverse_kl
@@ -22,7 +20,9 @@ from skill_kd.algorithms.estimators import (
     minillm_paper,
     token_logp,
 )
-from skill_kd.algorithms.masking import suffix_sum
+from skill_kd.prove import enumeration, known
+from skill_kd.prove.enumeration import Loss, Responses, cosine, exact_gradient, expected_gradient, random_policy
+from skill_kd.prove.judging import policies
 
 torch.set_num_threads(1)  # Tensors this small only lose time to threads.
 
@@ -47,10 +47,6 @@ def responses(request: pytest.FixtureRequest) -> Responses:
 @pytest.fixture(scope="module")
 def long_responses() -> Responses:
     return enumeration.all_responses(vocabulary=4, max_length=4)
-
-
-def policies(responses: Responses, seed: int) -> tuple[Tensor, Tensor]:
-    return random_policy(responses, seed), random_policy(responses, 100 + seed)
 
 
 # The harness itself: a proof is worth as much as what it is measured with.
@@ -88,6 +84,39 @@ def test_enumerated_kl_obeys_the_chain_rule(responses: Responses) -> None:
                 total += reached * reference.kl(q[row], p[row])
             reached *= q[row][token]
     assert float(enumeration.exact_kl(student, teacher, responses)) == pytest.approx(total, abs=1e-12)
+
+
+@pytest.mark.parametrize("teacher_mix", [None, 0.3])
+def test_variance_is_that_of_the_gradients_of_single_responses(teacher_mix: float | None) -> None:
+    """Against one backward pass a response."""
+    responses = enumeration.all_responses(vocabulary=3, max_length=3)
+    student, teacher = policies(responses, 0)
+    behaviour = enumeration.mixture_logp(student, teacher, responses, teacher_mix or 0.0)
+    leaf = student.clone().requires_grad_()
+    loss = minillm_exact(
+        enumeration.next_token_logp(leaf, responses),
+        enumeration.next_token_logp(teacher, responses),
+        responses.ids_NT,
+        responses.mask_NT,
+        None if teacher_mix is None else behaviour,
+    )
+    gradients = [torch.autograd.grad(each, leaf, retain_graph=True)[0].flatten() for each in loss.sum(dim=1)]
+    gradient_NP, probability_N1 = torch.stack(gradients), behaviour.sum(dim=1).exp().unsqueeze(1)
+    mean = (probability_N1 * gradient_NP).sum(dim=0)
+    expected = (probability_N1 * (gradient_NP - mean).square()).sum()
+    variance = enumeration.gradient_variance(minillm_exact, student, teacher, responses, teacher_mix)
+    assert variance == pytest.approx(float(expected), rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_weights_per_decision_vary_less_than_one_for_the_whole_sequence(long_responses: Responses, seed: int) -> None:
+    for teacher_mix in (0.2, 0.5):
+        pair = policies(long_responses, seed)
+        own, whole, plain = (
+            enumeration.gradient_variance(loss, *pair, long_responses, teacher_mix)
+            for loss in (minillm_exact, known.whole_sequence, known.plain_policy_gradient)
+        )
+        assert own < whole < plain
 
 
 # Exactness.
@@ -143,33 +172,9 @@ def test_the_papers_weights_alone_are_biased_as_measured(long_responses: Respons
     )
 
 
-def single_only(student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behaviour: Tensor | None) -> Tensor:
-    """On-policy token-level reverse KL: Eq 3 without Long."""
-    return torch.where(mask, reverse_kl(student, teacher), 0.0)
-
-
-def prefix_weight_only(student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behaviour: Tensor | None) -> Tensor:
-    """Eq 5 to the letter: Π_{<=t} q/p̃ on token t, whatever the later rewards were drawn from."""
-    logq, logp = token_logp(student, ids), token_logp(teacher, ids)
-    reward = torch.where(mask, logp - logq, 0.0).detach()
-    weight = log_weights(logq, mask, behaviour).cumsum(dim=1).exp()
-    later = suffix_sum(reward) - reward
-    return torch.where(mask, weight * (reverse_kl(student, teacher) - later * logq), 0.0)
-
-
-def sampled_log_ratio(student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behaviour: Tensor | None) -> Tensor:
-    """The log-ratio of the sampled token, differentiated as if its mean were all that depends on the student."""
-    return torch.where(mask, token_logp(student, ids) - token_logp(teacher, ids), 0.0)
-
-
-def without_eos(student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behaviour: Tensor | None) -> Tensor:
-    """The exact loss with EOS masked, as when pad equals EOS and the mask is read off the ids."""
-    return minillm_exact(student, teacher, ids, mask & (ids != 0), behaviour)
-
-
 @pytest.mark.parametrize(
     ("wrong", "teacher_mix"),
-    [(single_only, None), (prefix_weight_only, 0.2), (sampled_log_ratio, None), (without_eos, None)],
+    [(known.single_only, None), (known.eq_5, 0.2), (known.sampled_log_ratio, None), (known.without_eos, None)],
 )
 def test_enumeration_finds_the_usual_mistakes(
     long_responses: Responses, wrong: Loss, teacher_mix: float | None

@@ -6,10 +6,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
+from xml.etree import ElementTree
 
 import pytest
 
-from skill_kd.spec import Section, Spec
+from skill_kd.spec import Divergence, MiniLLM, Objective, Rollout, Section, Spec
 
 REPOSITORY = Path(__file__).parent.parent
 SCRIPT = REPOSITORY / "scripts" / "make_spec_reference.py"
@@ -61,8 +63,9 @@ def test_every_row_of_every_table_is_whole() -> None:
         assert all(cells), row
 
 
-def test_every_link_leads_to_a_heading_or_a_file() -> None:
-    text = REFERENCE.read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["spec.md", "objectives.md"])
+def test_every_link_leads_to_a_heading_or_a_file(name: str) -> None:
+    text = (REPOSITORY / "references" / name).read_text(encoding="utf-8")
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
     assert len(anchors) == len(headings), "two headings share an anchor"
@@ -77,3 +80,96 @@ def test_every_objective_stands_with_its_equation_or_its_paper() -> None:
     assert len(objectives) == 11
     for text in objectives:
         assert re.search(r"arXiv \d{4}\.\d{5}|Σ", text), text
+
+
+# --- objectives.md ----------------------------------------------------------------------------------------------------
+
+OBJECTIVES_SCRIPT = REPOSITORY / "scripts" / "make_objectives_reference.py"
+OBJECTIVES = REPOSITORY / "references" / "objectives.md"
+
+
+def objectives() -> str:
+    return OBJECTIVES.read_text(encoding="utf-8")
+
+
+def cells(text: str, key: str) -> list[str]:
+    """Return the cells of the one table row that begins with ``key``."""
+    (row,) = [line for line in text.splitlines() if line.startswith(f"| `{key}` |")]
+    return [cell.strip() for cell in row.strip("|").split(" | ")]
+
+
+def section(title: str) -> str:
+    return objectives().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def test_the_generated_parts_have_not_drifted_and_are_made_anew_where_they_have(tmp_path: Path) -> None:
+    script = tmp_path / "scripts" / OBJECTIVES_SCRIPT.name
+    script.parent.mkdir()
+    (tmp_path / "references").mkdir()
+    script.write_bytes(OBJECTIVES_SCRIPT.read_bytes())
+    drifted = re.sub(r"(?m)^\| Single .*$", "| stale |", objectives())
+    assert drifted != objectives()
+    copy = tmp_path / "references" / "objectives.md"
+    copy.write_text(drifted, encoding="utf-8")
+    refused = make("--check", script=script)
+    assert refused.returncode == 1
+    assert b"objectives.md has drifted" in refused.stderr
+    assert b"directions.svg has drifted" in refused.stderr
+    assert make(script=script).returncode == 0
+    again = "run: python scripts/make_objectives_reference.py"
+    assert copy.read_text(encoding="utf-8") == objectives(), again
+    assert (copy.parent / "directions.svg").read_bytes() == (OBJECTIVES.parent / "directions.svg").read_bytes(), again
+    assert sorted(path.name for path in copy.parent.iterdir()) == ["directions.svg", "objectives.md"]
+
+
+def test_the_check_of_the_directions_is_ten_lines_and_prints_the_right_ones() -> None:
+    """Forward KL puts one Gaussian between two modes, wide; reverse KL puts it on the larger one, as narrow as that."""
+    found = re.search(r"```python\n(.*?)```.*?```text\n(.*?)```", objectives(), re.DOTALL)
+    assert found is not None
+    assert len(found[1].splitlines()) == 10
+    printed = re.findall(r"(\w+) KL: centre (-?[\d.]+), width ([\d.]+)", found[2])
+    figures = {name: (float(center), float(width)) for name, center, width in printed}
+    assert abs(figures["forward"][0]) < 2
+    assert figures["forward"][1] > 3
+    assert figures["reverse"] == pytest.approx((-4, 1), abs=0.1)
+
+
+def test_the_drawing_stands_alone_and_loads_nothing() -> None:
+    drawing = ElementTree.parse(OBJECTIVES.parent / "directions.svg").getroot()
+    assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
+    text = (OBJECTIVES.parent / "directions.svg").read_text(encoding="utf-8")
+    assert not re.search(r"href|<script|<style|url\(", text)
+    assert {"KL(teacher ‖ student)", "KL(student ‖ teacher)"} <= set(re.findall(r"KL\([^)]+\)", text))
+
+
+@pytest.mark.parametrize("kind", get_args(get_args(Objective)[0]))
+def test_every_objective_has_a_row_with_its_default_source(kind: type[Section]) -> None:
+    row = cells(section("All objectives"), kind.model_fields["kind"].default)
+    assert len(row) == 4
+    assert all(row)
+    if issubclass(kind, Divergence):
+        share = kind.model_fields["on_policy"].default
+        assert f"`on_policy: {share:g}`" in row[2]
+
+
+EXACTNESS = {
+    **{name: MiniLLM.model_fields[name].description for name in MiniLLM.model_fields if name != "kind"},
+    **{f"rollout.{name}": Rollout.model_fields[name].description for name in ("temperature", "top_p", "inner_epochs")},
+}
+
+
+@pytest.mark.parametrize("option", EXACTNESS)
+def test_every_option_of_minillm_is_labelled_alike_here_and_in_the_spec(option: str) -> None:
+    text, description = section("MiniLLM: what is exact and what is not"), (EXACTNESS[option] or "").lower()
+    for key in ("estimator: exact", "estimator: paper") if option == "estimator" else (option,):
+        _, label, why = cells(text, key)
+        assert label in {"exact", "heuristic"}
+        assert label in description, f"the description of {option} says neither 'exact' nor 'heuristic'"
+        assert why
+
+
+def test_the_objectives_are_short_and_begin_with_their_contents() -> None:
+    lines = objectives().splitlines()
+    assert len(lines) < 200
+    titles = [line[3:] for line in lines if line.startswith("## ")]
+    assert [re.sub(r"^- \[(.*)\]\(.*$", r"\1", line) for line in lines if line.startswith("- [")] == titles

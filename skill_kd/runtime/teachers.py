@@ -88,7 +88,7 @@ def open_teacher(config: Config, tokenizer: PreTrainedTokenizerBase, sampler: Sa
     """Load or reach the teacher the spec names, and check what the objectives ask of it.
 
     Raises:
-        BadInput: an objective reads probabilities and the tokenizers differ.
+        BadInput: an objective reads probabilities, and the tokenizers or their chat templates differ.
         Missing: model or server cannot be had.
     """
     vocabulary = sampler.decoding.vocabulary
@@ -104,6 +104,7 @@ def open_teacher(config: Config, tokenizer: PreTrainedTokenizerBase, sampler: Sa
         check_context(member, config.data.max_prompt_tokens + config.rollout.max_new_tokens, "the teacher")
     try:
         shared = shared_vocabulary(tokenizer, loaded.tokenizer, min(vocabulary, loaded.vocabulary))
+        check_template(encoder, loaded.tokenizer)
     except BadInput:
         if any(reads_probabilities(stage) for stage in config.stages):
             raise
@@ -136,6 +137,22 @@ class Telling(nn.Module):
         finally:
             hook.remove()
         return SimpleNamespace(logits=output.logits, past_key_values=output.past_key_values, hidden=seen[0])
+
+
+def check_template(encoder: Encoder, theirs: PreTrainedTokenizerBase) -> None:
+    """Refuse a teacher that renders a prompt otherwise: its probabilities would be of prompts it never saw.
+
+    Raises:
+        BadInput: the chat templates of student and teacher differ in how they render a prompt.
+    """
+    probe = Example((("user", PROBE),), None)
+    ours, other = encoder.prompt(probe).prompt, Encoder(theirs, encoder.eos_ids).prompt(probe).prompt
+    if ours != other:
+        rendered = [str(each.decode(ids)) for each, ids in ((encoder.tokenizer, ours), (theirs, other))]
+        raise BadInput(
+            f"the student's chat template renders a prompt as {rendered[0]!r}, the teacher's as {rendered[1]!r}; "
+            "give the student the teacher's chat template, or take kind: sequence_kd, whose teacher writes with its own"
+        )
 
 
 def reads_probabilities(stage: Config) -> bool:

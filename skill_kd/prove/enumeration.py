@@ -14,8 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+EOS = 0
+"""The end-of-sequence token of every enumeration, and its pad."""
+
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""(student_logp_BTV, teacher_logp_BTV, ids_BT, mask_BT, behaviour_logp_BT) -> loss_BT."""
+"""(student_logp_BTV, teacher_logp_BTV, ids_BT, mask_BT, behaviour_logp_BT) -> loss_BT, or its sum over T, loss_B."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Responses:
     vocabulary: int
 
 
-def all_responses(vocabulary: int, max_length: int, eos: int = 0) -> Responses:
+def all_responses(vocabulary: int, max_length: int, eos: int = EOS) -> Responses:
     """Enumerate the responses of at most ``max_length`` tokens."""
     open_prefixes: list[tuple[int, ...]] = [()]
     finished: list[tuple[int, ...]] = []
@@ -88,10 +91,11 @@ def exact_kl(student_SV: Tensor, teacher_SV: Tensor, responses: Responses) -> Te
     return (logq_N.exp() * (logq_N - logp_N)).sum()
 
 
-def exact_gradient(student_SV: Tensor, teacher_SV: Tensor, responses: Responses) -> Tensor:
-    """Return the gradient [S, V] of KL(q ‖ p) by the student's parameters."""
+def exact_gradient(student_SV: Tensor, teacher_SV: Tensor, responses: Responses, *, forward: bool = False) -> Tensor:
+    """Return the gradient [S, V] by the student's parameters of KL(q ‖ p), or of KL(p ‖ q) if ``forward``."""
     student_SV = student_SV.detach().requires_grad_()
-    (gradient_SV,) = torch.autograd.grad(exact_kl(student_SV, teacher_SV, responses), student_SV)
+    pair = (teacher_SV, student_SV) if forward else (student_SV, teacher_SV)
+    (gradient_SV,) = torch.autograd.grad(exact_kl(*pair, responses), student_SV)
     return gradient_SV
 
 
@@ -114,10 +118,35 @@ def expected_gradient(
         responses.mask_NT,
         None if teacher_mix is None else behaviour_NT,
     )
-    (gradient_SV,) = torch.autograd.grad((probability_N * loss_NT.sum(dim=1)).sum(), student_SV)
+    (gradient_SV,) = torch.autograd.grad(
+        (probability_N * loss_NT.reshape(len(probability_N), -1).sum(dim=1)).sum(), student_SV
+    )
     return gradient_SV
 
 
+def gradient_variance(
+    loss: Loss, student_SV: Tensor, teacher_SV: Tensor, responses: Responses, teacher_mix: float | None = None
+) -> float:
+    """Return E‖g‖² − ‖E g‖² of the gradient g of one sampled response, arguments as for ``expected_gradient``.
+
+    The loss must return loss_NT and send no gradient to masked positions.
+    """
+    logits_NTV = student_SV.detach()[responses.prefix_NT].requires_grad_()
+    behaviour_NT = mixture_logp(student_SV, teacher_SV, responses, teacher_mix or 0.0).detach()
+    loss_NT = loss(
+        logits_NTV.log_softmax(dim=-1),
+        next_token_logp(teacher_SV, responses).detach(),
+        responses.ids_NT,
+        responses.mask_NT,
+        None if teacher_mix is None else behaviour_NT,
+    )
+    # A response meets each prefix once, so the gradients by its positions are those by the rows of parameters.
+    (gradient_NTV,) = torch.autograd.grad(loss_NT.sum(), logits_NTV)
+    second_moment = (behaviour_NT.sum(dim=1).exp() * gradient_NTV.square().sum(dim=(1, 2))).sum()
+    mean_SV = expected_gradient(loss, student_SV, teacher_SV, responses, teacher_mix)
+    return float(second_moment - mean_SV.square().sum())
+
+
 def cosine(first: Tensor, second: Tensor) -> float:
-    """Return the cosine of the angle between two gradients: 1 if only a step size apart."""
-    return float((first * second).sum() / (first.norm() * second.norm()))
+    """Return the cosine of the angle between two gradients: 1 if only a step size apart, 0 if one of them is 0."""
+    return float((first * second).sum() / (first.norm() * second.norm()).clamp(min=torch.finfo(first.dtype).tiny))

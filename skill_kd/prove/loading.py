@@ -1,0 +1,56 @@
+"""A user's loss, by ``module:function`` or ``path/to/file.py:function``. Importing it runs that user's code."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from skill_kd.errors import UsageError
+
+if TYPE_CHECKING:
+    from skill_kd.prove.enumeration import Loss
+
+
+def load_loss(name: str) -> Loss:
+    """Import and return the function that ``name`` points at; what lies beside the file can be imported by it.
+
+    Raises:
+        UsageError: the name has another form, or the module or the function cannot be had.
+    """
+    source, colon, function = name.rpartition(":")
+    if not (colon and source and function.isidentifier()):
+        raise UsageError(f"{name!r} names no loss; write module:function or path/to/file.py:function")
+    found = getattr(_module(source), function, None)
+    if not callable(found):
+        lack = "has no function" if found is None else "has, but not as a function,"
+        raise UsageError(f"{source} {lack} {function!r}; name one that takes log-probabilities and returns a loss")
+    loss: Loss = found
+    return loss
+
+
+def _module(source: str) -> ModuleType:
+    is_file = source.endswith(".py")
+    folder = str(Path(source).resolve().parent if is_file else Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        return _module_of_file(Path(source)) if is_file else importlib.import_module(source)
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
+        words = " ".join(str(error).split())
+        raise UsageError(f"{source} cannot be imported: {type(error).__name__}: {words}") from error
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise FileNotFoundError("there is no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # a dataclass looks its own module up
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,95 @@
+"""What ``prove`` says of a loss, for people and for programs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+Kind = Literal["exact", "step_size", "forward_kl", "on_policy_only", "zero", "wrong_sign", "not_finite", "biased"]
+SENTENCES: dict[Kind, str] = {
+    "exact": "exact: its expected gradient is that of KL(student ‖ teacher)",
+    "step_size": "exact but for a constant step size: the gradient of KL(student ‖ teacher) times {step:.4g}",
+    "forward_kl": "the direction is swapped: this is forward KL, KL(teacher ‖ student), not KL(student ‖ teacher)",
+    "on_policy_only": "exact on the student's own samples, biased once the teacher mixes in: its weights are not right",
+    "zero": "on the student's own samples its expected gradient is 0: nothing is learnt but noise",
+    "wrong_sign": "the sign is wrong: a step increases KL(student ‖ teacher)",
+    "not_finite": "its gradient is not finite",
+    "biased": "biased: its expected gradient is not that of KL(student ‖ teacher)",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One pair of random policies, sampled with one α."""
+
+    teacher_mix: float
+    seed: int
+    error: float
+    """‖g − e‖ / ‖e‖, g the expected gradient of the loss and e that of KL(q ‖ p)."""
+    cosine: float
+    """Between g and e."""
+    step: float
+    """The step size at which e comes closest to g, g·e / e·e."""
+    left: float
+    """What no step size mends, ‖g − step·e‖ / ‖e‖."""
+    cosine_with_forward: float
+    """Between g and the gradient of KL(p ‖ q)."""
+    at_teacher: float
+    """Norm of the expected gradient where the student is the teacher."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What ``prove`` found."""
+
+    loss: str
+    kind: Kind
+    says: str
+    same_as: str | None
+    """The known loss with the same expected gradients, up to a step size; gradient to masked positions is left out."""
+    nearest: str
+    """The known loss whose gradients point most nearly where this one's do, and the cosine."""
+    masked_positions_matter: bool
+    cases: tuple[Case, ...]
+
+    @property
+    def exact(self) -> bool:
+        """Whether it may be trained with: exact, at most a constant step size apart."""
+        return self.kind in {"exact", "step_size"}
+
+    def table(self) -> str:
+        """Return the verdict for people."""
+        yes = "matter, and must not" if self.masked_positions_matter else "do not matter"
+        head = [("loss", self.loss), ("verdict", self.says), ("same gradient as", self.same_as or "no loss known here")]
+        head += [("points most like", self.nearest)] * (self.same_as is None) + [("masked positions", yes)]
+        columns = ("teacher_mix", "error", "cosine", "cosine with forward KL", "step size", "gradient at q = p")
+        rows = [columns, *(self._row(mix) for mix in dict.fromkeys(case.teacher_mix for case in self.cases))]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*(f"{name:<18}{text}" for name, text in head), "", *lines])
+
+    def _row(self, teacher_mix: float) -> tuple[str, ...]:
+        cases = [case for case in self.cases if case.teacher_mix == teacher_mix]
+        return (
+            f"{teacher_mix:g}",
+            f"{max(case.error for case in cases):.1e}",
+            _span([case.cosine for case in cases]),
+            _span([case.cosine_with_forward for case in cases]),
+            _span([case.step for case in cases]),
+            f"{max(case.at_teacher for case in cases):.1e}",
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Return the verdict for programs; figures that are not finite are null."""
+        cases = [
+            {name: value if abs(value) < math.inf else None for name, value in asdict(case).items()}
+            for case in self.cases
+        ]
+        return {**asdict(self), "exact": self.exact, "cases": cases}
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.3f}", f"{max(values):.3f}"
+    return low if low == high else f"{low} … {high}"
