@@ -2,8 +2,8 @@
 
     python benchmarks/demo.py --seeds 1 2 3
 
-Each seed is one whole run of ``skill-kd demo``, minutes on 2 cores. Kept in benchmarks/results/demo.json: figures of each
-seed, the mean change of both KLs between the stages with a 95% t-interval over seeds, seconds, and peak memory.
+Each seed is one whole run of ``skill-kd demo``, minutes on 2 cores. Kept in benchmarks/results/demo.json: the figures
+of each seed, the mean change of both KLs between the stages with a 95% t-interval over seeds, seconds, peak memory.
 """
 
 from __future__ import annotations

@@ -55,13 +55,15 @@ class DemoResult:
             lines.append(f"{name:<{width}}" + "".join(f"{figures[column]:>14.3f}" for column in _COLUMNS))
         lines += ["", _LEGEND]
         for completion in self.completions:
-            lines += ["", f"Prompt   {completion['prompt']}"]
+            lines += ["", _paragraph("Prompt", completion["prompt"])]
             lines += [_paragraph(who, completion[who]) for who in ("teacher", "before", "after")]
         return "\n".join([*lines, "", f"Student  {self.run.student}  ({self.run.seconds:.0f} s)"])
 
 
 def _paragraph(who: str, text: str) -> str:
-    return textwrap.fill(" ".join(text.split()), 110, initial_indent=f"{who:<9}", subsequent_indent=" " * 9)
+    # A model may write what steers a terminal.
+    shown = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in " ".join(text.split()))
+    return textwrap.fill(shown, 110, initial_indent=f"{who:<9}", subsequent_indent=" " * 9)
 
 
 def demo_spec(layers: int, seed: int, name: str) -> Spec:

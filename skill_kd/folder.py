@@ -28,18 +28,23 @@ def write_folder(text: str, folder: Path, force: bool = False) -> None:
         raise UsageError(f"{' and '.join(edited)} in '{folder}' edited since generated; --force writes over the edits")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".skill-kd-", dir=folder) as temporary:
-            new = Path(temporary)
-            for name, content in kd_files().items():
-                (new / KD / name).parent.mkdir(parents=True, exist_ok=True)
-                (new / KD / name).write_bytes(content)
-            (new / SCRIPT).write_bytes(text.encode())
-            if os.path.lexists(folder / KD):
-                os.replace(folder / KD, new / "replaced")
-            os.replace(new / KD, folder / KD)
-            os.replace(new / SCRIPT, folder / SCRIPT)
+        fill_folder(text, folder)
     except OSError as error:
         raise UsageError(f"cannot write '{folder}': {error.strerror}; free or choose another folder") from error
+
+
+def fill_folder(text: str, folder: Path) -> None:
+    """Put ``train.py`` and ``kd/`` into a folder that exists, in place of those there; an OSError changes nothing."""
+    with tempfile.TemporaryDirectory(prefix=".skill-kd-", dir=folder) as temporary:
+        new = Path(temporary)
+        for name, content in kd_files().items():
+            (new / KD / name).parent.mkdir(parents=True, exist_ok=True)
+            (new / KD / name).write_bytes(content)
+        (new / SCRIPT).write_bytes(text.encode())
+        if os.path.lexists(folder / KD):
+            os.replace(folder / KD, new / "replaced")
+        os.replace(new / KD, folder / KD)
+        os.replace(new / SCRIPT, folder / SCRIPT)
 
 
 def edited_parts(folder: Path) -> list[str]:

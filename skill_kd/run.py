@@ -149,7 +149,9 @@ def _one_message(where: Path) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise UsageError(f"cannot write run folder '{where}': {error.strerror or error}") from error
+        raise UsageError(
+            f"cannot write run folder '{where}': {error.strerror or error}; free or choose another folder"
+        ) from error
 
 
 def _make_folder(job: Job, command: tuple[str, ...]) -> Manifest:

@@ -116,8 +116,8 @@ class Script:
         return [event for event in map(json.loads, lines) if event["event"] == kind]
 
     @property
-    def losses(self) -> list[float]:
-        return [event["loss"] for event in self.events("update")]
+    def updates(self) -> list[dict[str, float]]:
+        return [{name: event[name] for name in ("loss", "grad_norm")} for event in self.events("update")]
 
 
 @pytest.fixture
@@ -127,12 +127,14 @@ def script(tmp_path: Path, no_skill_kd: str) -> Any:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_trains_with_its_golden_losses(name: str, models: Path, script: Any) -> None:
-    run = script(values(models, OBJECTIVES[name])).train()
+    # AdamW's first steps turn the rounding of a processor into whole steps: they must be small to be told from errors.
+    run = script(values(models, OBJECTIVES[name], training={"learning_rate": 1e-4})).train()
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     if os.environ.get("SKILL_KD_WRITE_GOLDEN"):  # a numeric change needs numeric proof: say why in the commit
-        golden[name] = run.losses
+        golden[name] = run.updates
         GOLDEN.write_text(json.dumps(golden, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    assert run.losses == pytest.approx(golden[name], rel=2e-3, abs=1e-5)
+    for told, expected in zip(run.updates, golden[name], strict=True):
+        assert told == pytest.approx(expected, rel=2e-3, abs=1e-5)
     assert (run.folder / "student" / "model.safetensors").is_file()
     assert {"forward_kl", "reverse_kl", "held_out_nll", "student_entropy", "length", "repetition", "ended"} <= set(
         run.events("held_out")[-1]
@@ -181,7 +183,7 @@ def test_accumulation_changes_memory_and_nothing_else(models: Path, script: Any)
     losses = []
     for accumulate in (1, 2, 4):
         spec = values(models, {"kind": "minillm"}, training={"accumulate": accumulate})
-        losses.append(script(spec, f"accumulate-{accumulate}").train().losses)
+        losses.append([told["loss"] for told in script(spec, f"accumulate-{accumulate}").train().updates])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert losses[2] == pytest.approx(losses[0], rel=1e-4)
 
@@ -213,7 +215,7 @@ def test_adapters_are_merged_into_the_student(models: Path, script: Any) -> None
 def test_bf16_and_gradient_checkpointing_train(models: Path, script: Any) -> None:
     changes = {"precision": "bf16", "gradient_checkpointing": True}
     run = script(values(models, {"kind": "minillm"}, training=changes)).train()
-    assert len(run.losses) == 3
+    assert len(run.updates) == 3
 
 
 def test_a_student_grown_from_the_teacher_begins_closer_than_a_random_one(models: Path, script: Any) -> None:
@@ -230,13 +232,13 @@ def test_gpt2_without_a_chat_template_learns_from_conversations(tmp_path: Path, 
     make_model(tmp_path / "student", kind="gpt2", layers=1, seed=1, chat=False)
     data = {"train": "examples/data/chat.jsonl", "max_prompt_tokens": 1000, "held_out": 0.3}
     run = script(values(tmp_path, {"kind": "sft"}, data=data)).train()
-    assert len(run.losses) == 3
+    assert len(run.updates) == 3
 
 
 def test_several_teachers_of_one_vocabulary(models: Path, script: Any) -> None:
     several = [{"model": str(models / "teacher"), "weight": 3}, {"model": str(models / "student")}]
     run = script(values(models, {"kind": "minillm"}, teacher={"model": several})).train()
-    assert len(run.losses) == 3
+    assert len(run.updates) == 3
 
 
 def test_a_teacher_with_another_tokenizer_is_refused_where_its_probabilities_are_read(

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from .batching import Row
+from .failures import writing
 from .measure import Figures
 
 STATE = "progress.json"
@@ -62,11 +63,13 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(partial))
-        _save_rows(partial / f"rollouts-{self.accelerator.process_index}.json", pending)
+        with writing(f"checkpoint {name}", partial):
+            self.accelerator.save_state(str(partial))
+            _save_rows(partial / f"rollouts-{self.accelerator.process_index}.json", pending)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            _write_synced(partial / STATE, json.dumps(asdict(progress)))
+            with writing(f"checkpoint {name}", partial):
+                _write_synced(partial / STATE, json.dumps(asdict(progress)))
             target = self.folder / name
             shutil.rmtree(target, ignore_errors=True)
             partial.rename(target)

@@ -134,6 +134,8 @@ def _rows(source: str, split: str) -> Iterator[tuple[str, object]]:
         raise
     except Exception as error:  # the hub client raises a dozen kinds
         reason = " ".join(str(error).split())[:300]
+        if path.is_file():
+            raise BadInput(f"cannot read data '{source}': {reason}") from error
         raise Missing(f"cannot load data '{source}' (no such file here, so a hub id): {reason}") from error
     yield from ((f"row {number}", row) for number, row in enumerate(rows, start=1))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from .failures import TrainingStopped
+from .failures import TrainingStopped, writing
 
 
 def export_student(
@@ -32,9 +32,10 @@ def export_student(
     _choose_pad(tokenizer, plain, eos_ids)
     partial = folder.with_name(f"partial-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    plain.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    _write_for_both_versions(partial, plain)
+    with writing("the student", partial):
+        plain.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        _write_for_both_versions(partial, plain)
     _check(partial, tokenizer, probe, expected, eos_ids)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import shutil
 import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+
+UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+"""A disk or a quota is full, a file too large, a folder read-only."""
+GO_ON = "mend that and go on with --resume"
 
 
 class ScriptError(Exception):
@@ -60,6 +67,23 @@ class StopRequest:
 
 
 @contextmanager
+def writing(what: str, partial: Path) -> Iterator[None]:
+    """Remove the folder ``partial`` if it cannot be finished, and say why in one line.
+
+    Raises:
+        TrainingStopped: whatever it was that failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        # torch tells of a full disk in riddles; look before the room is given back.
+        full = shutil.disk_usage(partial.parent).free < 1 << 20
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = "no space left on the disk" if full else " ".join(str(error).split())[:300]
+        raise TrainingStopped(f"cannot write {what}: {reason}; {GO_ON}") from error
+
+
+@contextmanager
 def reporting() -> Iterator[None]:
     """End the process with one ``error:`` line and the right exit code; unexpected errors keep their traceback."""
     _quiet_libraries()
@@ -72,6 +96,8 @@ def reporting() -> Iterator[None]:
     except MemoryError:
         _end("out of memory; see `skill-kd plan` for what to change", 6)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            _end(f"cannot write {error.filename or 'into the run folder'}: {error.strerror}; {GO_ON}", 6)
         traceback.print_exc()
         name = type(error).__name__
         code = 6 if name in {"OutOfMemoryError"} else 1

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -63,7 +64,7 @@ def _from_hub(factory: Any, model: str, source: Config, **options: Any) -> Any:
             **({"use_safetensors": True} if factory is AutoModelForCausalLM else {}),
             **options,
         )
-    except (OSError, ImportError, ValueError) as error:
+    except (OSError, ImportError, ValueError, KeyError, SafetensorError) as error:
         raise Missing(f"cannot load '{model}': {' '.join(str(error).split())[:400]}") from error
 
 

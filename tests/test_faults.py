@@ -1,0 +1,320 @@
+"""What goes wrong on a real machine, through the command line: one message, its exit code, nothing half-written."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import json
+import math
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+from tiny import make_model
+
+REPOSITORY = Path(__file__).parent.parent
+DATA = REPOSITORY / "examples" / "data" / "sft.jsonl"
+Done = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    make_model(folder / "teacher", layers=2, seed=0)
+    make_model(folder / "student", layers=1, seed=1)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_spec(models: Path, **sections: Mapping[str, Any]) -> str:
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "teacher": {"model": str(models / "teacher"), "dtype": "float32"},
+        "student": {"model": str(models / "student")},
+        "data": {"train": str(DATA), "held_out": 0.2, "max_prompt_tokens": 200},
+        "stages": [{"kind": "distill", "updates": 12, "objective": {"kind": "sft"}}],
+        "rollout": {"max_new_tokens": 4, "prompts": 4},
+        "training": {"batch_size": 4, "precision": "fp32", "schedule": "constant", "warmup": 0},
+        "checkpoint": {"every": 1, "keep": 20, "measure_prompts": 1},
+    }
+    for section, changes in sections.items():
+        values[section] = {**values[section], **changes}
+    Path("spec.yaml").write_text(yaml.safe_dump(values))
+    return "spec.yaml"
+
+
+def skill_kd(*args: str, within: Sequence[str] = (), setup: Callable[[], None] | None = None) -> Done:
+    return subprocess.run(
+        [*within, sys.executable, "-m", "skill_kd", *args],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        preexec_fn=setup,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+def told(done: Done, code: int) -> str:
+    """Return the one error that was told; the trainer's own line and the command's may both say it."""
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    errors = {line for line in done.stderr.splitlines() if line.startswith("error: ")}
+    assert len(errors) == 1, done.stderr
+    return errors.pop()
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Return what a folder holds, by path; None stands for a folder. Caches of Python are nobody's files."""
+    paths = [path for path in folder.rglob("*") if "__pycache__" not in path.parts]
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in paths}
+
+
+def failed_run(folder: Path, message: str, code: int) -> None:
+    """Assert what a failed run leaves: its reason, its log, and nothing that looks like a result or is half of one."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["status"], manifest["exit_code"]) == ("failed", code)
+    assert f"error: {manifest['reason']}" == message
+    assert message in (folder / "train.log").read_text()
+    assert not (folder / "student").exists()
+    assert not (folder / "summary.json").exists()
+    assert not list(folder.rglob("*partial*"))
+
+
+# --- folders that cannot be written -----------------------------------------------------------------------------------
+
+LIBC = ctypes.CDLL(None)
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
+
+
+def heed_permissions() -> None:
+    """Let the next program obey permission bits even when it runs as root."""
+    for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+        LIBC.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+
+
+@pytest.fixture(params=["a read-only folder", "a file"])
+def obstacle(request: pytest.FixtureRequest, here: Path) -> Iterator[Path]:
+    """A place under which nothing can be written."""
+    place = here / "place"
+    if request.param == "a file":
+        place.write_text("mine")
+        yield place
+        return
+    place.mkdir()
+    (place / "theirs").write_text("mine")
+    place.chmod(0o555)
+    attempt = [sys.executable, "-c", "import os; os.mkdir('place/attempt')"]
+    if subprocess.run(attempt, preexec_fn=heed_permissions, capture_output=True, check=False).returncode == 0:
+        place.chmod(0o755)
+        pytest.skip("root here cannot give up its right to write into read-only folders")
+    yield place
+    place.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("run", "spec.yaml", "--runs", "place"),
+        ("run", "spec.yaml", "--runs", "place/runs"),
+        ("generate", "spec.yaml", "--out", "place"),
+        ("generate", "spec.yaml", "--out", "place/script"),
+        ("generate", "spec.yaml", "--format", "ipynb", "--out", "place/notebook"),
+        ("demo", "--out", "place"),
+    ],
+    ids=" ".join,
+)
+def test_where_nothing_can_be_written_one_message_says_so(
+    command: tuple[str, ...], obstacle: Path, here: Path, models: Path
+) -> None:
+    write_spec(models)
+    before = tree(here)
+    message = told(skill_kd(*command, setup=heed_permissions), 2)
+    assert f"cannot write {'' if command[0] == 'generate' else 'run folder '}'{command[-1]}" in message
+    assert os.strerror(errno.EACCES if obstacle.is_dir() else errno.ENOTDIR) in message or "File exists" in message
+    assert "another" in message  # what to do about it
+    assert tree(here) == before
+
+
+# --- full disks -------------------------------------------------------------------------------------------------------
+
+
+class Disk:
+    """A disk of its own in memory, in a mount namespace that a waiting process keeps open."""
+
+    def __init__(self, mount: Path, megabytes: int) -> None:
+        mount.mkdir()
+        hold = 'mount -t tmpfs -o size="$1"m tmpfs "$2" && echo ready && exec cat'
+        self.holder = subprocess.Popen(
+            ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", hold, "sh", str(megabytes), str(mount)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert self.holder.stdout is not None
+        self.ready = self.holder.stdout.readline() == b"ready\n"
+        self.folder = Path(f"/proc/{self.holder.pid}/root{mount}")
+        """The disk as it is seen from outside."""
+
+    @property
+    def within(self) -> list[str]:
+        """Begins a command that shall see the disk."""
+        enter = ["nsenter", "--target", str(self.holder.pid), "--user", "--mount", "--preserve-credentials"]
+        return [*enter, "sh", "-c", 'cd "$0" && exec "$@"', str(Path.cwd())]
+
+    def fill(self, leave: int) -> Path:
+        """Write a file that leaves ``leave`` bytes free, and return it."""
+        filler = self.folder / "filler"
+        with filler.open("wb") as file, contextlib.suppress(OSError):
+            while (room := shutil.disk_usage(self.folder).free - leave) > 0:
+                file.write(bytes(min(room, 1 << 20)))
+                file.flush()
+        return filler
+
+    def close(self) -> None:
+        self.holder.communicate()
+
+
+@pytest.fixture
+def disk(here: Path) -> Iterator[Disk]:
+    if not (shutil.which("unshare") and shutil.which("nsenter")):
+        pytest.skip("a disk of its own needs unshare and nsenter (util-linux)")
+    made = Disk(here / "disk", 24)
+    if not made.ready:
+        made.close()
+        pytest.skip("a disk of its own needs user namespaces, which are refused here")
+    yield made
+    made.close()
+
+
+def test_a_full_disk_costs_neither_the_script_that_was_there_nor_the_message(disk: Disk, models: Path) -> None:
+    spec, place = write_spec(models), ("--out", "disk/script")
+    assert skill_kd("generate", spec, *place, within=disk.within).returncode == 0
+    before = tree(disk.folder / "script")
+    filler = disk.fill(leave=40_000)
+    write_spec(models, rollout={"temperature": 0.5})
+    for kind in ("py", "ipynb"):
+        message = told(skill_kd("generate", spec, *place, "--format", kind, within=disk.within), 2)
+        assert "disk/script" in message
+        assert os.strerror(errno.ENOSPC) in message
+        assert tree(disk.folder / "script") == before
+    filler.unlink()
+    assert skill_kd("generate", spec, *place, within=disk.within).returncode == 0
+    assert tree(disk.folder / "script") != before
+
+
+def test_a_disk_too_full_for_the_run_folder_keeps_nothing_of_it(disk: Disk, models: Path) -> None:
+    disk.fill(leave=40_000)
+    message = told(skill_kd("run", write_spec(models), "--runs", "disk/runs", within=disk.within), 2)
+    assert "'disk/runs/tiny'" in message
+    assert os.strerror(errno.ENOSPC) in message
+    assert tree(disk.folder / "runs") == {}
+
+
+@pytest.mark.script
+def test_a_disk_that_fills_up_costs_one_checkpoint_and_the_run_goes_on_when_there_is_room(
+    disk: Disk, models: Path
+) -> None:
+    filler = disk.fill(leave=2_500_000)  # the run folder and a few of its twelve checkpoints
+    command = ("run", write_spec(models), "--runs", "disk/runs")
+    message = told(skill_kd(*command, within=disk.within), 6)
+    assert "checkpoint" in message
+    assert "space" in message
+    assert "--resume" in message
+    folder = disk.folder / "runs" / "tiny"
+    failed_run(folder, message, 6)
+    kept = sorted((folder / "checkpoints").iterdir())
+    assert 1 <= len(kept) < 12
+    assert all((each / "progress.json").is_file() for each in kept)
+    before = tree(kept[0])
+    filler.unlink()
+    resumed = skill_kd(*command, "--resume", within=disk.within)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"going on from checkpoint {kept[-1].name}" in resumed.stderr
+    assert load_file(folder / "student" / "model.safetensors")
+    assert tree(kept[0]) == before
+
+
+@pytest.mark.script
+def test_a_limit_on_the_size_of_files_is_told_like_a_full_disk(models: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # more than any script, less than any weights
+
+    message = told(skill_kd("run", write_spec(models), setup=limit), 6)
+    assert "checkpoint" in message
+    failed_run(Path("runs/tiny"), message, 6)
+
+
+# --- input ------------------------------------------------------------------------------------------------------------
+
+BAD_ROWS = b'{"prompt": "fine"}\n\xff\xfe\n{"prompt": 3}\n[1]\n{"prompt": "cut off\n'
+
+
+@pytest.mark.script
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("bad.jsonl", BAD_ROWS, ("4 of 5 rows", "line 2", "line 3", "line 4", "max_bad_rows")),
+        ("bad.parquet", b"PAR1 and nothing more", ("cannot read",)),
+    ],
+)
+def test_data_that_cannot_be_used_is_named_with_its_first_bad_rows(
+    name: str, content: bytes, words: tuple[str, ...], models: Path
+) -> None:
+    Path(name).write_bytes(content)
+    message = told(skill_kd("run", write_spec(models, data={"train": name})), 2)
+    assert all(word in message for word in (f"'{name}'", *words)), message
+    failed_run(Path("runs/tiny"), message, 2)
+    assert not Path("runs/tiny/checkpoints").exists()
+    assert Path(name).read_bytes() == content
+
+
+@pytest.mark.script
+@pytest.mark.parametrize("fault", ["not here", "cut weights"])
+def test_a_model_that_cannot_be_loaded_is_named(fault: str, models: Path) -> None:
+    model = "nobody/nothing"
+    if fault != "not here":
+        model = str(shutil.copytree(models / "student", "broken"))
+        weights = Path("broken/model.safetensors")
+        weights.write_bytes(weights.read_bytes()[:1000])
+    message = told(skill_kd("run", write_spec(models, student={"model": model})), 5)
+    assert f"cannot load '{model}'" in message
+    failed_run(Path("runs/tiny"), message, 5)
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.script
+def test_a_loss_that_is_no_number_ends_the_run_at_its_step_with_the_checkpoints_before_it(here: Path) -> None:
+    for name in ("teacher", "student"):
+        make_model(here / name, kind="gpt2", layers=1)
+    weights = load_file("student/model.safetensors")
+    weights["transformer.wpe.weight"][40:] = math.nan  # of all rows, one is so long that it meets these positions
+    save_file(weights, "student/model.safetensors", {"format": "pt"})
+    rows = [{"prompt": "hello", "response": "dog"}] * 23 + [{"prompt": "hello " * 30, "response": "dog"}]
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("held-out.jsonl").write_text(json.dumps({"prompt": "the lazy dog"}) + "\n")
+    spec = write_spec(here, data={"train": "train.jsonl", "held_out": "held-out.jsonl"})
+    message = told(skill_kd("run", spec), 6)
+    step = int(message.removeprefix("error: update ").partition(":")[0])
+    assert "loss nan" in message
+    failed_run(Path("runs/tiny"), message, 6)
+    kept = sorted(path.name for path in Path("runs/tiny/checkpoints").iterdir())
+    assert kept == [f"0-{update:08d}" for update in range(1, step + 1)]
+    assert kept, "the long row came first; take another seed"
