@@ -16,7 +16,7 @@ from importlib import metadata
 import pluggy
 from packaging.requirements import Requirement
 
-from skill_kd import hookspecs
+from skill_kd import __version__, hookspecs
 from skill_kd.backend import Backend
 from skill_kd.backends import transformers
 from skill_kd.errors import MissingRequirementError
@@ -42,6 +42,7 @@ class _Registry:
         """Take in all that one plugin brings, or, if any of it is wrong, nothing."""
         try:
             if isinstance(plugin, metadata.EntryPoint):
+                _check_version(plugin)
                 plugin = plugin.load()
             brought = self._ask(name, plugin)
         except (Exception, SystemExit):  # a stranger's import may raise anything, or exit
@@ -74,6 +75,13 @@ class _Registry:
                 raise ValueError(f"backend '{backend.name}' of plugin '{name}' is already brought by plugin '{origin}'")
             created[backend.name] = backend
         return created
+
+
+def _check_version(plugin: metadata.EntryPoint) -> None:
+    """Refuse a plugin written for another skill-kd: pip checks that too, but people get past pip."""
+    for each in map(Requirement, (plugin.dist.requires if plugin.dist else None) or ()):
+        if each.name == "skill-kd" and not each.specifier.contains(__version__, prereleases=True):
+            raise MissingRequirementError(f"it needs {each}, and this is skill-kd {__version__}; install one that fits")
 
 
 @functools.cache

@@ -1,0 +1,54 @@
+"""An example backend: it renders the built-in script and hands it to a launcher, here a cloud that is not there.
+
+Copy it to write one for SkyPilot, Modal or Slurm: another ``main``, and a ``check`` of what that launcher cannot do.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from skill_kd.backend import Backend
+from skill_kd.backends.transformers import TransformersBackend
+from skill_kd.hookspecs import hookimpl
+from skill_kd.render import render, templates_folder
+from skill_kd.spec import Spec
+
+
+class EchoBackend(Backend):
+    """The built-in script, started through ``python -m skill_kd_echo``."""
+
+    name = "echo"
+    version = "0.1.0"
+    requirements = TransformersBackend.requirements
+
+    def check(self, spec: Spec) -> list[str]:
+        """Refuse what this cloud has not, beside what the script itself refuses."""
+        several = f"launch.nodes: {spec.launch.nodes}, and the echo cloud has one machine; set nodes: 1"
+        return [*TransformersBackend().check(spec), *([several] if spec.launch.nodes > 1 else [])]
+
+    def render(self, spec: Spec) -> str:
+        """Fill the built-in template; the header says that this backend did."""
+        return render(templates_folder() / "transformers_trainer.py", spec, self)
+
+    def command(self, script: Path, spec: Spec) -> list[str]:
+        """Put the launcher before the command that the script needs anyway."""
+        return [sys.executable, "-m", "skill_kd_echo", *TransformersBackend().command(script, spec)]
+
+
+@hookimpl
+def register_backends(register: Callable[[type[Backend]], None]) -> None:
+    """Bring this backend."""
+    register(EchoBackend)
+
+
+def main(command: list[str]) -> None:
+    """Submit a command; a real launcher would copy the run folder there and bring ``student/`` back."""
+    print("echo cloud: would submit", *command, "(there is no such cloud, so it runs here)", file=sys.stderr)  # noqa: T201
+    os.execv(command[0], command)  # noqa: S606 -- becomes the script, so that a signal reaches it
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

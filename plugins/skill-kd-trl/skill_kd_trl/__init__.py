@@ -1,0 +1,175 @@
+"""A backend for skill-kd that trains with TRL's DistillationTrainer (TRL 1.16)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from skill_kd.backend import Backend
+from skill_kd.backends.transformers import TransformersBackend
+from skill_kd.hookspecs import hookimpl
+from skill_kd.render import render
+from skill_kd.spec import JSD, Distill, ForwardKL, MiniLLM, ReverseKL, Spec
+
+__version__ = "0.1.0"
+
+BUILT_IN = "take backend: transformers"
+"""The way out that every refusal has."""
+
+
+class TRLBackend(Backend):
+    """On-policy reverse KL, forward KL and JSD by TRL's own loss, MiniLLM without teacher mixing by ours."""
+
+    name = "trl"
+    version = __version__
+    # The script builds on methods that TRL does not promise to keep, so a minor version is tested before it is let in.
+    requirements = (*TransformersBackend.requirements, "trl>=1.16,<1.17")
+
+    def check(self, spec: Spec) -> list[str]:
+        """Return what TRL cannot do or would do silently otherwise; model folders are looked at, nothing is loaded."""
+        problems = [*_stage_problems(spec), *_rollout_problems(spec), *_model_problems(spec)]
+        return [*TransformersBackend().check(spec), *problems]
+
+    def render(self, spec: Spec) -> str:
+        """Fill ``templates/trl_trainer.py``."""
+        return render(Path(__file__).parent / "templates" / "trl_trainer.py", spec, self)
+
+    def command(self, script: Path, spec: Spec) -> list[str]:
+        """Start it as the built-in backend's script is started: plainly, or through ``accelerate launch``."""
+        return TransformersBackend().command(script, spec)
+
+
+# --- what is trained --------------------------------------------------------------------------------------------------
+
+
+def _stage_problems(spec: Spec) -> Iterator[str]:
+    for number, stage in enumerate(spec.stages):
+        if isinstance(stage, Distill):
+            yield from _objective_problems(f"stages.{number}.objective", stage.objective, spec)
+        elif stage.kind == "warm_start":
+            yield (
+                f"stages.{number}: a warm_start is not part of TRL's trainer; first train its objective as the distill "
+                "stage of a run with backend: transformers, then set student.model to that run's student/, "
+                f"or {BUILT_IN}"
+            )
+        else:
+            yield f"stages.{number}: {stage.kind} is not part of TRL's trainer; drop the stage, or {BUILT_IN}"
+
+
+def _objective_problems(field: str, objective: object, spec: Spec) -> Iterator[str]:
+    if isinstance(objective, MiniLLM):
+        yield from _minillm_problems(field, objective, spec)
+    elif isinstance(objective, ReverseKL | ForwardKL | JSD):
+        yield from _divergence_problems(field, objective, spec)
+    else:
+        kind = getattr(objective, "kind", objective)
+        yield f"{field}.kind: TRL's trainer has no {kind}; take reverse_kl, forward_kl, jsd or minillm, or {BUILT_IN}"
+
+
+def _divergence_problems(field: str, objective: ReverseKL | ForwardKL | JSD, spec: Spec) -> Iterator[str]:
+    if objective.on_policy != 1:
+        yield (
+            f"{field}.on_policy: {objective.on_policy}, and TRL trains on the student's samples alone; "
+            f"set on_policy: 1, or {BUILT_IN}"
+        )
+    if objective.hard_label_weight:
+        yield (
+            f"{field}.hard_label_weight: {objective.hard_label_weight} needs responses from the data, which TRL does "
+            f"not read; drop it, or {BUILT_IN}"
+        )
+    if objective.temperature != spec.rollout.temperature:
+        yield (
+            f"{field}.temperature: {objective.temperature} and rollout.temperature: {spec.rollout.temperature} are one "
+            f"setting in TRL; make them equal, or {BUILT_IN}"
+        )
+
+
+def _minillm_problems(field: str, objective: MiniLLM, spec: Spec) -> Iterator[str]:
+    if objective.teacher_mix:
+        yield (
+            f"{field}.teacher_mix: {objective.teacher_mix}, and TRL samples from the student alone, so the teacher "
+            f"cannot choose any token; set teacher_mix: 0, or {BUILT_IN}"
+        )
+    for name in ("pt_weight", "coverage_weight"):
+        if weight := getattr(objective, name):
+            yield (
+                f"{field}.{name}: {weight} is a second loss on other data, and TRL's trainer has one; "
+                f"set {name}: 0, or {BUILT_IN}"
+            )
+    for name in ("temperature", "top_p"):
+        if (value := getattr(spec.rollout, name)) != 1:
+            yield (
+                f"rollout.{name}: {value} needs the probability each token was sampled with, which TRL does not keep; "
+                f"with minillm set {name}: 1, or {BUILT_IN}"
+            )
+
+
+def _rollout_problems(spec: Spec) -> Iterator[str]:
+    rollout, batch = spec.rollout, spec.training.batch_size
+    if rollout.temperature <= 0:
+        yield f"rollout.temperature: {rollout.temperature} is no distribution to sample from; set it above 0"
+    if rollout.inner_epochs != 1:
+        yield (
+            f"rollout.inner_epochs: {rollout.inner_epochs}, and TRL takes one step for each batch of rollouts; "
+            f"set inner_epochs: 1, or {BUILT_IN}"
+        )
+    if rollout.prompts != batch:
+        yield (
+            f"rollout.prompts: {rollout.prompts}, and TRL samples anew for each step; set it to training.batch_size, "
+            f"{batch}, or {BUILT_IN}"
+        )
+    if spec.launch.strategy in ("fsdp2", "deepspeed"):
+        yield (
+            f"launch.strategy: {spec.launch.strategy} shards the student, and this backend cannot measure and export a "
+            f"sharded one; take strategy: ddp, or {BUILT_IN}"
+        )
+
+
+# --- whose models -----------------------------------------------------------------------------------------------------
+
+
+def _model_problems(spec: Spec) -> Iterator[str]:
+    teacher, lora = spec.teacher.model, spec.student.lora
+    if spec.teacher.served is not None:
+        yield f"teacher.served: TRL compares with a teacher that is loaded; set teacher.model, or {BUILT_IN}"
+    if isinstance(teacher, tuple) and len(teacher) > 1:
+        yield f"teacher.model: {len(teacher)} teachers, and TRL learns from one; name one, or {BUILT_IN}"
+    elif teacher is not None and spec.student.model is not None:
+        name = teacher if isinstance(teacher, str) else teacher[0].model
+        yield from _vocabulary_problems(Path(name), Path(spec.student.model))
+    if lora is not None and "lm_head" in ([lora.targets] if isinstance(lora.targets, str) else lora.targets):
+        yield f"student.lora.targets: TRL's loss would not see an adapter on lm_head; leave it out, or {BUILT_IN}"
+
+
+def _vocabulary_problems(teacher: Path, student: Path) -> Iterator[str]:
+    """Compare two folders; what lies on a hub is compared by the script, once it is there and before it is trained."""
+    theirs, ours = _tokens(teacher), _tokens(student)
+    differing = [token_id for token_id in sorted(theirs.keys() & ours.keys()) if theirs[token_id] != ours[token_id]]
+    if differing:
+        first = differing[0]
+        yield (
+            f"teacher.model: its tokenizer is another one than the student's: id {first} is {theirs[first]!r} there "
+            f"and {ours[first]!r} in the student, and TRL would train on it silently; take a teacher of the student's "
+            "family, or backend: transformers with kind: sequence_kd"
+        )
+
+
+def _tokens(folder: Path) -> dict[int, str]:
+    """Return the tokens by id that a folder's ``tokenizer.json`` lists; none where there is no such file."""
+    try:
+        values: Any = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        listed = values["model"]["vocab"]
+        # Unigram models list [token, score] in the order of ids, the others map tokens to ids.
+        pairs = listed.items() if isinstance(listed, dict) else ((each[0], i) for i, each in enumerate(listed))
+        added = ((each["content"], each["id"]) for each in values.get("added_tokens") or [])
+        return {int(token_id): str(token) for token, token_id in (*pairs, *added)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # transformers may know another form of tokenizer; the script compares what it reads
+
+
+@hookimpl
+def register_backends(register: Callable[[type[Backend]], None]) -> None:
+    """Bring this backend."""
+    register(TRLBackend)

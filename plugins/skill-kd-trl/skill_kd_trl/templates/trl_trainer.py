@@ -1,0 +1,387 @@
+"""Distil a teacher into a student with TRL's DistillationTrainer.
+
+``CONFIG`` says what it trains on and how; ``open_run`` puts the parts together; ``OnPolicyTrainer`` is TRL's trainer,
+which samples, scores and steps, with what this run needs to be comparable with any other: prompts as token ids, the
+spec's normalisers, held-out figures, one plain line for a failure. Run it with ``python train.py``; stop it with Ctrl-C
+and go on with ``python train.py --resume``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from trl import DistillationConfig, DistillationTrainer
+
+from skill_kd.algorithms.masking import position_ids
+from skill_kd.algorithms.sampling import Decoding
+from skill_kd.runtime.batching import Batch, epoch_stream
+from skill_kd.runtime.checkpoints import STATE, Progress
+from skill_kd.runtime.config import Config, output_folder
+from skill_kd.runtime.data import Encoded, Encoder, TrainingData, load_training_data
+from skill_kd.runtime.export import export_student, write_json
+from skill_kd.runtime.failures import BadInput, StoppedBySignal, StopRequest, TrainingStopped, reporting
+from skill_kd.runtime.loading import check_context, eos_ids, load_student, real_vocabulary
+from skill_kd.runtime.measure import HeldOut
+from skill_kd.runtime.objectives import build_objective
+from skill_kd.runtime.policy import Policy
+from skill_kd.runtime.progress import Journal
+from skill_kd.runtime.rollouts import Sampler, draws_for
+from skill_kd.runtime.teachers import Teacher, Telling, open_teacher
+from skill_kd.runtime.training import measure
+
+CONFIG = Config.read(sys.argv[1])  # kd: config
+FOLDER = output_folder(__file__, sys.argv)
+STAGE = CONFIG.stages[0]
+OBJECTIVE = build_objective(STAGE.objective)
+ROWS_AT_ONCE = CONFIG.training.batch_size // CONFIG.training.accumulate // CONFIG.launch.processes
+
+
+@dataclass
+class Run:
+    """The parts of a run."""
+
+    config: Config
+    accelerator: Accelerator
+    student: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    encoder: Encoder
+    policy: Policy
+    teacher: Teacher
+    teacher_model: PreTrainedModel
+    data: TrainingData
+    held_out: HeldOut
+    journal: Journal
+    stop: StopRequest
+
+
+def open_run() -> Run:
+    """Load data and models and make them fit TRL, which compares two models over all rows of their output heads."""
+    rollout, precision = CONFIG.rollout, CONFIG.training.precision
+    on_cpu = torch.accelerator.current_accelerator() is None
+    if on_cpu and precision == "bf16":
+        raise BadInput("training.precision: bf16, and there is no accelerator here; set precision: fp32")
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        log_with=list(CONFIG.trackers) or None,
+        project_dir=FOLDER,
+    )
+    torch.manual_seed(CONFIG.seed)
+    journal = Journal(FOLDER, accelerator, CONFIG)
+
+    student, tokenizer = load_student(CONFIG.student, CONFIG.teacher)
+    check_context(student, CONFIG.data.max_prompt_tokens + rollout.max_new_tokens, "the student")
+    student.to(accelerator.device)
+    encoder = Encoder(tokenizer, eos_ids(tokenizer, student), vars(CONFIG.data.chat_template_options))
+    data = load_training_data(CONFIG, encoder)
+
+    vocabulary = real_vocabulary(tokenizer, student)
+    decoding = Decoding(rollout.max_new_tokens, rollout.temperature, rollout.top_p, encoder.eos_ids, vocabulary)
+    sampler = Sampler(decoding, int(tokenizer.pad_token_id), accelerator.device)
+    teacher = open_teacher(CONFIG, tokenizer, sampler, encoder)
+    teacher_model = teacher.model.model if isinstance(teacher.model, Telling) else teacher.model
+    fit_vocabulary(student, teacher_model)
+    for model in (student, teacher_model):
+        count_positions_from_the_first_token(model)
+
+    sampler = replace(sampler, decoding=replace(decoding, vocabulary=teacher.vocabulary))
+    measured = draws_for(data.held_out_prompts, (CONFIG.seed, "held_out"))
+    return Run(
+        CONFIG,
+        accelerator,
+        student,
+        tokenizer,
+        encoder,
+        Policy(student, teacher.vocabulary),
+        teacher,
+        teacher_model,
+        data,
+        HeldOut(teacher, sampler, data.held_out_examples, measured, ROWS_AT_ONCE),
+        journal,
+        StopRequest(),
+    )
+
+
+def fit_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Cut what the teacher's head has beyond the student's last id; the ids below were compared one by one."""
+    ours, theirs = (model.config.get_text_config().vocab_size for model in (student, teacher))
+    if theirs < ours:
+        raise BadInput(
+            f"the student's vocabulary has {ours} rows and the teacher's {theirs}, and TRL compares all of the "
+            "student's; take a teacher with as many, or backend: transformers, which compares the tokens both know"
+        )
+    if theirs > ours:
+        # The module stays the one the teacher's logits are already taken from.
+        head = teacher.get_output_embeddings()
+        head.weight = nn.Parameter(head.weight[:ours], requires_grad=False)
+        if head.bias is not None:
+            head.bias = nn.Parameter(head.bias[:ours], requires_grad=False)
+        head.out_features = teacher.config.get_text_config().vocab_size = ours
+
+
+def count_positions_from_the_first_token(model: PreTrainedModel) -> None:
+    """Score a padded row as it was sampled: TRL leaves positions out, and some models then count the padding too."""
+
+    def fill_in(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if given.get("position_ids") is None and given.get("attention_mask") is not None:
+            given["position_ids"] = position_ids(given["attention_mask"])
+        return args, given
+
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain.base_model.register_forward_pre_hook(fill_in, with_kwargs=True)
+
+
+# --- TRL's trainer ----------------------------------------------------------------------------------------------------
+
+
+class Prompts:
+    """Prompts in the order they are trained on; the same order under every backend."""
+
+    def __init__(self, prompts: Sequence[Encoded], order: Sequence[int]) -> None:
+        self.prompts, self.order = prompts, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        return {"prompt": list(self.prompts[self.order[index]].prompt)}
+
+
+class OnPolicyTrainer(DistillationTrainer):  # type: ignore[misc]
+    """TRL's loop and, but for MiniLLM, its loss: forward KL (beta 0), Jensen-Shannon, reverse KL (beta 1)."""
+
+    def __init__(self, run: Run, progress: Progress) -> None:
+        self.run, self.progress = run, progress
+        size = STAGE.updates * CONFIG.training.batch_size
+        order = list(islice(epoch_stream(len(run.data.prompts), (CONFIG.seed, STAGE.kind, "order")), size))
+        super().__init__(
+            model=run.student,
+            teacher_model=run.teacher_model,
+            args=arguments(run),
+            train_dataset=Prompts(run.data.prompts, order),
+            eval_dataset=Prompts(run.data.held_out_prompts, range(len(run.data.held_out_prompts))),
+            processing_class=run.tokenizer,
+            callbacks=[Reporter(run, progress)],
+            optimizers=(adamw(run.student), None),
+        )
+        self.remove_callback(PrinterCallback)
+
+    def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """Take the prompts as they are: encoded once, as serving will send them."""
+        return prompts, None, {}
+
+    def _send_telemetry(self) -> None:
+        """Tell nobody about this run."""
+
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **options: Any) -> Any:
+        """Return TRL's loss times T², as the spec defines it, and in the spec's precision.
+
+        Without ``autocast`` TRL's forward passes run in the precision of the weights, whatever ``bf16`` says.
+        """
+        with self.accelerator.autocast():
+            loss = super().compute_loss(model, inputs, **options)
+        scaled = CONFIG.rollout.temperature**2 * loss
+        return (scaled, None) if return_outputs else scaled
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Take our held-out measure; the trainer keeps the weights with the lowest figure."""
+        self.progress.update = self.state.global_step
+        self.control.should_evaluate = False
+        return {"eval_held_out": figure(self.run, self.progress, STAGE.kind)}
+
+
+class MiniLLMTrainer(OnPolicyTrainer):
+    """The same loop with MiniLLM's loss."""
+
+    def _compute_loss(
+        self, _student: PreTrainedModel, inputs: dict[str, Tensor], num_items_in_batch: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss of a micro-batch; the sum of entropies and the count that TRL logs are left at 0."""
+        mask_BT = inputs["completion_mask"].bool()
+        attention_BL = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        batch = Batch(
+            ids_BL=torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+            attention_mask_BL=attention_BL,
+            position_ids_BL=position_ids(attention_BL),
+            response_BT=inputs["completion_ids"],
+            mask_BT=mask_BT,
+            behaviour_logp_BT=None,  # the student itself sampled, one step ago at most: all weights are 1
+            from_data_B=torch.zeros(len(mask_BT), dtype=torch.bool, device=mask_BT.device),
+        )
+        total = self.run.policy(batch, OBJECTIVE.loss, self.run.teacher.view(batch), OBJECTIVE.temperature)
+        # As in TRL's own count, divided by the processes over which gradients are averaged.
+        rollouts = CONFIG.training.batch_size / self.accelerator.num_processes
+        nothing = torch.zeros((), device=total.device)
+        return total / (rollouts if OBJECTIVE.normaliser == "rollouts" else num_items_in_batch), nothing, nothing
+
+
+def adamw(student: PreTrainedModel) -> torch.optim.Optimizer:
+    """Return the built-in backend's optimizer; TRL's own would not decay norms and biases."""
+    training, weights = CONFIG.training, [weight for weight in student.parameters() if weight.requires_grad]
+    rate = STAGE.learning_rate or training.learning_rate
+    return torch.optim.AdamW(weights, rate, training.betas, weight_decay=training.weight_decay)
+
+
+def arguments(run: Run) -> DistillationConfig:
+    """Say the spec in TRL's words; each default of TRL's that differs from the spec's is named."""
+    rollout, training, checkpoint = CONFIG.rollout, CONFIG.training, CONFIG.checkpoint
+    rows = run.student.config.get_text_config().vocab_size
+    beta = {"forward_kl": 0.0, "reverse_kl": 1.0}.get(STAGE.objective.kind, getattr(STAGE.objective, "beta", 1.0))
+    return DistillationConfig(
+        output_dir=str(FOLDER / "checkpoints"),
+        seed=CONFIG.seed,
+        use_cpu=run.accelerator.device.type == "cpu",
+        bf16=training.precision == "bf16",
+        beta=beta,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        max_completion_length=rollout.max_new_tokens,
+        # Rows that pad the embedding are no tokens.
+        generation_kwargs={"suppress_tokens": list(range(run.teacher.vocabulary, rows)) or None},
+        shuffle_dataset=False,
+        per_device_train_batch_size=ROWS_AT_ONCE,
+        gradient_accumulation_steps=training.accumulate,
+        gradient_checkpointing=training.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        ddp_find_unused_parameters=False,
+        max_steps=STAGE.updates,
+        lr_scheduler_type="cosine" if training.schedule == "cosine" else "constant_with_warmup",
+        warmup_steps=round(training.warmup * STAGE.updates),
+        max_grad_norm=training.max_grad_norm,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        eval_strategy="steps",
+        eval_steps=checkpoint.every,
+        save_strategy="steps",
+        save_steps=checkpoint.every,
+        save_total_limit=checkpoint.keep,
+        load_best_model_at_end=True,
+        metric_for_best_model="held_out",
+        greater_is_better=False,
+    )
+
+
+class Reporter(TrainerCallback):  # type: ignore[misc]
+    """Tells each update as the built-in backend does, stops when asked or when a loss is no number."""
+
+    def __init__(self, run: Run, progress: Progress) -> None:
+        self.run, self.progress, self.began = run, progress, 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Start the clock: sampling belongs to the update."""
+        self.began = time.perf_counter()
+
+    def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
+        """Go no further once a signal came, and keep a checkpoint."""
+        if self.run.stop.number:
+            control.should_save = control.should_training_stop = True
+
+    def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
+        """Record one optimizer step, before a checkpoint of it is written."""
+        if "loss" not in logs:
+            return
+        loss, grad_norm = float(logs["loss"]), float(logs["grad_norm"])
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise TrainingStopped(
+                f"update {state.global_step - 1}: loss {loss}, gradient norm {grad_norm}; checkpoints/ keeps weights "
+                "from before it. Lower training.learning_rate, or look at the data of this update"
+            )
+        seconds, length = time.perf_counter() - self.began, logs["completions/mean_length"]
+        tokens = round(length * CONFIG.training.batch_size)
+        figures = {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "learning_rate": logs["learning_rate"],
+            "seconds": seconds,
+            "tokens": tokens,
+            "tokens_per_second": tokens / seconds,
+            "length": length,
+        }
+        self.run.journal.update(STAGE.kind, state.global_step, figures)
+
+    def on_save(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """Complete TRL's checkpoint; one without this file was cut off."""
+        self.progress.update, self.progress.best = state.global_step, best(state)
+        self.progress.best_figure = state.best_metric
+        if state.is_world_process_zero:
+            write_json(FOLDER / "checkpoints" / f"checkpoint-{state.global_step}" / STATE, asdict(self.progress))
+
+
+def figure(run: Run, progress: Progress, moment: str) -> float:
+    """Take and tell the held-out measure; ``measure`` reads of a run what this one has."""
+    return measure(run, progress, moment)  # type: ignore[arg-type]
+
+
+def best(state: Any) -> str | None:
+    """Return the name of the best checkpoint so far."""
+    return Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None
+
+
+# --- the whole run ----------------------------------------------------------------------------------------------------
+
+
+def newest_checkpoint() -> Path | None:
+    """Return the newest whole checkpoint, if this run goes on from one."""
+    whole = [path.parent for path in (FOLDER / "checkpoints").glob(f"checkpoint-*/{STATE}")]
+    newest = max(whole, key=lambda path: int(path.name.split("-")[-1]), default=None)
+    return newest if "--resume" in sys.argv else None
+
+
+def open_trainer(run: Run, progress: Progress) -> OnPolicyTrainer:
+    """Return the trainer of the spec's objective."""
+    # What a model's own settings say of sampling (a penalty, a ban) would make it sample from another distribution.
+    run.student.generation_config = GenerationConfig(
+        bos_token_id=run.tokenizer.bos_token_id,
+        eos_token_id=sorted(run.encoder.eos_ids),
+        pad_token_id=run.tokenizer.pad_token_id,
+    )
+    return (MiniLLMTrainer if STAGE.objective.kind == "minillm" else OnPolicyTrainer)(run, progress)
+
+
+def main() -> None:
+    """Train, from the start or from the newest checkpoint, and export the best student."""
+    # TRL calls what transformers has renamed, and reloading says each time that tied weights are saved once.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    run, newest = open_run(), newest_checkpoint()
+    progress = Progress(**json.loads((newest / STATE).read_text(encoding="utf-8"))) if newest else Progress()
+    generation_config = run.student.generation_config
+    trainer = open_trainer(run, progress)
+    if newest:
+        run.journal.note(f"going on from checkpoint {newest.name}")
+    else:
+        figure(run, progress, "before")
+    with run.journal.bar_of(STAGE.kind, STAGE.updates, progress.update):
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    if run.stop.number and trainer.state.global_step < STAGE.updates:
+        raise StoppedBySignal(run.stop.number)
+    trainer.accelerator.wait_for_everyone()
+    if run.accelerator.is_main_process:
+        student = trainer.accelerator.unwrap_model(run.student, keep_fp32_wrapper=False)
+        student.generation_config = generation_config
+        export_student(student, run.tokenizer, run.encoder.eos_ids, FOLDER / "student")
+        final = {"best": best(trainer.state), "measures": progress.measures, "samples": progress.samples}
+        write_json(FOLDER / "summary.json", final)
+    run.journal.event("done", best=best(trainer.state), student=str(FOLDER / "student"))
+    run.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    with reporting():
+        main()

@@ -1,0 +1,68 @@
+"""A backend for skill-kd that trains the student through Unsloth: 4-bit, 16-bit or full, one process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from skill_kd.backend import Backend
+from skill_kd.backends.transformers import TransformersBackend
+from skill_kd.hookspecs import hookimpl
+from skill_kd.render import render
+from skill_kd.spec import Spec
+
+__version__ = "0.1.0"
+
+
+class UnslothBackend(Backend):
+    """Every objective; the losses, the sampler and the loop are the built-in backend's, the student is Unsloth's."""
+
+    name = "unsloth"
+    version = __version__
+    # Ranges and no pins: Unsloth caps transformers and trl below the versions the other backends are tested with.
+    requirements = (
+        "torch>=2.6,<3",
+        "transformers>=5.0,<6",
+        "accelerate>=1.10,<2",
+        "datasets>=4.0,<5",
+        "peft>=0.18,<1",
+        "safetensors>=0.5,<1",
+        "gguf>=0.17,<1",
+        "tqdm>=4.66",
+        "unsloth>=2026.10.9",
+        "unsloth_zoo>=2026.10.9",
+    )
+
+    def check(self, spec: Spec) -> list[str]:
+        """Return what Unsloth cannot do; model folders are looked at, nothing is loaded."""
+        return [*TransformersBackend().check(spec), *_problems(spec)]
+
+    def render(self, spec: Spec) -> str:
+        """Fill ``templates/unsloth_trainer.py``."""
+        return render(Path(__file__).parent / "templates" / "unsloth_trainer.py", spec, self)
+
+    def command(self, script: Path, spec: Spec) -> list[str]:  # noqa: ARG002 -- the contract's
+        """Start one process, new each time: Unsloth keeps state between two models of one process."""
+        return [sys.executable, str(script)]
+
+
+def _problems(spec: Spec) -> Iterator[str]:
+    if spec.launch.processes > 1 or spec.launch.strategy != "none":
+        yield (
+            f"launch: {spec.launch.processes} processes with strategy {spec.launch.strategy}, and Unsloth's gradient "
+            "checkpointing trains in one alone; set processes: 1 and strategy: none, or take backend: transformers"
+        )
+    if spec.student.quantization == "8bit":
+        yield "student.quantization: 8bit is not tried with Unsloth; take 4bit, or backend: transformers"
+    if spec.student.trust_remote_code:
+        yield (
+            "student.trust_remote_code: Unsloth replaces a model's own code, so there is nothing to trust; "
+            "drop it, or take backend: transformers"
+        )
+
+
+@hookimpl
+def register_backends(register: Callable[[type[Backend]], None]) -> None:
+    """Bring the Unsloth backend."""
+    register(UnslothBackend)

@@ -1,0 +1,253 @@
+"""Distil a teacher into a student that Unsloth loads: 4-bit, 16-bit or full; the loop and the losses are ours.
+
+``CONFIG`` says what it trains on and how; ``open_run`` puts the parts together; the loop that trains them is
+``training.py`` in the folder beside this file, with the losses, the sampler and the rest. Run it with
+``python train.py``; stop it with Ctrl-C and go on with ``python train.py --resume``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+# Unsloth rewrites the trainers it patches into a folder, by default in whatever folder one stands.
+os.environ["UNSLOTH_COMPILE_LOCATION"] = str(Path(__file__).resolve().parent / "compiled")
+
+import unsloth  # isort: skip -- it patches what is imported after it
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from skill_kd.algorithms.divergences import log_probs
+from skill_kd.algorithms.estimators import token_logp
+from skill_kd.algorithms.sampling import Decoding
+from skill_kd.runtime.batching import collate
+from skill_kd.runtime.checkpoints import Checkpoints
+from skill_kd.runtime.config import Config, output_folder
+from skill_kd.runtime.data import Encoder, load_training_data
+from skill_kd.runtime.experience import Sampling, Source
+from skill_kd.runtime.failures import Missing, StopRequest, TrainingStopped, reporting
+from skill_kd.runtime.loading import check_context, eos_ids, load_student, load_tokenizer, real_vocabulary
+from skill_kd.runtime.measure import HeldOut
+from skill_kd.runtime.packaged import resolve
+from skill_kd.runtime.policy import Policy, response_logits
+from skill_kd.runtime.progress import Journal
+from skill_kd.runtime.rollouts import Sampler, draws_for
+from skill_kd.runtime.states import Annotator, StatesCache
+from skill_kd.runtime.teachers import TeacherResponses, open_teacher
+from skill_kd.runtime.training import Run, train
+
+CONFIG = Config.read(sys.argv[1])  # kd: config
+FOLDER = output_folder(__file__, sys.argv)
+LONGEST = CONFIG.data.max_prompt_tokens + CONFIG.rollout.max_new_tokens
+
+SAMPLING_ERROR = 0.2
+"""Mean difference (nats a token) between sampling and scoring that is more than rounding in 16 bits."""
+
+
+# --- the student ------------------------------------------------------------------------------------------------------
+
+
+def student_folder() -> str:
+    """Return what Unsloth shall load: the named model, or a student grown from the teacher, written once."""
+    if CONFIG.student.from_teacher is None:
+        return resolve(CONFIG.student.model)
+    folder = FOLDER / "grown"
+    if not folder.is_dir():
+        plain = Config(**{**vars(CONFIG.student), "lora": None})
+        model, tokenizer = load_student(plain, CONFIG.teacher)
+        partial = FOLDER / "partial-grown"
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        partial.rename(folder)
+    return str(folder)
+
+
+def load_unsloth_student() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the student by Unsloth, and its tokenizer as it is: Unsloth's copy has another length and padding side."""
+    source, folder = CONFIG.student, student_folder()
+    tokenizer = load_tokenizer(source, folder)
+    lora = source.lora
+    try:
+        model, _ = unsloth.FastLanguageModel.from_pretrained(
+            model_name=folder,
+            max_seq_length=LONGEST,
+            dtype=getattr(torch, source.dtype),
+            load_in_4bit=source.quantization == "4bit",
+            full_finetuning=lora is None,
+            revision=source.revision,
+        )
+    except (OSError, ImportError, ValueError, RuntimeError) as error:
+        raise Missing(f"Unsloth cannot load '{folder}': {' '.join(str(error).split())[:400]}") from error
+    checkpointing = "unsloth" if CONFIG.training.gradient_checkpointing else False
+    if lora is not None:
+        model = unsloth.FastLanguageModel.get_peft_model(
+            model,
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+            bias="none",
+            use_gradient_checkpointing=checkpointing,
+            random_state=CONFIG.seed,
+        )
+    elif checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.config.use_cache = True
+    model.generation_config = GenerationConfig.from_pretrained(folder, revision=source.revision or "main")
+    # Unsloth cuts sequences with a warning alone, and may answer with no logits at all.
+    Guard().watch(model)
+    return model, tokenizer
+
+
+class Guard:
+    """Lays scoring passes out with their padding on the right, and refuses what is not what was asked for."""
+
+    def __init__(self) -> None:
+        self.columns_BK: Tensor | None = None
+        """Of the hidden states before the head, those that were asked for; None outside a scoring pass."""
+
+    def watch(self, model: PreTrainedModel) -> None:
+        """Stand before and behind every forward pass, and before the output head."""
+        model.register_forward_pre_hook(self.before, with_kwargs=True)
+        model.get_output_embeddings().register_forward_pre_hook(self.at_head)
+        model.register_forward_hook(self.after, with_kwargs=True)
+
+    def before(self, _model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Turn left padding into right padding, for which Unsloth's kernels are written, where nothing is cached."""
+        assert kwargs.get("labels") is None, "with labels Unsloth returns no logits, or wrong ones"
+        self.columns_BK = None
+        if kwargs.get("use_cache", True) or kwargs.get("attention_mask") is None:
+            return args, kwargs
+        mask_BL, kept = kwargs["attention_mask"], kwargs["logits_to_keep"]
+        pads_B1 = mask_BL.argmax(dim=1, keepdim=True)
+        places_L = torch.arange(mask_BL.shape[1], device=mask_BL.device)
+        source_BL = (places_L + pads_B1) % len(places_L)
+        most = int(pads_B1.max())
+        self.columns_BK = most - pads_B1 + places_L[:kept]
+        moved = {name: kwargs[name].gather(1, source_BL) for name in ("input_ids", "attention_mask")}
+        positions_BL = places_L.expand_as(source_BL)
+        return args, {**kwargs, **moved, "position_ids": positions_BL, "logits_to_keep": kept + most}
+
+    def at_head(self, _head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Give the head the columns that were asked for, where they stand now."""
+        if self.columns_BK is None:
+            return None
+        hidden_BKH = args[0].gather(1, self.columns_BK.unsqueeze(-1).expand(-1, -1, args[0].shape[-1]))
+        if not bool(torch.isfinite(hidden_BKH).all()):
+            raise TrainingStopped("Unsloth gave hidden states that are not finite; take student.dtype: float32")
+        return (hidden_BKH,)
+
+    def after(self, _model: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        """Check the logits; a loss that works before the head leaves it no columns.
+
+        Raises:
+            TrainingStopped: they are absent, of another shape, or not finite.
+        """
+        logits = output.logits
+        rows, width = kwargs["input_ids"].shape
+        expected = min(width, kwargs.get("logits_to_keep") or width)
+        if self.columns_BK is not None:
+            expected, self.columns_BK = self.columns_BK.shape[1], None
+        shape = tuple(logits.shape[:2]) if isinstance(logits, Tensor) else "none"
+        if shape not in {(rows, expected), (rows, 0)}:
+            raise TrainingStopped(f"Unsloth gave logits of shape {shape} where {(rows, expected)} belong")
+        if not bool(torch.isfinite(logits).all()):
+            raise TrainingStopped("Unsloth gave logits that are not finite; take student.dtype: float32")
+
+
+@torch.no_grad()
+def check_sampling(run: Run) -> None:
+    """Refuse a student that samples from another distribution than the one that is trained.
+
+    Unsloth decodes with other kernels than it trains with: the two are held against each other before the first step.
+
+    Raises:
+        TrainingStopped: their log-probabilities differ by more than rounding.
+    """
+    sampler = run.held_out.sampler
+    with run.accelerator.autocast():
+        rows = sampler.sample(run.student, run.held_out.draws[:4], "student")
+        batch = collate(rows, sampler.pad, sampler.device)
+        run.student.train(False)
+        logits_BTV = response_logits(run.student, batch, sampler.decoding.vocabulary)
+        run.student.train()
+    assert batch.behaviour_logp_BT is not None
+    apart_BT = token_logp(log_probs(logits_BTV), batch.response_BT) - batch.behaviour_logp_BT
+    apart = float(apart_BT.abs()[batch.mask_BT].mean())
+    if not apart < SAMPLING_ERROR:
+        raise TrainingStopped(
+            f"Unsloth samples and scores this model {apart:.2g} nats a token apart, which no on-policy step survives; "
+            "take backend: transformers"
+        )
+
+
+# --- the parts of a run -----------------------------------------------------------------------------------------------
+
+
+def open_run() -> Run:
+    """Load data and models, and wrap them for the device at hand."""
+    rollout, training = CONFIG.rollout, CONFIG.training
+    accelerator = Accelerator(
+        mixed_precision="bf16" if training.precision == "bf16" else "no",
+        log_with=list(CONFIG.trackers) or None,
+        project_dir=FOLDER,
+    )
+    torch.manual_seed(CONFIG.seed)
+    journal = Journal(FOLDER, accelerator, CONFIG)
+
+    student, tokenizer = load_unsloth_student()
+    check_context(student, LONGEST, "the student")
+    encoder = Encoder(tokenizer, eos_ids(tokenizer, student), vars(CONFIG.data.chat_template_options))
+    data = load_training_data(CONFIG, encoder)
+
+    vocabulary = real_vocabulary(tokenizer, student)
+    decoding = Decoding(rollout.max_new_tokens, rollout.temperature, rollout.top_p, encoder.eos_ids, vocabulary)
+    sampler = Sampler(decoding, int(tokenizer.pad_token_id), accelerator.device)
+    # The teacher comes by plain transformers: what Unsloth patches never touches it.
+    teacher = open_teacher(CONFIG, tokenizer, sampler, encoder)
+    sampler = replace(sampler, decoding=replace(decoding, vocabulary=teacher.vocabulary))
+
+    policy = Policy(student, teacher.vocabulary)
+    weights = [weight for weight in policy.parameters() if weight.requires_grad]
+    if not weights:
+        raise TrainingStopped("Unsloth attached no adapters: a model was fully trained in this process before")
+    optimizer = torch.optim.AdamW(weights, training.learning_rate, training.betas, weight_decay=training.weight_decay)
+    policy, optimizer = accelerator.prepare(policy, optimizer)
+
+    measured = draws_for(data.held_out_prompts, (CONFIG.seed, "held_out"))
+    written = draws_for(data.prompts, (CONFIG.seed, "teacher"))
+    rows_at_once = training.batch_size // training.accumulate
+    cache = StatesCache(FOLDER / "teacher_states", teacher.model, CONFIG.teacher.cache_gb) if teacher.model else None
+    annotate = Annotator(teacher, sampler.pad, accelerator.device, rows_at_once, cache)
+    responses = TeacherResponses(teacher, data.examples, written, sampler.decoding)
+    return Run(
+        CONFIG,
+        FOLDER,
+        accelerator,
+        student,
+        tokenizer,
+        encoder,
+        policy,
+        optimizer,
+        teacher,
+        Sampling(sampler, teacher, accelerator.process_index, accelerator.num_processes, annotate),
+        data,
+        Source(data.prompts, responses),
+        HeldOut(teacher, sampler, data.held_out_examples, measured, rows_at_once),
+        journal,
+        Checkpoints(FOLDER, accelerator, CONFIG.checkpoint.keep),
+        StopRequest(),
+    )
+
+
+if __name__ == "__main__":
+    with reporting():
+        opened = open_run()
+        check_sampling(opened)
+        train(opened, resume="--resume" in sys.argv)

@@ -1,0 +1,149 @@
+"""The guard around the student: scoring is laid out for Unsloth and gives what plain transformers gives."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from skill_kd_unsloth import UnslothBackend
+from specs import needs_unsloth, values
+from tiny import build_model, make_tokenizer
+
+from skill_kd.algorithms.sampling import Decoding
+from skill_kd.runtime.batching import Batch, Row, collate
+from skill_kd.runtime.data import Encoded
+from skill_kd.runtime.failures import TrainingStopped
+from skill_kd.runtime.policy import find_head, response_logits, response_states
+from skill_kd.runtime.rollouts import Draw, Sampler
+from skill_kd.specfile import parse_spec
+
+pytestmark = needs_unsloth
+CPU = torch.device("cpu")
+PROMPTS = [(5, 9, 30), (12, 7, 8, 40, 41, 42, 43), (6,)]
+
+
+@pytest.fixture(scope="module")
+def template(models: Path, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The template as a module, in a folder of its own: Unsloth is told to write beside it."""
+    folder = tmp_path_factory.mktemp("template")
+    source = Path(sys.modules[UnslothBackend.__module__].__file__ or "").parent / "templates" / "unsloth_trainer.py"
+    script, config = folder / "unsloth_trainer.py", folder / "spec.json"
+    script.write_text(source.read_text())
+    config.write_text(json.dumps(parse_spec(values(models)).model_dump(mode="json")))
+    spec = importlib.util.spec_from_file_location("unsloth_trainer", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module, arguments = importlib.util.module_from_spec(spec), sys.argv
+    sys.argv = [str(script), str(config)]
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.argv = arguments
+    return module
+
+
+def model() -> Any:
+    tokenizer = make_tokenizer()
+    return build_model("llama", layers=2, vocabulary=len(tokenizer), tokenizer=tokenizer)
+
+
+def batch() -> Batch:
+    rows = [Row(prompt, (20, 21, 22, 2)[: 2 + n], (True,) * (2 + n), "data") for n, prompt in enumerate(PROMPTS)]
+    return collate(rows, 0, CPU)
+
+
+def test_scoring_is_padded_on_the_right_and_gives_the_same_logits(template: ModuleType) -> None:
+    watched, plain, seen = model(), model(), []
+    expected = response_logits(plain, batch(), 300)
+    template.Guard().watch(watched)
+    watched.register_forward_pre_hook(lambda _m, _a, kwargs: seen.append(kwargs), with_kwargs=True)
+    found = response_logits(watched, batch(), 300)
+    mask = batch().mask_BT
+    assert torch.allclose(found[mask], expected[mask], atol=1e-5)
+    attention = seen[0]["attention_mask"]
+    assert bool((attention[:, 1:] <= attention[:, :-1]).all())
+    assert not bool((batch().attention_mask_BL[:, 0]).all())
+    # Nothing is left behind: an export merges adapters and runs what was inside of them.
+    ids = torch.tensor([[5, 9, 30]])
+    assert torch.allclose(copy.deepcopy(watched)(input_ids=ids).logits, plain(ids).logits, atol=1e-5)
+
+
+def test_a_loss_that_works_before_the_head_sees_the_same_states(template: ModuleType) -> None:
+    watched, plain = model(), model()
+    template.Guard().watch(watched)
+    found, expected = (response_states(each, batch(), find_head(each, 300)).hidden_BTH for each in (watched, plain))
+    mask = batch().mask_BT
+    assert found.shape == expected.shape
+    assert torch.allclose(found[mask], expected[mask], atol=1e-5)
+
+
+def test_gradients_are_those_of_plain_transformers(template: ModuleType) -> None:
+    watched, plain = model(), model()
+    template.Guard().watch(watched)
+    for each in (watched, plain):
+        response_logits(each, batch(), 300)[batch().mask_BT].logsumexp(-1).sum().backward()
+    pairs = zip(watched.parameters(), plain.parameters(), strict=True)
+    assert all(torch.allclose(ours.grad, theirs.grad, atol=1e-4) for ours, theirs in pairs)
+
+
+def test_labels_never_reach_unsloth(template: ModuleType) -> None:
+    watched = model()
+    template.Guard().watch(watched)
+    with pytest.raises(AssertionError, match="labels"):
+        watched(input_ids=torch.tensor([[5, 9]]), labels=torch.tensor([[5, 9]]))
+
+
+class NoLogits:
+    """As Unsloth answers where it computed the loss alone."""
+
+    logits = "not a tensor"
+
+
+@pytest.mark.parametrize("spoil", ["absent", "cut", "nan"])
+def test_logits_that_are_not_what_was_asked_for_stop_the_run(
+    spoil: str, template: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = model()
+    honest = watched.forward
+
+    def forward(**inputs: Any) -> Any:
+        if spoil == "absent":
+            return NoLogits()
+        output = honest(**inputs)
+        output.logits = output.logits[:, 1:] if spoil == "cut" else output.logits * torch.nan
+        return output
+
+    monkeypatch.setattr(watched, "forward", forward)
+    template.Guard().watch(watched)
+    with pytest.raises(TrainingStopped, match="Unsloth gave logits"):
+        response_logits(watched, batch(), 300)
+
+
+def test_a_student_that_samples_and_scores_apart_is_refused(template: ModuleType) -> None:
+    decoding = Decoding(8, 1.0, 1.0, frozenset({2}), 300)
+    sampler = Sampler(decoding, 0, CPU)
+    draws = [Draw(Encoded(prompt), (0, "test"), row) for row, prompt in enumerate(PROMPTS)]
+    watched = model()
+    template.Guard().watch(watched)
+    run = SimpleNamespace(
+        student=watched,
+        held_out=SimpleNamespace(sampler=sampler, draws=draws),
+        accelerator=SimpleNamespace(autocast=nullcontext),
+    )
+    template.check_sampling(run)
+
+    def scores_otherwise(module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs.get("use_cache") is False:
+            module.lm_head.weight.data.mul_(-1)
+
+    watched.register_forward_pre_hook(scores_otherwise, with_kwargs=True)
+    with pytest.raises(TrainingStopped, match="nats a token apart"):
+        template.check_sampling(run)

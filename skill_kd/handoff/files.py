@@ -1,0 +1,178 @@
+"""The files a person fine-tunes with: script, notebook, Unsloth's own YAML, Ollama's Modelfile."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from skill_kd.render import MARKER, Value, literal, templates_folder
+from skill_kd.spec import Spec
+
+TEMPLATE = "unsloth_finetune.py"
+SCRIPT, NOTEBOOK, CONFIG, MODELFILE, DATA = "finetune.py", "finetune.ipynb", "unsloth.yaml", "Modelfile", "data.jsonl"
+BATCH, ACCUMULATE = 2, 4
+RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
+"""Learning rates by method: adapters take ten times what all weights take."""
+
+SETUP = (
+    "pip install unsloth==2026.10.9",
+    'pip install trl==1.16.0 transformers==5.23.0 "datasets>=4.7,<5" "peft>=0.18" accelerate',
+)
+"""What the script was run with, on a GPU."""
+SETUP_CPU = (
+    "pip install torch==2.13.0",
+    "pip install --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9",
+    SETUP[1],
+)
+"""The same without a GPU: a plain install falls back to an Unsloth that needs one."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the spec, the student and the data say about one fine-tune."""
+
+    spec: Spec
+    parts: dict[str, str] | None
+    """Of the chat template, as the probe found them; None where it shows no turns."""
+    longest: int
+    """Tokens of the longest row."""
+    rows: int
+    max_steps: int = -1
+
+    @property
+    def max_tokens(self) -> int:
+        """Length at which rows would be cut, in tokens: that of the longest, so that none is."""
+        return 64 * math.ceil(max(self.longest, 1) / 64)
+
+    def values(self) -> dict[str, Value]:
+        """Return the values of the script's frozen config."""
+        handoff = self.spec.handoff
+        assert handoff is not None
+        parts = self.parts or {}
+        return {
+            "student": "../student",
+            "data": DATA,
+            "method": handoff.method,
+            "export": list(handoff.export),
+            "responses_only": handoff.responses_only,
+            **{name: parts.get(name, "") for name in ("instruction_part", "response_part")},
+            "template_options": [[name, value] for name, value in self.spec.data.chat_template_options.items()],
+            "max_tokens": self.max_tokens,
+            "epochs": handoff.epochs,
+            "max_steps": self.max_steps,
+            "batch_size": BATCH,
+            "accumulate": ACCUMULATE,
+            "learning_rate": RATES[handoff.method],
+            "seed": self.spec.seed,
+        }
+
+
+def files(task: Task) -> dict[str, str]:
+    """Return every file by its name in the hand-off folder."""
+    text = script(task)
+    written = {SCRIPT: text, NOTEBOOK: notebook(text), CONFIG: cli_config(task)}
+    handoff = task.spec.handoff
+    return written | ({MODELFILE: modelfile(task)} if handoff is not None and handoff.ollama else {})
+
+
+def script(task: Task) -> str:
+    """Fill the template's one marked line with this task's values, as literals."""
+    lines = (templates_folder() / TEMPLATE).read_text(encoding="utf-8").split("\n")
+    marked = [number for number, line in enumerate(lines) if line == f"CONFIG = Config()  {MARKER}"]
+    assert len(marked) == 1, f"{TEMPLATE} needs exactly one marked line"
+    told = "\n".join(f"    {name}={literal(value)}," for name, value in task.values().items())
+    lines[marked[0]] = f"CONFIG = Config(  {MARKER}\n{told}\n)"
+    return "\n".join(lines)
+
+
+def cli_config(task: Task) -> str:
+    """Return the configuration of ``unsloth train``; every key is told, for it has defaults of its own."""
+    values, handoff = task.values(), task.spec.handoff
+    assert handoff is not None
+    whole = handoff.epochs == int(handoff.epochs)
+    steps = max(1, math.ceil(handoff.epochs * task.rows / (BATCH * ACCUMULATE)))
+    training: dict[str, Any] = {
+        "training_type": "full" if handoff.method == "full" else "lora",
+        "max_seq_length": task.max_tokens,
+        "load_in_4bit": handoff.method == "qlora",
+        "output_dir": "./out-cli",
+        # It counts whole epochs only.
+        "num_epochs": int(handoff.epochs) if whole else 1,
+        "max_steps": task.max_steps if task.max_steps > 0 else 0 if whole else steps,
+        "learning_rate": values["learning_rate"],
+        "batch_size": BATCH,
+        "gradient_accumulation_steps": ACCUMULATE,
+        "warmup_steps": 5,
+        "weight_decay": 0.01,
+        "random_seed": task.spec.seed,
+        "packing": False,
+        "train_on_completions": handoff.responses_only,
+    }
+    config: dict[str, Any] = {
+        "model": "../student",
+        "data": {"local_dataset": [f"./{DATA}"], "format_type": "auto"},
+        "training": training,
+    }
+    if handoff.method != "full":
+        config["lora"] = {"lora_r": 16, "lora_alpha": 16, "lora_dropout": 0.0}
+    return f"# In this folder: unsloth train -c {CONFIG}\n" + yaml.safe_dump(config, sort_keys=False)
+
+
+def notebook(text: str) -> str:
+    """Return an .ipynb that writes the script beside itself and runs it: a script finds its folder, a cell does not."""
+    head = "# Fine-tune the distilled student with Unsloth\n\nPut `student/` and this folder beside each other."
+    try_it = 'from transformers import pipeline\n\nanswer = pipeline("text-generation", "out/merged")\n'
+    cells = [
+        ("markdown", head),
+        ("code", "\n".join(f"%{line} --quiet" for line in SETUP)),
+        ("code", f"%%writefile {SCRIPT}\n{text}"),
+        ("code", f'import sys\n\n!"{{sys.executable}}" {SCRIPT}'),
+        ("code", try_it + 'answer([{"role": "user", "content": "Hello"}])'),
+    ]
+    document = {
+        "cells": [_cell(number, *cell) for number, cell in enumerate(cells)],
+        "metadata": {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    return json.dumps(document, indent=1) + "\n"
+
+
+def _cell(number: int, kind: str, source: str) -> dict[str, Any]:
+    outputs: dict[str, Any] = {"execution_count": None, "outputs": []} if kind == "code" else {}
+    lines = source.splitlines(keepends=True)
+    return {"cell_type": kind, "id": f"cell-{number}", "metadata": {}, "source": lines, **outputs}
+
+
+# --- Ollama -----------------------------------------------------------------------------------------------------------
+
+_OPENING = '{{ if ne (index .Messages 0).Role "system" }}%s{{ end }}'
+_TURN = '{{ if eq .Role "%s" }}%s{{ .Content }}%s{{ end }}'
+
+
+def modelfile(task: Task) -> str:
+    """Return a Modelfile for the first GGUF file that the script exports.
+
+    The chat template is spelled out where it is a plain sequence of turns; elsewhere Ollama reads it from the file.
+    """
+    assert task.spec.handoff is not None
+    kind = next(name for name in task.spec.handoff.export if name.startswith("gguf-")).removeprefix("gguf-")
+    lines = ["# In this folder: ollama create NAME -f Modelfile", f"FROM ./out/model_gguf/student.{kind.upper()}.gguf"]
+    parts = task.parts or {}
+    # Braces would be read as Ollama's own template language.
+    if "before_system" in parts and not any(mark in text for text in parts.values() for mark in ("{{", '"""')):
+        turns = (
+            _TURN % ("system", parts["before_system"], parts["after_system"]),
+            _TURN % ("user", parts["instruction_part"], parts["after_user"]),
+            _TURN % ("assistant", parts["response_part"], parts["after_assistant"]),
+        )
+        opening = _OPENING % parts["opening"] if parts["opening"] else ""
+        body = f"{opening}{{{{ range .Messages }}}}{''.join(turns)}{{{{ end }}}}{parts['response_part']}"
+        lines.append(f'TEMPLATE """{body}"""')
+    if stop := parts.get("after_assistant", "").strip():
+        lines.append(f"PARAMETER stop {json.dumps(stop)}")
+    return "\n".join([*lines, ""])

@@ -1,0 +1,92 @@
+"""What of a student's folder can be judged without loading it: that it stands alone, and what its files say."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+from typing import Any, TypedDict
+
+from skill_kd.errors import UsageError
+
+NEEDED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+FOREIGN = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".py")
+"""Endings of files that run code when they are loaded."""
+WEIGHTS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+class Check(TypedDict):
+    """One finding; ``passed`` is None where there was nothing to compare with."""
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+def standalone(folder: Path) -> list[Check]:
+    """Return the findings on a folder's files.
+
+    Raises:
+        UsageError: there is no such folder, or no readable config in it.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"'{folder}' is missing; the run exported no student, so begin it anew under another name")
+    names = sorted(path.name for path in folder.iterdir())
+    missing = [name for name in NEEDED if name not in names]
+    foreign = [name for name in names if name.endswith(FOREIGN) or name == "adapter_config.json"]
+    linked = [name for name in names if (folder / name).is_symlink()]
+    config = read_json(folder / "config.json")
+    odd = [key for key in ("auto_map", "quantization_config") if key in config]
+    stated, found = config.get("dtype") or config.get("torch_dtype"), weight_dtypes(folder)
+    return [
+        _check("files", not missing, f"missing: {', '.join(missing)}" if missing else ", ".join(NEEDED)),
+        _check("safetensors only", bool(found) and not foreign, ", ".join(foreign) or f"{len(found)} dtype"),
+        _check("stands alone", not linked and not odd, ", ".join([*linked, *odd]) or "no link, no code, no adapter"),
+        _check("dtype", found == {stated}, f"config says {stated}, weights are {', '.join(sorted(found)) or 'absent'}"),
+    ]
+
+
+def _check(name: str, passed: bool, detail: str) -> Check:
+    return {"name": name, "passed": passed, "detail": detail}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON object.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"'{path}' holds no JSON object")
+    return values
+
+
+def weight_dtypes(folder: Path) -> set[str]:
+    """Return the dtypes of all weights, from the headers of the safetensors files."""
+    return {
+        WEIGHTS.get(entry["dtype"], entry["dtype"])
+        for path in folder.glob("*.safetensors")
+        for name, entry in _header(path).items()
+        if name != "__metadata__"
+    }
+
+
+def _header(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, 100_000_000)))
+    except (OSError, ValueError, struct.error) as error:
+        raise UsageError(f"'{path}' is no whole safetensors file: {error}") from error
+    return header if isinstance(header, dict) else {}
+
+
+def sha256(path: Path) -> str:
+    """Return the hash of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

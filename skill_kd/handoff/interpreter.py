@@ -1,0 +1,92 @@
+"""Questions about models, answered by the interpreter that trained them: this one may have no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from skill_kd.errors import ExitCode, MissingRequirementError, SkillKDError, UsageError
+from skill_kd.manifest import Manifest
+from skill_kd.render import kd_files
+
+PROBE = Path(__file__).with_name("probe")
+
+
+def of_run(manifest: Manifest) -> str:
+    """Return the Python that trained, or this one where it is gone or the run was begun by a launcher."""
+    program = Path(manifest.command[0])
+    return str(program) if program.name.startswith("python") and program.is_file() else sys.executable
+
+
+def folder_of(manifest: Manifest) -> Path:
+    """Return the folder the run was started in, from which its spec's relative names are seen."""
+    return Path(manifest.cwd) if Path(manifest.cwd).is_dir() else Path.cwd()
+
+
+def ask(python: str, question: dict[str, Any], where: Path) -> dict[str, Any]:
+    """Answer ``question`` by ``probe`` in a process of its own, started in ``where``.
+
+    Raises:
+        UsageError: data or a model cannot be used; the message is the probe's.
+        MissingRequirementError: a model, a package or the interpreter is missing.
+        SkillKDError: the probe crashed.
+    """
+    with tempfile.TemporaryDirectory(prefix="skill-kd-") as temporary:
+        place = Path(temporary)
+        for name, content in {**kd_files(), **_probe_files()}.items():
+            (place / "skill_kd" / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / "skill_kd" / name).write_bytes(content)
+        asked, answered = place / "question.json", place / "answer.json"
+        asked.write_text(json.dumps(question), encoding="utf-8")
+        # -P: a folder skill_kd where the run was started, such as our checkout, must not come first.
+        _run([python, "-P", "-m", "skill_kd.handoff.probe", str(asked), str(answered)], where, place)
+        answer: dict[str, Any] = json.loads(answered.read_text(encoding="utf-8"))
+        return answer
+
+
+def _probe_files() -> dict[str, bytes]:
+    files = {f"handoff/probe/{path.name}": path.read_bytes() for path in PROBE.glob("*.py")}
+    return {"handoff/__init__.py": b"", **files}
+
+
+def _run(command: list[str], where: Path, packages: Path) -> None:
+    try:
+        done = subprocess.run(  # noqa: S603 -- our own script, no shell
+            command,
+            cwd=where,
+            env={**os.environ, "PYTHONPATH": str(packages)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+        )
+    except OSError as error:
+        raise MissingRequirementError(f"cannot start '{command[0]}': {error.strerror}") from error
+    if done.returncode == 0:
+        return
+    said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+    reason = next((line for line in reversed(said) if line.startswith("error: ")), said[-1]).removeprefix("error: ")
+    kinds = {ExitCode.USAGE: UsageError, ExitCode.ENVIRONMENT: MissingRequirementError}
+    if done.returncode in kinds:
+        raise kinds[ExitCode(done.returncode)](reason)
+    if reason.startswith(("ModuleNotFoundError", "ImportError")):
+        raise MissingRequirementError(f"'{command[0]}' lacks a package: {reason}")
+    raise SkillKDError(f"the student could not be looked at by '{command[0]}': {reason}")
+
+
+def version(python: str, distribution: str) -> str | None:
+    """Return the version of a distribution that ``python`` can import, None if it has none."""
+    code = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
+    try:
+        done = subprocess.run(  # noqa: S603 -- our own text, no shell
+            [python, "-c", code, distribution], capture_output=True, encoding="utf-8", check=False
+        )
+    except OSError as error:
+        raise MissingRequirementError(f"cannot start '{python}': {error.strerror}") from error
+    return done.stdout.strip() or None if done.returncode == 0 else None

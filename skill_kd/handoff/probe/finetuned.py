@@ -1,0 +1,72 @@
+"""What a fine-tune made of the student: loaded, and held against the student and against each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .models import ROUNDING, Answer, check, difference, findings, load, load_tokenizer, logits
+
+
+def finetuned(question: Any) -> Answer:
+    """Load every export of the fine-tune, and hold it against the student and against each other."""
+    folder, out = Path(question["folder"]), Path(question["out"])
+    checks: list[Answer] = []
+    if (merged := out / "merged").is_dir():
+        dtype = str(json.loads((merged / "config.json").read_text(encoding="utf-8"))["dtype"])
+        checks += [_named("merged", each) for each in findings(merged, dtype)]
+        ours, theirs = load_tokenizer(merged), load_tokenizer(folder)
+        same = ours.get_vocab() == theirs.get_vocab() and ours.chat_template == theirs.chat_template
+        checks.append(check("merged: tokenizer", same, "tokens and chat template of the student"))
+        checks.append(check("merged: dtype", dtype in {"bfloat16", "float16"}, dtype))
+        moved = difference(load(merged, "float32"), load(folder, "float32"), ours)
+        checks.append(check("merged: trained", moved > 0, f"logits moved by {moved:.1e} of their size"))
+    if (adapter := out / "lora").is_dir():
+        checks += _adapter_checks(folder, adapter, merged)
+    for file in sorted(out.rglob("*.gguf")):
+        checks.append(_gguf_check(file, merged if merged.is_dir() else folder))
+    return {"checks": checks}
+
+
+def _named(prefix: str, finding: Answer) -> Answer:
+    return {**finding, "name": f"{prefix}: {finding['name']}"}
+
+
+def _adapter_checks(folder: Path, adapter: Path, merged: Path) -> Iterator[Answer]:
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(load(folder, "float32"), adapter).train(False)
+    yield check("lora: loads", True, f"{adapter.name} on the student")
+    if merged.is_dir():
+        apart = difference(model, load(merged, "float32"), load_tokenizer(folder))
+        same = apart <= ROUNDING["bfloat16"]
+        yield check("lora: merged", same, f"logits differ from the merged folder's by {apart:.1e} of their size")
+
+
+def gguf(question: Any) -> Answer:
+    """Read a GGUF file back and hold it against the folder it was made from."""
+    return {"checks": [_gguf_check(Path(question["file"]), Path(question["folder"]))]}
+
+
+def _gguf_check(file: Path, folder: Path) -> Answer:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    name = f"gguf: {file.name}"
+    try:
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    except (ValueError, NotImplementedError, KeyError, OSError) as error:
+        return check(name, None, f"transformers reads no such file: {' '.join(str(error).split())[:200]}")
+    tokenizer, agreed, total = load_tokenizer(folder), 0, 0
+    original = load(folder, "float32")
+    divergence = 0.0
+    for ours, theirs in zip(logits(original, tokenizer), logits(model.train(False), tokenizer), strict=True):
+        width = min(ours.shape[-1], theirs.shape[-1])
+        p, q = (each[0, :, :width].log_softmax(-1) for each in (ours, theirs))
+        divergence += float((p.exp() * (p - q)).sum())
+        agreed += int((p.argmax(-1) == q.argmax(-1)).sum())
+        total += len(p)
+    close = agreed >= total / 2 and divergence / total < 1.0
+    return check(name, close, f"KL {divergence / total:.2g} nats a token, likeliest token alike {agreed} of {total}")

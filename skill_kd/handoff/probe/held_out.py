@@ -1,0 +1,43 @@
+"""The run's held-out measure, taken of other folders: same prompts, same teacher samples, same seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .models import Answer, load, load_tokenizer
+
+
+def measure(question: Any) -> Answer:
+    """Take the run's held-out measure of several folders: same prompts, same teacher samples, same seeds."""
+    from dataclasses import replace
+
+    import torch
+
+    from skill_kd.algorithms.sampling import Decoding
+    from skill_kd.runtime.config import Config
+    from skill_kd.runtime.data import Encoder, load_training_data
+    from skill_kd.runtime.loading import eos_ids, real_vocabulary
+    from skill_kd.runtime.measure import HeldOut
+    from skill_kd.runtime.rollouts import Sampler, draws_for
+    from skill_kd.runtime.teachers import open_teacher
+
+    config = Config.of(question["spec"])
+    first = Path(next(iter(question["folders"].values())))
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    model, tokenizer = load(first, config.student.dtype), load_tokenizer(first)
+    encoder = Encoder(tokenizer, eos_ids(tokenizer, model), vars(config.data.chat_template_options))
+    data = load_training_data(config, encoder)
+    vocabulary = real_vocabulary(tokenizer, model)
+    rollout = config.rollout
+    decoding = Decoding(rollout.max_new_tokens, 1.0, 1.0, encoder.eos_ids, vocabulary)
+    sampler = Sampler(decoding, int(tokenizer.pad_token_id), device)
+    teacher = open_teacher(config, tokenizer, sampler, encoder)
+    sampler = replace(sampler, decoding=replace(decoding, vocabulary=teacher.vocabulary))
+    draws = draws_for(data.held_out_prompts, (config.seed, "held_out"))
+    held_out = HeldOut(teacher, sampler, data.held_out_examples, draws, config.training.batch_size)
+    figures = {}
+    for name, folder in question["folders"].items():
+        model = load(Path(folder), config.student.dtype).to(device)
+        figures[name], _ = held_out.measure(model)
+    return {"figures": figures}

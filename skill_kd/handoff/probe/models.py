@@ -1,0 +1,87 @@
+"""Models and tokenizers of a folder, their logits on fixed texts, and how a finding is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+Answer = dict[str, Any]
+"""Findings are ``{"name", "passed", "detail"}``; ``passed`` is None where something to compare with is gone."""
+
+TEXTS = ("The quick brown fox jumps over the lazy dog.", "12 times 12 makes 144, and so on: 3.14, naïve café.")
+ROUNDING = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
+"""Largest difference between logits that is called rounding, as a share of the largest logit."""
+
+
+def check(name: str, passed: bool | None, detail: str) -> Answer:
+    """Return one finding; ``detail`` says what was seen."""
+    return {"name": name, "passed": passed, "detail": detail}
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of a folder."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def load(folder: Path, dtype: str) -> Any:
+    """Load the model of a folder, in inference mode."""
+    from skill_kd.runtime.config import Config
+    from skill_kd.runtime.loading import load_model
+
+    return load_model(Config(dtype=dtype, quantization=None, revision=None), str(folder)).train(False)
+
+
+def load_config(folder: Path) -> Any:
+    """Load the config as it is written; a loaded model has its cache switched on."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder)
+
+
+def positions(folder: Path) -> int | None:
+    """Return how many tokens the model reads, if its config says so."""
+    told = getattr(load_config(folder).get_text_config(), "max_position_embeddings", None)
+    return None if told is None else int(told)
+
+
+def logits(model: Any, tokenizer: Any) -> list[Any]:
+    """Return float32 logits [1, L, V] for each of the fixed texts."""
+    import torch
+
+    with torch.no_grad():
+        inputs = [tokenizer(text, return_tensors="pt")["input_ids"].to(model.device) for text in TEXTS]
+        return [model(input_ids=ids).logits.float().cpu() for ids in inputs]
+
+
+def difference(model: Any, other: Any, tokenizer: Any) -> float:
+    """Return the largest difference of two models' logits, as a share of the largest one."""
+    shares = []
+    for ours, theirs in zip(logits(model, tokenizer), logits(other, tokenizer), strict=True):
+        width = min(ours.shape[-1], theirs.shape[-1])  # an export may have grown by a pad token
+        apart = (ours[..., :width] - theirs[..., :width]).abs().max()
+        shares.append(float(apart / theirs[..., :width].abs().max()))
+    return max(shares)
+
+
+def findings(folder: Path, dtype: str) -> list[Answer]:
+    """Load a folder as anybody would, and look at what tools trip over."""
+    import torch
+
+    from skill_kd.runtime.loading import eos_ids
+
+    model, tokenizer = load(folder, dtype), load_tokenizer(folder)
+    finite = all(bool(torch.isfinite(each).all()) for each in logits(model, tokenizer))
+    pad, ends = tokenizer.pad_token_id, eos_ids(tokenizer, model)
+    pads = pad is not None and pad not in ends and model.generation_config.pad_token_id == pad
+    cache = getattr(load_config(folder), "use_cache", True)
+    rows, limit, read = model.get_input_embeddings().weight.shape[0], tokenizer.model_max_length, positions(folder)
+    return [
+        check("loads", True, f"{type(model).__name__}, {sum(w.numel() for w in model.parameters()):,} parameters"),
+        check("logits", finite, "finite" if finite else "nan or infinite"),
+        check("pad", pads, f"pad {pad}, end of sequence {sorted(ends)}"),
+        check("vocabulary", len(tokenizer) <= rows, f"{len(tokenizer)} tokens, {rows} embeddings"),
+        check("length", read is None or limit == read, f"{limit} tokens, {read} positions"),
+        check("cache", bool(cache), f"use_cache {cache}"),
+    ]

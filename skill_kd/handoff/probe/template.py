@@ -1,0 +1,66 @@
+"""What a chat template writes around turns, found by rendering a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
+from types import MappingProxyType
+from typing import Any
+
+Render = Callable[[Sequence[Mapping[str, str]]], str]
+"""Messages -> the text of the conversation."""
+
+TURNS = ("first-question", "first-answer", "second-question", "second-answer")
+
+
+def template_parts(tokenizer: Any, options: Mapping[str, Any] = MappingProxyType({})) -> dict[str, str] | None:
+    """Return what the chat template writes around turns; None where it is no plain sequence of turns.
+
+    ``instruction_part`` and ``response_part`` come before a user's and an assistant's turn, ``after_user`` and
+    ``after_assistant`` behind it; ``opening`` begins a conversation that has no system turn. ``options`` is what the
+    template is told.
+    """
+    if not tokenizer.chat_template:
+        return None
+    question, answer, again, last = TURNS
+    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, TURNS, strict=True)]
+
+    def render(messages: Sequence[Mapping[str, str]]) -> str:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+
+    asked, answered, whole = render(turns[:1]), render(turns[:2]), render(turns)
+    if question not in asked or answer not in answered or not all(text in whole for text in TURNS):
+        return None
+    after_user, after_assistant = asked.split(question)[-1], answered.split(answer)[-1]
+    between = whole.split(question)[1].split(answer)[0], whole.split(again)[1].split(last)[0]
+    # Some templates write more before the last answer than before earlier ones.
+    pairs = zip(*(each.removeprefix(after_user) for each in between), strict=False)
+    response = "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    instruction = whole.split(answer)[1].split(again)[0].removeprefix(after_assistant)
+    if not (instruction and response):
+        return None
+    parts = {
+        "opening": asked.split(question)[0].removesuffix(instruction),
+        "instruction_part": instruction,
+        "after_user": after_user,
+        "response_part": response,
+        "after_assistant": after_assistant,
+    }
+    return parts | _system_parts(render, turns, parts)
+
+
+def _system_parts(render: Render, turns: list[dict[str, str]], parts: dict[str, str]) -> dict[str, str]:
+    """Return what stands around a system turn, if these parts put together are what the template writes."""
+    question, answer, again, last = TURNS
+    system = {"role": "system", "content": "system-text"}
+    try:
+        whole = render([system, *turns])
+    except Exception:  # a template may refuse a system turn in any way it likes
+        return {}
+    middle, after_user, response, after = (
+        parts[name] for name in ("instruction_part", "after_user", "response_part", "after_assistant")
+    )
+    rest = f"{middle}{question}{after_user}{response}{answer}{after}{middle}{again}{after_user}{response}{last}{after}"
+    before, found, behind = whole.removesuffix(rest).partition(system["content"])
+    plain = render(turns) == parts["opening"] + rest
+    return {"before_system": before, "after_system": behind} if found and plain and whole.endswith(rest) else {}
