@@ -549,6 +549,8 @@ class Training(Section):
     """Arithmetic of forward and backward passes; losses are summed in float32 in any case."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more time, far less memory."""
+    compile_loss: bool = False
+    """Fuse the element-wise part of the loss by torch.compile: faster once compiled, which takes tens of seconds."""
 
 
 class Checkpoint(Section):

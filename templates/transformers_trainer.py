@@ -58,7 +58,7 @@ def open_run() -> Run:
     teacher = open_teacher(CONFIG, tokenizer, sampler, encoder)
     sampler = replace(sampler, decoding=replace(decoding, vocabulary=teacher.vocabulary))
 
-    policy = Policy(student, teacher.vocabulary)
+    policy = Policy(student, teacher.vocabulary, training.compile_loss)
     weights = [weight for weight in policy.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, training.learning_rate, training.betas, weight_decay=training.weight_decay)
     policy, optimizer = accelerator.prepare(policy, optimizer)

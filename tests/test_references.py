@@ -173,3 +173,10 @@ def test_the_objectives_are_short_and_begin_with_their_contents() -> None:
     assert len(lines) < 200
     titles = [line[3:] for line in lines if line.startswith("## ")]
     assert [re.sub(r"^- \[(.*)\]\(.*$", r"\1", line) for line in lines if line.startswith("- [")] == titles
+
+
+def test_the_table_of_the_skill_is_that_of_the_guidance() -> None:
+    done = subprocess.run(
+        [sys.executable, "scripts/make_skill.py", "--check"], cwd=Path(__file__).parent.parent, check=False
+    )
+    assert done.returncode == 0

@@ -124,10 +124,12 @@ def find_head(model: nn.Module, vocabulary: int) -> Head | None:
 class Policy(nn.Module):
     """A student whose forward pass returns the sum of its loss over the scored tokens of a batch."""
 
-    def __init__(self, model: nn.Module, vocabulary: int) -> None:
+    def __init__(self, model: nn.Module, vocabulary: int, compiled: bool = False) -> None:
+        """``compiled``: the element-wise part of the loss goes through torch.compile, where that works."""
         super().__init__()
         self.model = model
         self.vocabulary = vocabulary
+        self.compiled = compiled
         self.head = find_head(model, vocabulary)
         # Sharding wraps the blocks that the outermost module names.
         self._no_split_modules = getattr(model, "_no_split_modules", None)
@@ -136,8 +138,8 @@ class Policy(nn.Module):
         """Return Σ loss_BT over scored tokens, a float32 scalar; the caller divides by the objective's normaliser."""
         if self.head is not None and (teacher is None or isinstance(teacher, States)):
             student = response_states(self.model, batch, self.head)
-            scored = batch.response_BT, batch.mask_BT
-            return summed_loss(student, teacher, *scored, loss.position, loss.weigh(batch), temperature=temperature)
+            given = student, teacher, batch.response_BT, batch.mask_BT, loss.position, loss.weigh(batch)
+            return summed_loss(*given, temperature=temperature, compiled=self.compiled)
         student_logp_BTV = log_probs(response_logits(self.model, batch, self.vocabulary), temperature)
         told = all_logp(teacher, temperature) if isinstance(teacher, States) else teacher
         return masked_sum(loss(*on_shared_outcomes(student_logp_BTV, told, batch)), batch.mask_BT)
