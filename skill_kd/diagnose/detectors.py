@@ -1,0 +1,203 @@
+"""What is looked for: a table of detectors, each a value for every sampled answer.
+
+A *share* is yes or no for each answer. A *match* is the chance that another answer of the same window, to another
+prompt, is the same: it does not grow with the size of the sample. A *mean* is a number for each answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from skill_kd.diagnose.changes import SIDE, Cell, Stratum
+from skill_kd.diagnose.measures import Measured, WindowSample, length_band
+from skill_kd.diagnose.windows import SETTINGS
+
+Kind = Literal["share", "match", "mean"]
+Direction = Literal["up", "down", "both"]
+
+
+@dataclass(frozen=True)
+class Detector:
+    """One thing that can go wrong."""
+
+    key: str
+    label: str
+    kind: Kind
+    value: Callable[[Measured], float | None]
+    """Of one answer: the value of a share or mean, or for a match its group (0 for none); None leaves it out."""
+    margin: float
+    """Smallest change that matters. Of a match in its square root: the share of one repeated answer that causes it."""
+    direction: Direction
+    finding: str
+    """Key of the finding in ``skill_kd.guidance``."""
+    least_variance: float
+    """Floor of one row's variance when a change is judged."""
+
+
+DETECTORS = (
+    Detector("exact", "same answer", "match", lambda m: m.row.output_hash, 0.05, "up", "sameness", 1e-5),
+    Detector("near", "nearly the same answer", "match", lambda m: m.near, 0.06, "up", "sameness", 1e-5),
+    Detector("opening", "same first five words", "match", lambda m: m.opening, 0.07, "up", "sameness", 1e-4),
+    Detector("refusals", "refusals", "share", lambda m: m.refusal, 0.02, "up", "refusals", 0.01),
+    Detector("hedges", "hedges", "share", lambda m: m.hedge, 0.05, "up", "refusals", 0.01),
+    Detector("loops", "loops", "share", lambda m: m.loop, 0.01, "up", "loops", 0.005),
+    Detector("compression", "compressibility", "mean", lambda m: m.compression, 0.02, "down", "loops", 1e-4),
+    Detector("cut", "cut by the length limit", "share", lambda m: m.cut, 0.03, "up", "length", 0.01),
+    Detector("length", "length", "mean", lambda m: m.log_length, 0.20, "both", "length", 0.01),
+)  # fmt: skip
+BY_KEY = {each.key: each for each in DETECTORS}
+
+Strata = Callable[[Measured], Hashable]
+
+
+def alike(_: Measured) -> Hashable:
+    """One stratum for all."""
+    return 0
+
+
+def prompt_kind(measured: Measured) -> Hashable:
+    """What was asked: topic and length of the prompt."""
+    return measured.topic, length_band(measured.row)
+
+
+def setting(measured: Measured) -> Hashable:
+    """How it was asked."""
+    return measured.setting
+
+
+FACTORS: dict[str, tuple[Strata, Strata]] = {
+    "prompt mix": (alike, prompt_kind),
+    **{name: ((lambda m, place=place: m.setting[place]), alike) for place, name in enumerate(SETTINGS)},  # type: ignore[misc]
+}
+"""Confounders, what an answer depends on besides the model's health: strata and mix for `cells`."""
+
+Mix = Mapping[Hashable, float]
+
+
+def cells(
+    detector: Detector, windows: Sequence[WindowSample], strata: Strata = setting, mix: Strata = prompt_kind
+) -> list[dict[Stratum, Cell]]:
+    """Return sums of the detector's values by window and stratum.
+
+    Like is compared with like in both: ``strata`` are kept apart. ``mix`` is kept apart too for shares and means; for
+    matches, which are about pairs, every window is weighted to one mix, so that pairs of two kinds count as well.
+    """
+    if detector.kind != "match":
+        return [_cells(detector, window.measured, lambda m: (strata(m), mix(m))) for window in windows]
+    reference = _common_mix(windows, mix)
+    found = []
+    for window in windows:
+        groups: dict[Stratum, list[Measured]] = defaultdict(list)
+        for each in window.measured:
+            groups[strata(each)].append(each)
+        weighted = ((key, _match_cell(detector, members, mix, reference)) for key, members in groups.items())
+        found.append({key: cell for key, cell in weighted if cell.n > 1})
+    return found
+
+
+def _cells(detector: Detector, measured: Iterable[Measured], strata: Strata) -> dict[Stratum, Cell]:
+    found: dict[Stratum, Cell] = {}
+    for each in measured:
+        value = detector.value(each)
+        if value is not None:
+            found.setdefault(strata(each), Cell()).add(float(value))
+    return found
+
+
+# --- matches ----------------------------------------------------------------------------------------------------------
+
+
+def _common_mix(windows: Sequence[WindowSample], mix: Strata) -> Mix:
+    """The largest share of each kind that every beginning and every end of the log has.
+
+    A kind that came or went is thus left out: what it changes is the mix, not the model.
+    """
+    counts = [Counter(map(mix, window.measured)) for window in windows]
+    common: dict[Hashable, float] = {}
+    for side in (counts, counts[::-1]):
+        total: Counter[Hashable] = Counter()
+        for place, each in enumerate(side, 1):
+            total += each
+            if SIDE <= place <= len(side) - SIDE or len(side) < 2 * SIDE:
+                shares = {key: count / total.total() for key, count in total.items()}
+                common = {key: min(common[key], shares.get(key, 0.0)) for key in common} if common else shares
+    return {key: share for key, share in common.items() if share}
+
+
+def _match_cell(detector: Detector, members: Sequence[Measured], mix: Strata, reference: Mix) -> Cell:
+    """The mean of all matches under the reference mix, on as many answers as the weighting leaves it worth.
+
+    Four times the variance of these values is that of their mean, times n: a pair is counted with both its members.
+    """
+    kinds = [mix(each) for each in members]
+    sizes = Counter(kinds)
+    whole = math.fsum(reference.get(kind, 0.0) for kind in sizes)
+    if not whole:
+        return Cell()
+    values = matches(detector, members, {kind: reference.get(kind, 0.0) / whole for kind in sizes}, kinds)
+    weights = [reference.get(kind, 0.0) / whole / sizes[kind] for kind in kinds]
+    mean = math.fsum(weight * value for weight, value in zip(weights, values, strict=True))
+    worth = 1 / math.fsum(weight * weight for weight in weights)
+    cell = Cell()
+    for weight, value in zip(weights, values, strict=True):
+        cell.add(mean + 2 * (value - mean), worth * weight)
+    return cell
+
+
+def matches(
+    detector: Detector, members: Sequence[Measured], mix: Mix | None = None, kinds: Sequence[Hashable] = ()
+) -> list[float]:
+    """Return for each member the chance that another answer, to something else, matches it.
+
+    The other is drawn by its kind's share in ``mix``, then evenly; without a mix evenly from all.
+    """
+    if mix is None:
+        mix, kinds = {0: 1.0}, [0] * len(members)
+    pairs = [(detector.value(each), each.row.prompt_hash) for each in members]
+    sizes = Counter(kinds)
+    groups: dict[object, Counter[Hashable]] = defaultdict(Counter)
+    for (group, _), kind in zip(pairs, kinds, strict=True):
+        groups[group][kind] += 1
+    prompts, both = (
+        Counter(zip(kinds, (prompt for _, prompt in pairs), strict=True)),
+        Counter(zip(kinds, pairs, strict=True)),
+    )
+    values: list[float] = []
+    for (group, prompt), kind in zip(pairs, kinds, strict=True):
+        # Answers to the same prompt are of the same kind, so only there they are taken out.
+        same, matching = (prompts[kind, prompt], both[kind, (group, prompt)]) if prompt else (1, 1)
+        own = sizes[kind] - same
+        others = (mix[other] * count / sizes[other] for other, count in groups[group].items() if other != kind)
+        chance = math.fsum(others)
+        if own:
+            chance += mix[kind] * (groups[group][kind] - matching) / own
+        rest = 1.0 if own else 1.0 - mix[kind]
+        values.append(chance / rest if group and rest > 1e-9 else 0.0)
+    return values
+
+
+def level(detector: Detector, windows: Iterable[WindowSample]) -> tuple[float, int]:
+    """Return the detector's value over these windows, each by its number of sampled rows, and those rows."""
+    total, n = 0.0, 0
+    for window in windows:
+        values = (
+            matches(detector, window.measured) if detector.kind == "match" else map(detector.value, window.measured)
+        )
+        known = [float(value) for value in values if value is not None]
+        total += math.fsum(known)
+        n += len(known)
+    return (total / n if n else math.nan), n
+
+
+def effect(detector: Detector, before: float, difference: float) -> float:
+    """Return the size of a change in margins; above 1 it matters, below 0 it goes the harmless way."""
+    if detector.kind == "match":
+        size = math.sqrt(max(0.0, before + difference)) - math.sqrt(max(0.0, before))
+    else:
+        size = difference
+    size = {"up": size, "down": -size, "both": abs(size)}[detector.direction]
+    return size / detector.margin

@@ -1,0 +1,113 @@
+"""The way from files to a diagnosis, top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from skill_kd.diagnose.changes import FEWEST_WINDOWS
+from skill_kd.diagnose.detectors import DETECTORS
+from skill_kd.diagnose.files import write_pilot, write_replay
+from skill_kd.diagnose.findings import group
+from skill_kd.diagnose.judge import Sign, against_teacher, judge, too_high, would_be_seen
+from skill_kd.diagnose.measures import WindowSample, assign_topics, measure_all
+from skill_kd.diagnose.redact import salted
+from skill_kd.diagnose.result import Diagnosis
+from skill_kd.diagnose.scan import Options, Progress, Scan, scan
+from skill_kd.diagnose.series import points
+from skill_kd.spec import Spec
+
+
+def diagnose(
+    logs: Sequence[str],
+    options: Options | None = None,
+    *,
+    baseline: Sequence[str] = (),
+    spec: Spec | None = None,
+    out: Path = Path(),
+    replay: Path | None = None,
+    examples: bool = False,
+    salt: bytes | None = None,
+) -> Diagnosis:
+    """Read logs and say what changed, when, and what to try.
+
+    Args:
+        logs: files, or ``-`` for stdin.
+        options: how they are read.
+        baseline: logs of the teacher on prompts of the same kinds.
+        spec: the student's spec; a pilot is written for it.
+        out: folder for the pilot's specs.
+        replay: file for prompts to replay; it holds the log's own text.
+        examples: let redacted text of the log into the result.
+        salt: of the ids; random if left out.
+
+    Raises:
+        UsageError: a log cannot be read, more than 5 % of its lines are bad, or none is usable.
+        MissingRequirementError: a log is compressed with zstd and no package here reads that.
+    """
+    options = options or Options()
+    with _progress() as progress:
+        read = scan(logs, options, progress)
+        teacher = scan(baseline, replace(options, format_name=None), progress) if baseline else None
+    windows = measure_all(read.windows, options.jobs)
+    taught = measure_all(teacher.windows, options.jobs) if teacher else []
+    assign_topics([*windows, *taught])
+    signs, notes = _signs(windows, taught, read)
+    findings = group((each for each in signs if each.verdict != "explained"), windows, salted(salt), examples)
+    keys = [each.key for each in findings]
+    if replay is not None:
+        write_replay(windows, replay)
+    return Diagnosis(
+        read,
+        points([(window, sample) for (_, window), sample in zip(read.windows, windows, strict=True)]),
+        tuple(findings),
+        tuple(each for each in signs if each.verdict == "explained"),
+        tuple(notes),
+        {each.key: would_be_seen(each, windows) for each in DETECTORS},
+        write_pilot(spec, keys, out) if spec is not None and keys else None,
+        str(replay) if replay is not None else None,
+        teacher,
+    )
+
+
+def _signs(windows: Sequence[WindowSample], taught: Sequence[WindowSample], read: Scan) -> tuple[list[Sign], list[str]]:
+    notes = list(read.notes)
+    signs = judge(windows)
+    if len(windows) < FEWEST_WINDOWS:
+        notes.append(
+            f"{len(windows)} window{'s are' if len(windows) > 1 else ' is'} too few to date a change; "
+            "bring more days, or cut finer: --window N (lines)"
+        )
+    changed = {each.detector.key for each in signs if each.verdict == "change"}
+    if taught:
+        start = max((each.at or 0 for each in signs if each.verdict == "change"), default=0)
+        compared, as_bad = against_teacher(windows[start:], taught)
+        signs += [each for each in compared if each.detector.key not in changed]
+        if as_bad and "sameness" in {each.detector.finding for each in signs if each.verdict == "change"}:
+            notes.append(
+                "the teacher's answers are as alike by: " + ", ".join(as_bad) + "; then the objective is not the cause"
+            )
+    if not any(each.detector.key == "loops" for each in signs):
+        signs += too_high(windows)
+    if not taught:
+        notes.append("a fault that was there from the first day shows no change; --baseline TEACHER_LOGS would show it")
+    return signs, notes
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Progress | None]:
+    """A bar with the time left, on stderr, where somebody looks."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

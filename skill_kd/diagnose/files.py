@@ -1,0 +1,125 @@
+"""What `diagnose` writes, private to its owner: the pilot's two specs, and prompts to replay."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from skill_kd.diagnose.measures import WindowSample
+from skill_kd.diagnose.windows import PROMPT
+from skill_kd.errors import UsageError
+from skill_kd.guidance import pilot
+from skill_kd.spec import Spec
+from skill_kd.specfile import parse_spec
+
+PROMPTS, SAMPLES = 50, 8
+"""Of a replay: prompts, and answers drawn for each from both models."""
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """Two specs that differ in one knob. Nothing runs them by itself."""
+
+    finding: str
+    path: str
+    before: object
+    after: object
+    files: tuple[Path, Path]
+    """The spec as it is, and the changed one."""
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a whole file that only its owner can read (mode 0600).
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise UsageError(f"cannot write '{path}': {error.strerror}") from error
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+        os.replace(name, path)
+    except OSError as error:
+        Path(name).unlink(missing_ok=True)
+        raise UsageError(f"cannot write '{path}': {error.strerror}") from error
+
+
+def write_pilot(spec: Spec, findings: Sequence[str], folder: Path) -> Pilot | None:
+    """Write the pilot of the first finding that has a knob for this spec; None if none has.
+
+    Both specs are valid and share seed, budget and everything else; their names say which is which.
+
+    Raises:
+        UsageError: the files cannot be written.
+    """
+    values = spec.model_dump(mode="json", exclude_unset=True)
+    values["stages"] = [stage.model_dump(mode="json", exclude_unset=True) for stage in spec.stages]
+    for stage, model in zip(values["stages"], spec.stages, strict=True):
+        stage.update(kind=model.kind)
+        if hasattr(model, "objective"):
+            stage["objective"] = {**stage.get("objective", {}), "kind": model.objective.kind}
+    for finding in findings:
+        changed = pilot(values, finding)
+        if changed is not None:
+            path, value, after = changed
+            files = tuple(
+                _write(each, f"{spec.name[:48]}-pilot-{word}", folder) for word, each in (("a", values), ("b", after))
+            )
+            return Pilot(finding, path, _at(spec.model_dump(mode="json"), path), value, (files[0], files[1]))
+    return None
+
+
+def _write(values: dict[str, Any], name: str, folder: Path) -> Path:
+    named = {**values, "name": name}
+    parse_spec(named, source=name)
+    path = folder / f"{name}.yaml"
+    write_private(path, yaml.safe_dump(named, sort_keys=False, allow_unicode=True))
+    return path
+
+
+def _at(values: dict[str, Any], path: str) -> object:
+    place: Any = values
+    for part in path.split("."):
+        if part == "distill":
+            place = next(stage for stage in place["stages"] if stage["kind"] == "distill")
+        else:
+            place = place.get(part) if isinstance(place, dict) else None
+    return place
+
+
+def write_replay(windows: Sequence[WindowSample], path: Path) -> int:
+    """Write a replay plan: whole prompts of the log, spread over its topics, each for 8 answers from both models.
+
+    Prompts that the sample keeps only in part are left out. The prompts are the log's own text, not redacted.
+
+    Returns:
+        How many prompts there are.
+
+    Raises:
+        UsageError: there is none, or the file cannot be written.
+    """
+    topics: dict[int, dict[int, str]] = {}
+    for window in windows:
+        for each in window.measured:
+            if each.row.prompt and len(each.row.prompt) < PROMPT:
+                topics.setdefault(each.topic, {}).setdefault(each.row.prompt_hash, each.row.prompt)
+    queues = [list(prompts.values()) for _, prompts in sorted(topics.items())]
+    chosen: list[str] = []
+    while len(chosen) < PROMPTS and any(queues):
+        chosen += [queue.pop(0) for queue in queues if queue][: PROMPTS - len(chosen)]
+    if not chosen:
+        raise UsageError("the log has no prompts to replay; name their field with --prompt-field")
+    lines = [json.dumps({"prompt": prompt, "samples": SAMPLES, "temperature": 1.0, "top_p": 1.0}) for prompt in chosen]
+    write_private(path, "".join(f"{line}\n" for line in lines))
+    return len(chosen)

@@ -1,0 +1,177 @@
+"""Findings: signs of one kind together, ranked, with what they rest on and what else could explain them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from skill_kd.diagnose.judge import Sign
+from skill_kd.diagnose.measures import OPENING, Measured, WindowSample
+from skill_kd.diagnose.redact import redact
+from skill_kd.textstats import opening, words
+
+SHOWN = 8
+"""Openings, clusters and examples shown."""
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """An opening, or a cluster of answers that are nearly the same."""
+
+    id: str
+    before: float
+    after: float
+    """Shares of the sampled answers before and after."""
+    topics: int
+    """Kinds of prompts it answers."""
+    text: str | None
+    """Redacted; None unless examples were asked for."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Signs that mean the same. ``key`` is that of ``skill_kd.guidance``."""
+
+    key: str
+    signs: tuple[Sign, ...]
+    """The strongest first."""
+    could_be: tuple[str, ...]
+    """What else could explain it."""
+    openings: tuple[Phrase, ...] = ()
+    clusters: tuple[Phrase, ...] = ()
+    examples: tuple[str, ...] = ()
+    """Redacted answers; empty unless asked for."""
+
+    @property
+    def at(self) -> int | None:
+        """First window of the change, by the strongest sign."""
+        return self.signs[0].at
+
+
+def strength(sign: Sign) -> float:
+    """Effect times confidence: the order of findings and of their signs."""
+    confidence = min(1.0, -math.log10(max(sign.p, 1e-12)) / 6)
+    return min(sign.effect, 10.0) * confidence
+
+
+def group(
+    signs: Iterable[Sign], windows: Sequence[WindowSample], name: Callable[[int], str], examples: bool
+) -> list[Finding]:
+    """Return one finding for each kind of sign, the strongest first.
+
+    Args:
+        signs: none of them explained.
+        windows: what they were found in.
+        name: gives a hash its id in this report.
+        examples: show redacted text.
+    """
+    kinds: dict[str, list[Sign]] = defaultdict(list)
+    for sign in sorted(signs, key=strength, reverse=True):
+        kinds[sign.detector.finding].append(sign)
+    return [_finding(key, kind, windows, name, examples) for key, kind in kinds.items()]
+
+
+def _finding(
+    key: str, signs: Sequence[Sign], windows: Sequence[WindowSample], name: Callable[[int], str], examples: bool
+) -> Finding:
+    at = signs[0].at or 0
+    before, after = (_rows(part) for part in (windows[:at], windows[at:]))
+    shown = name if key in ("sameness", "refusals") else None
+    return Finding(
+        key,
+        tuple(signs),
+        _could_be(signs, windows),
+        _openings(before, after, shown, examples) if shown else (),
+        _clusters(before, after, shown, examples) if key == "sameness" and shown else (),
+        _examples(after, signs[0]) if examples else (),
+    )
+
+
+def _rows(windows: Iterable[WindowSample]) -> list[Measured]:
+    return [each for window in windows for each in window.measured]
+
+
+def _could_be(signs: Sequence[Sign], windows: Sequence[WindowSample]) -> tuple[str, ...]:
+    """Fixed sentences; nothing here comes from the log's text."""
+    rows = _rows(windows)
+    told = []
+    if not any(each.row.prompt for each in rows):
+        told.append("the log has no prompts, so another prompt mix would look the same")
+    for place, what in ((1, "temperature"), (2, "max_tokens"), (0, "model version")):
+        if all(each.setting[place] == "not told" for each in rows):
+            told.append(f"the log does not tell the {what}, so a change of it would look the same")
+    if any(sign.verdict == "teacher" for sign in signs):
+        told.append("the teacher's log may come from other prompts of the same kinds")
+    if signs[0].at is not None and len(windows) - signs[0].at <= 2:
+        told.append("only the last two windows differ: an event of those days would look the same")
+    told.append("prompts changed in a way that their words and length do not show")
+    return tuple(told)
+
+
+def _openings(
+    before: Sequence[Measured], after: Sequence[Measured], name: Callable[[int], str], examples: bool
+) -> tuple[Phrase, ...]:
+    texts = {each.opening: each for each in reversed(after)}
+
+    def text(key: int) -> str:
+        return redact(" ".join(opening(words(texts[key].row.output), OPENING)))
+
+    return _phrases(before, after, lambda each: each.opening, name, text if examples else None)
+
+
+def _clusters(
+    before: Sequence[Measured], after: Sequence[Measured], name: Callable[[int], str], examples: bool
+) -> tuple[Phrase, ...]:
+    """Clusters by their answer's hash: a window's numbers mean nothing in another."""
+    texts = {each.row.output_hash: each for each in after}
+
+    def key(each: Measured) -> int:
+        return each.row.output_hash if each.near else 0
+
+    return _phrases(
+        before, after, key, name, (lambda hashed: redact(texts[hashed].row.output, 160)) if examples else None
+    )
+
+
+def _phrases(
+    before: Sequence[Measured],
+    after: Sequence[Measured],
+    key: Callable[[Measured], int],
+    name: Callable[[int], str],
+    text: Callable[[int], str] | None,
+) -> tuple[Phrase, ...]:
+    """What became most frequent, by the difference of its shares."""
+    counts = [Counter(filter(None, map(key, side))) for side in (before, after)]
+    shares = [
+        {each: count / len(side) for each, count in counter.items()}
+        for counter, side in zip(counts, (before, after), strict=True)
+    ]
+    topics: dict[int, set[int]] = defaultdict(set)
+    for each in after:
+        topics[key(each)].add(each.topic)
+    repeated = [each for each, count in counts[1].items() if count > 1]
+    top = sorted(repeated, key=lambda each: (shares[0].get(each, 0.0) - shares[1][each], each))[:SHOWN]
+    return tuple(
+        Phrase(name(each), shares[0].get(each, 0.0), shares[1][each], len(topics[each]), text(each) if text else None)
+        for each in top
+    )
+
+
+def _examples(after: Sequence[Measured], sign: Sign) -> tuple[str, ...]:
+    """Answers that the strongest detector is about, each text once."""
+    detector = sign.detector
+    if detector.kind == "mean":
+        rows = sorted(
+            (each for each in after if detector.value(each) is not None), key=lambda each: detector.value(each) or 0.0
+        )
+        if sign.difference > 0:
+            rows.reverse()
+    else:
+        counts = Counter(detector.value(each) for each in after)
+        rows = [each for each in after if detector.value(each)]
+        if detector.kind == "match":
+            rows.sort(key=lambda each: -counts[detector.value(each)])
+    unique = {each.row.output_hash: each for each in reversed(rows)}
+    return tuple(redact(each.row.output) for each in list(reversed(unique.values()))[:SHOWN])

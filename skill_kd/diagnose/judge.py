@@ -1,0 +1,172 @@
+"""From measured windows to signs: did a detector change, when, by how much, and does something else explain it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from skill_kd.diagnose.changes import (
+    FEWEST_WINDOWS,
+    SIDE,
+    Cells,
+    Step,
+    change_point,
+    row_variance,
+    step_at,
+    t_quantile,
+    wilson,
+)
+from skill_kd.diagnose.detectors import DETECTORS, FACTORS, Detector, Strata, alike, cells, effect, level
+from skill_kd.diagnose.measures import Measured, WindowSample
+
+ALPHA = 0.05
+"""Chance of any false alarm in a whole log, shared by the detectors (Bonferroni)."""
+EXPLAINED = 0.5
+"""A factor explains a change that shrinks below this share when like is compared with like."""
+SEPARABLE = 0.1
+"""Below this share of the weight, before and after have hardly a stratum in common: they cannot be told apart."""
+LOOPS = 0.03
+"""More loops than this are a finding without any change."""
+
+Verdict = Literal["change", "explained", "teacher", "level"]
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What one detector says."""
+
+    detector: Detector
+    verdict: Verdict
+    """``change`` in time, one ``explained`` by something else, more than the ``teacher``, or a ``level`` too high."""
+    at: int | None
+    """First window of the change."""
+    before: float
+    after: float
+    difference: float
+    """Like compared with like; of an explained change, the plain difference."""
+    low: float
+    high: float
+    effect: float
+    """In margins of the detector."""
+    p: float
+    """Corrected for the places and the detectors tried."""
+    answers: tuple[int, int]
+    """Sampled answers before and after."""
+    explained_by: tuple[str, ...] = ()
+
+
+def judge(windows: Sequence[WindowSample]) -> list[Sign]:
+    """Return the signs of a change in time, at most one for each detector."""
+    if len(windows) < FEWEST_WINDOWS:
+        return []
+    signs = [_changed(detector, windows) for detector in DETECTORS]
+    return [sign for sign in signs if sign is not None]
+
+
+def _changed(detector: Detector, windows: Sequence[WindowSample]) -> Sign | None:
+    like, all_alike = cells(detector, windows), cells(detector, windows, alike, alike)
+    within, plain = _significant(detector, like), _significant(detector, all_alike)
+    if within is not None:
+        if plain is not None and abs(plain.at - within.at) <= SIDE:  # whole windows date it better than thin strata
+            dated = step_at(like, plain.at, max(detector.least_variance, row_variance(like)))
+            within = replace(dated, p=within.p)
+        return _sign(detector, "change", windows, within)
+    if plain is None:
+        return None
+    return _sign(detector, "explained", windows, plain, _explanations(detector, windows, plain))
+
+
+def _significant(detector: Detector, values: Cells) -> Step | None:
+    step = change_point(values, detector.least_variance)
+    if step is None or step.p * len(DETECTORS) >= ALPHA or effect(detector, step.before, step.difference) < 1:
+        return None
+    return step
+
+
+def _explanations(detector: Detector, windows: Sequence[WindowSample], plain: Step) -> tuple[str, ...]:
+    found = [name for name, by in FACTORS.items() if _explains(detector, windows, plain, *by)]
+    return tuple(found) or ("several settings together",)
+
+
+def _explains(detector: Detector, windows: Sequence[WindowSample], plain: Step, strata: Strata, mix: Strata) -> bool:
+    values = cells(detector, windows, strata, mix)
+    step = step_at(values, plain.at, max(detector.least_variance, row_variance(values)))
+    if step.weight < SEPARABLE * plain.weight:
+        return True
+    return step.difference / plain.difference < EXPLAINED
+
+
+def _sign(
+    detector: Detector, verdict: Verdict, windows: Sequence[WindowSample], step: Step, explained: tuple[str, ...] = ()
+) -> Sign:
+    (before, n_before), (after, n_after) = level(detector, windows[: step.at]), level(detector, windows[step.at :])
+    return Sign(
+        detector,
+        verdict,
+        step.at,
+        before,
+        after,
+        step.difference,
+        *step.interval(),
+        effect(detector, step.before, step.difference),
+        min(1.0, step.p * len(DETECTORS)),
+        (n_before, n_after),
+        explained,
+    )
+
+
+# --- without a change in time -----------------------------------------------------------------------------------------
+
+
+def against_teacher(student: Sequence[WindowSample], teacher: Sequence[WindowSample]) -> tuple[list[Sign], list[str]]:
+    """Compare a student's windows with its teacher's, prompts of one kind and settings alike.
+
+    Returns:
+        The signs in which the student is worse, and the findings in which the teacher is as bad.
+    """
+    signs, as_bad = [], []
+    windows = [*teacher, *student]
+    for detector in DETECTORS:
+        values = cells(detector, windows, _but_model)
+        step = step_at(values, len(teacher), max(detector.least_variance, row_variance(values)))
+        if not step.weight:
+            continue
+        size, p = effect(detector, step.before, step.difference), step.p * len(DETECTORS)
+        if p < ALPHA and size >= 1:
+            signs.append(_sign(detector, "teacher", windows, step))
+        elif size < EXPLAINED and detector.finding == "sameness":
+            as_bad.append(detector.key)
+    return signs, as_bad
+
+
+def _but_model(measured: Measured) -> tuple[str, ...]:
+    return measured.setting[1:]
+
+
+def too_high(windows: Sequence[WindowSample]) -> list[Sign]:
+    """Return a sign of loops that were there all the time; every other level needs a teacher to be judged."""
+    detector = next(each for each in DETECTORS if each.key == "loops")
+    share, n = level(detector, windows)
+    low, high = wilson(share * n, n) if n else (0.0, 1.0)
+    if low <= LOOPS:
+        return []
+    return [Sign(detector, "level", None, math.nan, share, share, low, high, share / detector.margin, 0.0, (0, n))]
+
+
+def would_be_seen(detector: Detector, windows: Sequence[WindowSample]) -> float | None:
+    """Return the smallest step in the middle of the log that would have been called a change; None if none could be.
+
+    In the detector's own unit; of a match, the share of one repeated answer.
+    """
+    values = cells(detector, windows)
+    if len(windows) < FEWEST_WINDOWS:
+        return None
+    step = step_at(values, len(windows) // 2, max(detector.least_variance, row_variance(values)))
+    if not step.weight:
+        return None
+    needed = step.error * t_quantile(1 - ALPHA / (2 * len(DETECTORS) * (len(windows) - 3)), step.degrees)
+    if detector.kind == "match":
+        needed = math.sqrt(max(0.0, step.before) + needed) - math.sqrt(max(0.0, step.before))
+    return max(needed, detector.margin)

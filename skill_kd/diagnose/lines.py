@@ -1,0 +1,147 @@
+"""From text in pieces to blocks of lines: plain ones, JSON arrays, pretty-printed objects, CSV, streams of deltas."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from skill_kd.diagnose.openai import joined_lines
+from skill_kd.errors import UsageError
+
+BLOCK = 1 << 20
+"""Bytes of one block; also what is looked at to tell what a file is."""
+LONGEST = 8 << 20
+"""Bytes of the longest line that is read. A longer one counts as bad."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Whole lines of one source."""
+
+    lines: bytes
+    overlong: int = 0
+    """Lines left out after these because they were longer than ``LONGEST``."""
+
+
+_LIST_INSIDE = re.compile(rb'\{\s*"(?:runs|data|observations|traces|items|results)"\s*:\s*\[')
+
+
+def split(head: bytes, chunks: Iterator[bytes], path: str) -> Iterator[Block]:
+    """Yield the lines of a text that begins with ``head``, whatever holds them. ``chunks`` includes the head."""
+    start = head.lstrip()
+    first, ended, _ = start.partition(b"\n")
+    if start.startswith((b"data:", b"event:")) or b'.chunk"' in first[:4096]:
+        return _gathered(joined_lines(line for block in _lines(chunks) for line in block.lines.split(b"\n")))
+    if start.startswith(b"["):
+        return _gathered(_objects(chunks, 1))
+    if start.startswith(b"{"):
+        if ended and _is_json(first):
+            return _lines(chunks)
+        if _LIST_INSIDE.match(start):
+            return _gathered(_objects(chunks, 2))
+        if ended and first.strip() == b"{":
+            return _gathered(_objects(chunks, 0))
+        return _lines(chunks)
+    header = first.decode("utf-8", "replace").strip()
+    if b"{" not in first and "," in header and re.fullmatch(r'[\w."@ -]+(,[\w."@ -]*)+', header):
+        return _gathered(_table(chunks, path))
+    return _lines(chunks)
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[Block]:
+    """Cut after the last line end of each piece; the rest waits for more, up to ``LONGEST``."""
+    waiting: list[bytes] = []
+    size, skipping = 0, False
+    for chunk in chunks:
+        cut = chunk.rfind(b"\n") + 1
+        if not cut:
+            size += len(chunk)
+            waiting = [] if skipping or size > LONGEST else [*waiting, chunk]
+            skipping = skipping or size > LONGEST
+            continue
+        if skipping or size + chunk.index(b"\n") > LONGEST:
+            yield Block(chunk[chunk.index(b"\n") + 1 : cut], overlong=1)
+        else:
+            yield Block(b"".join([*waiting, chunk[:cut]]))
+        waiting, size, skipping = [chunk[cut:]], len(chunk) - cut, False
+    if skipping:
+        yield Block(b"", overlong=1)
+    elif size:
+        yield Block(b"".join(waiting))
+
+
+def _gathered(lines: Iterator[bytes]) -> Iterator[Block]:
+    """Blocks of lines that were made, not found; an empty one stands for one that was too long."""
+    some: list[bytes] = []
+    size = overlong = 0
+    for line in lines:
+        some.append(line.replace(b"\n", b" "))
+        size += len(line)
+        overlong += not line
+        if size >= BLOCK:
+            yield Block(b"\n".join(some), overlong)
+            some, size, overlong = [], 0, 0
+    if some:
+        yield Block(b"\n".join(some), overlong)
+
+
+_MARKS = re.compile(rb'["{}\[\]]')
+_IN_STRING = re.compile(rb'["\\]')
+
+
+def _objects(chunks: Iterable[bytes], level: int) -> Iterator[bytes]:
+    """Cut the objects that lie ``level`` brackets deep out of one JSON document, however it is laid out."""
+    buffer, place, begin, depth = b"", 0, -1, 0
+    in_string = overlong = False
+    for chunk in chunks:
+        buffer += chunk
+        while match := (_IN_STRING if in_string else _MARKS).search(buffer, place):
+            mark, place = match[0], match.end()
+            if mark == b"\\":
+                place += 1
+            elif mark == b'"':
+                in_string = not in_string
+            elif mark in b"{[":
+                if depth == level and mark == b"{":
+                    begin = match.start()
+                depth += 1
+            else:
+                depth = max(0, depth - 1)
+                if depth == level and begin >= 0:
+                    yield b"" if overlong else buffer[begin:place]
+                    begin, overlong = -1, False
+        # A backslash at the very end takes the first byte of what comes next with it.
+        place = max(place, len(buffer))
+        keep = begin if begin >= 0 else len(buffer)
+        if begin >= 0 and (overlong or len(buffer) - begin > LONGEST):
+            overlong, keep = True, len(buffer)
+        buffer, place, begin = buffer[keep:], place - keep, (0 if begin >= 0 else -1)
+    if begin >= 0:
+        yield b"" if overlong else buffer
+
+
+def _table(chunks: Iterable[bytes], path: str) -> Iterator[bytes]:
+    """Rows of a CSV export as JSON lines. Cells that hold JSON are left to the readers."""
+    lines = (line for block in _lines(chunks) for line in _text_lines(block.lines))
+    csv.field_size_limit(LONGEST)
+    try:
+        for row in csv.DictReader(lines):
+            yield json.dumps({key: value for key, value in row.items() if key and value != ""}).encode()
+    except csv.Error as error:
+        raise UsageError(f"log '{path}' looks like CSV and cannot be read as such: {error}") from error
+
+
+def _text_lines(lines: bytes) -> Iterator[str]:
+    for line in lines.removesuffix(b"\n").split(b"\n"):
+        yield line.replace(b"\x00", b"").decode("utf-8", "replace") + "\n"

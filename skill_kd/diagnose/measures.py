@@ -1,0 +1,201 @@
+"""What is measured on the sampled rows of one window: one value for each answer, and what it was asked."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from skill_kd.diagnose.windows import Sampled, Setting, Windows, length_bin, text_hash
+from skill_kd.textstats import NearDuplicates, compression, looping, opening, refusal, words
+
+OPENING = 5
+"""Words of an opening."""
+NEAR = 120
+"""Words of an answer that are compared with others."""
+FIXED = 400
+"""Bytes of an answer that are compressed; shorter answers are left out, for the ratio falls with length."""
+
+_HEDGES = re.compile(
+    r"\b(?:as an? (?:ai|language model)|it(?:'s| is) important to (?:note|remember|consider)|it(?:'s| is) worth noting"
+    r"|i (?:would|'d) (?:recommend|suggest) (?:consulting|seeking|speaking)|consult (?:a|an|your|with) \w+"
+    r"|it depends|i(?:'m| am) not (?:sure|certain|a (?:doctor|lawyer|professional))|please note that"
+    r"|there (?:is|are) no (?:one-size|simple)|may or may not|seek professional)\b"
+)
+
+
+def hedge(text: str) -> bool:
+    """Return whether the first or last 300 characters hedge. English phrases; compare rates, not single texts."""
+    ends = text if len(text) <= 600 else f"{text[:300]} … {text[-300:]}"
+    return _HEDGES.search(ends.casefold().replace("’", "'")) is not None
+
+
+@dataclass
+class Measured:
+    """One sampled answer."""
+
+    row: Sampled
+    refusal: bool
+    hedge: bool
+    loop: bool
+    cut: bool | None
+    """Stopped by the length limit; None where the log does not tell."""
+    log_length: float
+    """ln of its characters + 1."""
+    compression: float | None
+    opening: int
+    """Hash of its first words; 0 for a shorter text."""
+    near: int
+    """Number of its near-duplicate cluster in the window; 0 for none."""
+    asked: frozenset[int] = frozenset()
+    """Hashed words of the prompt."""
+    topic: int = 0
+    """Cluster of prompts; 0 where there is no prompt."""
+
+    @property
+    def setting(self) -> Setting:
+        """Model, temperature, limit, system prompt."""
+        return self.row.setting
+
+
+@dataclass
+class WindowSample:
+    """A window's rows, measured."""
+
+    start: int
+    """Days since 1970, or number of its first line."""
+    rows: int
+    """Rows of the window, of which these are a sample."""
+    measured: list[Measured] = field(default_factory=list)
+
+
+def measure_all(windows: Windows, jobs: int = 1) -> list[WindowSample]:
+    """Measure every window, in several processes if there is enough to do."""
+    parts = [(start, window.rows, window.sample) for start, window in windows]
+    if jobs <= 1 or sum(len(sample) for _, _, sample in parts) < 2000:
+        return [measure(*part) for part in parts]
+    import multiprocessing
+
+    with multiprocessing.get_context("spawn").Pool(min(jobs, os.cpu_count() or 1)) as pool:
+        return pool.starmap(measure, parts, chunksize=4)
+
+
+def measure(start: int, rows: int, sample: Sequence[Sampled]) -> WindowSample:
+    """Measure every sampled row of a window."""
+    near: NearDuplicates[int] = NearDuplicates()
+    measured = []
+    for number, row in enumerate(sample):
+        text = row.output
+        found = words(text)
+        raw = text.encode("utf-8", "replace")[:FIXED]
+        start_words = opening(found, OPENING)
+        near.add(number, found[:NEAR])
+        measured.append(
+            Measured(
+                row,
+                refusal(text),
+                hedge(text),
+                looping(text),
+                None if row.finish == "not told" else row.finish == "length",
+                math.log1p(row.characters),
+                compression(raw) if len(raw) == FIXED else None,
+                text_hash(" ".join(start_words)) if len(start_words) == OPENING else 0,
+                0,
+                _hashed(row.prompt) if row.prompt else frozenset(),
+            )
+        )
+    for number, members in enumerate(near.clusters(), 1):
+        for member in members:
+            measured[member].near = number
+    return WindowSample(start, rows, measured)
+
+
+def length_band(row: Sampled) -> int:
+    """Return the size of a prompt, in factors of four."""
+    return length_bin(len(row.prompt)) // 16 if row.prompt else -1
+
+
+# --- topics -----------------------------------------------------------------------------------------------------------
+
+TOPICS = 12
+_LEARN = 1500
+"""Prompts the topics are learned from."""
+_WORDS = 24
+
+
+def _hashed(prompt: str) -> frozenset[int]:
+    """The longest words of a prompt: what it is about. Numbers count as one word."""
+    found = {("0" if each.isdigit() else each) for each in words(prompt)}
+    return frozenset(text_hash(each) for each in sorted(found, key=lambda each: (-len(each), each))[:_WORDS])
+
+
+def assign_topics(windows: Sequence[WindowSample]) -> int:
+    """Give every row with a prompt a topic, and return how many there are.
+
+    Spherical k-means over rare words, from rows spread evenly over all windows: the mix of topics in a window is the
+    prompt mix. Deterministic.
+    """
+    rows = [each for window in windows for each in window.measured if each.asked]
+    if len({each.asked for each in rows}) < 2:
+        return 0
+    step = max(1, len(rows) // _LEARN)
+    learn = [each.asked for each in rows[::step]]
+    weight = _rarity(learn)
+    vectors = [_vector(each, weight) for each in learn]
+    centres = _spread([each for each in vectors if each])
+    for _ in range(6):
+        sums: list[dict[int, float]] = [defaultdict(float) for _ in centres]
+        for vector in vectors:
+            into = sums[_nearest(vector, centres)]
+            for key, value in vector.items():
+                into[key] += value
+        centres = [_unit(each) for each in sums if each]
+    cache: dict[frozenset[int], int] = {}
+    for row in rows:
+        if row.asked not in cache:
+            vector = _vector(row.asked, weight)
+            cache[row.asked] = 1 + _nearest(vector, centres) if vector else len(centres) + 1
+        row.topic = cache[row.asked]
+    return len(centres)
+
+
+def _rarity(learn: Sequence[frozenset[int]]) -> dict[int, float]:
+    """Inverse document frequency; words of one prompt alone tell nothing about the mix."""
+    counts = Counter(key for each in learn for key in each)
+    return {key: math.log(len(learn) / count) + 0.1 for key, count in counts.items() if count > 1}
+
+
+def _vector(asked: Iterable[int], weight: dict[int, float]) -> dict[int, float]:
+    return _unit({key: weight[key] for key in asked if key in weight})
+
+
+def _unit(vector: dict[int, float]) -> dict[int, float]:
+    norm = math.sqrt(math.fsum(value * value for value in vector.values()))
+    return {key: vector[key] / norm for key in sorted(vector)} if norm else {}
+
+
+def _spread(vectors: Sequence[dict[int, float]]) -> list[dict[int, float]]:
+    """Start from prompts that have little in common with each other (k-means++, seeded)."""
+    draw = random.Random(0)  # noqa: S311 -- a start, no secret
+    centres = [vectors[0]] if vectors else [{}]
+    closest = [_dot(each, centres[0]) for each in vectors]
+    while len(centres) < TOPICS:
+        far = [max(0.0, 1 - near) ** 2 for near in closest]
+        if sum(far) <= 0.01 * len(vectors):
+            break
+        centres.append(vectors[draw.choices(range(len(vectors)), far)[0]])
+        closest = [max(near, _dot(each, centres[-1])) for near, each in zip(closest, vectors, strict=True)]
+    return centres
+
+
+def _nearest(vector: dict[int, float], centres: Sequence[dict[int, float]]) -> int:
+    scores = [_dot(vector, centre) for centre in centres]
+    return max(range(len(centres)), key=scores.__getitem__)
+
+
+def _dot(vector: dict[int, float], centre: dict[int, float]) -> float:
+    return sum(value * centre[key] for key, value in vector.items() if key in centre)

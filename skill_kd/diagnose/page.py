@@ -1,0 +1,182 @@
+"""A diagnosis as one HTML file, in the look of the evaluation's report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from skill_kd.diagnose.detectors import BY_KEY, DETECTORS, Detector
+from skill_kd.diagnose.findings import Finding, Phrase
+from skill_kd.diagnose.result import Diagnosis
+from skill_kd.diagnose.text import REPLAY, explained_in_words, gap, shown
+from skill_kd.guidance import BY_KEY as GUIDANCE
+from skill_kd.report.markup import Markup, join, tag
+from skill_kd.report.page import Section, bullets, folded, page, pairs, paragraph, sample, verdict, write
+from skill_kd.report.plots import Line, Mark, line_plot
+from skill_kd.report.tables import Column, table
+
+_TONES = {"findings": "fail", "nothing found": "plain", "too little data": "uncertain"}
+
+
+def write_page(found: Diagnosis, path: Path) -> None:
+    """Write the page, readable by its owner alone."""
+    write(path, html(found), private=True)
+
+
+def html(found: Diagnosis) -> str:
+    """Return the page. What it holds of the log's own text was asked for, redacted, and is escaped here."""
+    sections = [*(_finding(found, each) for each in found.findings), *_explained(found), _series(found), _input(found)]
+    count = len(found.findings)
+    sentence = (
+        f"{count} finding{'s' * (count > 1)}: {', '.join(each.key for each in found.findings)}"
+        if count
+        else "no change that the detectors could see; below stands what they would have seen"
+    )
+    head = join(
+        [tag("h1", "Diagnosis of production logs"), verdict(found.status.upper(), _TONES[found.status], sentence)]
+    )
+    foot = paragraph("Proposals, not certainties: nothing here was applied. Redacted text is not anonymous.")
+    return page("Diagnosis", head, sections, data=found.to_json(), foot=foot)
+
+
+def _finding(found: Diagnosis, finding: Finding) -> Section:
+    entry = GUIDANCE[finding.key]
+    since = f" since {found.when(finding.at)}" if finding.at is not None else ""
+    rows = [
+        (
+            sign.detector.label,
+            found.when(sign.at) if sign.at is not None else "all along",
+            shown(sign.detector, sign.before),
+            shown(sign.detector, sign.after),
+            gap(sign.detector, sign.difference),
+            f"{gap(sign.detector, sign.low)} to {gap(sign.detector, sign.high)}",
+            sum(sign.answers),
+        )
+        for sign in finding.signs
+    ]
+    columns = ("Sign", "Since", "Before", "After", "Like for like", "95 % interval", Column("Answers", numeric=True))
+    content = [
+        paragraph(entry.means[:1].upper() + entry.means[1:], "."),
+        table("What was measured, on sampled answers", columns, rows),
+        *_plots(found, [sign.detector for sign in finding.signs], finding.at),
+        *_phrases("Openings that became frequent", finding.openings),
+        *_phrases("Answers that are nearly the same", finding.clusters),
+        tag("h3", "What to try, cheapest first"),
+        bullets([f"{each.do} ({each.cost}; {each.evidence})" for each in entry.remedies]),
+        paragraph("Against it: ", entry.against),
+        tag("h3", "What else it could be"),
+        bullets(list(finding.could_be)),
+    ]
+    if finding.examples:
+        answers = [sample(each, f"Answer {number}") for number, each in enumerate(finding.examples, 1)]
+        content.append(folded("Examples, redacted", *answers))
+    return Section(f"finding-{finding.key}", f"{finding.key}{since}", content, finding.key)
+
+
+def _phrases(title: str, phrases: Sequence[Phrase]) -> list[Markup]:
+    if not phrases:
+        return []
+    texts = any(each.text is not None for each in phrases)
+    columns: list[Column | str] = [
+        "Id",
+        Column("Before, %", True, 1),
+        Column("After, %", True, 1),
+        Column("Kinds of prompts", True),
+    ]
+    rows = [
+        [each.id, 100 * each.before, 100 * each.after, each.topics, *([each.text or ""] if texts else [])]
+        for each in phrases
+    ]
+    return [table(title, [*columns, *(["Text, redacted"] if texts else [])], rows)]
+
+
+def _explained(found: Diagnosis) -> list[Section]:
+    if not found.explained:
+        return []
+    rows = [
+        (
+            sign.detector.label,
+            found.when(sign.at or 0),
+            f"{shown(sign.detector, sign.before)} → {shown(sign.detector, sign.after)}",
+            explained_in_words(sign),
+        )
+        for sign in found.explained
+    ]
+    content = [
+        table("Changes that vanish when like is compared with like", ("Sign", "Since", "Change", "Came with"), rows)
+    ]
+    return [Section("explained", "Changes that came with something else", content, "explained")]
+
+
+def _series(found: Diagnosis) -> Section:
+    rest = [
+        each for each in DETECTORS if each.key not in {sign.detector.key for f in found.findings for sign in f.signs}
+    ]
+    lines = [
+        Line(name, _times(found), [each.lengths[name] for each in found.points]) for name in found.points[0].lengths
+    ]
+    lengths = line_plot("Length of all answers", "Quantiles, from every line.", lines, x=_axis(found), y="characters")
+    return Section("series", "All detectors over time", [*_plots(found, rest, None), lengths], "over time")
+
+
+def _plots(found: Diagnosis, detectors: Sequence[Detector], at: int | None) -> list[Markup]:
+    changes = [Mark(_times(found)[at], "change")] if at is not None else []
+    plots = []
+    for detector in detectors:
+        scale = 100.0 if detector.kind != "mean" else 1.0
+        values = [each.values[detector.key] for each in found.points]
+        series = [
+            [None if v is None else scale * v for v in each]
+            for each in zip(*((v.value, v.low, v.high) for v in values), strict=True)
+        ]
+        unit = {"share": "% of answers", "match": "% of pairs", "mean": detector.label}[detector.kind]
+        line = Line(detector.label, _times(found), series[0], series[1], series[2])
+        told = "Sampled answers of each window, with 95 % intervals."
+        plots.append(line_plot(BY_KEY[detector.key].label, told, [line], x=_axis(found), y=unit, changes=changes))
+    return plots
+
+
+def _times(found: Diagnosis) -> list[datetime] | list[float]:
+    if found.by_day:
+        return [datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=each.start) for each in found.points]
+    return [float(each.start + 1) for each in found.points]
+
+
+def _axis(found: Diagnosis) -> str:
+    return "day (UTC)" if found.by_day else "line"
+
+
+def _input(found: Diagnosis) -> Section:
+    scan = found.scan
+    facts = [
+        ("Answers", scan.rows),
+        ("Lines", scan.lines),
+        ("Left out", ", ".join(f"{count} {reason}" for reason, count in scan.drops.most_common()) or "none"),
+        ("Formats", ", ".join(sorted(set(scan.formats.values())))),
+        ("Windows", len(found.points)),
+        ("Read closely", sum(each.sampled for each in found.points)),
+    ]
+    columns = (
+        "Window",
+        Column("Answers", True),
+        Column("Sampled", True),
+        Column("Repeated answers, %", True, 1),
+        Column("Top opening, %", True, 1),
+        Column("Entropy of openings, nats", True, 2),
+        "Finish reasons",
+    )
+    rows = [
+        (
+            found.when(number),
+            each.rows,
+            each.sampled,
+            None if each.repeated.value is None else 100 * each.repeated.value,
+            100 * each.top_opening,
+            each.opening_entropy,
+            ", ".join(f"{reason} {count / each.rows:.1%}" for reason, count in each.finishes.items()),
+        )
+        for number, each in enumerate(found.points)
+    ]
+    content = [pairs(facts), table("Windows", columns, rows, filtered=True), bullets([*found.notes, REPLAY])]
+    return Section("input", "What was read", content, "input")

@@ -1,0 +1,259 @@
+"""Reading whole logs: every line counted, by this process or by several that share the blocks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from skill_kd.diagnose.lines import LONGEST, Block
+from skill_kd.diagnose.readers import Fields, detect, parse, reader
+from skill_kd.diagnose.rows import BAD, Rows
+from skill_kd.diagnose.sources import Source
+from skill_kd.diagnose.windows import Windows
+from skill_kd.errors import UsageError
+
+MOST_BAD = 0.05
+"""Share of unreadable lines above which the input is refused."""
+LINES = 100
+"""Lines of a window where the log tells no times; windows grow when there are too many."""
+
+Progress = Callable[[int, int | None], None]
+"""Takes bytes read and bytes in all, None where nobody knows."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How logs are read."""
+
+    format_name: str | None = None
+    """One of ``FORMATS``; None tells it from the content."""
+    fields: Fields = field(default_factory=Fields)
+    window: str | int = "day"
+    """``day``, or a number of lines."""
+    seed: int = 0
+    """Of the sample."""
+    jobs: int = 1
+    """Processes that parse; with more than one, this process only reads and hands out."""
+
+
+def window_unit(text: str) -> str | int:
+    """Return what ``--window`` means: ``day``, or a number of lines.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if text == "day":
+        return text
+    if text.isascii() and text.isdigit() and int(text) > 0:
+        return int(text)
+    raise UsageError(f"window '{text}' is neither 'day' nor a number of lines above 0")
+
+
+@dataclass
+class Scan:
+    """What was read."""
+
+    windows: Windows
+    rows: int = 0
+    """Answers that count."""
+    lines: int = 0
+    """Lines with something in them."""
+    drops: Counter[str] = field(default_factory=Counter)
+    """Lines without an answer that counts, by reason."""
+    formats: dict[str, str] = field(default_factory=dict)
+    """By source."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def bad(self) -> int:
+        """Lines that could not be read."""
+        return sum(self.drops[reason] for reason in BAD)
+
+    def merge(self, other: Scan) -> None:
+        """Take in what another process read."""
+        self.windows.merge(other.windows)
+        self.rows += other.rows
+        self.lines += other.lines
+        self.drops += other.drops
+
+
+@dataclass(frozen=True)
+class _Task:
+    block: Block
+    format_name: str
+    place: str
+    """Names the block, for its part of the sample's randomness."""
+    line: int
+    """Number of its first line, over all sources."""
+
+
+def scan(paths: Sequence[str], options: Options, progress: Progress | None = None) -> Scan:
+    """Read logs once.
+
+    Raises:
+        UsageError: a log cannot be read, more than 5 % of the lines are bad, or none is usable.
+        MissingRequirementError: a log is compressed with zstd and no package here reads that.
+    """
+    head = Scan(Windows(options.window))
+    tasks = _tasks(paths, options, head, progress)
+    started = next(tasks, None)
+    if started is None:
+        raise UsageError(f"nothing to diagnose: {'; '.join(head.notes)}")
+    if isinstance(options.window, str) and not _has_times(started, options):
+        head.windows = Windows(LINES)
+        head.notes.append("the log tells no times, so windows are counted in lines")
+    unit = head.windows.unit
+    parts = _shared(started, tasks, options, unit) if options.jobs > 1 else _alone(started, tasks, options, unit)
+    for part in parts:
+        head.merge(part)
+    return _usable(head)
+
+
+def _tasks(paths: Sequence[str], options: Options, head: Scan, progress: Progress | None) -> Iterator[_Task]:
+    known = all(path != "-" for path in paths)
+    total = sum(Path(path).stat().st_size for path in paths if Path(path).is_file()) if known else None
+    done = line = 0
+    for number, path in enumerate(paths):
+        source = Source(path)
+        format_name = options.format_name
+        for index, block in enumerate(source.blocks()):
+            if format_name is None:
+                format_name = _detected(path, block, options.fields)
+            head.formats[path] = format_name
+            yield _Task(block, format_name, f"{options.seed}/{number}/{index}", line)
+            line += block.lines.count(b"\n") + 1
+            if progress:
+                progress(done + source.read, total)
+        done += source.read
+        head.notes += source.notes
+
+
+def _detected(path: str, block: Block, fields: Fields) -> str:
+    lines = (each for each in block.lines.split(b"\n") if each.strip())
+    try:
+        return detect(list(islice(lines, 50)), fields)
+    except UsageError as error:
+        raise UsageError(f"log '{path}': {error}") from error
+
+
+def _has_times(task: _Task, options: Options) -> bool:
+    read, times, rows = reader(task.format_name, options.fields), 0, 0
+    for line in islice(task.block.lines.split(b"\n"), 200):
+        found = _read(line, read)
+        if isinstance(found, list):
+            rows += len(found)
+            times += sum(row.time is not None for row in found)
+    return times * 2 > rows
+
+
+def _usable(done: Scan) -> Scan:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in done.drops.most_common()) or "nothing in them"
+    if done.bad > MOST_BAD * done.lines:
+        raise UsageError(
+            f"{done.bad} of {done.lines} lines could not be read ({reasons}); more than {MOST_BAD:.0%} is no basis for "
+            f"a diagnosis. Read as: {', '.join(sorted(set(done.formats.values())))}; --format says otherwise"
+        )
+    if not done.rows:
+        raise UsageError(f"no line holds an answer that counts ({done.lines} lines: {reasons})")
+    return done
+
+
+def _read(line: bytes, read: Callable[[Any], Rows]) -> Rows:
+    try:
+        record = parse(line)
+        return read(record) if isinstance(record, dict) else "no known fields"
+    except (ValueError, RecursionError):
+        return "not JSON"
+    except (TypeError, AttributeError, KeyError, IndexError):  # fields are there and hold what they never hold
+        return "no known fields"
+
+
+def absorb(task: _Task, options: Options, into: Scan) -> None:
+    """Count every line of one block."""
+    read, draw = _reader(task.format_name, options.fields), random.Random(task.place).random  # noqa: S311 -- a sample
+    windows, drops, seen = into.windows, into.drops, set()
+    days = isinstance(windows.unit, str)
+    if task.block.overlong:
+        drops["longer than the limit"] += task.block.overlong
+        into.lines += task.block.overlong
+    for number, line in enumerate(task.block.lines.split(b"\n"), task.line):
+        if not line or line.isspace():
+            continue
+        into.lines += 1
+        found = "longer than the limit" if len(line) > LONGEST else _read(line, read)
+        if isinstance(found, str):
+            drops[found] += 1
+            continue
+        for row in found:
+            if row.key is not None and row.key in seen:
+                drops["written twice"] += 1
+            elif days and row.time is None:
+                drops["no time"] += 1
+            else:
+                if row.key is not None:
+                    seen.add(row.key)
+                into.rows += 1
+                windows.add(row, number, draw())
+
+
+_reader = lru_cache(8)(reader)
+
+
+def _alone(first: _Task, rest: Iterator[_Task], options: Options, unit: str | int) -> Iterator[Scan]:
+    own = Scan(Windows(unit))
+    absorb(first, options, own)
+    for task in rest:
+        absorb(task, options, own)
+    yield own
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+def _shared(first: _Task, rest: Iterator[_Task], options: Options, unit: str | int) -> Iterator[Scan]:
+    context = multiprocessing.get_context("spawn")  # a progress bar has threads, which a fork would break
+    tasks: Any = context.Queue(2 * options.jobs)
+    ends = []
+    for _ in range(min(options.jobs, os.cpu_count() or 1)):
+        mine, theirs = context.Pipe(duplex=False)
+        worker = context.Process(target=_work, args=(tasks, theirs, options, unit), daemon=True)
+        worker.start()
+        theirs.close()
+        ends.append((worker, mine))
+    try:
+        workers = [worker for worker, _ in ends]
+        for task in chain([first], rest, [None] * len(ends)):
+            _put(tasks, task, workers)
+        for _, mine in ends:
+            yield mine.recv()
+    except EOFError as error:
+        raise RuntimeError("a reading process ended early; try --jobs 1") from error
+    finally:
+        for worker, _ in ends:
+            worker.terminate()
+
+
+def _put(tasks: Any, task: _Task | None, workers: Sequence[Any]) -> None:
+    while True:
+        try:
+            tasks.put(task, timeout=5)
+            return
+        except queue.Full:
+            if not any(worker.is_alive() for worker in workers):
+                raise EOFError from None
+
+
+def _work(tasks: Any, result: Any, options: Options, unit: str | int) -> None:
+    own = Scan(Windows(unit))
+    while (task := tasks.get()) is not None:
+        absorb(task, options, own)
+    result.send(own)

@@ -1,0 +1,152 @@
+"""A diagnosis as text for a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from skill_kd.diagnose.detectors import DETECTORS, Detector
+from skill_kd.diagnose.files import PROMPTS, SAMPLES
+from skill_kd.diagnose.findings import Finding
+from skill_kd.diagnose.judge import Sign
+from skill_kd.guidance import BY_KEY
+
+if TYPE_CHECKING:
+    from skill_kd.diagnose.result import Diagnosis
+
+REPLAY = (
+    f"replay {PROMPTS} prompts of the log × {SAMPLES} answers each, from student and teacher, same settings: "
+    "only repeated prompts tell lost modes from sharpening"
+)
+_FACTOR = {
+    "prompt mix": "people asked for other things",
+    "temperature": "the serving temperature was changed",
+    "max_tokens": "the limit of the answers was changed",
+    "system prompt": "the system prompt was changed",
+    "model version": "another model version was served from then on; compare both versions on the same prompts",
+    "several settings together": "several settings changed together; compare them one by one",
+}
+
+
+def shown(detector: Detector, value: float) -> str:
+    """A detector's value for people."""
+    if math.isnan(value):
+        return "-"
+    if detector.kind == "share":
+        return f"{value:.1%}"
+    if detector.kind == "match":
+        return f"{value:.2%} of pairs"
+    return f"{math.expm1(value):.0f} characters" if detector.key == "length" else f"{value:.3f}"
+
+
+def gap(detector: Detector, value: float) -> str:
+    """A difference of a detector's values for people."""
+    if not math.isfinite(value):
+        return "-"
+    if detector.kind == "share":
+        return f"{100 * value:+.1f} points"
+    if detector.kind == "match":
+        return f"{100 * value:+.1f} points of pairs"
+    return f"{math.expm1(value):+.0%}" if detector.key == "length" else f"{value:+.3f}"
+
+
+def terminal(found: Diagnosis) -> str:
+    """Return the whole diagnosis as lines."""
+    return "\n".join(_lines(found))
+
+
+def _lines(found: Diagnosis) -> Iterator[str]:
+    yield from _input(found)
+    yield ""
+    yield _headline(found)
+    for number, finding in enumerate(found.findings, 1):
+        yield ""
+        yield from _finding(found, number, finding)
+    if found.explained:
+        yield ""
+        yield "changes that came with something else (no finding)"
+        for sign in found.explained:
+            yield f"  {_change(found, sign)}"
+            yield f"    {explained_in_words(sign)}"
+    if found.notes:
+        yield ""
+        yield from (f"note: {note}" for note in found.notes)
+    if found.findings:
+        yield ""
+        yield from _next(found)
+
+
+def _input(found: Diagnosis) -> Iterator[str]:
+    scan = found.scan
+    formats = Counter(scan.formats.values())
+    yield f"read      {scan.rows} answers from {scan.lines} lines as {', '.join(formats)} (--format says otherwise)"
+    if scan.drops:
+        yield f"left out  {', '.join(f'{count} {reason}' for reason, count in scan.drops.most_common())}"
+    unit = "day" if found.by_day else "line"
+    span = scan.windows.width
+    first, last = found.when(0), found.when(len(found.points) - 1)
+    yield f"windows   {len(found.points)} of {span} {unit}{'s' * (span > 1)}, {first} to {last}"
+    sampled = sum(point.sampled for point in found.points)
+    yield f"sample    {sampled} answers read closely; every line counted for hashes, lengths, finish reasons"
+
+
+def _headline(found: Diagnosis) -> str:
+    if found.findings:
+        return f"{len(found.findings)} finding{'s' * (len(found.findings) > 1)}, the strongest first"
+    if found.status == "too little data":
+        return "too little data: dating a change takes 6 windows and 200 answers; --baseline compares without dates"
+    return f"nothing found. A step in the middle of the log would have been seen from: {', '.join(_seen(found))}"
+
+
+def _seen(found: Diagnosis) -> Iterator[str]:
+    for detector in DETECTORS:
+        step = found.seen.get(detector.key)
+        if step is not None:
+            size = gap(detector, step).removesuffix(" of pairs").lstrip("+")
+            yield f"{detector.label} {size}{' of the answers' * (detector.kind == 'match')}"
+
+
+def _finding(found: Diagnosis, number: int, finding: Finding) -> Iterator[str]:
+    entry = BY_KEY[finding.key]
+    since = f" since {found.when(finding.at)}" if finding.at is not None else ""
+    yield f"{number}. {finding.key}{since}: {entry.means}"
+    yield from (f"   sign     {_change(found, sign)}" for sign in finding.signs)
+    for title, phrases in (("opening", finding.openings), ("cluster", finding.clusters)):
+        for phrase in phrases[:3]:
+            text = f"  {phrase.text}" if phrase.text is not None else ""
+            yield f"   {title}  {phrase.id}: {phrase.before:.1%} → {phrase.after:.1%} of answers{text}"
+    yield from (f"   example  {' '.join(each.split())}" for each in finding.examples[:3])
+    yield from (f"   do {place}     {each.do} [{each.evidence}]" for place, each in enumerate(entry.remedies, 1))
+    yield f"   but      {entry.against}"
+    yield f"   could be {'; '.join(finding.could_be)}"
+
+
+def _change(found: Diagnosis, sign: Sign) -> str:
+    label, answers = sign.detector.label, f"{sign.answers[0]} and {sign.answers[1]} sampled answers"
+    if sign.verdict == "level":
+        share = shown(sign.detector, sign.after)
+        return f"{label}: {share} all along, at least {sign.low:.1%} ({sign.answers[1]} sampled answers)"
+    sides = f"{shown(sign.detector, sign.before)} → {shown(sign.detector, sign.after)}"
+    difference, low, high = (gap(sign.detector, each) for each in (sign.difference, sign.low, sign.high))
+    like = f"like for like {difference}, 95% interval {low} to {high}"
+    who = "teacher → student" if sign.verdict == "teacher" else f"since {found.when(sign.at or 0)}"
+    return f"{label} {who}: {sides}; {like} ({answers})"
+
+
+def _next(found: Diagnosis) -> Iterator[str]:
+    yield "next"
+    yield f"  {REPLAY}{f': {found.replay}' if found.replay else ' (--replay FILE writes the prompts)'}"
+    if found.pilot is None:
+        yield "  --spec SPEC writes a pilot: two specs that differ in one knob"
+    else:
+        one, two = found.pilot.files
+        pilot = found.pilot
+        yield f"  pilot against '{pilot.finding}': {pilot.path}: {pilot.before} → {pilot.after}"
+        yield f"    skill-kd run {one} && skill-kd run {two}, then evaluate both; nothing else differs"
+
+
+def explained_in_words(sign: Sign) -> str:
+    """Return why a change is no finding."""
+    return "; ".join(f"{each}: {_FACTOR[each]}" for each in sign.explained_by)

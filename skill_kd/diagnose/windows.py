@@ -1,0 +1,244 @@
+"""Windows of time or of lines: counts of every row, and a bounded random sample of the rows themselves.
+
+A window can be merged with another, so work can be shared by processes, and neighbours become one when there are too
+many. What it holds does not depend on how the rows were shared out.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from hashlib import blake2b
+from operator import itemgetter
+from typing import NamedTuple
+
+from skill_kd.diagnose.rows import Row
+
+SAMPLE = 256
+"""Rows of each window that the costly detectors read."""
+MOST_WINDOWS = 128
+"""Beyond these, windows become twice as wide."""
+MOST_HASHES = 4096
+"""Different answers counted in a window; beyond them a random share of all answers, chosen by hash."""
+TEXT, PROMPT = 2000, 400
+"""Characters kept of a sampled answer and of its prompt."""
+SETTINGS = ("model version", "temperature", "max_tokens", "system prompt")
+
+Setting = tuple[str, str, str, str]
+"""How an answer was asked for, as text, in the order of ``SETTINGS``."""
+
+
+class Sampled(NamedTuple):
+    """A row in the sample: texts cut, and the hashes of whole texts."""
+
+    output: str
+    prompt: str | None
+    output_hash: int
+    prompt_hash: int
+    """0 where the log has no prompt."""
+    finish: str
+    setting: Setting
+    characters: int
+
+
+class Window:
+    """What is known of one window."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.finishes: Counter[str] = Counter()
+        self.lengths: Counter[int] = Counter()
+        """By ``length_bin``."""
+        self.hashes: dict[int, list[int]] = {}
+        """Of answers whose hash is below ``limit``: rows, one of their prompts, whether prompts differ."""
+        self.limit = 1 << 64
+        self._heap: list[tuple[float, Sampled]] = []
+
+    def add(self, row: Row, setting: Setting, priority: float) -> None:
+        """Count a row; keep it if its priority, random in [0, 1), is among the smallest."""
+        self.rows += 1
+        finish = _FINISHES.get(row.finish or "", "other")
+        self.finishes[finish] += 1
+        characters = len(row.output)
+        self.lengths[length_bin(characters)] += 1
+        output_hash, prompt_hash = text_hash(row.output), _exact_hash(row.prompt) if row.prompt else 0
+        if output_hash < self.limit:
+            self._count(output_hash, 1, prompt_hash, False)
+            self._shrink()
+        heap = self._heap
+        if len(heap) < SAMPLE or -heap[0][0] > priority:
+            kept = Sampled(
+                row.output[:TEXT],
+                row.prompt[:PROMPT] if row.prompt else None,
+                output_hash,
+                prompt_hash,
+                finish,
+                setting,
+                characters,
+            )
+            push = heapq.heappush if len(heap) < SAMPLE else heapq.heappushpop
+            push(heap, (-priority, kept))
+
+    def _count(self, output_hash: int, rows: int, prompt: int, differ: bool) -> None:
+        entry = self.hashes.get(output_hash)
+        if entry is None:
+            self.hashes[output_hash] = [rows, prompt, differ]
+        else:
+            entry[2] = entry[2] or differ or entry[1] != prompt or not prompt
+            entry[0] += rows
+            entry[1] = min(entry[1], prompt)
+
+    def _shrink(self) -> None:
+        while len(self.hashes) > MOST_HASHES:
+            self.limit >>= 1
+            self.hashes = {key: entry for key, entry in self.hashes.items() if key < self.limit}
+
+    def merge(self, other: Window) -> None:
+        """Take in all of another window."""
+        self.rows += other.rows
+        self.finishes += other.finishes
+        self.lengths += other.lengths
+        self.limit = min(self.limit, other.limit)
+        self.hashes = {key: entry for key, entry in self.hashes.items() if key < self.limit}
+        for key, (rows, prompt, differ) in other.hashes.items():
+            if key < self.limit:
+                self._count(key, rows, prompt, bool(differ))
+        self._shrink()
+        self._heap = heapq.nlargest(SAMPLE, self._heap + other._heap, key=itemgetter(0))
+        heapq.heapify(self._heap)
+
+    @property
+    def sample(self) -> list[Sampled]:
+        """The sampled rows, the same whatever their order was."""
+        return [row for _, row in sorted(self._heap, key=itemgetter(0), reverse=True)]
+
+    def repeated(self) -> tuple[int, int]:
+        """Rows whose answer (digits folded) also answers another prompt, and rows looked at; exact below the cap."""
+        return sum(rows for rows, _, differ in self.hashes.values() if differ), sum(
+            rows for rows, _, _ in self.hashes.values()
+        )
+
+
+class Windows:
+    """All windows, in order. ``unit`` is ``day``, or how many lines make one."""
+
+    def __init__(self, unit: str | int) -> None:
+        self.unit = unit
+        self.shift = 0
+        """Each window spans 2 ** shift units."""
+        self._windows: dict[int, Window] = {}
+        self._systems: dict[str, str] = {}
+
+    def add(self, row: Row, line: int, priority: float) -> None:
+        """Count a row; in windows of days it must have a time."""
+        if isinstance(self.unit, int):
+            place = line // self.unit
+        else:
+            assert row.time is not None
+            place = int(row.time // 86400)
+        place >>= self.shift
+        window = self._windows.get(place)
+        if window is None:
+            window = self._windows[place] = Window()
+            while len(self._windows) > MOST_WINDOWS:
+                self._widen(self.shift + 1)
+            window = self._windows.get(place, window)
+            if place not in self._windows:  # it was widened just now
+                return self.add(row, line, priority)
+        window.add(row, self._setting(row), priority)
+        return None
+
+    def _setting(self, row: Row) -> Setting:
+        system = row.system or ""
+        known = self._systems.get(system)
+        if known is None:
+            known = f"{text_hash(system):016x}" if system else "none"
+            if len(self._systems) < 256:
+                self._systems[system] = known
+        return (
+            row.model or "not told",
+            "not told" if row.temperature is None else f"{row.temperature:g}",
+            "not told" if row.max_tokens is None else f"{row.max_tokens:g}",
+            known,
+        )
+
+    def _widen(self, shift: int) -> None:
+        old, self._windows, by = self._windows, {}, shift - self.shift
+        self.shift = shift
+        for place in sorted(old):
+            if (kept := self._windows.get(place >> by)) is None:
+                self._windows[place >> by] = old[place]
+            else:
+                kept.merge(old[place])
+
+    def merge(self, other: Windows) -> None:
+        """Take in all of another's windows."""
+        for each, shift in ((self, other.shift), (other, self.shift)):
+            if each.shift < shift:
+                each._widen(shift)
+        for place, window in other._windows.items():
+            if place in self._windows:
+                self._windows[place].merge(window)
+            else:
+                self._windows[place] = window
+        while len(self._windows) > MOST_WINDOWS:
+            self._widen(self.shift + 1)
+
+    @property
+    def width(self) -> int:
+        """Days or lines that one window spans."""
+        return (self.unit if isinstance(self.unit, int) else 1) << self.shift
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def __iter__(self) -> Iterator[tuple[int, Window]]:
+        """Yield the first unit of each window (days since 1970, or the line's number) and the window."""
+        width = self.width
+        return ((place * width, self._windows[place]) for place in sorted(self._windows))
+
+
+_FINISHES = {
+    **dict.fromkeys(("", "none", "null"), "not told"),
+    **dict.fromkeys(("stop", "end_turn", "eos", "eos_token", "stop_sequence", "end", "complete", "completed"), "stop"),
+    **dict.fromkeys(("length", "max_tokens", "max_output_tokens", "model_length", "token_limit"), "length"),
+    **dict.fromkeys(("tool_calls", "tool_call", "tool_use", "function_call"), "tool call"),
+    **dict.fromkeys(("content_filter", "safety", "refusal", "content_filtered"), "content filter"),
+}
+
+_FOLD = bytes.maketrans(b"0123456789", b"0" * 10)
+_ZEROS = re.compile(rb"00+")
+
+
+def _exact_hash(text: str) -> int:
+    """Return 64 bits of a prompt: two that differ in a number only are two prompts, whose answers may be compared."""
+    return int.from_bytes(blake2b(text.strip().encode("utf-8", "replace"), digest_size=8).digest(), "little")
+
+
+def text_hash(text: str) -> int:
+    """Return 64 bits of a text: NFC, numbers folded into one digit, the blanks around it left out."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    folded = text.strip().encode("utf-8", "replace").translate(_FOLD)
+    if b"00" in folded:
+        folded = _ZEROS.sub(b"0", folded)
+    return int.from_bytes(blake2b(folded, digest_size=8).digest(), "little")
+
+
+def length_bin(characters: int) -> int:
+    """Return the bin of a length: exact below 16 characters, then eight bins for each doubling."""
+    if characters < 16:
+        return characters
+    octave = characters.bit_length() - 5
+    return 16 + 8 * octave + ((characters >> (octave + 1)) & 7)
+
+
+def bin_length(index: int) -> float:
+    """Return the middle of a bin, in characters."""
+    if index < 16:
+        return float(index)
+    octave, step = divmod(index - 16, 8)
+    return (8.5 + step) * float(1 << (octave + 1))

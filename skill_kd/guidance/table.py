@@ -1,0 +1,265 @@
+"""The decision table itself: what may be seen, what to do about it, and which objective fits which need.
+
+Frozen data. Numbers in brackets are arXiv ids; "judgement" marks what is nobody's measurement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Matters = Literal["coverage", "precision", "balanced"]
+Teacher = Literal["logits", "served", "text"]
+Budget = Literal["small", "normal", "large"]
+
+LONG = 512
+"""Tokens of an answer above which whole-response policy gradients are too noisy to start with."""
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One change to a spec that trains with one of ``kinds``. ``path`` begins at the distill stage or at the top."""
+
+    kinds: tuple[str, ...]
+    path: str
+    value: object
+    """The new value; a ``float`` with ``scale`` multiplies what is there."""
+    scale: bool = False
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """Something to do, with what speaks for it."""
+
+    do: str
+    cost: Literal["serving", "data", "pilot"]
+    """What it takes, cheapest first: a setting at the server, other data, a training pilot."""
+    evidence: str
+    knobs: tuple[Knob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What may be seen, and what to do about it."""
+
+    key: str
+    seen: str
+    means: str
+    remedies: tuple[Remedy, ...]
+    """Cheapest first."""
+    against: str
+    """Counter-evidence, and what else it may be."""
+
+
+ON_POLICY = ("reverse_kl", "skew_reverse_kl", "entropy_aware", "jsd")
+_OFF = ("forward_kl", "skew_kl", "adaptive_kl", "total_variation")
+_TEXT = ("sft", "sequence_kd")
+_SHARE = (
+    "With full token-level distillation both directions share the optimum; "
+    "the difference is one of short capacity and early training (2404.02657)."
+)
+_DISPUTED = "2510.20817 argues against reading coverage off the direction alone."
+
+_TOWARD_COVERAGE = Remedy(
+    "move toward forward KL: β 1 → .5 or 0, forward KL where the teacher is undecided, or a coverage term",
+    "pilot",
+    "2603.07079 (Pass@8 +1.4 to +5.1), 2605.16826",
+    (
+        Knob(("minillm",), "objective.coverage_weight", 0.5),
+        Knob(("reverse_kl", "skew_reverse_kl"), "objective", {"kind": "jsd", "beta": 0.5, "on_policy": 1.0}),
+        Knob(("jsd",), "objective.beta", 0.1),
+        Knob(("entropy_aware",), "objective.entropy_threshold", 0.4),
+        Knob(("adaptive_kl", "total_variation"), "objective", {"kind": "forward_kl"}),
+    ),
+)
+_TEMPERATURE = Remedy(
+    "raise the serving temperature or top-p, and look again",
+    "serving",
+    "2004.02990: temperature restores form more than content",
+)
+_MORE_ON_POLICY = Remedy(
+    "train on more of the student's own samples",
+    "pilot",
+    "2204.01171: errors accumulate on prefixes the student never saw in training",
+    (
+        Knob((*_OFF, "jsd"), "objective.on_policy", 1.0),
+        Knob(_TEXT, "objective", {"kind": "reverse_kl"}),
+        Knob(("minillm",), "objective.teacher_mix", 0.0),
+    ),
+)
+
+FINDINGS = (
+    Finding(
+        "sameness",
+        "answers to different prompts became alike (logs alone)",
+        "the student sharpened, or dropped modes; prompts that never repeat cannot tell which: replay 50 prompts × 8",
+        (_TEMPERATURE, _TOWARD_COVERAGE),
+        f"The teacher may be as narrow: compare with its logs. {_SHARE} {_DISPUTED}",
+    ),
+    Finding(
+        "sharpened",
+        "both KLs alike, student entropy / teacher entropy < 1",
+        "sharpened: the modes are there, with too little mass outside the first choice",
+        (_TEMPERATURE, _TOWARD_COVERAGE),
+        f"A temperature that restores the entropy need not restore the content (2004.02990). {_SHARE}",
+    ),
+    Finding(
+        "lost_modes",
+        "forward_kl ≫ reverse_kl, recall lost against the null",
+        "modes of the teacher were dropped; no serving setting brings them back",
+        (
+            _TOWARD_COVERAGE,
+            Remedy(
+                "with MiniLLM: forward KL on in-domain teacher samples, or a larger PT weight with a corpus",
+                "pilot",
+                "2306.08543",
+            ),
+        ),
+        f"{_SHARE} {_DISPUTED}",
+    ),
+    Finding(
+        "loops",
+        "loops, repetition, answers that compress too well",
+        "early degeneration or reward hacking; a falling reverse KL does not exclude it",
+        (
+            Remedy(
+                "check that the end of sequence is trained and served (pad = eos, stop tokens)",
+                "serving",
+                "trl PR 6357",
+            ),
+            Remedy(
+                "more teacher-mixed sampling, length normalisation; off-policy: more of the student's own samples",
+                "pilot",
+                "2306.08543: validation Rouge-L 27.4, without mixing 22.3, without normalisation 17.4",
+                (
+                    Knob(("minillm",), "objective.length_normalization", True),
+                    Knob(("minillm",), "objective.teacher_mix", 0.4),
+                    Knob(("reverse_kl", "skew_reverse_kl", "entropy_aware"), "objective.on_policy", 0.5),
+                    Knob((*_OFF, "jsd"), "objective.on_policy", 1.0),
+                    Knob(_TEXT, "objective", {"kind": "reverse_kl"}),
+                ),
+            ),
+        ),
+        "A stability cure, not a coverage cure: the weights correct the mixture away. Greedy decoding loops by itself.",
+    ),
+    Finding(
+        "length",
+        "answers grew, shrank, or are cut by the limit",
+        "length inflation or collapse, or an end of sequence that was not learnt",
+        (
+            Remedy("check the serving limit, the stop tokens and the chat template", "serving", "trl PR 6357"),
+            Remedy(
+                "let rollouts end by themselves: a larger max_new_tokens; with MiniLLM keep length normalisation",
+                "pilot",
+                "2604.08527, 2306.08543 (Eq 6)",
+                (
+                    Knob(("minillm",), "objective.length_normalization", True),
+                    Knob(("minillm", *ON_POLICY, *_OFF, *_TEXT), "rollout.max_new_tokens", 2, scale=True),
+                ),
+            ),
+        ),
+        "Length follows the prompts: a mix of longer questions looks the same.",
+    ),
+    Finding(
+        "refusals",
+        "refusals or hedges, more than the teacher's",
+        "the prompts or the data, before the objective",
+        (
+            Remedy("compare the prompt mix and the system prompt with those trained on", "serving", "judgement"),
+            Remedy("take out refusals from the training responses where the teacher answers", "data", "judgement"),
+        ),
+        "The teacher refuses them too, or policy changed on purpose. Patterns miss refusals in other words.",
+    ),
+    Finding(
+        "imprecise",
+        "low precision, odd tokens, student entropy / teacher entropy > 1",
+        "over-smoothed: the student puts mass where the teacher has little",
+        (
+            Remedy("lower the serving temperature or top-p", "serving", "judgement"),
+            Remedy(
+                "toward reverse or skew KL, on the student's own samples",
+                "pilot",
+                "2306.08543, 2402.03898",
+                (
+                    Knob(("minillm",), "objective.coverage_weight", 0.0),
+                    Knob((*_OFF, *_TEXT), "objective", {"kind": "reverse_kl"}),
+                    Knob(("jsd",), "objective.beta", 0.9),
+                    Knob(("entropy_aware",), "objective.entropy_threshold", 1.6),
+                ),
+            ),
+        ),
+        _SHARE,
+    ),
+    Finding(
+        "exposure",
+        "ExAccErr rises along the answer, forward_kl on teacher prefixes is fine",
+        "exposure bias: good on the teacher's prefixes, lost on its own",
+        (_MORE_ON_POLICY,),
+        "The published code for ExAccErr shows one index only: look at the whole curve with its interval.",
+    ),
+    Finding(
+        "teacher_narrow",
+        "the teacher's answers are as alike",
+        "the objective is not the cause",
+        (
+            Remedy(
+                "change the teacher, the prompts or the data",
+                "data",
+                "2504.05228: larger teachers are often less diverse",
+            ),
+        ),
+        "Different temperatures or prompts on the two sides look the same.",
+    ),
+)
+BY_KEY = {finding.key: finding for finding in FINDINGS}
+
+
+# --- which objective --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A need, the objective to start with, and why. None matches anything; the first match counts."""
+
+    matters: tuple[Matters, ...] | None
+    teacher: tuple[Teacher, ...] | None
+    budget: tuple[Budget, ...] | None
+    long: bool | None
+    objective: Mapping[str, object]
+    why: str
+    unless: str
+    """What would change this."""
+
+    def fits(self, matters: str, teacher: str, budget: str, long: bool) -> bool:
+        """Whether this row is about the need."""
+        asked = ((self.matters, matters), (self.teacher, teacher), (self.budget, budget))
+        return all(each is None or value in each for each, value in asked) and self.long in (None, long)
+
+
+CHOICES = (
+    Choice(None, ("text",), None, None, {"kind": "sequence_kd"},
+           "a teacher that gives text only can be imitated, not compared with (2603.25562)",
+           "log-probabilities at hand: on-policy objectives learn more from each sample"),
+    Choice(("coverage",), ("served",), None, None, {"kind": "forward_kl", "responses": "teacher"},
+           "keeps what the teacher does; plain top-k targets are biased (2503.16870), so the rest counts as one class",
+           "the teacher's weights here: entropy_aware reads the whole distribution"),
+    Choice(None, ("served",), None, None, {"kind": "reverse_kl"},
+           "one scoring call for each sample of the student; teacher mixing would need one for each token",
+           "the teacher's weights here: minillm adds what a token does to later ones"),
+    Choice(("coverage",), None, ("small",), None, {"kind": "forward_kl", "responses": "teacher"},
+           "no sampling by the student, the cheapest way to keep all modes",
+           "a larger budget: entropy_aware corrects the student's own prefixes too"),
+    Choice(("coverage",), None, None, None, {"kind": "entropy_aware"},
+           "reverse KL, plus forward KL where the teacher is undecided (2603.07079: Pass@8 +1.4 to +5.1; 2605.16826)",
+           "short answers or offline data: forward_kl is simpler and covers as much"),
+    Choice(None, None, ("small",), None, {"kind": "adaptive_kl"},
+           "both directions, weighted by head and tail, without sampling (2404.02657)",
+           "a larger budget: minillm, on-policy"),
+    Choice(None, None, None, True, {"kind": "reverse_kl"},
+           "MiniLLM's Single term alone: less variance, blind to later tokens; importance weights fail on long answers",
+           "answers under 512 tokens: minillm"),
+    Choice(None, None, None, None, {"kind": "minillm"},
+           "the student's own samples, judged over the whole response (2306.08543: 24.6 Rouge-L against 23.3 for SFT)",
+           "NO-GO on coverage: coverage_weight 0.5, or entropy_aware"),
+)  # fmt: skip

@@ -1,0 +1,341 @@
+"""The statistics under a diagnosis, against closed forms, simulation and brute force."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skill_kd.diagnose.changes import (
+    Cell,
+    change_point,
+    mean_interval,
+    row_variance,
+    step_at,
+    t_quantile,
+    t_tail,
+    wilson,
+)
+from skill_kd.diagnose.detectors import BY_KEY, DETECTORS, alike, cells, matches
+from skill_kd.diagnose.measures import Measured, WindowSample, assign_topics, hedge, measure
+from skill_kd.diagnose.redact import redact, salted
+from skill_kd.diagnose.rows import Row
+from skill_kd.diagnose.windows import MOST_WINDOWS, SAMPLE, Sampled, Window, Windows, bin_length, length_bin, text_hash
+from skill_kd.guidance import BY_KEY as GUIDANCE
+
+SETTING = ("m", "1", "9", "s")
+
+
+def table(*windows: dict[str, Sequence[float]]) -> list[dict[object, Cell]]:
+    found: list[dict[object, Cell]] = []
+    for window in windows:
+        found.append({})
+        for key, values in window.items():
+            for value in values:
+                found[-1].setdefault(key, Cell()).add(value)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("t", "degrees", "tail"),  # from printed tables of Student's t
+    [(6.314, 1, 0.05), (2.228, 10, 0.025), (2.845, 20, 0.005), (1.980, 120, 0.025), (0.0, 7, 0.5), (3.169, 10, 0.005)],
+)
+def test_students_t(t: float, degrees: int, tail: float) -> None:
+    assert t_tail(t, degrees) == pytest.approx(tail, rel=2e-3)
+    if t:
+        assert t_quantile(1 - tail, degrees) == pytest.approx(t, rel=2e-3)
+
+
+def test_one_degree_of_freedom_is_cauchy() -> None:
+    for t in (0.1, 1.0, 5.0, 100.0):
+        assert t_tail(t, 1) == pytest.approx(0.5 - math.atan(t) / math.pi, rel=1e-9)
+
+
+def test_wilson_interval() -> None:
+    low, high = wilson(10, 100)  # a worked example
+    assert (low, high) == pytest.approx((0.0552, 0.1744), abs=1e-4)
+    assert wilson(0, 0) == (0.0, 1.0)
+    assert wilson(0, 50)[0] == 0.0
+
+
+def test_mean_interval_of_one_or_no_value_is_open() -> None:
+    assert mean_interval([2.0]) == (2.0, -math.inf, math.inf)
+    assert math.isnan(mean_interval([])[0])
+
+
+def test_a_step_is_found_where_it_is() -> None:
+    draw = random.Random(3)
+    windows = [{"a": [draw.gauss(1.0 if n >= 7 else 0.0, 1) for _ in range(50)]} for n in range(12)]
+    step = change_point(table(*windows), 1e-9)
+    assert step is not None
+    assert step.at == 7
+    assert step.p < 1e-4
+    assert step.interval()[0] < 1.0 < step.interval()[1]
+
+
+def test_a_change_of_the_mix_alone_is_no_step_within_strata() -> None:
+    """Simpson's case: each stratum stays as it is, and the total moves."""
+    draw = random.Random(5)
+
+    def window(share: int) -> dict[str, list[float]]:
+        low = [draw.gauss(0, 1) for _ in range(100 - share)]
+        return {"low": low, "high": [draw.gauss(5, 1) for _ in range(share)]}
+
+    parts = [window(10 if n < 6 else 60) for n in range(12)]
+    within = change_point(table(*parts), 1e-9)
+    plain = change_point(table(*({"all": [*part["low"], *part["high"]]} for part in parts)), 1e-9)
+    assert within is not None
+    assert plain is not None
+    assert plain.p < 1e-6
+    assert plain.at == 6
+    assert within.p > 0.01
+
+
+def test_strata_without_a_common_side_tell_nothing() -> None:
+    parts = table(*[{"old": [0.0, 0.1] * 20}] * 5, *[{"new": [3.0, 3.1] * 20}] * 5)
+    assert step_at(parts, 5, row_variance(parts)).weight == 0
+    assert step_at(parts, 5, row_variance(parts)).p == 1
+
+
+def test_days_that_differ_for_no_reason_raise_few_alarms() -> None:
+    """Whole days scatter far more than their rows would: without the dispersion nearly every log would alarm."""
+    alarms = 0
+    for seed in range(200):
+        draw = random.Random(seed)
+        days = [draw.gauss(0, 1) for _ in range(15)]
+        step = change_point(table(*({"a": [draw.gauss(day, 1) for _ in range(40)]} for day in days)), 1e-9)
+        alarms += step is not None and step.p < 0.05
+    assert alarms <= 20  # 5 % of 200 is 10
+
+
+def test_a_handful_of_rare_events_is_no_change() -> None:
+    parts: list[dict[str, Sequence[float]]] = [{"a": [0.0] * 250} for _ in range(20)]
+    parts[-1] = {"a": [0.0] * 247 + [1.0] * 3}
+    step = change_point(table(*parts), BY_KEY["refusals"].least_variance)
+    assert step is not None
+    assert step.p * len(DETECTORS) > 0.05
+
+
+def test_too_few_windows_give_no_verdict() -> None:
+    assert change_point(table(*[{"a": [0.0, 1.0]}] * 5), 1e-9) is None
+
+
+# --- matches ----------------------------------------------------------------------------------------------------------
+
+
+def answer(group: int, prompt: int, **more: object) -> Measured:
+    row = Sampled("x", "p", group, prompt, "stop", SETTING, 1)
+    values = {"refusal": False, "hedge": False, "loop": False, "cut": False, "log_length": 1.0, "compression": None}
+    return Measured(row, **{**values, "opening": group, "near": group, **more})  # type: ignore[arg-type]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=2, max_size=12))
+def test_matches_by_brute_force(pairs: list[tuple[int, int]]) -> None:
+    """Of all ordered pairs of answers to different prompts, those in one group; prompt 0 is unknown, so different."""
+    members = [answer(group, prompt) for group, prompt in pairs]
+    expected = []
+    for number, (group, prompt) in enumerate(pairs):
+        others = [each for place, each in enumerate(pairs) if place != number and (not prompt or each[1] != prompt)]
+        hits = sum(1 for each in others if group and each[0] == group)
+        expected.append(hits / len(others) if others else 0.0)
+    assert matches(BY_KEY["near"], members) == pytest.approx(expected)
+
+
+def test_the_chance_of_a_match_does_not_grow_with_the_sample() -> None:
+    draw = random.Random(1)
+
+    def average(n: int) -> float:
+        rounds = [[answer(draw.choice([0, 0, 0, 1]), number + 1) for number in range(n)] for _ in range(4000 // n)]
+        return sum(sum(matches(BY_KEY["near"], each)) / n for each in rounds) / len(rounds)
+
+    assert average(8) == pytest.approx(1 / 16, abs=0.01)
+    assert average(200) == pytest.approx(1 / 16, abs=0.01)
+
+
+def test_the_spread_of_matches_is_that_of_their_mean() -> None:
+    """The cell's variance / n must predict how the mean scatters over samples: pairs are not independent."""
+    draw, means, predicted = random.Random(2), [], []
+    for _ in range(400):
+        members = [answer(draw.choice([0, 0, 0, 0, 1]), number + 1) for number in range(100)]
+        [cell] = cells(BY_KEY["near"], [WindowSample(0, 100, members)], alike, alike)[0].values()
+        means.append(cell.total / cell.n)
+        predicted.append((cell.squares - cell.total**2 / cell.n) / (cell.n - 1) / cell.n)
+    middle = sum(means) / len(means)
+    scatter = sum((each - middle) ** 2 for each in means) / (len(means) - 1)
+    assert sum(predicted) / len(predicted) == pytest.approx(scatter, rel=0.25)
+
+
+def test_matches_under_one_mix_do_not_follow_the_prompts() -> None:
+    """One kind of prompt is answered with one text. When it is asked for four times as often, plain matches rise."""
+    draw = random.Random(8)
+
+    def window(share: float) -> WindowSample:
+        canned = [draw.random() < share for _ in range(200)]
+        members = [answer(1 if each else n + 2, n + 1, topic=1 if each else 2) for n, each in enumerate(canned)]
+        return WindowSample(0, 200, members)
+
+    windows = [window(0.1 if n < 6 else 0.4) for n in range(12)]
+    near = BY_KEY["near"]
+    plain, like = change_point(cells(near, windows, alike, alike), 1e-5), change_point(cells(near, windows), 1e-5)
+    assert plain is not None
+    assert like is not None
+    assert plain.p < 1e-6
+    assert like.p > 0.01
+    assert abs(like.difference) < 0.1 * plain.difference
+
+
+def test_a_sameness_across_kinds_of_prompts_is_seen_under_one_mix() -> None:
+    draw = random.Random(9)
+
+    def window(share: float) -> WindowSample:
+        return WindowSample(
+            0, 200, [answer(1 if draw.random() < share else n + 2, n + 1, topic=draw.randrange(10)) for n in range(200)]
+        )
+
+    step = change_point(cells(BY_KEY["near"], [window(0.0 if n < 7 else 0.3) for n in range(12)]), 1e-5)
+    assert step is not None
+    assert step.at == 7
+    assert step.difference == pytest.approx(0.09, abs=0.015)
+
+
+def test_every_detector_belongs_to_a_finding() -> None:
+    assert {detector.finding for detector in DETECTORS} <= GUIDANCE.keys()
+
+
+# --- windows ----------------------------------------------------------------------------------------------------------
+
+
+def fill(rows: Sequence[tuple[str, str, float]]) -> Window:
+    window = Window()
+    for output, prompt, priority in rows:
+        window.add(Row(output, prompt, finish="stop"), SETTING, priority)
+    return window
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 900), st.integers(1, 899))
+def test_a_window_is_the_same_however_its_rows_were_shared_out(seed: int, n: int, cut: int) -> None:
+    draw = random.Random(seed)
+    rows = [
+        (f"answer {draw.randrange(40)} " + "y" * draw.randrange(9), "abcdefghij"[draw.randrange(10)], draw.random())
+        for _ in range(n)
+    ]
+    whole, one, two = fill(rows), fill(rows[:cut]), fill(rows[cut:])
+    two.merge(one)
+    assert whole.sample == two.sample
+    assert (whole.rows, whole.hashes, whole.lengths, whole.finishes) == (
+        two.rows,
+        two.hashes,
+        two.lengths,
+        two.finishes,
+    )
+    assert len(whole.sample) == min(n, SAMPLE)
+
+
+def test_repeated_answers_are_those_to_different_prompts_with_numbers_folded() -> None:
+    rows = [
+        ("Order 12 ships in 3 days", "a", 0.1),
+        ("Order 7 ships in 10 days", "b", 0.2),
+        ("Other", "c", 0.3),
+        ("Other", "c", 0.4),
+    ]
+    assert fill(rows).repeated() == (2, 4)
+
+
+def test_hash_sampling_keeps_the_share_of_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skill_kd.diagnose.windows.MOST_HASHES", 500)
+    letters = ["".join(each) for each in itertools.product("abcdefghij", repeat=4)]
+    rows = [(text, text + turn, 0.9) for text in letters for turn in ("xy" if text < "d" else "x")]
+    window = fill(rows)
+    hits, n = window.repeated()
+    assert len(window.hashes) <= 500
+    assert hits / n == pytest.approx(6000 / 13000, abs=0.1)
+
+
+def test_too_many_windows_become_wider() -> None:
+    windows = Windows("day")
+    for day in range(20_000, 20_000 + 3 * MOST_WINDOWS):
+        windows.add(Row(f"answer {day}", "p", time=day * 86400.0 + 5), day, 0.5)
+    assert len(windows) <= MOST_WINDOWS
+    assert windows.shift == 2
+    assert sum(window.rows for _, window in windows) == 3 * MOST_WINDOWS
+    assert next(iter(windows))[0] == 20_000
+
+
+def test_length_bins_are_narrow_and_rise() -> None:
+    for length in (0, 1, 15, 16, 99, 1000, 123456):
+        assert bin_length(length_bin(length)) == pytest.approx(length, rel=0.07)
+    bins = [length_bin(length) for length in range(5000)]
+    assert bins == sorted(bins)
+
+
+def test_folding() -> None:
+    assert text_hash(" Call 555 now ") == text_hash("Call 7 now")
+    assert text_hash("e\u0301") == text_hash("\u00e9")
+    assert text_hash("a") != text_hash("b")
+
+
+# --- prompts, text, redaction -----------------------------------------------------------------------------------------
+
+
+def test_prompts_of_different_kinds_get_different_topics() -> None:
+    draw, kinds = random.Random(4), ("invoice charge payment", "recipe dinner kitchen", "debug exception python")
+    window = Window()
+    for number in range(240):
+        prompt = f"please {kinds[number % 3]} {draw.choice(['tomato', 'paris', 'server', 'violin'])} {number}"
+        window.add(Row("x", prompt), SETTING, number / 240)
+    sample = measure(0, window.rows, window.sample)
+    assign_topics([sample])
+    owners: dict[int, set[str]] = {}
+    for each in sample.measured:
+        kind = next(kind for kind in kinds if kind in str(each.row.prompt))
+        owners.setdefault(each.topic, set()).add(kind)
+    assert all(len(each) == 1 for each in owners.values())
+
+
+@pytest.mark.parametrize(
+    ("secret", "label"),
+    [
+        ("maria.lopez@example.org", "[email]"),
+        ("+41 79 555 12 34", "[phone]"),
+        ("(020) 7946 0958", "[phone]"),
+        ("4111 1111 1111 1111", "[card]"),
+        ("378282246310005", "[card]"),
+        ("192.168.17.4", "[ip]"),
+        ("2001:db8:85a3:0:0:8a2e:370:7334", "[ip]"),
+        ("fe80::1ff:fe23:4567:890a", "[ip]"),
+        ("sk-proj-abcDEF1234567890abcd", "[key]"),
+        ("ghp_16C7e42F292c6912E7710c838347Ae178B4a", "[key]"),
+        ("AKIAIOSFODNN7EXAMPLE", "[key]"),
+        ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abc", "[key]"),
+        ("password: hunter2hunter", "[key]"),
+        ("DE89 3704 0044 0532 0130 00", "[account]"),
+        ("-----BEGIN RSA PRIVATE KEY-----\nMIIEow\n-----END RSA PRIVATE KEY-----", "[key]"),
+    ],
+)
+def test_redaction(secret: str, label: str) -> None:
+    for text in (f"Write to {secret}, please.", f"{secret}", "x " * 146 + secret):
+        shown = redact(text)
+        assert secret not in shown
+        assert label in shown or len(text) > 300
+    assert not any(part in redact("x " * 146 + secret) for part in secret.split() if len(part) > 6)
+
+
+def test_redaction_leaves_plain_text() -> None:
+    text = "In 2024 the 3 rivers rose by 12.5 cm: see chapter 4."
+    assert redact(text) == text
+
+
+def test_ids_mean_nothing_outside_a_report() -> None:
+    assert salted(b"one")(5) == salted(b"one")(5) != salted(b"two")(5)
+    assert salted()(5) != salted()(5)
+
+
+def test_hedges() -> None:
+    assert hedge("It’s important to note that results differ.")
+    assert not hedge("Paris is the capital of France.")

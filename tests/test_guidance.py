@@ -1,0 +1,192 @@
+"""The one decision table: every advice is a valid spec, every pilot one change."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from typing import Any, get_args
+
+import pytest
+
+from skill_kd.errors import UsageError
+from skill_kd.guidance import (
+    BY_KEY,
+    CHOICES,
+    FINDINGS,
+    Budget,
+    Matters,
+    Teacher,
+    advise,
+    findings_markdown,
+    objectives_markdown,
+    pilot,
+)
+from skill_kd.spec import OffPolicyObjective, Spec, all_kinds
+from skill_kd.specfile import parse_spec
+
+NEEDS = list(
+    itertools.product(get_args(Matters), get_args(Teacher), get_args(Budget), (32, 1024), (False, True), (None, 300))
+)
+
+
+def ask(need: tuple[Any, ...], seen: str | None = None) -> Any:
+    matters, teacher, budget, tokens, lora, prompts = need
+    return advise(
+        matters=matters, teacher=teacher, budget=budget, output_tokens=tokens, lora=lora, prompts=prompts, seen=seen
+    )
+
+
+@pytest.mark.parametrize("seen", [None, *BY_KEY])
+def test_every_advice_is_a_valid_spec(seen: str | None) -> None:
+    for need in NEEDS:
+        advice = ask(need, seen)
+        spec = parse_spec(advice.skeleton)
+        [distill] = [stage for stage in spec.stages if stage.kind == "distill"]
+        assert distill.objective.kind == advice.objective
+        assert spec.rollout.max_new_tokens in (need[3], 2 * need[3])
+        json.dumps(advice.to_json(), allow_nan=False)
+        assert advice.why
+        assert advice.would_change
+
+
+def test_every_setting_is_what_the_skeleton_says() -> None:
+    for need in NEEDS:
+        advice = ask(need)
+        for path, value, _ in advice.settings:
+            place: Any = advice.skeleton
+            for part in path.split("."):
+                place = next(s for s in place["stages"] if s["kind"] == "distill") if part == "distill" else place[part]
+            assert place == value
+
+
+@pytest.mark.parametrize(
+    ("need", "objective"),
+    [
+        ({}, "minillm"),
+        ({"matters": "precision"}, "minillm"),
+        ({"matters": "coverage"}, "entropy_aware"),
+        ({"matters": "coverage", "budget": "small"}, "forward_kl"),
+        ({"budget": "small"}, "adaptive_kl"),
+        ({"output_tokens": 2000}, "reverse_kl"),
+        ({"teacher": "text"}, "sequence_kd"),
+        ({"teacher": "text", "matters": "coverage"}, "sequence_kd"),
+        ({"teacher": "served"}, "reverse_kl"),
+        ({"teacher": "served", "matters": "coverage"}, "forward_kl"),
+    ],
+)
+def test_the_objective_for_a_need(need: dict[str, Any], objective: str) -> None:
+    assert advise(**need).objective == objective
+
+
+def test_a_teacher_of_text_is_never_asked_for_probabilities() -> None:
+    for need, seen in itertools.product(NEEDS, (None, *BY_KEY)):
+        if need[1] == "text":
+            assert all(
+                stage["objective"]["kind"] in ("sft", "sequence_kd") for stage in ask(need, seen).skeleton["stages"]
+            )
+
+
+def test_what_was_seen_changes_the_advice() -> None:
+    advice = advise(seen="lost_modes")
+    assert ("distill.objective.coverage_weight", 0.5, "against 'lost_modes'") in advice.settings
+    assert any("seen before" in each for each in advice.why)
+    assert any("2404.02657" in each for each in advice.would_change)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"matters": "speed"},
+        {"teacher": "none"},
+        {"budget": "huge"},
+        {"seen": "x"},
+        {"output_tokens": 0},
+        {"prompts": 0},
+    ],
+)
+def test_unknown_needs_are_refused_with_the_known_ones(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"one of|above 0"):
+        advise(**wrong)
+
+
+def objectives() -> list[str]:
+    kinds = [model.model_fields["kind"].default for model in all_kinds()]
+    return [kind for kind in kinds if kind not in ("warm_start", "distill", "self_train")]
+
+
+def plain(objective: str) -> dict[str, Any]:
+    return {
+        "name": "x",
+        "teacher": {"model": "t"},
+        "student": {"model": "s"},
+        "data": {"train": "p"},
+        "stages": [{"kind": "distill", "objective": {"kind": objective}}],
+    }
+
+
+def leaves(values: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(values, dict):
+        return {key: leaf for name, value in values.items() for key, leaf in leaves(value, f"{path}.{name}").items()}
+    if isinstance(values, tuple | list):
+        return {key: leaf for n, value in enumerate(values) for key, leaf in leaves(value, f"{path}.{n}").items()}
+    return {path: values}
+
+
+@pytest.mark.parametrize("finding", BY_KEY)
+@pytest.mark.parametrize("objective", objectives())
+def test_a_pilot_is_one_change_and_valid(finding: str, objective: str) -> None:
+    spec = plain(objective)
+    untouched = json.dumps(spec)
+    changed = pilot(spec, finding)
+    assert json.dumps(spec) == untouched
+    if changed is None:
+        return
+    path, _, after = changed
+    before, now = (leaves(parse_spec(each).model_dump()) for each in (spec, after))
+    differing = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+    assert differing
+    inside = ".stages.0.objective" if path == "distill.objective" else "." + path.replace("distill", "stages.0")
+    assert all(key.startswith(inside) for key in differing)
+
+
+def test_findings_of_data_have_no_knob() -> None:
+    for finding in ("refusals", "teacher_narrow"):
+        assert all(pilot(plain(objective), finding) is None for objective in objectives())
+
+
+def test_the_objectives_named_exist() -> None:
+    known = set(objectives())
+    assert {str(choice.objective["kind"]) for choice in CHOICES} <= known
+    knobs = [knob for finding in FINDINGS for remedy in finding.remedies for knob in remedy.knobs]
+    assert {kind for knob in knobs for kind in knob.kinds} <= known
+    assert known == {kind for knob in knobs for kind in knob.kinds}, "an objective that no remedy knows"
+    assert OffPolicyObjective
+    assert Spec
+
+
+def test_remedies_stand_cheapest_first() -> None:
+    order = ["serving", "data", "pilot"]
+    for finding in FINDINGS:
+        costs = [order.index(remedy.cost) for remedy in finding.remedies]
+        assert costs == sorted(costs), finding.key
+
+
+def test_the_table_as_markdown() -> None:
+    for text, rows in ((objectives_markdown(), CHOICES), (findings_markdown(), FINDINGS)):
+        lines = text.strip().split("\n")
+        assert len(lines) == len(rows) + 2
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+    assert "`minillm`" in objectives_markdown()
+
+
+def test_directions_are_the_right_way_round() -> None:
+    """Coverage is bought with forward KL, precision with reverse KL."""
+    assert pilot(plain("minillm"), "lost_modes")[:2] == ("distill.objective.coverage_weight", 0.5)  # type: ignore[index]
+    jsd = pilot(plain("jsd"), "lost_modes")
+    assert jsd is not None
+    assert isinstance(jsd[1], float)
+    assert jsd[1] < 0.5  # beta towards 0 is forward KL in spec.py
+    precise = pilot(plain("forward_kl"), "imprecise")
+    assert precise is not None
+    assert precise[1] == {"kind": "reverse_kl"}
