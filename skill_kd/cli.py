@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -214,6 +214,180 @@ def backends(verbose: bool, as_json: bool) -> None:
         print_json({"backends": table, "broken": broken})
     else:
         print_table(("name", "version", "missing"), [(name, version, ", ".join(lack)) for name, version, lack in rows])
+
+
+@cli.command()
+@click.argument("subject", required=False, metavar="[RUN|STUDENT]")
+@click.option("--teacher", metavar="MODEL", help="Teacher to compare with; a run knows its own.")
+@click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="JSONL prompts that no training saw.")
+@click.option("--baseline", metavar="MODEL", help="The undistilled student, for a column of its own.")
+@click.option("--teacher-generations", type=click.Path(path_type=Path), metavar="FILE", help="Saved responses.")
+@click.option("--student-generations", type=click.Path(path_type=Path), metavar="FILE", help="Saved responses.")
+@click.option("--baseline-generations", type=click.Path(path_type=Path), metavar="FILE", help="Of the base student.")
+@click.option("--control-generations", type=click.Path(path_type=Path), metavar="FILE", help="Of a collapsed teacher.")
+@click.option("--training-data", type=click.Path(path_type=Path), metavar="FILE", help="Refuse its prompts.")
+@click.option("--policy", metavar="PRESET", help="assistant, strict-extraction, creative or text-only.")
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Change the policy: recall.margin=0.85.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Length at which a response is cut.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of models that no spec names.")
+@click.option("--latency/--no-latency", default=True, help="Measure the speed of both models on this machine.")
+@click.option("--judge-url", metavar="URL", help="OpenAI-compatible endpoint of a judge, such as http://host/v1.")
+@click.option("--judge-model", metavar="NAME", help="The judge's name there.")
+@click.option("--judge-key-env", metavar="NAME", help="Environment variable that holds the judge's key.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write; RUN/eval if none.")
+@_JSON
+def evaluate(subject: str | None, pairs: tuple[str, ...], as_json: bool, **given: Any) -> ExitCode:
+    """May this student replace its teacher? GO, NO-GO or INCONCLUSIVE.
+
+    From models, or from saved generations alone. Exit codes: 0 GO, 3 NO-GO, 4 INCONCLUSIVE.
+
+    \b
+    Example:
+      skill-kd evaluate runs/demo --prompts fresh.jsonl
+      skill-kd evaluate ./student --teacher ./teacher --prompts fresh.jsonl --policy creative
+      skill-kd evaluate --teacher-generations T.jsonl --student-generations S.jsonl
+    """
+    from skill_kd import evaluate as gate
+    from skill_kd.report.evaluation import decision_page
+    from skill_kd.report.page import write
+
+    asked = gate.Request(subject, changes=gate.parse_changes(pairs), **given)
+    found, out = gate.evaluate(asked, lambda done, of: say(f"{done} of {of} prompts"))
+    document = found.to_json()
+    write(out / "report.html", decision_page(document))
+    if as_json:
+        print_json(document)
+    else:
+        click.echo(found.table())
+        say(f"the report is {out / 'report.html'}, its figures evaluation.json beside it")
+    return ExitCode(found.decision.exit_code)
+
+
+@cli.command()
+@click.argument("logs", nargs=-1, required=True, metavar="LOGS...")
+@click.option(
+    "--baseline", multiple=True, metavar="FILE", help="Logs of the teacher, to compare with; may be repeated."
+)
+@click.option("--window", default="day", show_default=True, metavar="day|N", help="Days, or so many lines.")
+@click.option(
+    "--format", "format_name", metavar="NAME", help="openai, openai-batch, langfuse, langsmith, otel, generic."
+)
+@click.option("--prompt-field", metavar="PATH", help="Where a generic log has it; dots reach into objects.")
+@click.option("--output-field", metavar="PATH", help="Likewise, the model's answer.")
+@click.option("--time-field", metavar="PATH", help="Likewise, ISO 8601 or seconds since 1970.")
+@click.option("--system-field", metavar="PATH", help="Likewise, the system prompt.")
+@click.option("--model-field", metavar="PATH", help="Likewise, the model's version.")
+@click.option("--temperature-field", metavar="PATH", help="Likewise.")
+@click.option("--max-tokens-field", metavar="PATH", help="Likewise.")
+@click.option("--finish-field", metavar="PATH", help="Likewise, why the answer ended.")
+@click.option("--spec", type=click.Path(path_type=Path), help="The student's spec: write a pilot, two specs, one knob.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), default=Path(), metavar="DIR", help="Where the pilot goes."
+)
+@click.option("--replay", type=click.Path(path_type=Path), metavar="FILE", help="Write 50 of the log's own prompts.")
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write the diagnosis as one HTML file.")
+@click.option("--include-examples", is_flag=True, help="Show redacted text of the log; it is not anonymous.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes that parse.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the sample.")
+@_JSON
+def diagnose(
+    logs: tuple[str, ...],
+    baseline: tuple[str, ...],
+    window: str,
+    format_name: str | None,
+    spec: Path | None,
+    out: Path,
+    replay: Path | None,
+    html: Path | None,
+    include_examples: bool,
+    jobs: int,
+    seed: int,
+    as_json: bool,
+    **fields: str | None,
+) -> None:
+    """Say from production logs what changed, and what to try.
+
+    LOGS are files (JSONL, JSON, CSV; also gz, zst) or - for stdin. No text of a log is shown unless asked for.
+
+    \b
+    Example:
+      skill-kd diagnose logs/*.jsonl.gz --baseline teacher.jsonl --spec spec.yaml
+      skill-kd diagnose export.jsonl --prompt-field q.text --output-field a.text --time-field at
+      zcat old.gz | skill-kd diagnose - --window 1000 --json
+    """
+    from skill_kd import diagnose as diagnosing
+
+    named = diagnosing.Fields(**{key.removesuffix("_field"): value for key, value in fields.items()})
+    options = diagnosing.Options(format_name, named, diagnosing.window_unit(window), seed, jobs)
+    found = diagnosing.diagnose(
+        logs,
+        options,
+        baseline=baseline,
+        spec=_load(spec) if spec else None,
+        out=out,
+        replay=replay,
+        examples=include_examples,
+    )
+    if html:
+        from skill_kd.diagnose.page import write_page
+
+        write_page(found, html)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        click.echo(found.table())
+
+
+@cli.command()
+@click.option("--matters", default="balanced", show_default=True, metavar="WHAT", help="coverage, precision, balanced.")
+@click.option(
+    "--teacher",
+    default="logits",
+    show_default=True,
+    metavar="KIND",
+    help="logits (weights here), served (log-probabilities), text.",
+)
+@click.option("--budget", default="normal", show_default=True, metavar="SIZE", help="small, normal, large.")
+@click.option("--output-tokens", type=int, default=256, show_default=True, help="Length of a long answer.")
+@click.option("--prompts", type=int, metavar="N", help="How many prompts there are to train on.")
+@click.option("--lora", is_flag=True, help="Train adapters instead of all weights.")
+@click.option("--seen", metavar="FINDING", help="Seen in a student trained before; a key of references/diagnosis.md.")
+@click.option("--spec-only", is_flag=True, help="Print the spec to fill in, and nothing else.")
+@_JSON
+def advise(
+    matters: str,
+    teacher: str,
+    budget: str,
+    output_tokens: int,
+    prompts: int | None,
+    lora: bool,
+    seen: str | None,
+    spec_only: bool,
+    as_json: bool,
+) -> None:
+    """Say which objective to start with, with a spec to fill in.
+
+    \b
+    Example:
+      skill-kd advise --matters coverage --output-tokens 400
+      skill-kd advise --teacher text --spec-only > spec.yaml
+      skill-kd advise --seen loops --json
+    """
+    from skill_kd import guidance
+
+    advice = guidance.advise(
+        matters=matters,
+        teacher=teacher,
+        budget=budget,
+        output_tokens=output_tokens,
+        prompts=prompts,
+        lora=lora,
+        seen=seen,
+    )
+    if as_json:
+        print_json(advice.to_json())
+    else:
+        click.echo(advice.yaml() if spec_only else advice.table())
 
 
 @cli.command()

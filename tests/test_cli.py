@@ -20,8 +20,23 @@ from skill_kd.manifest import Manifest
 from skill_kd.testing import FakeBackend, minimal_spec
 
 SURFACE = {
+    "advise": [
+        *("--matters", "--teacher", "--budget", "--output-tokens", "--prompts", "--lora", "--seen", "--spec-only"),
+        *("--json", "--help"),
+    ],
     "backends": ["--verbose", "--json", "--help"],
     "demo": ["--layers", "--seed", "--out", "--json", "--help"],
+    "diagnose": [
+        *("LOGS...", "--baseline", "--window", "--format", "--prompt-field", "--output-field", "--time-field"),
+        *("--system-field", "--model-field", "--temperature-field", "--max-tokens-field", "--finish-field"),
+        *("--spec", "--out", "--replay", "--html", "--include-examples", "--jobs", "--seed", "--json", "--help"),
+    ],
+    "evaluate": [
+        *("[RUN", "--teacher", "--prompts", "--baseline", "--teacher-generations", "--student-generations"),
+        *("--baseline-generations", "--control-generations", "--training-data", "--policy", "--set"),
+        *("--max-new-tokens", "--dtype", "--latency", "--judge-url", "--judge-model", "--judge-key-env"),
+        *("--out", "--json", "--help"),
+    ],
     "generate": ["SPEC", "--out", "--format", "--check", "--force", "--backend", "--json", "--help"],
     "handoff": [
         "RUN",
