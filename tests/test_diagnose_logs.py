@@ -281,14 +281,16 @@ def test_a_file_that_cannot_be_written_is_named(folder: Path) -> None:
 
 def test_prompts_that_differ_in_a_number_are_different_prompts(tmp_path: Path) -> None:
     """Were they one prompt, no pair of answers would be left to compare, and sameness would pass for health."""
-    draw, words = random.Random(0), [f"word{number}" for number in range(40)]
+    draw, words = (
+        random.Random(0),
+        [a + b for a, b in itertools.product("bdfglm", ("an", "el", "ir", "om", "ut", "ax"))],
+    )
     path = tmp_path / "numbers.jsonl"
     with path.open("w", encoding="utf-8") as file:
-        for day, number in itertools.product(range(14), range(60)):
+        for day, number in itertools.product(range(14), range(100)):
             opening = "I would be happy to help you " if day >= 8 and draw.random() < 0.4 else ""
             answer = opening + " ".join(draw.choices(words, k=25))
             prompt = f"what is {draw.randrange(100)} plus {number}"
-            time = f"2026-01-{day + 1:02}T00:{number:02}:00Z"
+            time = f"2026-01-{day + 1:02}T{number // 60:02}:{number % 60:02}:00Z"
             file.write(json.dumps({"prompt": prompt, "output": answer, "time": time}) + "\n")
-    (finding,) = diagnosed(path).findings
-    assert finding.key == "sameness"
+    assert "sameness" in [finding.key for finding in diagnosed(path).findings]
