@@ -11,10 +11,9 @@ row, n those of a chunk or block, b some rows of B, C columns of logits with pad
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,23 +21,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .divergences import log_probs
-from .estimators import token_logp
+from .estimators import Weigh, token_logp
+from .fused import fused
 from .heads import Curve, Head
 
 CHUNK_BYTES = 2**27
 """Size of one model's logits of a chunk: a product of fewer tokens waits for the memory that holds the head."""
 CACHE_BYTES = 2**20
 """Size of one model's logits in float32 that an element-wise pass takes at once, about a core's second-level cache."""
+FUSED_BYTES = 2**23
+"""The same for compiled passes: they keep a position there by themselves, intermediate results in the third level."""
 BLOCK_BYTES = 2**25
-"""The same for devices that want much work at once, and for compiled passes, which stay in the cache by themselves."""
+"""The same for devices that want much work at once."""
 
 TokenLoss = Callable[..., Tensor]
 """(student_logp_nV, teacher_logp_nV or None, ids_n, *weights_n) -> loss_n, each position by itself."""
-Weigh = Callable[[slice, Tensor, Tensor], tuple[Tensor, ...]]
-"""(rows, logq_bT, logp_bT) -> weights_bT: what the loss of a position has to know of the others in its row, from the
-log-probabilities of the tokens under student and teacher (0 where not scored) in those rows of the batch."""
-
-
 Outputs = tuple[Tensor, Tensor | None]
 """What the heads of student and teacher give for a chunk, [n, V]; scale and cap come later."""
 
@@ -180,12 +177,20 @@ def _value(rule: _Rule, student_nV: Tensor, teacher_nV: Tensor | None, ids_n: Te
 
 def _descend(rule: _Rule, student_nV: Tensor, teacher_nV: Tensor | None, ids_n: Tensor, *weights_n: Tensor) -> Tensor:
     """Return the sum of the loss and overwrite ``student_nV`` with its gradient there."""
-    with torch.enable_grad():
-        leaf_nV = student_nV.detach().requires_grad_()
-        value = _value(rule, leaf_nV, teacher_nV, ids_n, *weights_n)
-        (slope_nV,) = torch.autograd.grad(value, leaf_nV)
+
+    def value_at(output_nV: Tensor) -> Tensor:
+        return _value(rule, output_nV, teacher_nV, ids_n, *weights_n)
+
+    if torch.compiler.is_compiling():  # One graph; a leaf made inside would break it, and eagerly this is slower.
+        slope_nV, value = torch.func.grad_and_value(value_at)(student_nV)
+    else:
+        with torch.enable_grad():
+            leaf_nV = student_nV.detach().requires_grad_()
+            value = value_at(leaf_nV)
+            (slope_nV,) = torch.autograd.grad(value, leaf_nV)
     student_nV.copy_(slope_nV)
-    return value.detach()
+    total: Tensor = value.detach()
+    return total
 
 
 @dataclass(frozen=True)
@@ -211,11 +216,8 @@ class _Task:
             for span in spans:
                 if outputs is None or len(spans) > 1:  # The outputs of a lone chunk are still there.
                     outputs = self._outputs(span)
-                yield (
-                    span,
-                    outputs,
-                    [weight[span.start - tokens.start : span.stop - tokens.start] for weight in weights],
-                )
+                here = slice(span.start - tokens.start, span.stop - tokens.start)
+                yield span, outputs, [weight_n[here] for weight_n in weights]
 
     def value(self, span: slice, outputs: Outputs, weights: list[Tensor], wanted: bool) -> Tensor:
         """Return the sum of the loss over ``span``; if wanted, its gradient replaces the student's outputs."""
@@ -252,45 +254,22 @@ class _Task:
     def _in_blocks(self, work: Callable[..., Any], span: slice, outputs: Outputs, weights: list[Tensor]) -> list[Any]:
         """Return what ``work`` makes of each block of a chunk."""
         student_nV, teacher_nV = outputs
-        together = not self.compiled and student_nV.device.type == "cpu"
-        limit = (CACHE_BYTES if together else BLOCK_BYTES) // (4 * student_nV.shape[1])
-        run = _fused(work) if self.compiled else work
-        ids_n = self.ids_N[span]
+        on_cpu = FUSED_BYTES if self.compiled else CACHE_BYTES
+        size = max(1, (on_cpu if student_nV.device.type == "cpu" else BLOCK_BYTES) // (4 * student_nV.shape[1]))
+        run = partial(fused(work) if self.compiled else work, self.rule)
+        tensors = [student_nV, teacher_nV, self.ids_N[span], *weights]
         return [
-            run(
-                self.rule,
-                student_nV[block],
-                None if teacher_nV is None else teacher_nV[block],
-                ids_n[block],
-                *[weight_n[block] for weight_n in weights],
-            )
-            for block in _spans(slice(0, len(ids_n)), max(1, limit))
+            run(*(None if tensor is None else tensor[block] for tensor in tensors))
+            for block in _spans(slice(0, len(student_nV)), size)
         ]
 
 
-class _Fused:
-    """A function through torch.compile, or as it is once that has failed."""
-
-    def __init__(self, plain: Callable[..., Any]) -> None:
-        self.plain = plain
-        self.fast: Callable[..., Any] | None = torch.compile(plain, dynamic=True)
-
-    def __call__(self, *args: Any) -> Any:
-        if self.fast is not None:
-            try:
-                return self.fast(*args)
-            except Exception as error:  # compilers fail in many ways, and none of them is needed
-                self.fast = None
-                reason = " ".join(str(error).split())[:200]
-                warnings.warn(f"torch.compile cannot be used, going on without it: {reason}", stacklevel=2)
-        return self.plain(*args)
-
-
-_fused = lru_cache(_Fused)
-
-
 def _spans(whole: slice, size: int) -> list[slice]:
-    return [slice(start, min(start + size, whole.stop)) for start in range(whole.start, whole.stop, size)]
+    """Cut into as few parts as ``size`` allows, and those of one length up to 1: compilers like few lengths."""
+    length = whole.stop - whole.start
+    count = -(-length // size)
+    ends = [whole.start + length * part // count for part in range(count + 1)] if count else []
+    return [slice(*ends[part : part + 2]) for part in range(count)]
 
 
 def _at_scored(weights: Sequence[Tensor], mask_BT: Tensor) -> list[Tensor]:
