@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,10 +19,17 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 RESULTS = Path(__file__).parent / "results" / "plan_memory.json"
 ROUNDS = 2
+
+PHASES = {
+    "update": ("teacher's forward pass", "loss", "backward pass", "end of the backward", "optimizer"),
+    "rollouts": ("rollouts",),
+    "measure": ("held-out",),
+}
+"""What the plan calls the work of a case."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,12 @@ class Case:
     accumulate: int = 1
     precision: str = "fp32"
     checkpointing: bool = False
-    lora: bool = False
+    lora: str | tuple[str, ...] | None = None
+    """Target modules; a head among them keeps the loss from working in chunks."""
     model_type: str = "llama"
-    sampling: bool = False
-    """Measure a batch of rollouts instead of an update."""
+    tied: bool = True
+    work: Literal["update", "rollouts", "measure"] = "update"
+    """What is run and measured."""
 
     def config(self, layers: int) -> dict[str, object]:
         """Return a config.json."""
@@ -65,7 +72,7 @@ class Case:
             "intermediate_size": self.hidden * 8 // 3 // 32 * 32,
             "vocab_size": self.vocabulary,
             "max_position_embeddings": 2048,
-            "tie_word_embeddings": True,
+            "tie_word_embeddings": self.tied,
         }
 
     def spec(self, folder: Path) -> dict[str, Any]:
@@ -80,9 +87,13 @@ class Case:
         return {
             "name": "measured",
             "teacher": {"model": str(folder / "teacher"), "dtype": "float32"},
-            "student": {"model": str(folder / "student"), "lora": {"r": 16} if self.lora else None},
+            "student": {
+                "model": str(folder / "student"),
+                "lora": {"r": 16, "targets": self.lora} if self.lora else None,
+            },
             "data": {"train": "prompts.jsonl", "max_prompt_tokens": self.prompt},
             "stages": [{"kind": "distill", "objective": objective}],
+            "checkpoint": {"measure_prompts": self.rows},
             "rollout": {"max_new_tokens": self.new, "prompts": batch},
             "training": {
                 "batch_size": batch,
@@ -94,17 +105,20 @@ class Case:
 
 
 SMOLLM2 = {"hidden": 576, "layers": 24, "teacher_layers": 30, "vocabulary": 49152}
+WITH_HEAD = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
 CASES = (
     Case("small"),
     Case("large vocabulary", vocabulary=49152, new=128),
     Case("large vocabulary, minillm", vocabulary=49152, objective="minillm"),
     Case("large vocabulary, jsd", vocabulary=32000, objective="jsd"),
+    Case("several chunks", vocabulary=32000, rows=12, new=128, objective="minillm"),
     Case("deep", hidden=512, layers=12, teacher_layers=12, rows=8, prompt=64, new=128, objective="minillm"),
-    Case("wide vocabulary, deep", hidden=384, layers=8, vocabulary=32000, rows=8, prompt=64),
+    Case("untied", hidden=384, layers=8, vocabulary=32000, rows=8, prompt=64, tied=False),
     Case("accumulate", hidden=384, layers=8, vocabulary=16384, accumulate=4),
     Case("checkpointing", hidden=512, layers=8, vocabulary=16384, rows=8, prompt=128, new=128, checkpointing=True),
     Case("bf16 autocast", hidden=384, precision="bf16"),  # small: without bfloat16 units it takes minutes
-    Case("lora", hidden=512, layers=8, vocabulary=16384, rows=8, prompt=128, lora=True),
+    Case("lora", hidden=512, layers=8, vocabulary=16384, rows=8, prompt=128, lora="all-linear"),
+    Case("lora on the head", hidden=384, layers=4, vocabulary=16384, rows=8, lora=WITH_HEAD, tied=False),
     Case("qwen3", hidden=384, layers=8, vocabulary=16384, rows=8, prompt=64, model_type="qwen3"),
     Case("gemma3", hidden=384, layers=6, vocabulary=16384, rows=8, prompt=64, model_type="gemma3_text"),
     Case("gpt2", hidden=384, layers=8, vocabulary=16384, rows=8, prompt=64, model_type="gpt2"),
@@ -117,9 +131,10 @@ CASES = (
         new=24,
         objective="minillm",
         estimator="exact",
-        sampling=True,
+        work="rollouts",
     ),
-    Case("SmolLM2, mixed sampling", **SMOLLM2, rows=16, prompt=96, new=24, objective="minillm", sampling=True),
+    Case("SmolLM2, mixed sampling", **SMOLLM2, rows=16, prompt=96, new=24, objective="minillm", work="rollouts"),
+    Case("held-out measure", hidden=384, vocabulary=32000, rows=8, work="measure"),
 )
 
 
@@ -127,7 +142,10 @@ CASES = (
 
 
 def live_bytes() -> Any:
-    """Return a mode that adds up the storages of all tensors alive: ``peak`` is the highest sum so far, in bytes."""
+    """Return a mode that adds up the storages of all tensors alive: ``peak`` is the highest sum so far, in bytes.
+
+    Under any mode autograd adds up gradients out of place, so a tied table has one copy more at the end of a step.
+    """
     import weakref
 
     import torch
@@ -175,7 +193,8 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     models = [AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder / n)) for n in ("student", "teacher")]
     student, teacher = models[0], models[1].train(False).requires_grad_(False)
-    work, optimizer = sampling(case, student, teacher) if case.sampling else updating(case, student, teacher)
+    prepare = {"update": updating, "rollouts": sampling, "measure": measuring}[case.work]
+    work, optimizer = prepare(case, student, teacher)
     for _ in range(ROUNDS):
         start = time.perf_counter()
         work()
@@ -191,51 +210,52 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
 
 
 def updating(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None], Any]:
-    """Return one optimizer step as the trainer takes it, and its optimizer."""
-    import torch
+    """Return one optimizer step of the trainer on random rows, and its optimizer."""
+    from types import SimpleNamespace
 
-    from skill_kd.runtime.batching import Row, collate
+    import torch
+    from accelerate import Accelerator
+
+    from skill_kd.runtime.batching import Row
     from skill_kd.runtime.config import Config
     from skill_kd.runtime.objectives import build_objective
-    from skill_kd.runtime.policy import Policy
+    from skill_kd.runtime.policy import Policy, find_head
     from skill_kd.runtime.teachers import Teacher
+    from skill_kd.runtime.training import Term, optimizer_step
     from skill_kd.spec import Spec
 
-    spec = Spec.model_validate(case.spec(Path(tempfile.mkdtemp())))
-    objective = build_objective(Config.of(spec.model_dump()["stages"][0]["objective"]))
+    config = Config.of(Spec.model_validate(case.spec(Path(tempfile.mkdtemp()))).model_dump(mode="json"))
     if case.checkpointing:
         student.gradient_checkpointing_enable()
     if case.lora:
         from peft import LoraConfig, get_peft_model
 
-        student = get_peft_model(student, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
-    policy = Policy(student.train(True), case.vocabulary)
-    optimizer = torch.optim.AdamW([weight for weight in student.parameters() if weight.requires_grad], lr=1e-5)
-    source = Teacher(teacher, case.vocabulary, lambda _examples, _draws: [])
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=case.precision == "bf16")
+        student = get_peft_model(student, LoraConfig(r=16, target_modules=case.lora, task_type="CAUSAL_LM"))
+    policy = Policy(student, case.vocabulary)
+    weights = [weight for weight in policy.parameters() if weight.requires_grad]
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16" if case.precision == "bf16" else "no")
+    policy, optimizer = accelerator.prepare(policy, torch.optim.AdamW(weights, lr=1e-5))
 
-    def rows(count: int) -> list[Row]:
-        # The second prompt is shorter, so that there is a padding mask.
-        prompts = [torch.randint(1, case.vocabulary, (case.prompt - 8 * (n == 1),)).tolist() for n in range(count)]
-        responses = [torch.randint(1, case.vocabulary, (case.new,)).tolist() for _ in range(count)]
+    def batch(_update: int, _student: Any) -> list[Row]:
+        # Every fourth prompt is shorter, so that there is a padding mask.
+        lengths = [case.prompt - 8 * (row % 4 == 1) for row in range(case.rows * case.accumulate)]
+        texts = [torch.randint(1, case.vocabulary, (length + case.new,)).tolist() for length in lengths]
         return [
-            Row(tuple(prompt), tuple(response), (True,) * case.new, "student", (-1.0,) * case.new)
-            for prompt, response in zip(prompts, responses, strict=True)
+            Row(tuple(ids[: -case.new]), tuple(ids[-case.new :]), (True,) * case.new, "student", (-1.0,) * case.new)
+            for ids in texts
         ]
 
-    def step() -> None:
-        for _ in range(case.accumulate):
-            part = rows(case.rows)
-            batch = collate(part, 0, torch.device("cpu"))
-            with autocast:
-                known = source.logp(batch) if objective.reads_teacher else None
-                loss = policy(batch, objective.loss, known, 1.0)
-            (loss / objective.count(part)).backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step, optimizer
+    run = SimpleNamespace(
+        config=config,
+        accelerator=accelerator,
+        student=student,
+        policy=policy,
+        optimizer=optimizer,
+        teacher=Teacher(teacher, case.vocabulary, lambda *_: [], head=find_head(teacher, case.vocabulary)),
+        sampling=SimpleNamespace(sampler=SimpleNamespace(pad=0)),
+    )
+    experience = SimpleNamespace(objective=build_objective(config.stages[0].objective), batch=batch)
+    return lambda: optimizer_step(run, [Term(experience)], 0), optimizer
 
 
 def sampling(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None], Any]:
@@ -243,22 +263,49 @@ def sampling(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None]
     import torch
 
     from skill_kd.algorithms.sampling import Decoding, sample, uniforms
+    from skill_kd.runtime.policy import find_head
+    from skill_kd.runtime.teachers import Telling
 
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5)
-    for weight in student.parameters():
-        optimizer.state[weight] = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
     student.train(False)
     mix = 0.0 if case.estimator == "exact" else 0.2
     decoding = Decoding(case.new, 1.0, 1.0, frozenset({0}), case.vocabulary)
+    helper = Telling(teacher, find_head(teacher, case.vocabulary)) if mix else None
 
     def rollouts() -> None:
         prompts = torch.randint(1, case.vocabulary, (case.rows, case.prompt))
         uniform = uniforms([(row,) for row in range(case.rows)], case.new)
         coins = torch.rand(case.new, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        helper = teacher if mix else None
         sample(student, prompts, torch.ones_like(prompts, dtype=torch.bool), uniform, decoding, helper, mix, coins)
 
-    return rollouts, optimizer
+    return rollouts, _idle_optimizer(student)
+
+
+def measuring(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None], Any]:
+    """Return the trainer's held-out measure, and an optimizer that holds its states meanwhile."""
+    import torch
+
+    from skill_kd.algorithms.sampling import Decoding
+    from skill_kd.runtime.data import Encoded
+    from skill_kd.runtime.measure import HeldOut
+    from skill_kd.runtime.rollouts import Sampler, draws_for
+    from skill_kd.runtime.teachers import Teacher
+
+    decoding = Decoding(case.new, 1.0, 1.0, frozenset({0}), case.vocabulary)
+    sampler = Sampler(decoding, 0, torch.device("cpu"))
+    own = Teacher(teacher, case.vocabulary, lambda _, draws, __: sampler.sample(teacher, draws, "teacher"))
+    prompts = torch.randint(1, case.vocabulary, (case.rows, case.prompt)).tolist()
+    draws = draws_for([Encoded(tuple(ids)) for ids in prompts], ("measured",))
+    held_out = HeldOut(own, sampler, [], draws, case.rows)
+    return lambda: held_out.measure(student), _idle_optimizer(student)
+
+
+def _idle_optimizer(student: Any) -> Any:
+    import torch
+
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5)
+    for weight in student.parameters():
+        optimizer.state[weight] = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
+    return optimizer
 
 
 # --- side by side -----------------------------------------------------------------------------------------------------
@@ -270,12 +317,11 @@ def planned(case: Case, folder: Path) -> dict[str, float]:
     from skill_kd.spec import Spec
 
     found = plan(Spec.model_validate(case.spec(folder)), device="cpu")
-    wanted = "rollouts" if case.sampling else ("teacher's forward pass", "loss", "end of the backward", "optimizer")
-    phase = next(phase for phase in found.phases if phase.name.startswith(wanted))
+    phase = next(phase for phase in found.phases if phase.name.startswith(PHASES[case.work]))
     parts = {part.name: part.bytes for part in phase.parts}
     resident = phase.bytes - parts["libraries"]
     tensors = resident - parts["allocator slack"]
-    works = {"rollouts"} if case.sampling else {"training", "teacher's forward passes"}
+    works = {"rollouts"} if case.work == "rollouts" else {"training", "teacher's forward passes"}
     updates = found.stages[0].updates or 1
     seconds = sum(task.seconds for task in found.stages[0].tasks if task.name in works) / updates
     return {"rss": resident, "live": tensors, "phase": phase.name, "seconds": round(seconds, 3)}
@@ -299,20 +345,6 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         kind: {"median": round(statistics.median(errors), 4), "worst": max(errors, key=abs)}
         for kind, errors in kinds.items()
     }
-
-
-def machine() -> dict[str, Any]:
-    """Return what the figures depend on."""
-    import torch
-    import transformers
-
-    import skill_kd
-
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    versions |= {"transformers": transformers.__version__, "skill_kd": skill_kd.__version__}
-    cpu = [line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if "model name" in line]
-    name = cpu[0].split(":")[1].strip() if cpu else platform.processor()
-    return {"system": platform.system(), "cpu": name, "cores": len(os.sched_getaffinity(0)), **versions}
 
 
 def main() -> None:
@@ -341,11 +373,10 @@ def main() -> None:
     for kind, errors in worst.items():
         print(f"{kind}: median error {errors['median']:+.1%}, worst {errors['worst']:+.1%}")
     if options.only is None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        result = {"machine": machine(), "errors": worst, "rows": rows}
-        partial = options.out.with_suffix(".partial")
-        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, options.out)
+        from machine import keep, machine  # a test loads this file where its neighbours are not on the path
+
+        versions = machine("torch", "transformers", "skill-kd")
+        keep(options.out, {"machine": versions, "errors": worst, "rows": rows})
 
 
 def show(row: dict[str, Any]) -> None:

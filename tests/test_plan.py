@@ -14,10 +14,10 @@ import pytest
 
 from skill_kd.devices import find_device, known_devices
 from skill_kd.errors import MissingRequirementError, UsageError
-from skill_kd.plan import Plan, plan
+from skill_kd.plan import Plan, loss, plan
 from skill_kd.plan.changes import changed
 from skill_kd.plan.duration import RANGE
-from skill_kd.plan.update import HARD_LABEL_COPIES, LOGIT_COPIES
+from skill_kd.plan.loss import HARD_LABEL_COPIES, LOGIT_COPIES, MEASURE_COPIES, SERVED_COPIES, WHOLE_COPIES
 from skill_kd.plan.weights import Phase
 from skill_kd.spec import Spec
 
@@ -177,6 +177,64 @@ def test_served_teacher_takes_no_memory_here(models: Path) -> None:
     assert any("served teacher" in note for note in found.notes)
 
 
+# --- the loss in chunks, or with all logits ---------------------------------------------------------------------------
+
+
+def logits(found: Plan) -> int:
+    return part(phase(found, "loss"), "logits")
+
+
+def test_longer_responses_take_no_more_logits_once_a_chunk_is_full(models: Path) -> None:
+    short, long = (plan(spec(models, rollout__max_new_tokens=new)) for new in (256, 1024))
+    assert logits(short) == logits(long)
+    assert logits(short) <= 2 * loss.CHUNK_BYTES + LOGIT_COPIES["minillm"] * loss.BLOCK_BYTES
+    assert short.peak < long.peak
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"student__lora": {"targets": ["q_proj", "lm_head"]}},
+        {"teacher__model": ["large", "small"]},
+        {
+            "teacher__model": None,
+            "teacher__served": {"url": "http://127.0.0.1:8000/v1", "model": "x", "top_logprobs": 64},
+        },
+    ],
+    ids=["adapters on the head", "ensemble", "served"],
+)
+def test_what_has_no_plain_head_takes_the_logits_of_all_positions(models: Path, changes: dict[str, Any]) -> None:
+    if isinstance(changes.get("teacher__model"), list):
+        changes = {"teacher__model": [{"model": str(models / name)} for name in changes["teacher__model"]]}
+    stages = [{"kind": "distill", "objective": {"kind": "reverse_kl"}}]
+    short, long = (plan(spec(models, stages=stages, rollout__max_new_tokens=new, **changes)) for new in (256, 1024))
+    assert logits(long) == pytest.approx(4 * logits(short), rel=0.01)
+    whole = 4 * 16 * 1024 * 151936
+    assert logits(long) > LOGIT_COPIES["reverse_kl"] * whole
+
+
+def test_sequence_kd_works_in_chunks_whoever_teaches(models: Path) -> None:
+    both = [{"model": str(models / "large")}, {"model": str(models / "small")}]
+    stages = [{"kind": "distill", "objective": {"kind": "sequence_kd"}}]
+    assert logits(plan(spec(models, teacher__model=both, stages=stages))) == logits(plan(spec(models, stages=stages)))
+
+
+def test_held_out_measure_takes_one_chunk_of_logits_at_a_time(models: Path) -> None:
+    found = plan(spec(models, rollout__max_new_tokens=64, training__batch_size=16))
+    assert part(phase(found, "held-out measure"), "logits") < 1.05 * MEASURE_COPIES * loss.CHUNK_BYTES
+    # A row that is longer than a chunk is taken all the same.
+    row = 4 * 151936 * 1024
+    found = plan(spec(models, rollout__max_new_tokens=1024))
+    assert part(phase(found, "held-out measure"), "logits") == pytest.approx(MEASURE_COPIES * row, rel=0.01)
+
+
+def test_self_training_reads_the_teacher_before_it_trains(models: Path) -> None:
+    stages = [{"kind": "distill", "objective": {"kind": "sequence_kd"}}, {"kind": "self_train"}]
+    found = plan(spec(models, stages=stages))
+    assert part(phase(found, "teacher's scores"), "logits") > 3 * 4 * 16 * 256 * 151936
+    assert not any(phase.name.startswith("teacher's forward pass") for phase in found.phases)
+
+
 def test_several_teachers_are_all_in_memory(models: Path) -> None:
     both = [{"model": str(models / "large")}, {"model": str(models / "small")}]
     found = plan(spec(models, teacher__model=both))
@@ -211,72 +269,160 @@ def benchmark() -> ModuleType:
     return module
 
 
-OBJECTIVES = [*({"kind": kind} for kind in LOGIT_COPIES), {"kind": "minillm", "estimator": "exact"}]
+def test_chunks_and_blocks_are_those_of_the_trainer() -> None:
+    pytest.importorskip("torch")
+    from skill_kd.algorithms import chunked
+
+    assert loss.CHUNK_BYTES == chunked.CHUNK_BYTES
+    assert loss.CACHE_BYTES == chunked.CACHE_BYTES
+    assert loss.BLOCK_BYTES == chunked.BLOCK_BYTES
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: "-".join(objective.values()))
-def test_copies_of_logits_are_those_each_loss_keeps_alive(benchmark: ModuleType, objective: dict[str, str]) -> None:
-    assert live_copies(benchmark, objective) == pytest.approx(LOGIT_COPIES[objective["kind"]], abs=0.1)
+KINDS = [{"kind": kind} for kind in LOGIT_COPIES]
+EXACT = {"kind": "minillm", "estimator": "exact"}
+HARD = {"kind": "reverse_kl", "on_policy": 0.0, "responses": "data", "hard_label_weight": 0.5}
+ROWS, NEW, VOCABULARY = 2, 16, 4096
+
+
+@pytest.mark.parametrize("objective", [*KINDS, EXACT], ids=lambda objective: "-".join(objective.values()))
+def test_copies_of_a_block_are_those_each_loss_keeps_alive(benchmark: ModuleType, objective: dict[str, Any]) -> None:
+    assert block_copies(benchmark, objective) == pytest.approx(LOGIT_COPIES[objective["kind"]], abs=0.1)
 
 
 def test_hard_label_term_adds_its_copy(benchmark: ModuleType) -> None:
-    hard = {"kind": "reverse_kl", "on_policy": 0.0, "responses": "data", "hard_label_weight": 0.5}
-    assert live_copies(benchmark, hard) == pytest.approx(LOGIT_COPIES["reverse_kl"] + HARD_LABEL_COPIES, abs=0.1)
+    assert block_copies(benchmark, HARD) == pytest.approx(LOGIT_COPIES["reverse_kl"] + HARD_LABEL_COPIES, abs=0.1)
 
 
-def live_copies(benchmark: ModuleType, objective: dict[str, Any]) -> float:
-    """Tensors [B, T, V] alive at the peak of a loss and its gradient, the teacher's among them, from given logits."""
+@pytest.mark.parametrize(
+    "objective", [*KINDS, EXACT, HARD], ids=lambda objective: "-".join(map(str, objective.values()))
+)
+def test_whole_rows_take_the_copies_of_a_block_and_of_the_scored_positions(
+    benchmark: ModuleType, objective: dict[str, Any]
+) -> None:
+    planned = LOGIT_COPIES[objective["kind"]] + HARD_LABEL_COPIES * ("hard_label_weight" in objective)
+    planned += WHOLE_COPIES * (objective["kind"] not in {"sft", "sequence_kd"})
+    assert whole_copies(benchmark, objective) == pytest.approx(planned, abs=0.1)
+
+
+@pytest.mark.parametrize("kind", ["reverse_kl", "adaptive_kl", "minillm"])
+def test_a_served_teacher_costs_the_same_whatever_the_loss(benchmark: ModuleType, kind: str) -> None:
     import torch
 
-    from skill_kd.algorithms.divergences import log_probs
-    from skill_kd.runtime.batching import Row, collate
+    from skill_kd.runtime.policy import TopK
+
+    told = TopK.of([[{1: -1.0, 2: -2.0}] * NEW] * ROWS, VOCABULARY, torch.device("cpu"))
+    mix = {"teacher_mix": 0.0} if kind == "minillm" else {}
+    assert whole_copies(benchmark, {"kind": kind, **mix}, told) == pytest.approx(SERVED_COPIES, abs=0.1)
+
+
+def built(objective: dict[str, Any]) -> Any:
+    """The runtime's objective from that of a spec."""
     from skill_kd.runtime.config import Config
     from skill_kd.runtime.objectives import build_objective
 
-    rows, new, vocabulary = 2, 16, 4096
-    stage = Spec.model_validate(
-        {
-            "name": "x",
-            "teacher": {"model": "t"},
-            "student": {"model": "s"},
-            "data": {"train": "d"},
-            "rollout": {"prompts": 16},
-            "stages": [{"kind": "distill", "objective": objective}],
-        }
-    ).stages[0]
-    built = build_objective(Config.of(stage.model_dump()["objective"]))
-    row = Row((1,), tuple(range(1, new + 1)), (True,) * new, "data", (-1.0,) * new)
-    batch = collate([row] * rows, 0, torch.device("cpu"))
-    hidden = torch.randn(rows, new, 8, requires_grad=True)
-    head, teacher_head = torch.randn(8, vocabulary), torch.randn(8, vocabulary)
+    plain: dict[str, Any] = {
+        "name": "x",
+        "teacher": {"model": "t"},
+        "student": {"model": "s"},
+        "data": {"train": "d"},
+        "rollout": {"prompts": 16},
+        "stages": [{"kind": "distill", "objective": objective}],
+    }
+    return build_objective(Config.of(Spec.model_validate(plain).stages[0].model_dump()["objective"]))
 
-    def loss() -> torch.Tensor:
+
+def block_copies(benchmark: ModuleType, objective: dict[str, Any]) -> float:
+    """Tensors [n, V] that the trainer's work on a block adds to what the two output matrices made of it."""
+    import torch
+
+    from skill_kd.algorithms.chunked import _descend, _Rule
+    from skill_kd.algorithms.heads import Curve
+
+    kind = built(objective)
+    student = torch.randn(ROWS * NEW, VOCABULARY)
+    teacher = torch.randn_like(student) if kind.reads_teacher else None
+    ids = torch.randint(VOCABULARY, (ROWS * NEW,))
+    count = {"minillm": 2}.get(objective["kind"], int("hard_label_weight" in objective))
+    rule = _Rule(kind.loss.position, 1.0, Curve(), Curve() if kind.reads_teacher else None)
+    weights = [torch.full((ROWS * NEW,), 0.5)] * count
+    return copies(benchmark, lambda: _descend(rule, student, teacher, ids, *weights), student, teacher)
+
+
+def whole_copies(benchmark: ModuleType, objective: dict[str, Any], told: Any = None) -> float:
+    """Tensors [B, T, V] alive at the peak of a loss of whole rows and its gradient, the teacher's among them."""
+    import torch
+
+    from skill_kd.algorithms.divergences import log_probs
+    from skill_kd.algorithms.masking import masked_sum
+    from skill_kd.runtime.batching import Row, collate
+    from skill_kd.runtime.policy import on_shared_outcomes
+
+    kind = built(objective)
+    row = Row((1,), tuple(range(1, NEW + 1)), (True,) * NEW, "data", (-1.0,) * NEW)
+    batch = collate([row] * ROWS, 0, torch.device("cpu"))
+    hidden = torch.randn(ROWS, NEW, 8, requires_grad=True)
+    head, teacher_head = torch.randn(8, VOCABULARY), torch.randn(8, VOCABULARY)
+
+    def student(teacher: Any) -> torch.Tensor:
         # As in the trainer's policy: nothing but the graph holds the student's log-probabilities.
-        student = log_probs(hidden @ head)
-        return built.loss(student, teacher, batch).sum()
+        return masked_sum(kind.loss(*on_shared_outcomes(log_probs(hidden @ head), teacher, batch)), batch.mask_BT)
 
+    def work() -> None:
+        own = told is None and kind.reads_teacher
+        student(log_probs(hidden.detach() @ teacher_head) if own else told).backward()
+
+    return copies(benchmark, work, hidden, head, teacher_head)
+
+
+def copies(benchmark: ModuleType, work: Any, *known: Any) -> float:
+    """Float32 tensors of rows, positions and vocabulary that ``work`` adds to the known ones, at its peak."""
     mode = benchmark.live_bytes()
-    for tensor in (hidden, head, teacher_head):
-        mode.watch(tensor)
+    for tensor in known:
+        if tensor is not None:
+            mode.watch(tensor)
     before = mode.live
     with mode:
-        teacher = log_probs(hidden.detach() @ teacher_head) if built.reads_teacher else None
-        loss().backward()
-    copy = rows * new * vocabulary * 4
-    return float(mode.peak - before) / copy
+        work()
+    return float(mode.peak - before) / (4 * ROWS * NEW * VOCABULARY)
+
+
+ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"accumulate": 2}, {"checkpointing": True, "layers": 8}, {"model_type": "qwen3"}, {"sampling": True}],
-    ids=str,
+    [
+        {},
+        {"tied": False},
+        {"lora": "all-linear"},
+        {"lora": ADAPTED, "tied": False, "vocabulary": 16384},
+        {"accumulate": 2},
+        {"checkpointing": True, "layers": 8},
+        {"model_type": "qwen3"},
+        {"rows": 6, "vocabulary": 49152, "objective": "jsd"},
+        {"rows": 1, "new": 4, "vocabulary": 16384, "accumulate": 2, "tied": False},
+        {"work": "rollouts"},
+        {"work": "measure", "rows": 8, "vocabulary": 32000},
+    ],
+    ids=lambda changes: " ".join(changes) or "plain",
 )
-def test_planned_tensors_are_those_alive_in_a_real_update(
+def test_planned_tensors_are_those_alive_in_real_work(
     benchmark: ModuleType, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
+    if "lora" in changes:
+        pytest.importorskip("peft")
     case = benchmark.Case("tiny", **{"hidden": 192, "vocabulary": 2048, "new": 32, "objective": "minillm", **changes})
     planned = benchmark.planned(case, tmp_path)["live"]
     assert planned == pytest.approx(benchmark.measure(case, tmp_path)["live"], rel=0.06)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_tied_table_gets_its_gradient_in_two_parts(benchmark: ModuleType, tmp_path: Path, accumulate: int) -> None:
+    case = benchmark.Case("tied", hidden=192, vocabulary=16384, rows=1, new=4, accumulate=accumulate)
+    # Where somebody watches, autograd adds the parts out of place; else it writes the sum over the first of them.
+    sum_of_parts = 4 * case.vocabulary * case.hidden
+    planned = benchmark.planned(case, tmp_path)["live"]
+    assert planned == pytest.approx(benchmark.measure(case, tmp_path)["live"] - sum_of_parts, rel=0.03)
 
 
 def test_kept_measurements_bear_out_the_stated_errors() -> None:

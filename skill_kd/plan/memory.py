@@ -9,13 +9,14 @@ No figure was measured on a GPU, and none with quantized weights or more than on
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from skill_kd.models import ModelConfig
+from skill_kd.plan.loss import measured_logits, scored_logits
 from skill_kd.plan.setup import DTYPE_BYTES, SAMPLED_AT_ONCE, WRITTEN_AT_ONCE, Setup, teacher_writes
 from skill_kd.plan.update import update_phases
 from skill_kd.plan.weights import Part, Phase, forward_weights, lasting
-from skill_kd.spec import Distill, MiniLLM, Stage
+from skill_kd.spec import Distill, MiniLLM, SelfTrain, Stage
 
 SAMPLING_COPIES = 5
 """Float32 tensors [rows, V] alive while a token is drawn: log-probabilities, and two float64 of their distribution."""
@@ -45,7 +46,14 @@ def phases(setup: Setup, *, on_cpu: bool = False) -> list[Phase]:
     if on_cpu:
         lasts = sum(part.bytes for part in lasting(setup))
         found = [Phase(phase.name, (*phase.parts, *_host_parts(phase.bytes - lasts))) for phase in found]
-    return [Phase(phase.name, tuple(part for part in phase.parts if part.bytes)) for phase in found]
+    return [Phase(phase.name, _by_name(phase.parts)) for phase in found]
+
+
+def _by_name(parts: Sequence[Part]) -> tuple[Part, ...]:
+    sums: dict[str, int] = {}
+    for part in parts:
+        sums[part.name] = sums.get(part.name, 0) + part.bytes
+    return tuple(Part(name, size) for name, size in sums.items() if size)
 
 
 def _host_parts(passing: int) -> tuple[Part, Part]:
@@ -71,12 +79,17 @@ def _rollout_phases(setup: Setup, stage: Stage) -> Iterator[Phase]:
         yield Phase(f"rollouts ({stage.kind})", (*lasting(setup), forward_weights(setup), *parts))
     if teacher_writes(stage) and setup.teachers:
         yield _writing(setup, f"teacher's responses ({stage.kind})", WRITTEN_AT_ONCE)
+    if isinstance(stage, SelfTrain) and setup.teachers:
+        yield Phase(f"teacher's scores ({stage.kind})", (*lasting(setup), scored_logits(setup)))
 
 
 def _other_phases(setup: Setup, on_cpu: bool) -> Iterator[Phase]:
     rows = min(SAMPLED_AT_ONCE, setup.spec.checkpoint.measure_prompts)
     if setup.teachers:
-        yield _writing(setup, "held-out measure", rows)
+        yield _writing(setup, "teacher's held-out samples", rows)
+    lasts = (*lasting(setup), forward_weights(setup))
+    yield Phase("held-out samples", (*lasts, _student_cache(setup, rows), _drawing(setup, rows, 1)))
+    yield Phase("held-out measure", (*lasts, measured_logits(setup)))
     width = DTYPE_BYTES[setup.spec.student.dtype]
     # The student is copied and merged; on the processor the exported folder is read back beside that copy.
     copies = (2 if on_cpu else 1) * setup.student.parameters * width

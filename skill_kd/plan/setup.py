@@ -15,7 +15,6 @@ from skill_kd.spec import (
     SequenceKD,
     Spec,
     Stage,
-    reads_teacher_probabilities,
 )
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -24,6 +23,9 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SAMPLED_AT_ONCE = 64
 MIXED_AT_ONCE = 16
 WRITTEN_AT_ONCE = 32
+
+HEADS = {"lm_head", "embed_out"}
+"""Module names of output matrices."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,9 @@ class Setup:
         return self.spec.launch.strategy in {"fsdp2", "deepspeed"} and self.spec.launch.processes > 1
 
     @property
-    def reads_teacher(self) -> bool:
-        """Whether a loss reads probabilities of a teacher that is loaded here."""
-        return bool(self.teachers) and any(reads_teacher_probabilities(stage) for stage in self.spec.stages)
+    def adapts_head(self) -> bool:
+        """Whether adapters are put on the student's output matrix, which ``all-linear`` spares."""
+        return self.spec.student.lora is not None and not HEADS.isdisjoint(_targets(self.spec.student.lora))
 
     @property
     def trainable_parameters(self) -> int:
@@ -160,9 +162,14 @@ def teacher_writes(stage: Stage) -> bool:
 
 
 def adapter_parameters(config: ModelConfig, lora: Lora) -> int:
-    """Weights of rank-r adapters on the named matrices (``all-linear``: every ``nn.Linear`` but the output)."""
-    targets = (lora.targets,) if isinstance(lora.targets, str) else lora.targets
+    """Weights of rank-r adapters on the named matrices (``all-linear``: every ``nn.Linear`` but the output matrix)."""
+    targets = _targets(lora)
     chosen = [linear for linear in config.linears if "all-linear" in targets or linear.name in targets]
     # A mixture's router and experts are plain tensors, which "all-linear" does not reach.
     plain = [linear for linear in chosen if not linear.expert and linear.name != "gate"]
-    return sum(linear.copies * lora.r * (linear.inputs + linear.outputs) for linear in plain)
+    blocks = sum(linear.copies * lora.r * (linear.inputs + linear.outputs) for linear in plain)
+    return blocks + (0 if HEADS.isdisjoint(targets) else lora.r * (config.hidden_size + config.vocab_size))
+
+
+def _targets(lora: Lora) -> tuple[str, ...]:
+    return (lora.targets,) if isinstance(lora.targets, str) else lora.targets

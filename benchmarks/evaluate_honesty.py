@@ -1,0 +1,269 @@
+"""How often the gate is wrong: students with planted damage, and students that are their teacher, judged many times.
+
+Each simulation has fresh prompts, modes, words and samples. Margins are derived from one range of seeds, and the rates
+are counted on another. ``derived`` is the tightest margin that a student like its teacher passes in 98 of 100 cases.
+
+    nice python benchmarks/evaluate_honesty.py [--simulations 200] [--out benchmarks/results/evaluate_honesty.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+from scipy.stats import binomtest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from synthetic_teacher import CONDITIONS, HARMLESS, UNSEEN, Condition, SyntheticTeacher
+
+from skill_kd.evaluate import gate, metrics, sides
+from skill_kd.evaluate.policy import PRESETS, Policy
+from skill_kd.evaluate.statistics import Columns
+
+RESULTS = Path(__file__).parent / "results" / "evaluate_honesty.json"
+REFERENCE_PAGE = Path(__file__).parent.parent / "references" / "evaluation.md"
+BEGIN, END = "<!-- honesty: written by benchmarks/evaluate_honesty.py -->", "<!-- /honesty -->"
+PROMPTS, SAMPLES = 200, 8
+DERIVING, COUNTING = 10_000, 0
+"""First seeds of the two ranges."""
+PLAYED = ("text-only", "assistant")
+REFERENCE = 50
+"""Stream of the references."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What all prompts of a simulation have in common."""
+
+    name: str
+    language: str = "latin"
+    mode_share: float = 0.45
+
+
+WORLDS = (
+    World("as derived"),
+    World("Cyrillic words", "cyrillic"),
+    World("Han characters", "han"),
+    World("modes that words tell faintly", mode_share=0.25),
+    World("modes that words hardly tell", mode_share=0.10),
+)
+
+
+def simulate(seed: int, conditions: Mapping[str, Condition], world: World = WORLDS[0]) -> dict[str, list[gate.Metric]]:
+    """Return the judged metrics of a student under each condition, all of one teacher."""
+    teacher = SyntheticTeacher(seed, prompts=PROMPTS, language=world.language, mode_share=world.mode_share)
+    rows = teacher.responses(Condition(), 2 * SAMPLES, 0)
+    half_a, half_b = sides.read_side([r[:SAMPLES] for r in rows]), sides.read_side([r[SAMPLES:] for r in rows])
+    references = teacher.responses(Condition(), 1, REFERENCE)
+    own = scores(rows, references)
+    judged = {}
+    for stream, (name, condition) in enumerate(conditions.items(), start=1):
+        texts = teacher.responses(condition, SAMPLES, stream)
+        compared = sides.compare(half_a, half_b, sides.read_side(texts), None, PRESETS["assistant"].word_budget)
+        columns = metrics.deciding_columns(compared)
+        columns["quality"] = Columns(
+            scores(texts, references), own, scores([r[:SAMPLES] for r in rows], references[1:] + references[:1])
+        )
+        columns["coverage"] = coverage(teacher, condition)
+        judged[name] = gate.judge(columns, {}, [None] * PROMPTS, SAMPLES, quick(PRESETS["assistant"]))
+    return judged
+
+
+def quick(policy: Policy) -> Policy:
+    """Half the resamples: a bound moves by less than a tenth of its standard error."""
+    return policy.model_copy(update={"resamples": 1000})
+
+
+def scores(rows: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """Return the mean ROUGE-L of each prompt."""
+    return np.array(
+        [np.mean([metrics.rouge_l("", t, r) for t in row]) for row, r in zip(rows, references, strict=True)]
+    )
+
+
+def coverage(teacher: SyntheticTeacher, condition: Condition) -> Columns:
+    """Return exact nucleus coverage; a condition that leaves modes, temperature and length alone leaves it alone."""
+    plain = Condition(modes=condition.modes, temperature=condition.temperature, length=condition.length)
+    if plain == Condition():
+        return Columns(np.full(teacher.prompts, 0.95), np.full(teacher.prompts, 0.95))
+    student, own = teacher.coverage(plain, 1)
+    return Columns(student, own)
+
+
+def verdict(judged: Sequence[gate.Metric], preset: str) -> gate.Decision:
+    """Decide as the preset does, from metrics that were judged once."""
+    policy = PRESETS[preset]
+    roles = [replace(metric, role=getattr(policy.rules, metric.name).role) for metric in judged]
+    return gate.decide(roles, PROMPTS, SAMPLES, policy)
+
+
+# --- many -------------------------------------------------------------------------------------------------------------
+
+Task = tuple[str, int]
+"""World and seed; the world ``NULL`` stands for a null student alone, whose bounds the margins are derived from."""
+NULL = "null"
+
+
+def one(task: Task) -> dict[str, Any]:
+    """Return {condition: {preset: (verdict, binding metric)}}, or of a null student the bounds that decide."""
+    name, seed = task
+    if name == NULL:
+        judged = simulate(seed, {NULL: CONDITIONS["null"]})[NULL]
+        return {m.name: _deciding(m) for m in judged if m.role == "blocking"}
+    world = next(each for each in WORLDS if each.name == name)
+    judged_by = simulate(seed, CONDITIONS | UNSEEN if world is WORLDS[0] else CONDITIONS, world)
+    return {
+        condition: {preset: [found.verdict, found.binding] for preset in PLAYED for found in [verdict(each, preset)]}
+        for condition, each in judged_by.items()
+    }
+
+
+def _deciding(metric: gate.Metric) -> float:
+    assert metric.found is not None
+    return metric.found.low if metric.kind.better == "high" else metric.found.high
+
+
+def play(tasks: Sequence[Task], processes: int, work: Path) -> dict[Task, dict[str, Any]]:
+    """Return what came of each task; finished ones are read from ``work``, which is written as they finish."""
+    policy = PRESETS["assistant"].hash
+    lines = [json.loads(line) for line in work.read_text().splitlines()] if work.is_file() else []
+    done = {(line["world"], line["seed"]): line["found"] for line in lines if line["policy"] == policy}
+    open_tasks = [task for task in tasks if task not in done]
+    with ProcessPoolExecutor(processes) as pool, work.open("a") as file:
+        for task, found in zip(open_tasks, pool.map(one, open_tasks), strict=True):
+            done[task] = found
+            line = {"world": task[0], "seed": task[1], "policy": policy, "found": found}
+            print(json.dumps(line), file=file, flush=True)
+            print(f"{len(done)} of {len(tasks)}: {task[0]}, seed {task[1]}", file=sys.stderr, flush=True)
+    return {task: done[task] for task in tasks}
+
+
+def margins(found: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Return for each blocking metric the margin a null student passes in 98 of 100 cases, and the preset's."""
+    derived = {}
+    for name in found[0]:
+        worst = 0.02 if metrics.KINDS[name].better == "high" else 0.98
+        tightest = float(np.quantile([each[name] for each in found], worst))
+        derived[name] = {"derived": round(tightest, 4), "preset": getattr(PRESETS["assistant"].rules, name).margin}
+    return derived
+
+
+def rates(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return verdict counts with exact 95% intervals, by preset and condition."""
+    return {
+        preset: {condition: _row([each[condition][preset] for each in found], condition) for condition in found[0]}
+        for preset in PLAYED
+    }
+
+
+def _row(found: Sequence[tuple[str, str | None]], name: str) -> dict[str, object]:
+    verdicts = Counter(verdict for verdict, _ in found)
+    wrong = "NO-GO" if name in HARMLESS else "GO"
+    by = Counter(metric for verdict, metric in found if verdict != "GO")
+    return {
+        **{each: verdicts[each] for each in ("GO", "NO-GO", "INCONCLUSIVE")},
+        "go_rate": _rate(verdicts["GO"], len(found)),
+        "false_verdict": wrong,
+        "false_rate": _rate(verdicts[wrong], len(found)),
+        "stopped_by": dict(by.most_common(3)),
+    }
+
+
+def _rate(events: int, of: int) -> dict[str, float]:
+    low, high = binomtest(events, of).proportion_ci(0.95, "exact")
+    return {"value": events / of, "low": round(float(low), 4), "high": round(float(high), 4)}
+
+
+def table(document: Mapping[str, Any]) -> str:
+    """Return margins and rates as Markdown, for references/evaluation.md."""
+    simulations = document["seeds"]["margins"][1]
+    lines = [
+        f"Margins: what a student that is its teacher passes in 98% of {simulations} simulations, and the preset's.",
+        "",
+        "| metric | tightest | preset |",
+        "|---|---|---|",
+        *(f"| `{name}` | {each['derived']:.3f} | {each['preset']:g} |" for name, each in document["margins"].items()),
+        "",
+    ]
+    first, *others = document["worlds"].items()
+    lines += _both_presets(*first)
+    if others:
+        lines += _other_worlds(dict(others))
+    return "\n".join([*lines, ""])
+
+
+def _both_presets(name: str, world: Mapping[str, Any]) -> list[str]:
+    heads = " | ".join(f"{preset}: GO, NO-GO, INCONCLUSIVE | wrong" for preset in PLAYED)
+    rows = [
+        f"| {each} | {' | '.join(f'{_counts(world[p][each])} | {_wrong(world[p][each])}' for p in PLAYED)} |"
+        for each in world[PLAYED[0]]
+    ]
+    about = f"**{name}**, {world['simulations']} simulations"
+    return [about, "", f"| student | {heads} |", "|---|" + "---|---|" * len(PLAYED), *rows, ""]
+
+
+def _other_worlds(worlds: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    played = PLAYED[0]
+    conditions = next(iter(worlds.values()))[played]
+    rows = [f"| {each} | {' | '.join(_counts(w[played][each]) for w in worlds.values())} |" for each in conditions]
+    heads = " | ".join(f"{name} ({world['simulations']})" for name, world in worlds.items())
+    about = f"**Other worlds** (simulations), `{played}`: GO, NO-GO, INCONCLUSIVE"
+    return [about, "", f"| student | {heads} |", "|---|" + "---|" * len(worlds), *rows]
+
+
+def _counts(row: Mapping[str, Any]) -> str:
+    return ", ".join(str(row[each]) for each in ("GO", "NO-GO", "INCONCLUSIVE"))
+
+
+def _wrong(row: Mapping[str, Any]) -> str:
+    rate = row["false_rate"]
+    return f"{row['false_verdict']} {rate['value']:.1%} ({rate['low']:.1%} … {rate['high']:.1%})"
+
+
+def main() -> None:
+    """Play, count, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--simulations", type=int, default=200)
+    parser.add_argument("--others", type=int, default=20, help="simulations in each of the other worlds")
+    parser.add_argument("--deriving", type=int, default=100, help="null students that margins are derived from")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--work", type=Path, default=Path("evaluate_honesty.work.jsonl"), help="finished simulations")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, default=REFERENCE_PAGE, help="where the tables are printed")
+    arguments = parser.parse_args()
+    counts = {world.name: arguments.others for world in WORLDS} | {WORLDS[0].name: arguments.simulations}
+    seeds = {NULL: range(DERIVING, DERIVING + arguments.deriving)}
+    seeds |= {name: range(COUNTING, COUNTING + count) for name, count in counts.items()}
+    tasks = [(name, seed) for name, of in seeds.items() for seed in of]
+    done = play(tasks, arguments.processes, arguments.work)
+    found = {name: [done[name, seed] for seed in of] for name, of in seeds.items()}
+    document = {
+        "prompts": PROMPTS,
+        "samples": SAMPLES,
+        "seeds": {"margins": [DERIVING, arguments.deriving], "rates": [COUNTING, arguments.simulations]},
+        "policies": {preset: PRESETS[preset].hash for preset in PLAYED},
+        "margins": margins(found[NULL]),
+        "worlds": {name: {"simulations": count, **rates(found[name])} for name, count in counts.items() if count},
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__},
+    }
+    arguments.out.parent.mkdir(exist_ok=True)
+    arguments.out.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    before, rest = arguments.page.read_text(encoding="utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    arguments.page.write_text(f"{before}{BEGIN}\n{table(document)}{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

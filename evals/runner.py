@@ -1,0 +1,145 @@
+"""Run an agent on the cases: any agent that is a command line, without the skill or with one of any folder.
+
+    python evals/runner.py --agent 'my-agent --print {prompt}' --config ours --skill . --out iteration-1
+    python evals/runner.py --agent 'my-agent --print {prompt}' --config none --out iteration-1 --runs 3
+    python evals/runner.py --agent 'my-agent --print {prompt}' --config ours --skill . --out iteration-1 --triggers
+
+``{prompt}`` is replaced within its word; without it the prompt goes to stdin. Each run has a workspace of its own, in
+``OUT/eval-ID/CONFIG/run-N``, with ``outputs/``, ``transcript.txt``, ``timing.json`` and ``grading.json``. A run that
+was graded is not run again. The agent and what it writes run with your rights: use a container without credentials.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import fixtures
+import graders
+
+HERE = Path(__file__).resolve().parent
+
+NAME = "knowledge-distillation"
+AGENT_FOLDERS = (".claude/skills", ".agents/skills")
+FIRED = rf"skills/{NAME}|kd\.py|skill-kd"
+"""What a transcript shows where the skill was read."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run what is asked for, one after the other."""
+    options = parse(args)
+    jobs = triggers(options) if options.triggers else cases(options)
+    for folder, case in jobs:
+        if (folder / "grading.json").is_file():
+            continue
+        print(f"{folder}", file=sys.stderr, flush=True)
+        run(folder, case, options)
+    return 0
+
+
+def parse(args: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--agent", required=True, metavar="COMMAND", help="its command line; {prompt} is filled in")
+    parser.add_argument("--config", required=True, metavar="NAME", help="for example none, published or ours")
+    parser.add_argument("--skill", type=Path, metavar="DIR", help="the skill that the agent gets; none if left out")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where runs go, for example iteration-1")
+    parser.add_argument("--case", action="append", metavar="ID", help="only this case; may be given again")
+    parser.add_argument("--runs", type=int, default=1, metavar="N", help="runs of each case")
+    parser.add_argument("--timeout", type=float, default=3600, metavar="SECONDS", help="for the agent, each run")
+    parser.add_argument("--triggers", action="store_true", help="ask the trigger queries instead of the cases")
+    parser.add_argument("--fired", default=FIRED, metavar="REGEX", help="what a transcript shows if the skill was read")
+    options = parser.parse_args(args)
+    if options.skill is not None and not (options.skill / "SKILL.md").is_file():
+        parser.error(f"--skill {options.skill}: there is no SKILL.md")
+    known = {case["id"] for case in load_cases()}
+    if unknown := set(options.case or ()) - known:
+        parser.error(f"--case {', '.join(sorted(unknown))}: unknown; known are {', '.join(sorted(known))}")
+    return options
+
+
+def load_cases() -> list[dict[str, Any]]:
+    """Return the cases of evals.json."""
+    loaded: list[dict[str, Any]] = json.loads((HERE / "evals.json").read_text(encoding="utf-8"))["evals"]
+    return loaded
+
+
+def cases(options: argparse.Namespace) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield folder and case of each run."""
+    for case in load_cases():
+        if not options.case or case["id"] in options.case:
+            for number in range(1, options.runs + 1):
+                yield options.out / f"eval-{case['id']}" / options.config / f"run-{number}", case
+
+
+def triggers(options: argparse.Namespace) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield folder and query of each run."""
+    queries = json.loads((HERE / "triggers.json").read_text(encoding="utf-8"))
+    for place, query in enumerate(queries, 1):
+        case = {"id": f"trigger-{place:02}", "prompt": query["query"], "files": [], "trigger": query["should_trigger"]}
+        for number in range(1, options.runs + 1):
+            yield options.out / f"{case['id']}" / options.config / f"run-{number}", case
+
+
+def run(folder: Path, case: Mapping[str, Any], options: argparse.Namespace) -> None:
+    """Prepare the workspace, run the agent, grade what it left."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "outputs").mkdir(parents=True)
+    for each in case["files"]:
+        fixtures.make(each["kind"], folder, **{name: value for name, value in each.items() if name != "kind"})
+    if options.skill is not None:
+        for agent in AGENT_FOLDERS:
+            ignore = shutil.ignore_patterns(".git", "__pycache__", ".venv", "runs", "evals", options.out.name)
+            shutil.copytree(options.skill, folder / agent / NAME, ignore=ignore)
+    began = time.monotonic()
+    code, transcript = ask(options.agent, case["prompt"], folder.resolve(), options.timeout)
+    seconds = time.monotonic() - began
+    (folder / "transcript.txt").write_text(transcript, encoding="utf-8")
+    about = {"agent": shlex.split(options.agent)[0], "date": datetime.now(UTC).date().isoformat(), "exit_code": code}
+    write(folder / "timing.json", {"total_duration_seconds": round(seconds, 1), **about})
+    if "trigger" in case:
+        fired = bool(re.search(options.fired, transcript))
+        said = f"the skill was {'read' if fired else 'not read'}"
+        rows = [{"text": "The skill is read where it should be", "passed": fired == case["trigger"], "evidence": said}]
+    else:
+        rows = graders.grade(folder.resolve() / "outputs", case["checks"])
+    passed = sum(row["passed"] for row in rows)
+    summary = {"passed": passed, "failed": len(rows) - passed, "total": len(rows), "pass_rate": passed / len(rows)}
+    write(folder / "grading.json", {"expectations": rows, "summary": summary})
+
+
+def ask(agent: str, prompt: str, workspace: Path, timeout: float) -> tuple[int | None, str]:
+    """Run the agent in its workspace; return its exit code, None if it was cut off, and all that it said."""
+    words = shlex.split(agent)
+    command = [word.replace("{prompt}", prompt) for word in words]
+    given = None if command != words else prompt
+    try:
+        done = subprocess.run(
+            command, cwd=workspace, input=given if given is not None else "", timeout=timeout, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        said = error.stdout or b""
+        return None, said.decode(errors="replace") if isinstance(said, bytes) else said
+    return done.returncode, done.stdout
+
+
+def write(path: Path, document: object) -> None:
+    """Write JSON in one step."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

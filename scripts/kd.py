@@ -1,0 +1,393 @@
+#!/usr/bin/env python3
+# ruff: noqa: T201, UP036, N818 -- it prints, an old Python gets a word instead of a traceback, and Stop is no error
+"""The way agents call skill-kd: ``python3 SKILL_FOLDER/scripts/kd.py VERB …``, from any folder, also through a link.
+
+Standard library only. It finds the bundle it lies in and runs that very code, in an environment outside the bundle:
+SKILL_KD_PYTHON if set, else the one that ``setup`` made, else the interpreter it was called with. It writes nothing
+into the bundle, no bytecode either. ``setup`` is the one verb that installs; the others are the command line's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+sys.dont_write_bytecode = True
+BUNDLE = Path(__file__).resolve().parent.parent
+ROOMS = ("skill_kd/cli.py", "templates", "examples", "constraints.txt", "pyproject.toml", "README.md", "LICENSE")
+"""What the bundle must hold: without the first nothing runs, the last three are needed to install it."""
+USAGE, ENVIRONMENT, LOCKED, INTERRUPTED = 2, 5, 7, 130
+"""Exit codes, as in skill_kd/errors.py."""
+HERE = "--here"
+"""First argument of our own second start: this interpreter was chosen, look no further."""
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+OFFLINE = re.compile(
+    r"NewConnectionError|ConnectTimeout|name resolution|dns error|Could not resolve|Failed to (?:fetch|connect)"
+    r"|error sending request|Network is unreachable|No matching distribution found|ProxyError",
+    re.IGNORECASE,
+)
+
+
+class Stop(Exception):
+    """The end: one line for people, and an exit code."""
+
+    def __init__(self, message: str, code: int = ENVIRONMENT) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def main(args: list[str]) -> int:
+    """Run one verb and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a path may hold what a terminal cannot show
+    try:
+        here = args[:1] == [HERE]
+        args = args[1:] if here else args
+        whole()
+        if args[:1] == ["setup"]:
+            return setup(args[1:])
+        if not here and (chosen := chosen_python()):
+            return become([chosen, "-B", __file__, HERE, *args])
+        return doctor(args[1:]) if args[:1] == ["doctor"] else verb(args)
+    except Stop as stop:
+        say(f"error: {stop}")
+        return stop.code
+    except KeyboardInterrupt:
+        say("error: interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of stdout has left, and Python would say so at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def say(text: str) -> None:
+    """Talk, on stderr: stdout is for data."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def call(*args: str) -> str:
+    """Return the command line that calls this launcher."""
+    words = ["python" if os.name == "nt" else "python3", str(BUNDLE / "scripts" / "kd.py"), *args]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+def whole() -> None:
+    """Stop where the bundle lacks something: some installers copy only SKILL.md, or only small files."""
+    lacking = [room for room in ROOMS if not (BUNDLE / room).exists()]
+    if lacking:
+        raise Stop(
+            f"the skill in {BUNDLE} is not whole, it lacks {', '.join(lacking)}; "
+            "clone its whole repository, or install it again with a newer installer (npx skills@latest add …)"
+        )
+
+
+# --- where it runs ----------------------------------------------------------------------------------------------------
+
+
+def cache() -> Path:
+    """Return the user's folder for skill-kd, the same that its models go to."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SKILL_KD_CACHE") or Path(base) / "skill-kd").expanduser().resolve()
+
+
+def environment() -> Path:
+    """Return the folder of the environment for this bundle's pins: an update that changes none keeps it."""
+    pins = b"".join((BUNDLE / name).read_bytes() for name in ("constraints.txt", "pyproject.toml"))
+    return cache() / f"environment-{hashlib.sha256(pins).hexdigest()[:12]}"
+
+
+def python_of(folder: Path) -> Path:
+    """Return the interpreter of a virtual environment."""
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def extras_of(folder: Path) -> list[str] | None:
+    """Return which extras an environment holds; None where it was not finished."""
+    try:
+        extras = json.loads((folder / "ready.json").read_text(encoding="utf-8"))["extras"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return list(extras) if python_of(folder).exists() else None
+
+
+def chosen_python() -> str | None:
+    """Return another interpreter than this one to run with, if one was named or made.
+
+    An environment that ``setup`` made goes before this interpreter, whose packages are there by chance.
+    """
+    if named := os.environ.get("SKILL_KD_PYTHON"):
+        found = shutil.which(os.path.expanduser(named))
+        if found is None:
+            raise Stop(f"SKILL_KD_PYTHON: there is no interpreter '{named}'; name another, or unset it", USAGE)
+        return os.path.abspath(found)
+    folder = environment()
+    return None if extras_of(folder) is None else str(python_of(folder))
+
+
+def become(command: list[str]) -> int:
+    """Run ``command`` in our place: its signals and exit code are ours."""
+    if os.name != "nt":
+        os.execv(command[0], command)  # noqa: S606 -- no shell, and nothing of it is text of a model or a spec
+    with subprocess.Popen(command) as process:  # noqa: S603 -- likewise
+        while True:
+            with contextlib.suppress(KeyboardInterrupt):  # the console has sent it to the child as well
+                return process.wait()
+
+
+def lacking(extra: str | None = None) -> list[str]:
+    """Return those requirements of the core, or of one of its extras, that this interpreter has not."""
+    if sys.version_info < (3, 11):
+        return ["Python 3.11 or newer"]
+    import tomllib
+    from importlib import metadata
+
+    project = tomllib.loads((BUNDLE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = project["dependencies"] if extra is None else project["optional-dependencies"][extra]
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:  # itself one of the core's
+        Requirement = None  # type: ignore[assignment,misc]
+
+    def met(each: str) -> bool:
+        try:
+            version = metadata.version(re.match(r"[\w.-]+", each)[0])  # type: ignore[index]
+        except metadata.PackageNotFoundError:
+            return False
+        return Requirement is None or Requirement(each).specifier.contains(version, prereleases=True)
+
+    return [each for each in wanted if not met(each)]
+
+
+# --- verbs ------------------------------------------------------------------------------------------------------------
+
+
+def verb(args: list[str]) -> int:
+    """Run a verb of the command line, with the bundle's own code."""
+    lack, first = lacking(), args[0] if args else "--help"
+    if first in ("-h", "--help"):
+        print(help_text(), flush=True)
+        return 0
+    if lack and first == "--version":
+        print(f"skill-kd {version()}")
+        return 0
+    if lack:
+        raise Stop(f"{sys.executable} lacks {', '.join(lack)}; set up once, outside of the skill: {call('setup')}")
+    sys.path[:] = [str(BUNDLE), *(each for each in sys.path if each != str(BUNDLE / "scripts"))]
+    from skill_kd.cli import main as command_line
+
+    code = int(command_line(args))
+    if code == ENVIRONMENT:
+        say(f"hint: what is missing, and the command that brings it: {call('doctor')}")
+    return code
+
+
+def help_text() -> str:
+    """Return the verbs, read off the source of the command line: no package is needed to know them."""
+    tree = ast.parse((BUNDLE / "skill_kd" / "cli.py").read_text(encoding="utf-8"))
+    verbs = {"setup": "Make the environment: once, outside of the skill.", "doctor": "Say what is missing here."}
+    for each in tree.body:
+        if isinstance(each, ast.FunctionDef) and "cli.command" in map(_decorator, each.decorator_list):
+            verbs[each.name] = (ast.get_docstring(each) or "").partition("\n")[0]
+    lines = [f"  {name:<10} {says}" for name, says in verbs.items()]
+    return f"usage: {call()} VERB …   (VERB --help tells more)\n\n" + "\n".join(lines)
+
+
+def _decorator(node: ast.expr) -> str:
+    return ast.unparse(node.func if isinstance(node, ast.Call) else node)
+
+
+def version() -> str:
+    """Return the bundle's version, without importing it."""
+    found = re.search(r'__version__ = "([^"]+)"', (BUNDLE / "skill_kd" / "__init__.py").read_text(encoding="utf-8"))
+    return found[1] if found else "unknown"
+
+
+def doctor(args: list[str]) -> int:
+    """Say what is here and what is missing, with the command that brings it; exit code 5 if no verb can run."""
+    parser = argparse.ArgumentParser(prog="kd.py doctor", description=doctor.__doc__)
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    options = parser.parse_args(args)
+    core, train, gpu = lacking(), lacking("train") if sys.version_info >= (3, 11) else ["Python 3.11 or newer"], gpus()
+    extras, folder = extras_of(environment()), environment()
+    cpu = [] if gpu or sys.platform != "linux" else ["--cpu"]
+    writable = os.access(next(each for each in (cache(), *cache().parents) if each.exists()), os.W_OK)
+    rows = [
+        ("skill", "ok", f"{version()} in {BUNDLE}", ""),
+        ("python", "ok", f"{sys.version.split()[0]} in {sys.executable}", ""),
+        ("environment", "none" if extras is None else "ok", str(folder), call("setup") if extras is None else ""),
+        ("core", *state(core, call("setup"))),
+        ("train", *state(train, call("setup", "--train", *cpu))),
+        ("gpu", "ok" if gpu else "none", ", ".join(gpu) or "nvidia-smi names none; torch may know another kind", ""),
+        ("cache", "ok" if writable else "read-only", str(cache()), "" if writable else "set SKILL_KD_CACHE"),
+    ]
+    if options.json:
+        keys = ("name", "state", "detail", "mend")
+        print(json.dumps({"ready": not core, "rows": [dict(zip(keys, row)) for row in rows]}, indent=2))  # noqa: B905
+    else:
+        print("\n".join("\t".join(row).rstrip() for row in rows))
+    return ENVIRONMENT if core else 0
+
+
+def state(lack: list[str], mend: str) -> tuple[str, str, str]:
+    """Return state, detail and mend of a part."""
+    return ("missing", ", ".join(lack), mend) if lack else ("ok", "", "")
+
+
+def gpus() -> list[str]:
+    """Return the NVIDIA GPUs by name."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    ask = [program, "--query-gpu=name", "--format=csv,noheader"]
+    done = subprocess.run(ask, capture_output=True, text=True, check=False)  # noqa: S603 -- a fixed command
+    return done.stdout.split("\n")[:-1] if done.returncode == 0 else []
+
+
+# --- setup ------------------------------------------------------------------------------------------------------------
+
+
+def setup(args: list[str]) -> int:
+    """Make the environment, or add to it; print its interpreter."""
+    parser = argparse.ArgumentParser(
+        prog="kd.py setup",
+        description=f"Install skill-kd from this folder, pinned by constraints.txt, into {environment()}.",
+        epilog="Exit codes: 0 ready, 5 something is missing (a network, disk space), 7 another setup is at work.",
+    )
+    parser.add_argument("--train", action="store_true", help="also torch, transformers and what else training needs")
+    parser.add_argument("--cpu", action="store_true", help=f"take torch from {CPU_INDEX}: much smaller, no GPU")
+    parser.add_argument("--pip", action="store_true", help="use venv and pip even where uv is installed")
+    parser.add_argument("--clear", action="store_true", help="build the environment anew")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and run none")
+    options = parser.parse_args(args)
+    folder, extras = environment(), ["train"] if options.train else []
+    if BUNDLE in folder.parents:
+        raise Stop(
+            f"SKILL_KD_CACHE: {cache()} lies in the skill's folder, which an update empties; name another", USAGE
+        )
+    held = None if options.clear else extras_of(folder)
+    if options.dry_run:
+        print("\n".join(shlex.join(command) for command in steps(folder, held, options)))
+        return 0
+    with alone(folder) as lock:
+        held = None if options.clear else extras_of(folder)
+        if held is None or not set(extras) <= set(held):
+            if options.train and not (options.cpu or gpus()) and sys.platform == "linux":
+                say("note: no NVIDIA GPU is seen here; --cpu takes a much smaller torch")
+            install(folder, steps(folder, held, options), lock)
+            mark(folder, sorted({*extras, *(held or [])}))
+    say(f"ready; call it with: {call('doctor')}")
+    print(python_of(folder))
+    return 0
+
+
+def steps(folder: Path, held: list[str] | None, options: argparse.Namespace) -> list[list[str]]:
+    """Return the commands that make the environment, where ``held`` is None, and install into it."""
+    python, pins, uv = str(python_of(folder)), str(BUNDLE / "constraints.txt"), shutil.which("uv")
+    what = f"skill-kd{'[train]' if options.train else ''} @ {BUNDLE.as_uri()}"
+    cpu = options.cpu or os.environ.get("PIP_EXTRA_INDEX_URL", "").rstrip("/") == CPU_INDEX
+    if uv and not options.pip:
+        own = sys.executable if sys.version_info >= (3, 11) else ">=3.11"
+        create = [uv, "venv", "--seed", "--clear", "--python", own, str(folder)]
+        add = [uv, "pip", "install", "--python", python, "-c", pins, *(["--torch-backend", "cpu"] if cpu else []), what]
+    else:
+        if sys.version_info < (3, 11):
+            raise Stop(f"skill-kd needs Python 3.11 or newer, and {sys.executable} is {sys.version.split()[0]}")
+        create = [sys.executable, "-I", "-m", "venv", "--clear", str(folder)]
+        add = [python, "-I", "-m", "pip", "install", "--no-input", "--retries", "2", "--timeout", "30", "-c", pins]
+        add += [*(["--extra-index-url", CPU_INDEX] if cpu else []), what]
+    return [add] if held is not None else [create, add]
+
+
+def install(folder: Path, commands: Sequence[Sequence[str]], lock: int) -> None:
+    """Run ``commands``; what they say goes to a log, for it is long and only of use when something failed."""
+    log = folder.with_suffix(".log")
+    say(f"installing into {folder}, which takes minutes; the log is {log}")
+    environ = {**os.environ, "PIP_USER": "0"}
+    environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    if "PIP_INDEX_URL" in environ:
+        environ.setdefault("UV_DEFAULT_INDEX", environ["PIP_INDEX_URL"])
+    inherited = () if os.name == "nt" else (lock,)  # who kills us leaves pip at work, and so the lock
+    with log.open("wb") as file:
+        for command in commands:
+            try:
+                done = subprocess.run(  # noqa: S603 -- see steps; no shell
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                    env=environ,
+                    pass_fds=inherited,
+                    check=False,
+                )
+            except OSError as error:
+                raise Stop(f"cannot start {command[0]}: {error.strerror}") from error
+            if done.returncode:
+                raise Stop(f"{reason(log.read_text(encoding='utf-8', errors='replace'))}; the log is {log}")
+
+
+def reason(log: str) -> str:
+    """Say in one line why an installation failed, and what mends it."""
+    if "No space left" in log:
+        return "the disk is full; make room, or set SKILL_KD_CACHE to a folder elsewhere"
+    if "ensurepip" in log:
+        return "this Python cannot make environments; install your system's python3-venv, or uv"
+    if OFFLINE.search(log):
+        return "the package index cannot be reached; connect, or name a mirror with PIP_INDEX_URL, and set up again"
+    last = [line.strip() for line in log.splitlines() if line.strip()][-1:]
+    return f"the installation failed: {' '.join(last) or 'without a word'}"
+
+
+def mark(folder: Path, extras: list[str]) -> None:
+    """Note that the environment is whole, in one step."""
+    temporary = folder / f".ready.{os.getpid()}"
+    temporary.write_text(json.dumps({"extras": extras, "skill_kd": version(), "bundle": str(BUNDLE)}), encoding="utf-8")
+    temporary.replace(folder / "ready.json")
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[int]:
+    """Keep any other setup out, and yield the lock's descriptor; the system drops the lock however we end."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = folder.with_suffix(".lock").open("a+b")
+    except OSError as error:
+        raise Stop(
+            f"cannot write to {folder.parent}: {error.strerror}; set SKILL_KD_CACHE to another folder"
+        ) from error
+    with file:
+        try:
+            take(file.fileno())
+        except OSError as error:
+            raise Stop(
+                f"another setup is at work in {folder}; wait until it has ended, and call again", LOCKED
+            ) from error
+        yield file.fileno()
+
+
+def take(descriptor: int) -> None:
+    """Take the lock, or raise OSError at once."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,22 @@
+"""May this student replace its teacher? A gate of three verdicts that fails closed.
+
+GO: every blocking metric of the policy passes. NO-GO: one fails. INCONCLUSIVE: the evidence does not tell.
+"""
+
+from skill_kd.evaluate.evaluation import Files, Measured, evaluate_generations
+from skill_kd.evaluate.policy import PRESETS, Policy, make_policy, parse_changes
+from skill_kd.evaluate.request import Request, evaluate
+from skill_kd.evaluate.result import Evaluation
+
+__all__ = [
+    "PRESETS",
+    "Evaluation",
+    "Files",
+    "Measured",
+    "Policy",
+    "Request",
+    "evaluate",
+    "evaluate_generations",
+    "make_policy",
+    "parse_changes",
+]

@@ -1,0 +1,264 @@
+"""From saved generations to a verdict: read, pair, measure, judge."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from skill_kd import __version__
+from skill_kd.errors import UsageError
+from skill_kd.evaluate import findings, gate, metrics, sides
+from skill_kd.evaluate.generations import (
+    Generations,
+    Prompt,
+    prompt_key,
+    read_generations,
+    read_rows,
+    refuse_overlap,
+)
+from skill_kd.evaluate.judge import Judge, compare
+from skill_kd.evaluate.policy import Policy
+from skill_kd.evaluate.result import Evaluation
+from skill_kd.evaluate.samples import Samples, pair, with_references
+from skill_kd.evaluate.statistics import Columns, require_scipy
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured with the models at hand, to be judged together with the text."""
+
+    columns: Mapping[str, Columns]
+    """One figure for each prompt of the teacher's file, in its order."""
+    absent: Mapping[str, str]
+    """Why a metric could not be measured."""
+    told: Mapping[str, Any]
+    """latency, curves, judge of the result."""
+    about: Mapping[str, Any]
+    """Models, tokenizer, decoding, for the reproduction block."""
+
+
+NOTHING_MEASURED = Measured({}, {}, {}, {})
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where the generations lie, and what belongs to them."""
+
+    teacher: Path
+    student: Path
+    baseline: Path | None = None
+    """The undistilled student's generations."""
+    control: Path | None = None
+    """The collapsed teacher's."""
+    prompts: Path | None = None
+    """Prompts with ``reference``, ``category`` and ``cluster``, where the generations do not carry them."""
+    training: Path | None = None
+    """Training data, whose prompts must not be among the evaluated ones."""
+
+
+def evaluate_generations(
+    files: Files,
+    policy: Policy,
+    *,
+    scorer: metrics.Scorer = metrics.rouge_l,
+    judge: Judge | None = None,
+    measured: Measured = NOTHING_MEASURED,
+) -> Evaluation:
+    """Judge saved generations.
+
+    Args:
+        scorer: (prompt, response, references) -> 0 … 1; ROUGE-L where none is given.
+        judge: whom to ask which of two responses is better; nobody where none is given.
+        measured: figures that needed the models.
+
+    Raises:
+        UsageError: a file cannot be used, prompts are missing on one side or shared with the training data.
+        MissingRequirementError: scipy is not installed.
+    """
+    require_scipy()
+    started = time.monotonic()
+    read = {
+        role: read_generations(path, 2 * policy.samples)
+        for role in ("teacher", "student", "baseline", "control")
+        if (path := getattr(files, role)) is not None
+    }
+    if files.training is not None:
+        refuse_overlap(read["teacher"].prompts, files.training)
+    samples = pair(read["teacher"], read["student"], read.get("baseline"), read.get("control"), samples=policy.samples)
+    if files.prompts is not None:
+        samples = with_references(samples, list(read["teacher"].prompts), read_prompts(files.prompts))
+    if judge is not None and samples.count:
+        measured = _judged(measured, judge, samples)
+    return _evaluated(samples, read, policy, scorer, measured, started)
+
+
+def _judged(measured: Measured, judge: Judge, samples: Samples) -> Measured:
+    import numpy as np
+
+    scores, told = compare(judge, samples)
+    columns = {**measured.columns, "judge": Columns(scores, np.full(len(scores), 0.5))}
+    return replace(measured, columns=columns, told={**measured.told, "judge": told})
+
+
+def read_prompts(path: Path) -> dict[str, Prompt]:
+    """Read prompts with their optional ``reference``, ``category`` and ``cluster``, by key.
+
+    Raises:
+        UsageError: the file or a row cannot be used.
+    """
+    found: dict[str, Prompt] = {}
+    for number, row in read_rows(path):
+        try:
+            # A reference is often called response in data that was made for training.
+            reference = row.get("reference", row.get("response"))
+            found.setdefault(prompt_key(row), Prompt.of({**row, "reference": reference}))
+        except ValueError as error:
+            raise UsageError(f"'{path}' line {number}: {error}") from error
+    if not found:
+        raise UsageError(f"'{path}' is empty; each line needs 'prompt' or 'messages'")
+    return found
+
+
+def _evaluated(
+    samples: Samples,
+    read: Mapping[str, Generations],
+    policy: Policy,
+    scorer: metrics.Scorer,
+    measured: Measured,
+    started: float,
+) -> Evaluation:
+    enough = len(samples.prompts) >= 2 and samples.count >= 2
+    compared = _compare(samples, policy) if enough else None
+    columns: dict[str, Columns] = dict(measured.columns)
+    absent = {"judge": "no judge was asked", **measured.absent}
+    if compared is None:
+        columns, absent = {}, dict.fromkeys(metrics.KINDS, "two prompts and two responses each are the least")
+    else:
+        columns |= {**metrics.deciding_columns(compared), **metrics.shown_columns(compared)}
+        _add_quality(columns, absent, samples, scorer)
+    columns = _with_baseline(columns, samples, policy) if compared else columns
+    clusters = [prompt.cluster for prompt in samples.prompts]
+    judged = gate.judge(columns, absent, clusters, samples.count, policy)
+    independent = len({cluster if cluster is not None else index for index, cluster in enumerate(clusters)})
+    decision = gate.decide(judged, independent, samples.count, policy)
+    return Evaluation(
+        decision,
+        judged,
+        _warnings(samples, policy, independent, measured),
+        _findings(compared, samples, columns, decision.binding) if compared else {},
+        dict(measured.told),
+        _reproduction(samples, read, policy, compared, measured, started),
+    )
+
+
+def _compare(samples: Samples, policy: Policy) -> sides.Compared:
+    count = samples.count
+    return sides.compare(
+        sides.read_side([row[:count] for row in samples.teacher]),
+        sides.read_side([row[count:] for row in samples.teacher]),
+        sides.read_side(samples.student),
+        sides.read_side(samples.control) if samples.control else None,
+        policy.word_budget,
+    )
+
+
+def _add_quality(columns: dict[str, Columns], absent: dict[str, str], samples: Samples, scorer: metrics.Scorer) -> None:
+    referenced = sum(bool(prompt.references) for prompt in samples.prompts)
+    if referenced == len(samples.prompts) or scorer is not metrics.rouge_l:
+        columns["quality"] = metrics.quality(samples, scorer)
+    elif referenced:
+        absent["quality"] = f"only {referenced} of {len(samples.prompts)} prompts have a 'reference'"
+    else:
+        absent["quality"] = "no prompt has a 'reference', and no scorer was given"
+
+
+def _with_baseline(columns: Mapping[str, Columns], samples: Samples, policy: Policy) -> dict[str, Columns]:
+    """Measure the undistilled student as the student was, for a column to compare with."""
+    if samples.baseline is None:
+        return dict(columns)
+    other = _compare(Samples(samples.prompts, samples.teacher, samples.baseline, None, None, ()), policy)
+    theirs = {**metrics.deciding_columns(other), **metrics.shown_columns(other)}
+    return {
+        name: Columns(each.student, each.teacher, each.control, each.narrow, theirs[name].student)
+        if name in theirs
+        else each
+        for name, each in columns.items()
+    }
+
+
+def _warnings(samples: Samples, policy: Policy, independent: int, measured: Measured) -> list[str]:
+    found = list(samples.notes)
+    if policy.least_prompts <= independent < policy.few_prompts:
+        found.append(f"{independent} independent prompts are few: at the margin a verdict errs more often than 1 in 20")
+    return found + list(measured.about.get("warnings", ()))
+
+
+def _findings(
+    compared: sides.Compared, samples: Samples, columns: Mapping[str, Columns], binding: str | None
+) -> dict[str, Any]:
+    baseline = None
+    if samples.baseline is not None:
+        baseline = findings.lengths(sides.read_side(samples.baseline).words)
+    return {
+        "slices": findings.slices(columns, samples, binding),
+        "lost_modes": findings.lost_modes(compared, samples, columns["recall"].student),
+        "examples": findings.flagged(compared.student, samples),
+        "lengths": {
+            "teacher": findings.lengths([*compared.half_a.words, *compared.half_b.words]),
+            "student": findings.lengths(compared.student.words),
+            "baseline": baseline,
+            "unit": "words",
+        },
+    }
+
+
+def _reproduction(
+    samples: Samples,
+    read: Mapping[str, Generations],
+    policy: Policy,
+    compared: sides.Compared | None,
+    measured: Measured,
+    started: float,
+) -> dict[str, Any]:
+    return {
+        "policy": policy.model_dump(mode="json"),
+        "policy_name": policy.name,
+        "policy_hash": policy.hash,
+        "files": [
+            {"role": f"{role} generations", "name": each.name, "sha256": each.sha256, "rows": each.rows}
+            for role, each in read.items()
+        ],
+        "teacher": None,
+        "student": None,
+        "baseline": None,
+        "tokenizer": "not compared",
+        "decoding": None,
+        **{key: value for key, value in measured.about.items() if key != "warnings"},
+        "prompts": len(samples.prompts),
+        "samples": samples.count,
+        "seed": policy.seed,
+        "resamples": policy.resamples,
+        "word_budget": compared.words if compared else policy.word_budget,
+        "features": "lexical",
+        "versions": versions(("scipy", "numpy", "torch", "transformers")),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def versions(packages: Sequence[str]) -> dict[str, str | None]:
+    """Return the versions of what took part; None for what is not installed."""
+
+    def version(name: str) -> str | None:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return None
+
+    return {"skill_kd": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}}

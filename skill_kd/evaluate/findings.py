@@ -1,0 +1,135 @@
+"""What a person wants to look at: worst slices, lost modes, flagged responses, lengths. All of it is untrusted text."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from skill_kd.evaluate.metrics import KINDS
+from skill_kd.evaluate.samples import Samples
+from skill_kd.evaluate.sides import Compared, Side
+from skill_kd.evaluate.statistics import Columns
+
+if TYPE_CHECKING:
+    from numpy import bool_, float64
+    from numpy.typing import NDArray
+
+    Array = NDArray[float64]
+
+SHOWN = 8
+"""Examples of each kind."""
+SIDE_BY_SIDE = 3
+"""Responses of each side in one example."""
+LONGEST = 2000
+"""Characters of a shown text."""
+SMALLEST_SLICE = 5
+"""Prompts below which a slice says nothing."""
+
+
+def slices(columns: Mapping[str, Columns], samples: Samples, binding: str | None) -> list[dict[str, Any]]:
+    """Return the figures of each slice, the worst by the binding metric first: categories, else thirds by length."""
+    import numpy as np
+
+    members = {name: rows for name, rows in _grouped(samples).items() if len(rows) >= SMALLEST_SLICE}
+    found = [
+        {
+            "name": name,
+            "prompts": len(rows),
+            "figures": {metric: _figure(each, metric, np.array(rows)) for metric, each in columns.items()},
+        }
+        for name, rows in members.items()
+    ]
+    first = binding if binding is not None and binding in columns else "recall"
+    sign = 1 if KINDS[first].better == "high" else -1
+
+    def badness(each: dict[str, Any]) -> float:
+        value = each["figures"].get(first)
+        return float("inf") if value is None else sign * value
+
+    return sorted(found, key=badness)
+
+
+def _grouped(samples: Samples) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = defaultdict(list)
+    if any(prompt.category for prompt in samples.prompts):
+        for index, prompt in enumerate(samples.prompts):
+            groups[f"category: {prompt.category or 'none'}"].append(index)
+        return groups
+    order = sorted(range(len(samples.prompts)), key=lambda index: len(samples.prompts[index].text))
+    third = -(-len(order) // 3)
+    for number, name in enumerate(("short prompts", "prompts of middle length", "long prompts")):
+        groups[name] = order[number * third : (number + 1) * third]
+    return groups
+
+
+def _figure(columns: Columns, metric: str, rows: NDArray[bool_]) -> float | None:
+    student, teacher = float(columns.student[rows].mean()), float(columns.teacher[rows].mean())
+    form = KINDS[metric].form
+    if form == "retention":
+        assert columns.narrow is not None
+        narrow = float(columns.narrow[rows].mean())
+        student, teacher = student - narrow, teacher - narrow
+    if form == "difference":
+        return student - teacher
+    if form == "value":
+        return student
+    return student / teacher if teacher > 0 else None
+
+
+def lost_modes(compared: Compared, samples: Samples, recall: Array) -> list[dict[str, Any]]:
+    """Return the prompts of lowest recall, with the teacher's responses that are furthest from every student sample."""
+    import numpy as np
+
+    student = compared.rows(2)
+    nearest = compared.kernel[:, : student.start, student].max(-1)
+    # Of equal recall, the prompt whose furthest response is furthest.
+    order = np.lexsort((nearest.min(-1), recall))[:SHOWN]
+    return [
+        {
+            "prompt": _cut(samples.prompts[n].text),
+            "teacher": [_cut(samples.teacher[n][r]) for r in np.argsort(nearest[n], kind="stable")[:SIDE_BY_SIDE]],
+            "student": [_cut(text) for text in samples.student[n][:SIDE_BY_SIDE]],
+            "recall": float(recall[n]),
+        }
+        for n in order.tolist()
+    ]
+
+
+def flagged(student: Side, samples: Samples) -> list[dict[str, Any]]:
+    """Return student responses with something wrong, of different prompts and of different kinds first."""
+    names = {"loop": student.loop, "refusal": student.refusal, "near-duplicate": student.near_duplicate}
+    chosen: list[tuple[int, int]] = []
+    seen: set[int] = set()
+    per_kind = -(-SHOWN // len(names))
+    for flags in names.values():
+        places = [(int(n), int(k)) for n, k in zip(*flags.nonzero(), strict=True)]
+        fresh = list({n: (n, k) for n, k in reversed(places) if n not in seen}.values())[::-1][:per_kind]
+        chosen += fresh
+        seen |= {n for n, _ in fresh}
+    return [
+        {
+            "prompt": _cut(samples.prompts[n].text),
+            "teacher": [_cut(samples.teacher[n][0])],
+            "student": [_cut(samples.student[n][k])],
+            "flags": [
+                "empty" if name == "loop" and not student.words[n][k] else name
+                for name, flags in names.items()
+                if flags[n, k]
+            ],
+        }
+        for n, k in chosen[:SHOWN]
+    ]
+
+
+def lengths(words: Sequence[Sequence[Sequence[str]]]) -> dict[str, float]:
+    """Return quantiles and mean of the number of words."""
+    import numpy as np
+
+    counts = np.array([len(each) for row in words for each in row])
+    tenth, half, ninth = np.quantile(counts, [0.1, 0.5, 0.9])
+    return {"p10": float(tenth), "p50": float(half), "p90": float(ninth), "mean": float(counts.mean())}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else text[:LONGEST] + " …"

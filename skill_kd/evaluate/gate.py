@@ -1,0 +1,240 @@
+"""The gate: an outcome for each metric, a verdict for all. It fails closed: what is not known to pass does not pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from skill_kd.errors import ExitCode
+from skill_kd.evaluate.metrics import KINDS, Kind
+from skill_kd.evaluate.policy import Policy, Role, Rules
+from skill_kd.evaluate.statistics import NULL, Columns, Estimate, estimate, prompts_needed
+
+if TYPE_CHECKING:
+    from skill_kd.evaluate.statistics import Array
+
+Verdict = Literal["GO", "NO-GO", "INCONCLUSIVE"]
+Outcome = Literal["pass", "fail", "uncertain", "insensitive", "not_measured", "shown"]
+Reason = Literal[
+    "all_passed",
+    "below_margin",
+    "too_few_prompts",
+    "too_few_samples",
+    "metric_insensitive",
+    "not_measured",
+    "uncertain",
+]
+
+EXIT_CODES: dict[Verdict, ExitCode] = {
+    "GO": ExitCode.OK,
+    "NO-GO": ExitCode.NO_GO,
+    "INCONCLUSIVE": ExitCode.INCONCLUSIVE,
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric, measured and judged."""
+
+    name: str
+    kind: Kind
+    role: Role
+    margin: float | None
+    outcome: Outcome
+    found: Estimate | None = None
+    control: float | None = None
+    """What the positive control scores."""
+    means: tuple[float, float, float | None] | None = None
+    """Of teacher, student and undistilled student, behind the estimate."""
+    reason: str | None = None
+    """Why it says nothing."""
+    needed: int | None = None
+    """Prompts with which a perfect student passes in 80 of 100 cases."""
+
+    @property
+    def slack(self) -> float:
+        """How far the deciding bound is inside the margin, in standard errors; negative outside."""
+        if self.found is None or self.margin is None:
+            return float("-inf")
+        inside = self.found.low - self.margin if self.kind.better == "high" else self.margin - self.found.high
+        return inside / max(self.found.error, 1e-12)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The verdict, why, and by which metric."""
+
+    verdict: Verdict
+    reason_code: Reason
+    sentence: str
+    binding: str | None
+    needed: int | None = None
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """0, 3 or 4."""
+        return EXIT_CODES[self.verdict]
+
+
+def judge(
+    columns: Mapping[str, Columns], absent: Mapping[str, str], clusters: Sequence[str | None], rows: int, policy: Policy
+) -> list[Metric]:
+    """Return every metric of the policy, blocking ones first.
+
+    Args:
+        columns: figures of each prompt, by metric.
+        absent: why a metric has none.
+        rows: K.
+    """
+    metrics = [
+        _judged(name, columns.get(name), absent.get(name), clusters, rows, policy) for name in Rules.model_fields
+    ]
+    return sorted(metrics, key=lambda metric: metric.role != "blocking")
+
+
+def _judged(
+    name: str, columns: Columns | None, why: str | None, clusters: Sequence[str | None], rows: int, policy: Policy
+) -> Metric:
+    rule, kind = getattr(policy.rules, name), KINDS[name]
+    if columns is None:
+        return Metric(name, kind, rule.role, rule.margin, "not_measured", reason=why or "needs the models themselves")
+
+    bounds = partial(
+        estimate,
+        confidence=policy.confidence,
+        resamples=policy.resamples,
+        seed=policy.seed,
+        rows=rows,
+        clusters=clusters,
+    )
+    means = (
+        _mean(columns.teacher),
+        _mean(columns.student),
+        None if columns.baseline is None else _mean(columns.baseline),
+    )
+    found = bounds(columns, kind.form)
+    if found is None:
+        return Metric(name, kind, rule.role, rule.margin, "not_measured", means=means, reason=_undefined(columns))
+    control = bounds(columns.of(columns.control), kind.form) if columns.control is not None else None
+    unit = bounds(Columns(columns.teacher, columns.narrow), "difference") if columns.narrow is not None else None
+    blind = rule.margin is not None and _insensitive(kind, rule.margin, control, unit)
+    outcome: Outcome = (
+        "shown" if rule.margin is None else "insensitive" if blind else _outcome(found, kind, rule.margin)
+    )
+    target = NULL[kind.form]
+    needed = None
+    if rule.margin is not None and target is not None:
+        needed = prompts_needed(found, target, rule.margin, len(columns.student))
+    return Metric(
+        name,
+        kind,
+        rule.role,
+        rule.margin,
+        outcome,
+        found,
+        control.value if control else 0.0 if kind.form == "retention" else None,
+        means,
+        "it cannot tell the teacher from its positive control" if blind else None,
+        needed,
+    )
+
+
+def _mean(values: Array) -> float:
+    return float(values.mean())
+
+
+def _undefined(columns: Columns) -> str:
+    import numpy as np
+
+    if not np.isfinite(columns.student).all() or not np.isfinite(columns.teacher).all():
+        return "some prompt's figure is no finite number"
+    return "the teacher's own figure gives nothing to compare with"
+
+
+def _outcome(found: Estimate, kind: Kind, margin: float) -> Outcome:
+    low, high = (found.low, found.high) if kind.better == "high" else (-found.high, -found.low)
+    least = margin if kind.better == "high" else -margin
+    return "pass" if low >= least else "fail" if high < least else "uncertain"
+
+
+def _insensitive(kind: Kind, margin: float, control: Estimate | None, unit: Estimate | None) -> bool:
+    """Whether the collapsed teacher, judged as a student, would not clearly fail.
+
+    A retention measures in units of teacher − narrow half: where the two cannot be told apart there is no unit.
+    """
+    if kind.form == "retention" and (unit is None or unit.low <= 0):
+        return True
+    return control is not None and _outcome(control, kind, margin) != "fail"
+
+
+def decide(metrics: Sequence[Metric], prompts: int, samples: int, policy: Policy) -> Decision:
+    """Return the verdict. NO-GO needs one blocking metric that fails; GO needs all of them to pass."""
+    blocking = [metric for metric in metrics if metric.role == "blocking"]
+    if prompts < policy.least_prompts:
+        return _inconclusive(
+            "too_few_prompts",
+            f"too few prompts for a verdict: {prompts}, and the policy asks for {policy.least_prompts} at least; "
+            "200 are recommended",
+            needed=policy.least_prompts,
+        )
+    if samples < policy.least_samples:
+        return _inconclusive(
+            "too_few_samples",
+            f"too few responses for a verdict: {samples} to each prompt and twice as many of the teacher; the policy "
+            f"asks for {policy.least_samples} at least; {policy.samples} are recommended",
+        )
+    if not blocking:
+        return _inconclusive("not_measured", "the policy has no blocking metric, so nothing could stop a student")
+    failed = [metric for metric in blocking if metric.outcome == "fail"]
+    if failed:
+        worst = min(failed, key=lambda metric: metric.slack)
+        return Decision("NO-GO", "below_margin", f"NO-GO: {told(worst)}.", worst.name)
+    for outcome, reason in _NOT_KNOWN.items():
+        unknown = [metric for metric in blocking if metric.outcome == outcome]
+        if unknown:
+            worst = min(unknown, key=lambda metric: metric.slack)
+            return _inconclusive(reason, told(worst), worst.name, worst.needed if outcome == "uncertain" else None)
+    closest = min(blocking, key=lambda metric: metric.slack)
+    return Decision(
+        "GO", "all_passed", f"GO: all {len(blocking)} blocking metrics pass; closest, {told(closest)}.", closest.name
+    )
+
+
+_NOT_KNOWN: dict[Outcome, Reason] = {
+    "not_measured": "not_measured",
+    "insensitive": "metric_insensitive",
+    "uncertain": "uncertain",
+}
+
+
+def _inconclusive(reason: Reason, why: str, binding: str | None = None, needed: int | None = None) -> Decision:
+    more = f"; about {needed} prompts would settle it for a student like its teacher" if binding and needed else ""
+    return Decision("INCONCLUSIVE", reason, f"INCONCLUSIVE: {why}{more}.", binding, needed)
+
+
+def told(metric: Metric) -> str:
+    """Say one metric in words: the figure, the bound that decides, and what the policy asks for."""
+    title = f"{metric.name.replace('_', ' ')}"
+    if metric.found is None:
+        return f"{title} could not be measured: {metric.reason}"
+    figure = f"{title} is {_shown(metric.found.value, metric.kind)}"
+    if metric.margin is None:
+        return figure
+    if metric.outcome == "insensitive":
+        return f"{figure}, but {metric.reason}"
+    low_counts = (metric.kind.better == "high") != (metric.outcome == "fail")
+    bound = (
+        f"at least {_shown(metric.found.low, metric.kind)}"
+        if low_counts
+        else f"at most {_shown(metric.found.high, metric.kind)}"
+    )
+    asked = "at least" if metric.kind.better == "high" else "at most"
+    return f"{figure} ({bound}), and the policy asks for {asked} {_shown(metric.margin, metric.kind)}"
+
+
+def _shown(value: float, kind: Kind) -> str:
+    if kind.form == "difference" and kind.unit == "share":
+        return f"{100 * value:+.1f} points"
+    return f"{value:+.3f}" if kind.form == "difference" else f"{value:.3f}"

@@ -1,0 +1,200 @@
+"""The models at hand: opened, asked for responses, and read position by position. torch is imported when called."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from skill_kd.errors import MissingRequirementError, SkillKDError, UsageError
+from skill_kd.evaluate.policy import Policy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from skill_kd.runtime.batching import Row
+    from skill_kd.runtime.config import Config
+    from skill_kd.runtime.data import Encoder, Example
+    from skill_kd.runtime.rollouts import Sampler
+
+ROWS = 8
+"""Responses that both models read together."""
+POSITIONS = 16
+"""Buckets of the curves over positions."""
+BINS = 10
+"""Bins of confidence."""
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn what the runtime raises into this package's errors, with the same words."""
+    try:
+        from skill_kd.runtime.failures import ScriptError
+    except ImportError as error:
+        raise MissingRequirementError(
+            "evaluating models needs torch and transformers: pip install 'skill-kd[train,evaluate]'; "
+            "saved generations need neither"
+        ) from error
+    kinds: dict[int, type[SkillKDError]] = {2: UsageError, 5: MissingRequirementError}
+    try:
+        yield
+    except ScriptError as error:
+        raise kinds.get(error.exit_code, SkillKDError)(str(error)) from error
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to load."""
+
+    model: str
+    revision: str | None = None
+    dtype: str = "float32"
+    quantization: str | None = None
+    trust_remote_code: bool = False
+
+    def config(self) -> Config:
+        """Return it as the runtime's loader reads it."""
+        from skill_kd.runtime.config import Config
+
+        return Config(**vars(self))
+
+
+@dataclass(frozen=True)
+class Writer:
+    """One model with its tokenizer, ready to be asked."""
+
+    name: str
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    encoder: Encoder
+    sampler: Sampler
+
+    def write(self, examples: Sequence[Example], count: int, seed: tuple[object, ...], first: int) -> list[list[Row]]:
+        """Sample ``count`` responses for each example; the same seed and place give the same ones."""
+        from skill_kd.runtime.rollouts import Draw
+
+        prompts = [self.encoder.prompt(example) for example in examples]
+        draws = [
+            Draw(prompt, (*seed, first + index), row) for index, prompt in enumerate(prompts) for row in range(count)
+        ]
+        rows = self.sampler.sample(self.model, draws, "student")
+        return [rows[start : start + count] for start in range(0, len(rows), count)]
+
+    def at(self, temperature: float) -> Writer:
+        """Return the same writer at another temperature."""
+        decoding = replace(self.sampler.decoding, temperature=temperature)
+        return replace(self, sampler=replace(self.sampler, decoding=decoding))
+
+    def text(self, row: Row) -> str:
+        """Decode a response."""
+        return str(self.tokenizer.decode(row.response, skip_special_tokens=True))
+
+
+def open_writer(source: Source, max_new_tokens: int, device: torch.device) -> Writer:
+    """Load a model for evaluation: frozen, in inference mode, sampling its whole distribution at temperature 1."""
+    from skill_kd.algorithms.sampling import Decoding
+    from skill_kd.runtime import loading
+    from skill_kd.runtime.data import Encoder
+    from skill_kd.runtime.rollouts import Sampler
+
+    tokenizer = loading.load_tokenizer(source.config(), source.model)
+    loaded = loading.load_model(source.config(), source.model)
+    vocabulary = loading.real_vocabulary(tokenizer, loaded)
+    ends = loading.eos_ids(tokenizer, loaded)
+    model = loaded.train(False).requires_grad_(False).to(device)
+    sampler = Sampler(Decoding(max_new_tokens, 1.0, 1.0, ends, vocabulary), int(tokenizer.pad_token_id), device)
+    return Writer(source.model, model, tokenizer, Encoder(tokenizer, ends), sampler)
+
+
+def accelerator() -> torch.device:
+    """Return the accelerator of this machine, or its CPU."""
+    import torch
+
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def shared(student: Writer, teacher: Writer) -> tuple[int, str | None]:
+    """Return how many leading token ids both know alike, and why probabilities cannot be compared, or None."""
+    from skill_kd.runtime.failures import BadInput
+    from skill_kd.runtime.loading import shared_vocabulary
+
+    limit = min(student.sampler.decoding.vocabulary, teacher.sampler.decoding.vocabulary)
+    try:
+        vocabulary = shared_vocabulary(student.tokenizer, teacher.tokenizer, limit)
+    except BadInput:
+        return 0, "the tokenizers differ, so probabilities of tokens cannot be compared; take --policy text-only"
+    if max(student.sampler.decoding.eos_ids | teacher.sampler.decoding.eos_ids) >= vocabulary:
+        return 0, "an end-of-sequence token is not shared, so probabilities of tokens cannot be compared"
+    return vocabulary, None
+
+
+def read(
+    rows: Sequence[Row], student: Writer, teacher: Writer, vocabulary: int, policy: Policy
+) -> dict[str, list[list[float]]]:
+    """Return, for each figure, the values of every row's tokens."""
+    from skill_kd.evaluate.probabilities import figures
+    from skill_kd.runtime.batching import collate
+
+    found: dict[str, list[list[float]]] = {}
+    for start in range(0, len(rows), ROWS):
+        batch = collate(rows[start : start + ROWS], student.sampler.pad, student.sampler.device)
+        for name, value_BT in figures(student.model, teacher.model, batch, vocabulary, policy.top_p).items():
+            each = [value[: int(mask.sum())].tolist() for value, mask in zip(value_BT, batch.mask_BT, strict=True)]
+            found.setdefault(name, []).extend(each)
+    return found
+
+
+def bucket(longest: int) -> int:
+    """Positions that one point of a curve stands for."""
+    return -(-longest // POSITIONS)
+
+
+def summarized(found: dict[str, list[list[float]]], longest: int) -> dict[str, Any]:
+    """Return what is kept of one prompt's rows: token means, sums over positions, and sums over bins of confidence."""
+    tokens = sum(map(len, found["forward_kl"]))
+    width = bucket(longest)
+    curve = [[0.0, 0] for _ in range(POSITIONS)]
+    for row in found["forward_kl"]:
+        for position, value in enumerate(row):
+            curve[position // width][0] += value
+            curve[position // width][1] += 1
+    bins = {who: [[0.0, 0.0, 0] for _ in range(BINS)] for who in ("student", "teacher")}
+    for who, table in bins.items():
+        pairs = zip(found[f"{who}_confidence"], found[f"{who}_right"], strict=True)
+        for confidence, right in ((c, r) for row in pairs for c, r in zip(*row, strict=True)):
+            place = table[min(BINS - 1, int(confidence * BINS))]
+            place[0] += confidence
+            place[1] += right
+            place[2] += 1
+    means = {name: sum(map(sum, rows)) / tokens for name, rows in found.items()}
+    return {"tokens": tokens, "means": means, "curve": curve, "bins": bins}
+
+
+def timed(writer: Writer, examples: Sequence[Example], seed: int) -> dict[str, float]:
+    """Return seconds a response (one at a time), tokens a second, and bytes: the peak on a GPU, else the weights."""
+    import torch
+
+    on_gpu = writer.sampler.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    writer.write(examples[:1], 1, (seed, "warm-up"), 0)
+    seconds, tokens = [], 0
+    for index, example in enumerate(examples):
+        begun = time.perf_counter()
+        [[row]] = writer.write([example], 1, (seed, "timed"), index)
+        if on_gpu:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begun)
+        tokens += len(row.response)
+    weights = sum(each.numel() * each.element_size() for each in writer.model.parameters())
+    ordered = sorted(seconds)
+    return {
+        "p50_s": ordered[len(ordered) // 2],
+        "p95_s": ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))],
+        "tokens_per_s": tokens / sum(seconds),
+        "memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else weights,
+    }

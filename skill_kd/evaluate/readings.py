@@ -1,0 +1,100 @@
+"""What two models made of each other's responses, as the gate's columns and as curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from skill_kd.evaluate.evaluation import Measured
+from skill_kd.evaluate.models import BINS, bucket
+from skill_kd.evaluate.statistics import Columns
+
+if TYPE_CHECKING:
+    from skill_kd.evaluate.statistics import Array
+
+
+def measured(done: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Measured:
+    """Return the columns and curves of what was read, or why there are none."""
+    told = {"latency": about["latency"]}
+    if about["unread"] or not done:
+        absent = dict.fromkeys(_COLUMNS, about["unread"])
+        return Measured({}, absent, told, about["about"])
+    columns = {name: Columns(*(_column(done, *part) for part in parts)) for name, parts in _COLUMNS.items()}
+    columns["calibration"] = Columns(*(_overconfidence(done, who) for who in ("student", "teacher")))
+    curves = {
+        "exposure": _exposure(done, about["about"]["decoding"]["max_new_tokens"]),
+        "calibration": _calibration(done),
+    }
+    return Measured(columns, {}, {**told, "curves": curves}, about["about"])
+
+
+_COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
+    "coverage": (("teacher", "coverage"), ("teacher", "coverage_own")),
+    "nucleus_precision": (("student", "precision"), ("student", "precision_own")),
+    "forward_kl": (("teacher", "forward_kl"), ("teacher", "")),
+    "reverse_kl": (("student", "reverse_kl"), ("student", "")),
+    "kl_ratio": (("teacher", "forward_kl"), ("student", "reverse_kl")),
+    "entropy": (("student", "student_entropy"), ("teacher", "teacher_entropy")),
+    "exposure": (("student", "forward_kl"), ("teacher", "forward_kl")),
+}
+"""Whose samples, and which figure: of the student's column and of the teacher's, whose KL with itself is 0."""
+
+
+def _column(done: Sequence[Mapping[str, Any]], samples: str, figure: str) -> Array:
+    import numpy as np
+
+    return np.array([line["read"][samples]["means"].get(figure, 0.0) for line in done])
+
+
+def _overconfidence(done: Sequence[Mapping[str, Any]], who: str) -> Array:
+    return _column(done, "teacher", f"{who}_confidence") - _column(done, "teacher", f"{who}_right")
+
+
+def _exposure(done: Sequence[Mapping[str, Any]], longest: int) -> dict[str, Any]:
+    """Forward KL by position, on the teacher's prefixes and, with bounds over prompts, on the student's own."""
+    import numpy as np
+
+    curves = {who: np.array([line["read"][who]["curve"] for line in done]) for who in ("teacher", "student")}
+    sums = {who: each.sum(0) for who, each in curves.items()}
+    reached = np.minimum(sums["teacher"][:, 1], sums["student"][:, 1]) > 0
+    means = {who: (each[:, 0] / np.maximum(each[:, 1], 1))[reached] for who, each in sums.items()}
+    error = _ratio_error(curves["student"])[reached]
+    return {
+        "positions": (np.flatnonzero(reached) * bucket(longest)).tolist(),
+        "teacher_prefixes": means["teacher"].tolist(),
+        "student_prefixes": means["student"].tolist(),
+        "low": (means["student"] - 1.645 * error).tolist(),
+        "high": (means["student"] + 1.645 * error).tolist(),
+        "unit": "nats/token",
+    }
+
+
+def _ratio_error(curve_NPC: Array) -> Array:
+    """Standard error of Σ sums / Σ counts over prompts, by its linear part."""
+    import numpy as np
+
+    sums, counts = curve_NPC[..., 0], curve_NPC[..., 1]
+    mean = sums.sum(0) / np.maximum(counts.sum(0), 1)
+    error: Array = np.sqrt(((sums - mean * counts) ** 2).sum(0)) / np.maximum(counts.sum(0), 1)
+    return error
+
+
+def _calibration(done: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    import numpy as np
+
+    tables = {
+        who: np.array([line["read"]["teacher"]["bins"][who] for line in done]).sum(0) for who in ("student", "teacher")
+    }
+    table = tables["student"][tables["student"][:, 2] > 0]
+
+    def error(bins: Array) -> float:
+        return float(np.abs(bins[:, 0] - bins[:, 1]).sum() / bins[:, 2].sum())
+
+    return {
+        "confidence": (table[:, 0] / table[:, 2]).tolist(),
+        "accuracy": (table[:, 1] / table[:, 2]).tolist(),
+        "tokens": table[:, 2].astype(int).tolist(),
+        "bins": BINS,
+        "ece": error(tables["student"]),
+        "teacher_ece": error(tables["teacher"]),
+    }

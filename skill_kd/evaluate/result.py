@@ -1,0 +1,125 @@
+"""What an evaluation says, as data and as text for a terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skill_kd.evaluate.gate import Decision, Metric
+from skill_kd.evaluate.statistics import NULL
+
+FORMAT = 1
+NOT_COVERED = (
+    "facts, safety, bias and tool use: nothing here reads a response for what it claims",
+    "prompts unlike those that were given, other languages than theirs, and conversations of several turns",
+    "refusals are found by phrases, mostly English ones; other wordings are missed on both sides",
+    "two responses are alike by their words, so a paraphrase counts as another response",
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A verdict and everything it rests on."""
+
+    decision: Decision
+    metrics: list[Metric]
+    warnings: list[str]
+    findings: dict[str, Any]
+    """slices, lost_modes, examples, lengths; empty where nothing could be compared."""
+    measured: dict[str, Any]
+    """latency, curves and judge, each None where it was not measured."""
+    reproduction: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-ready values; a number that does not exist is None."""
+        return {
+            "format": FORMAT,
+            "kind": "evaluation",
+            "verdict": self.decision.verdict,
+            "exit_code": int(self.decision.exit_code),
+            "sentence": self.decision.sentence,
+            "reason_code": self.decision.reason_code,
+            "binding_metric": self.decision.binding,
+            "prompts_needed": self.decision.needed,
+            "warnings": self.warnings,
+            "metrics": [_row(metric, self.reproduction["prompts"]) for metric in self.metrics],
+            **{"slices": [], "lost_modes": [], "examples": [], "lengths": None, **self.findings},
+            **{"latency": None, "judge": None, **self.measured},
+            "curves": {"exposure": None, "calibration": None, "temperature": [], **self.measured.get("curves", {})},
+            "known_not_covered": list(NOT_COVERED),
+            "reproduction": self.reproduction,
+        }
+
+    def write(self, path: Path) -> None:
+        """Write the JSON in one step."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+    def table(self) -> str:
+        """Return the verdict and the metrics for a terminal."""
+        return "\n".join(_lines(self))
+
+
+def _row(metric: Metric, prompts: int) -> dict[str, Any]:
+    found, (teacher, student, baseline) = metric.found, metric.means or (None, None, None)
+    return {
+        "name": metric.name,
+        "title": metric.kind.title,
+        "unit": metric.kind.unit,
+        "role": metric.role,
+        "form": metric.kind.form,
+        "better": metric.kind.better,
+        "estimate": _finite(found.value if found else None),
+        "low": _finite(found.low if found else None),
+        "high": _finite(found.high if found else None),
+        "margin": metric.margin,
+        "null": NULL[metric.kind.form],
+        "control": _finite(metric.control),
+        "teacher": _finite(teacher),
+        "student": _finite(student),
+        "baseline": _finite(baseline),
+        "outcome": metric.outcome,
+        "reason": metric.reason,
+        "prompts": prompts,
+        "detectable": _finite(found.detectable() if found else None),
+        "prompts_needed": metric.needed,
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _lines(evaluation: Evaluation) -> Iterator[str]:
+    yield evaluation.decision.sentence
+    yield ""
+    yield f"{'metric':<20}{'estimate':>10}  {'bounds':<20}{'margin':>8}{'teacher':>9}{'student':>9}  outcome"
+    for role in ("blocking", "advisory"):
+        rows = [m for m in evaluation.metrics if m.role == role and (m.found or role == "blocking")]
+        if rows:
+            yield f"{role}:"
+            yield from map(_line, rows)
+    yield ""
+    yield from (f"warning: {each}" for each in evaluation.warnings)
+    about = evaluation.reproduction
+    yield (
+        f"{about['prompts']} prompts, {about['samples']} responses each, {about['word_budget']} words compared; "
+        f"policy {about['policy_name']} {about['policy_hash'][:12]}"
+    )
+
+
+def _line(metric: Metric) -> str:
+    name = f"  {metric.name:<18}"
+    if metric.found is None:
+        return f"{name}{'–':>10}  {metric.outcome.replace('_', ' ')}: {metric.reason}"
+    bounds = f"{metric.found.low:.3f} … {metric.found.high:.3f}"
+    margin = "–" if metric.margin is None else f"{metric.margin:.3f}"
+    teacher, student, _ = metric.means or (math.nan, math.nan, None)
+    return f"{name}{metric.found.value:>10.3f}  {bounds:<20}{margin:>8}{teacher:>9.3f}{student:>9.3f}  {metric.outcome}"

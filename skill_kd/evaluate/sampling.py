@@ -1,0 +1,245 @@
+"""Responses and figures of two models, kept in a folder: a stopped evaluation goes on, a second policy costs seconds.
+
+``work.jsonl`` has one line a prompt, written as soon as it is known; the generations are written from it at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from skill_kd.errors import UsageError
+from skill_kd.evaluate import models
+from skill_kd.evaluate.evaluation import Files, Measured, read_prompts
+from skill_kd.evaluate.generations import prompt_key, read_rows, write_rows
+from skill_kd.evaluate.models import Source, Writer
+from skill_kd.evaluate.policy import Policy
+from skill_kd.evaluate.readings import measured
+
+if TYPE_CHECKING:
+    from skill_kd.runtime.data import Example
+
+AT_ONCE = 4
+"""Prompts worked on together."""
+TIMED = 20
+"""Responses that latency is taken from."""
+Progress = Callable[[int, int], None]
+"""(prompts done, of how many)"""
+
+
+def silent(_done: int, _of: int) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be sampled, and from whom."""
+
+    prompts: Path
+    """JSONL with ``prompt`` or ``messages``; ``reference``, ``category`` and ``cluster`` are passed on."""
+    teacher: Source
+    student: Source
+    baseline: Source | None = None
+    max_new_tokens: int = 256
+    latency: bool = True
+
+
+def sample(task: Task, policy: Policy, folder: Path, progress: Progress = silent) -> tuple[Files, Measured]:
+    """Sample what is not yet in ``folder``, and return the files and figures to judge.
+
+    2K teacher, K student and K collapsed-teacher responses a prompt (and K of the undistilled student), each token of
+    the teacher's and the student's read once by both models.
+
+    Raises:
+        UsageError: the folder holds the work of another task, or data or models cannot be used.
+        MissingRequirementError: a model or a package is not there.
+    """
+    with models.plain_errors():
+        rows, examples = _prompts(task.prompts)
+        folder.mkdir(parents=True, exist_ok=True)
+        key = _key(task, policy)
+        _check_key(folder / "work.json", key)
+        done = _finished(folder / "work.jsonl")
+        if len(done) < len(examples) or not (folder / "measured.json").is_file():
+            about = _work(task, policy, folder, examples, done, progress)
+            _replace(folder / "measured.json", about)
+            done = _finished(folder / "work.jsonl")
+        about = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
+    return _files(folder, rows, done, task), measured(done, about)
+
+
+def prompt_keys(path: Path) -> list[str]:
+    """Return what tells the prompts of a file apart.
+
+    Raises:
+        UsageError: the file or a row cannot be used.
+    """
+    return list(read_prompts(path))
+
+
+def _prompts(path: Path) -> tuple[list[dict[str, object]], list[Example]]:
+    from skill_kd.runtime.data import parse_example
+
+    rows: dict[str, dict[str, object]] = {}
+    examples: dict[str, Example] = {}
+    for number, row in read_rows(path):
+        try:
+            key = prompt_key(row)
+            examples.setdefault(key, parse_example(row))
+        except ValueError as error:
+            raise UsageError(f"'{path}' line {number}: {error}") from error
+        rows.setdefault(key, row)
+    if not rows:
+        raise UsageError(f"'{path}' is empty; each line needs 'prompt' or 'messages'")
+    return list(rows.values()), list(examples.values())
+
+
+def _key(task: Task, policy: Policy) -> dict[str, Any]:
+    """What the samples depend on; margins are not among it."""
+    sources = {
+        name: vars(source) if (source := getattr(task, name)) else None for name in ("teacher", "student", "baseline")
+    }
+    return {
+        **sources,
+        "prompts": hashlib.sha256(task.prompts.read_bytes()).hexdigest(),
+        "max_new_tokens": task.max_new_tokens,
+        "samples": policy.samples,
+        "seed": policy.seed,
+        "top_p": policy.top_p,
+        "control_temperature": policy.control_temperature,
+    }
+
+
+def _check_key(path: Path, key: Mapping[str, Any]) -> None:
+    if path.is_file():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept != key:
+            changed = ", ".join(name for name in key if kept.get(name) != key[name])
+            raise UsageError(
+                f"'{path.parent}' holds samples of another evaluation (other {changed}); "
+                "take another --out, or delete the folder"
+            )
+    else:
+        _replace(path, key)
+
+
+def _finished(path: Path) -> list[dict[str, Any]]:
+    """Read the whole lines; one that a kill cut short is dropped, and cut off so that the next follows a whole one."""
+    if not path.is_file():
+        return []
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+    return [json.loads(line) for line in data[:whole].split(b"\n") if line]
+
+
+def _work(
+    task: Task, policy: Policy, folder: Path, examples: Sequence[Example], done: Sequence[object], progress: Progress
+) -> dict[str, Any]:
+    device = models.accelerator()
+    teacher = models.open_writer(task.teacher, task.max_new_tokens, device)
+    student = models.open_writer(task.student, task.max_new_tokens, device)
+    baseline = models.open_writer(task.baseline, task.max_new_tokens, device) if task.baseline else None
+    vocabulary, why = models.shared(student, teacher)
+    with (folder / "work.jsonl").open("ab") as file:
+        for start in range(len(done), len(examples), AT_ONCE):
+            chunk = examples[start : start + AT_ONCE]
+            for line in _chunk(chunk, start, teacher, student, baseline, vocabulary, policy, task.max_new_tokens):
+                file.write(json.dumps(line).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+            progress(min(start + AT_ONCE, len(examples)), len(examples))
+    return {
+        "unread": why,
+        "latency": _latency(policy, teacher, student, examples) if task.latency else None,
+        "about": {
+            "teacher": task.teacher.model,
+            "student": task.student.model,
+            "baseline": task.baseline.model if task.baseline else None,
+            "tokenizer": "different" if why else "same",
+            "decoding": {
+                "temperature": 1.0,
+                "top_p": 1.0,
+                "max_new_tokens": task.max_new_tokens,
+                "control_temperature": policy.control_temperature,
+            },
+            "device": str(device),
+        },
+    }
+
+
+def _chunk(
+    chunk: Sequence[Example],
+    first: int,
+    teacher: Writer,
+    student: Writer,
+    baseline: Writer | None,
+    vocabulary: int,
+    policy: Policy,
+    longest: int,
+) -> Iterator[dict[str, Any]]:
+    count, seed = policy.samples, policy.seed
+    written = {
+        "teacher": (teacher, teacher.write(chunk, 2 * count, (seed, "teacher"), first)),
+        "student": (student, student.write(chunk, count, (seed, "student"), first)),
+        "control": (teacher, teacher.at(policy.control_temperature).write(chunk, count, (seed, "control"), first)),
+    }
+    if baseline is not None:
+        written["baseline"] = (baseline, baseline.write(chunk, count, (seed, "student"), first))
+    for index in range(len(chunk)):
+        texts = {who: [writer.text(row) for row in rows[index]] for who, (writer, rows) in written.items()}
+        read = {
+            who: models.summarized(models.read(written[who][1][index], student, teacher, vocabulary, policy), longest)
+            for who in ("teacher", "student")
+            if vocabulary
+        }
+        yield {"texts": texts, "read": read}
+
+
+def _latency(policy: Policy, teacher: Writer, student: Writer, examples: Sequence[Example]) -> dict[str, Any]:
+    import platform
+
+    import torch
+
+    device = teacher.sampler.device
+    cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    asked = examples[:TIMED]
+    return {
+        "hardware": name,
+        "batch": 1,
+        "concurrency": 1,
+        "responses": len(asked),
+        "memory": "peak" if device.type == "cuda" else "weights",
+        "teacher": models.timed(teacher, asked, policy.seed),
+        "student": models.timed(student, asked, policy.seed),
+        "cost_per_1k": None,
+    }
+
+
+def _files(folder: Path, rows: Sequence[Mapping[str, object]], done: Sequence[Mapping[str, Any]], task: Task) -> Files:
+    """Write the generations of each side, in the format that is read without models."""
+    carried = ("prompt", "messages", "reference", "category", "cluster")
+    paths: dict[str, Path] = {}
+    for who in ("teacher", "student", "control", *(("baseline",) if task.baseline else ())):
+        paths[who] = folder / f"{who}.jsonl"
+        write_rows(
+            paths[who],
+            (
+                {**{key: row[key] for key in carried if row.get(key) is not None}, "response": text}
+                for row, line in zip(rows, done, strict=True)
+                for text in line["texts"][who]
+            ),
+        )
+    return Files(paths["teacher"], paths["student"], paths.get("baseline"), paths["control"], prompts=task.prompts)
+
+
+def _replace(path: Path, value: Mapping[str, Any]) -> None:
+    write_rows(path, [value])

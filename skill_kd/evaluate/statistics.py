@@ -1,0 +1,177 @@
+"""Estimates with one-sided bounds over prompts: BCa bootstrap, clustered where the prompts are."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from skill_kd.errors import MissingRequirementError
+
+if TYPE_CHECKING:
+    from numpy import float64
+    from numpy.typing import NDArray
+
+    Array = NDArray[float64]
+
+Form = Literal["difference", "ratio", "retention", "value"]
+"""How student, teacher and control are read together, each as a mean over prompts.
+
+difference: student − teacher. ratio: student / teacher. value: student.
+retention: (student − control) / (teacher − control), which is 1 like the teacher and 0 like its collapse.
+"""
+
+NULL: dict[Form, float | None] = {"difference": 0.0, "ratio": 1.0, "retention": 1.0, "value": None}
+"""What a perfect student scores."""
+
+POWER = 1.645 + 0.842
+"""Standard normal quantiles of a one-sided 5% test and of 80% power: N = (2.487 σ / δ)²."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """One metric's figures of each prompt, [N] each."""
+
+    student: Array
+    teacher: Array
+    control: Array | None = None
+    """The same figure of the positive control."""
+    narrow: Array | None = None
+    """Where a retention has its 0."""
+    baseline: Array | None = None
+
+    def of(self, side: Array) -> Columns:
+        """Return the columns with another side as the student."""
+        return Columns(side, self.teacher, self.control, self.narrow, self.baseline)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its bounds; each holds by itself with the policy's confidence."""
+
+    value: float
+    low: float
+    high: float
+    error: float
+    """Standard error, from the bootstrap."""
+
+    def detectable(self) -> float:
+        """The smallest effect found with 80% power at a one-sided 5%."""
+        return POWER * self.error
+
+
+def require_scipy() -> None:
+    """Raise MissingRequirementError, naming the mend, where scipy is not installed."""
+    try:
+        import scipy.stats  # noqa: F401
+    except ImportError as error:
+        raise MissingRequirementError("evaluate needs scipy: pip install 'skill-kd[evaluate]'") from error
+
+
+def estimate(
+    columns: Columns,
+    form: Form,
+    *,
+    confidence: float,
+    resamples: int,
+    seed: int,
+    rows: int,
+    clusters: Sequence[str | None],
+) -> Estimate | None:
+    """Return the estimate, or None where it is undefined: nothing divides teacher and control, or no figure is there.
+
+    Bounds are BCa (Efron 1987). Where all prompts agree there is no spread to resample: then the bounds are widened by
+    the rule of three, 3 / (N · rows), the most that events not seen in so many rows may still happen at 95%.
+
+    Args:
+        rows: responses that each prompt's figure was taken from.
+        clusters: the label of each prompt; None stands for itself.
+    """
+    import numpy as np
+    from scipy import stats
+
+    data = _sums(columns, form, clusters)
+    if not np.isfinite(data).all():
+        return None
+    value = float(_statistic(form)(*data, axis=-1))
+    if not math.isfinite(value) or data.shape[1] < 2:
+        return None
+    spread = _spread(data, form)
+    if spread < 1e-12:
+        unseen = 3 / (len(columns.student) * rows)
+        return Estimate(value, value - unseen, value + unseen, unseen / 2)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # then a bound is nan, and there is no estimate
+        result = stats.bootstrap(
+            tuple(data),
+            _statistic(form),
+            paired=True,
+            vectorized=True,
+            method="BCa",
+            confidence_level=2 * confidence - 1,
+            n_resamples=resamples,
+            batch=max(1, 4_000_000 // data.shape[1]),
+            rng=np.random.default_rng(seed),
+        )
+    low, high = map(float, result.confidence_interval)
+    error = float(result.standard_error)
+    if not all(map(math.isfinite, (low, high, error))):
+        return None
+    return Estimate(value, low, high, error)
+
+
+def _sums(columns: Columns, form: Form, clusters: Sequence[str | None]) -> Array:
+    """Return [columns, clusters]: what each cluster adds to the sums that the statistic divides, its weight last."""
+    import numpy as np
+
+    sides = [columns.student, columns.teacher]
+    if form == "retention":
+        assert columns.narrow is not None
+        sides.append(columns.narrow)
+    stacked = np.stack([*sides, np.ones(len(columns.student))])
+    labels = [label if label is not None else index for index, label in enumerate(clusters)]
+    _, group = np.unique(np.array([repr(label) for label in labels]), return_inverse=True)
+    return np.stack([np.bincount(group, weights=row) for row in stacked])
+
+
+def _statistic(form: Form):  # type: ignore[no-untyped-def]
+    import numpy as np
+
+    def statistic(student, teacher, *rest, axis):  # type: ignore[no-untyped-def]
+        weight = rest[-1].sum(axis)
+        s, t = student.sum(axis), teacher.sum(axis)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            if form == "difference":
+                return (s - t) / weight
+            if form == "value":
+                return s / weight
+            if form == "ratio":
+                return s / t
+            n = rest[0].sum(axis)
+            return (s - n) / (t - n)
+
+    return statistic
+
+
+def _spread(data: Array, form: Form) -> float:
+    """Standard deviation over prompts of what the estimate is linear in, near its value."""
+    import numpy as np
+
+    student, teacher, weight = data[0], data[1], data[-1]
+    if form == "difference":
+        return float(np.std((student - teacher) / weight))
+    if form == "value":
+        return float(np.std(student / weight))
+    zero = data[2] if form == "retention" else np.zeros_like(student)
+    value = (student - zero).sum() / (teacher - zero).sum()
+    return float(np.std(((student - zero) - value * (teacher - zero)) / weight))
+
+
+def prompts_needed(found: Estimate, target: float, margin: float, prompts: int) -> int | None:
+    """Prompts with which a student at ``target`` passes ``margin`` in 80 of 100 cases; None where it never would."""
+    gap = abs(target - margin)
+    if gap == 0:
+        return None
+    return max(2, math.ceil(prompts * (POWER * found.error / gap) ** 2))

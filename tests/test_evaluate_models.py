@@ -1,0 +1,302 @@
+"""Models at hand: exact figures against a plain float64 reading, samples that are kept, runs known by their folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+np = pytest.importorskip("numpy")
+pytest.importorskip("scipy")
+torch = pytest.importorskip("torch")
+
+from tiny import BOS, EOS, UNK, build_model, make_model, make_tokenizer  # noqa: E402
+
+from skill_kd.errors import MissingRequirementError, UsageError  # noqa: E402
+from skill_kd.evaluate import (  # noqa: E402
+    Request,
+    evaluate,
+    evaluate_generations,
+    make_policy,
+    models,
+    probabilities,
+    sampling,
+)
+from skill_kd.evaluate.models import Source  # noqa: E402
+from skill_kd.evaluate.sampling import Task  # noqa: E402
+from skill_kd.runtime.batching import Row, collate  # noqa: E402
+
+TOP_P = 0.9
+
+
+def row(prompt: list[int], response: list[int]) -> Row:
+    return Row(tuple(prompt), tuple(response), (True,) * len(response), "student")
+
+
+ROWS = [
+    row([5, 6, 7, 8], [9, 10, 11, 12, 13, 14, 2]),
+    row([20], [21, 22]),
+    row([30, 31, 32, 33, 34, 35], [36]),
+]
+
+
+def plain_reading(model, rows: list[Row], vocabulary: int):
+    """Log-probabilities at each response position: one row at a time, no padding, no cache."""
+    found = []
+    for each in rows:
+        with torch.no_grad():
+            logits = model(torch.tensor([[*each.prompt, *each.response]])).logits[0, :, :vocabulary].double()
+        logp = logits - logits.exp().sum(-1, keepdim=True).log()
+        found.append(logp[len(each.prompt) - 1 : -1])
+    return found
+
+
+def plain_mass(of, mass) -> list[float]:
+    """Mass inside the smallest set of likeliest tokens that reaches TOP_P, token by token."""
+    found = []
+    for own, other in zip(of.exp().tolist(), mass.exp().tolist(), strict=True):
+        total = inside = 0.0
+        for token in sorted(range(len(own)), key=lambda i: -own[i]):
+            inside += other[token]
+            total += own[token]
+            if total >= TOP_P:
+                break
+        found.append(inside)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
+@pytest.mark.parametrize("logits", [1, 3000, 2**24], ids=["one position", "a few", "all"])
+def test_figures_are_those_of_a_plain_float64_reading(kind: str, logits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probabilities, "LOGITS", logits)
+    monkeypatch.setattr(probabilities, "LIKELIEST", 8)
+    tokenizer = make_tokenizer()
+    vocabulary = len(tokenizer)
+    student = build_model(kind, layers=1, vocabulary=vocabulary, tokenizer=tokenizer, seed=1).double()
+    teacher = build_model(kind, layers=2, vocabulary=vocabulary + 7, tokenizer=tokenizer, seed=2).double()
+    batch = collate(ROWS, 0, torch.device("cpu"))
+    found = probabilities.figures(student, teacher, batch, vocabulary, TOP_P)
+
+    logps = zip(plain_reading(student, ROWS, vocabulary), plain_reading(teacher, ROWS, vocabulary), ROWS, strict=True)
+    for index, (q, p, each) in enumerate(logps):
+        ids = torch.tensor(each.response)
+        expected = {
+            "forward_kl": (p.exp() * (p - q)).sum(-1).tolist(),
+            "reverse_kl": (q.exp() * (q - p)).sum(-1).tolist(),
+            "student_entropy": (-q.exp() * q).sum(-1).tolist(),
+            "teacher_entropy": (-p.exp() * p).sum(-1).tolist(),
+            "coverage": plain_mass(q, p),
+            "coverage_own": plain_mass(p, p),
+            "precision": plain_mass(p, q),
+            "precision_own": plain_mass(q, q),
+            "student_confidence": q.exp().max(-1).values.tolist(),
+            "teacher_right": (p.argmax(-1) == ids).double().tolist(),
+        }
+        for name, values in expected.items():
+            ours = found[name][index, : len(each.response)].tolist()
+            assert ours == pytest.approx(values, abs=1e-9), f"{name} of row {index}"
+
+
+def test_each_token_passes_once_through_each_model_and_few_logits_exist_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer = make_tokenizer()
+    vocabulary = len(tokenizer)
+    monkeypatch.setattr(probabilities, "LOGITS", 2 * len(ROWS) * vocabulary)
+    model = build_model("llama", layers=1, vocabulary=vocabulary, tokenizer=tokenizer)
+    read: list[int] = []
+    model.get_input_embeddings().register_forward_hook(lambda _, inputs, __: read.append(inputs[0].numel()))
+    batch = collate(ROWS, 0, torch.device("cpu"))
+    sizes = [tuple(each.shape) for each in probabilities.segments(model, batch, vocabulary, 2)]
+    assert sum(read) == batch.ids_BL.numel() - len(ROWS)  # the last column predicts nothing that is read
+    assert sum(size[1] for size in sizes) == batch.width
+    assert max(np.prod(size) for size in sizes) <= probabilities.LOGITS
+
+
+# --- samples that are kept --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher, a student, one with another tokenizer, and prompts."""
+    folder = tmp_path_factory.mktemp("models")
+    make_model(folder / "teacher", seed=1)
+    make_model(folder / "student", seed=2, layers=1, vocabulary=320)
+    make_model(folder / "foreign", seed=3, special=(BOS, UNK, EOS))
+    lines = [{"prompt": f"hello {n}", "reference": "the quick fox", "category": "xy"[n % 2]} for n in range(10)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+POLICY = make_policy("assistant", {"samples": 4, "resamples": 300})
+
+
+def task(home: Path, student: str = "student", **changes: object) -> Task:
+    values: dict[str, object] = {"max_new_tokens": 12, "latency": False, **changes}
+    return Task(home / "prompts.jsonl", Source(str(home / "teacher")), Source(str(home / student)), **values)  # type: ignore[arg-type]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.jsonl"))}
+
+
+def test_a_stopped_evaluation_goes_on_and_ends_as_if_it_had_not_stopped(home: Path, tmp_path: Path) -> None:
+    def stop(done: int, of: int) -> None:
+        assert of == 10
+        if done == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sampling.sample(task(home), POLICY, tmp_path / "stopped", stop)
+    with (tmp_path / "stopped" / "work.jsonl").open("ab") as file:
+        file.write(b'{"texts": {"teacher": ["cut sh')
+    seen: list[int] = []
+    sampling.sample(task(home), POLICY, tmp_path / "stopped", lambda done, _: seen.append(done))
+    sampling.sample(task(home), POLICY, tmp_path / "whole")
+    assert seen == [10]
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+
+
+def test_another_margin_needs_no_model_and_other_samples_need_another_folder(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling.sample(task(home), POLICY, tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a model was opened")
+
+    monkeypatch.setattr(models, "open_writer", refuse)
+    files, measured = sampling.sample(task(home), make_policy("creative", {"samples": 4}), tmp_path)
+    assert evaluate_generations(files, POLICY, measured=measured).decision.reason_code == "too_few_prompts"
+    with pytest.raises(UsageError, match=r"another evaluation \(other seed\); take another --out"):
+        sampling.sample(task(home), make_policy("assistant", {"samples": 4, "seed": 1}), tmp_path)
+
+
+def test_a_student_that_is_its_teacher_differs_in_nothing_exact(home: Path, tmp_path: Path) -> None:
+    files, measured = sampling.sample(task(home, "teacher"), POLICY, tmp_path)
+    found = evaluate_generations(files, POLICY, measured=measured)
+    by_name = {metric.name: metric for metric in found.metrics}
+    for name, value in {
+        "forward_kl": 0,
+        "reverse_kl": 0,
+        "coverage": 0,
+        "nucleus_precision": 0,
+        "calibration": 0,
+    }.items():
+        assert by_name[name].found is not None, name
+        assert by_name[name].found.value == pytest.approx(value, abs=1e-5), name
+    assert by_name["entropy"].found is not None
+    assert by_name["entropy"].found.value == pytest.approx(1, abs=0.05)
+
+
+def test_columns_and_curves_are_token_means_of_each_prompt(home: Path, tmp_path: Path) -> None:
+    _, measured = sampling.sample(task(home), POLICY, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "work.jsonl").read_text().splitlines()]
+    assert len(measured.columns["forward_kl"].student) == 10
+    curve = np.array([line["read"]["teacher"]["curve"] for line in lines])
+    means = np.array([line["read"]["teacher"]["means"]["forward_kl"] for line in lines])
+    tokens = np.array([line["read"]["teacher"]["tokens"] for line in lines])
+    assert curve[..., 1].sum(1) == pytest.approx(tokens)
+    assert curve[..., 0].sum(1) == pytest.approx(means * tokens)
+    told = measured.told["curves"]
+    assert told["exposure"]["teacher_prefixes"][0] == pytest.approx(curve[:, 0, 0].sum() / curve[:, 0, 1].sum())
+    assert sum(told["calibration"]["tokens"]) == tokens.sum()
+    assert 0 <= told["calibration"]["ece"] <= 1
+    assert measured.columns["kl_ratio"].student == pytest.approx(means)
+
+
+def test_another_tokenizer_refuses_probabilities_and_leaves_text(home: Path, tmp_path: Path) -> None:
+    files, measured = sampling.sample(task(home, "foreign"), POLICY, tmp_path)
+    found = evaluate_generations(files, POLICY, measured=measured)
+    by_name = {metric.name: metric for metric in found.metrics}
+    assert by_name["coverage"].outcome == "not_measured"
+    assert "tokenizers differ" in (by_name["coverage"].reason or "")
+    assert by_name["length"].found is not None
+    assert found.to_json()["reproduction"]["tokenizer"] == "different"
+
+
+def test_latency_and_the_undistilled_student_are_told(home: Path, tmp_path: Path) -> None:
+    asked = task(home, latency=True, baseline=Source(str(home / "student")))
+    files, measured = sampling.sample(asked, POLICY, tmp_path)
+    told = evaluate_generations(files, POLICY, measured=measured).to_json()
+    for who in ("teacher", "student"):
+        assert 0 < told["latency"][who]["p50_s"] <= told["latency"][who]["p95_s"]
+        assert told["latency"][who]["memory_bytes"] > 0
+    [precision] = [row for row in told["metrics"] if row["name"] == "precision"]
+    assert precision["baseline"] == precision["student"]  # the same model, asked with the same seeds
+    assert told["lengths"]["baseline"] == told["lengths"]["student"]
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({}, "name a run, a student, or --teacher-generations"),
+        ({"teacher_generations": Path("t")}, "belong together"),
+        ({"teacher_generations": Path("t"), "student_generations": Path("s"), "subject": "x"}, "not both"),
+        ({"subject": "x", "prompts": Path("p")}, "--teacher must be given"),
+        ({"subject": "x", "teacher": "t"}, "--prompts must be given"),
+    ],
+)
+def test_a_request_that_does_not_fit_together_is_refused(values: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        evaluate(Request(**values))  # type: ignore[arg-type]
+
+
+def test_a_model_that_is_not_there_is_named(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    asked = Request(str(tmp_path / "none"), str(home / "teacher"), home / "prompts.jsonl", out=tmp_path / "out")
+    with pytest.raises(MissingRequirementError, match="cannot load"):
+        evaluate(asked)
+
+
+def a_run(folder: Path, home: Path, **evaluation: object) -> Path:
+    """A run folder as `skill-kd run` leaves it."""
+    from skill_kd.manifest import Manifest
+    from skill_kd.specfile import parse_spec
+
+    folder.mkdir()
+    spec = parse_spec(
+        {
+            "name": "small",
+            "teacher": {"model": str(home / "teacher"), "dtype": "float32"},
+            "student": {"from_teacher": 1},
+            "data": {"train": "prompts.jsonl", "held_out": 0.4},
+            "rollout": {"max_new_tokens": 12},
+            "evaluation": {"samples": 4, **evaluation},
+        },
+        source="test",
+    )
+    (folder / "spec.yaml").write_text(json.dumps(spec.model_dump(mode="json")))
+    make_model(folder / "student", seed=2, layers=1)
+    values = dict.fromkeys(Manifest.__dataclass_fields__, "")
+    Manifest(**{**values, "status": "done", "command": (), "cwd": str(home), "edited": False}).write(folder)  # type: ignore[arg-type]
+    return folder
+
+
+def test_a_run_is_judged_by_its_own_spec_on_the_prompts_it_set_aside(home: Path, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", home, policy="text-only")
+    found, out = evaluate(Request(str(run), latency=False))
+    assert out == run / "eval"
+    told = json.loads((out / "evaluation.json").read_text())
+    assert told["reproduction"]["prompts"] == 4
+    assert told["reproduction"]["policy_name"] == "text-only"
+    assert told["reproduction"]["decoding"]["max_new_tokens"] == 12
+    assert (told["verdict"], told["reason_code"]) == ("INCONCLUSIVE", "too_few_prompts")
+    assert any("held-out" in each for each in found.warnings)
+
+
+def test_a_run_refuses_evaluation_prompts_it_was_trained_on(home: Path, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", home, prompts="prompts.jsonl")
+    with pytest.raises(UsageError, match="10 of 10 evaluation prompts are also in"):
+        evaluate(Request(str(run), latency=False))
+
+
+def test_a_run_without_a_student_yet_says_how_to_finish_it(home: Path, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", home)
+    (run / "student" / "config.json").unlink()
+    with pytest.raises(UsageError, match="holds no student yet"):
+        evaluate(Request(str(run)))

@@ -1,0 +1,283 @@
+"""The launcher that agents call, through real subprocesses: from anywhere, unwritten, one clear line for what lacks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+import venv
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+ROOMS = ("skill_kd", "templates", "examples", "scripts")
+FILES = ("SKILL.md", "README.md", "LICENSE", "constraints.txt", "pyproject.toml")
+Done = subprocess.CompletedProcess[str]
+windows = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and file modes")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy as an installer makes it, in a folder with a space, and read-only."""
+    folder = tmp_path_factory.mktemp("an installed skill") / "knowledge-distillation"
+    folder.mkdir()
+    for name in ROOMS:
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FILES:
+        shutil.copy(REPOSITORY / name, folder / name)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter without any package."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, with_pip=False, symlinks=os.name != "nt")
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def environment(tmp_path: Path, changes: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Ours, without what would help the launcher by chance."""
+    unwanted = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "SKILL_KD_PYTHON")
+    kept = {name: value for name, value in os.environ.items() if name not in unwanted}
+    return {**kept, "SKILL_KD_CACHE": str(tmp_path / "cache"), **(changes or {})}
+
+
+def kd(
+    bundle: Path,
+    tmp_path: Path,
+    *args: str,
+    python: Path | str = sys.executable,
+    changes: Mapping[str, str] | None = None,
+) -> Done:
+    command = [str(python), str(bundle / "scripts" / "kd.py"), *args]
+    env = environment(tmp_path, changes)
+    return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every path below, with its size and time."""
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
+
+
+def test_every_verb_runs_from_another_folder_and_leaves_the_bundle_as_it_was(bundle: Path, tmp_path: Path) -> None:
+    before, spec = listing(bundle), str(bundle / "examples" / "demo.yaml")
+    for args in (["validate", spec], ["schema"], ["plan", spec], ["generate", spec, "-o", "mine"], ["backends"]):
+        done = kd(bundle, tmp_path, *args)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+    assert (tmp_path / "mine" / "train.py").is_file()
+    assert listing(bundle) == before
+    assert not list(bundle.rglob("__pycache__"))
+
+
+def test_it_runs_the_bundles_code_and_not_an_installed_one(bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "other"
+    shutil.copytree(bundle, copy)
+    for path in (copy / "skill_kd", copy / "skill_kd" / "__init__.py"):
+        path.chmod(0o755)
+    (copy / "skill_kd" / "__init__.py").write_text('__version__ = "9.9.9"\n')
+    assert kd(copy, tmp_path, "--version").stdout.strip() == "skill-kd 9.9.9"
+
+
+@windows
+def test_it_runs_through_a_link_to_the_folder_and_to_the_file(bundle: Path, tmp_path: Path) -> None:
+    folder, file = tmp_path / "linked", tmp_path / "kd-link"
+    folder.symlink_to(bundle)
+    file.symlink_to(os.path.relpath(bundle / "scripts" / "kd.py", tmp_path))
+    spec = str(bundle / "examples" / "demo.yaml")
+    assert kd(folder, tmp_path, "validate", spec).returncode == 0
+    done = subprocess.run(
+        [sys.executable, str(file), "validate", spec],
+        cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_modules_of_the_users_folder_shadow_nothing(bundle: Path, tmp_path: Path) -> None:
+    for name in ("click", "yaml", "skill_kd", "json"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('shadowed')\n")
+    assert kd(bundle, tmp_path, "schema").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [(["validate", "absent.yaml"], 2), (["no-such-verb"], 2), (["setup", "--no-such-option"], 2), (["--version"], 0)],
+)
+def test_exit_codes_and_arguments_are_passed_through(bundle: Path, tmp_path: Path, args: list[str], code: int) -> None:
+    done = kd(bundle, tmp_path, *args)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+
+
+def test_help_and_version_need_no_package(bundle: Path, tmp_path: Path, bare: Path) -> None:
+    helped = kd(bundle, tmp_path, "--help", python=bare)
+    assert helped.returncode == 0
+    for verb in ("setup", "doctor", "validate", "plan", "generate", "run", "prove", "handoff"):
+        assert f"\n  {verb}" in helped.stdout
+    assert kd(bundle, tmp_path, "--version", python=bare).stdout.startswith("skill-kd ")
+
+
+def test_a_verb_without_its_packages_names_the_one_command(bundle: Path, tmp_path: Path, bare: Path) -> None:
+    done = kd(bundle, tmp_path, "validate", "x.yaml", python=bare)
+    assert done.returncode == 5
+    assert done.stderr.count("\n") == 1
+    assert "click" in done.stderr
+    words = shlex.split(done.stderr.partition("skill: ")[2])
+    assert words[1:] == [str(bundle.resolve() / "scripts" / "kd.py"), "setup"]
+
+
+def test_doctor_names_what_is_missing_with_its_command(bundle: Path, tmp_path: Path, bare: Path) -> None:
+    done = kd(bundle, tmp_path, "doctor", "--json", python=bare)
+    found = json.loads(done.stdout)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert (done.returncode, found["ready"]) == (5, False)
+    assert rows["core"]["state"] == "missing"
+    assert "pydantic" in rows["core"]["detail"]
+    assert shlex.split(rows["core"]["mend"])[-1] == "setup"
+    assert "torch" in rows["train"]["detail"]
+    assert "--train" in rows["train"]["mend"]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_doctor_is_content_with_an_interpreter_that_has_the_core(bundle: Path, tmp_path: Path) -> None:
+    done = kd(bundle, tmp_path, "doctor")
+    assert done.returncode == 0
+    assert "core\tok" in done.stdout
+
+
+def test_a_bundle_of_two_files_says_what_it_lacks(bundle: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    (alone / "scripts").mkdir(parents=True)
+    shutil.copy(bundle / "SKILL.md", alone)
+    shutil.copy(bundle / "scripts" / "kd.py", alone / "scripts")
+    for verb in ("--help", "doctor", "validate", "setup"):
+        done = kd(alone, tmp_path, verb)
+        assert done.returncode == 5
+        assert "skill_kd/cli.py" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_named_interpreter_is_used(bundle: Path, tmp_path: Path, bare: Path) -> None:
+    done = kd(bundle, tmp_path, "schema", python=bare, changes={"SKILL_KD_PYTHON": sys.executable})
+    assert done.returncode == 0, done.stderr
+    lost = kd(bundle, tmp_path, "schema", python=bare, changes={"SKILL_KD_PYTHON": "no-such-python"})
+    assert lost.returncode == 2
+    assert "SKILL_KD_PYTHON" in lost.stderr
+
+
+def made(bundle: Path, tmp_path: Path) -> Path:
+    """An environment as setup leaves it, made by hand: a link to the interpreter of this test."""
+    done = kd(bundle, tmp_path, "setup", "--pip", "--dry-run")
+    folder = Path(shlex.split(done.stdout.splitlines()[0])[-1])
+    (folder / "bin").mkdir(parents=True)
+    script = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n'
+    (folder / "bin" / "python").write_text(script)
+    (folder / "bin" / "python").chmod(0o755)
+    (folder / "ready.json").write_text('{"extras": []}')
+    return folder
+
+
+@windows
+def test_the_environment_goes_before_the_interpreter_it_is_called_with(
+    bundle: Path, tmp_path: Path, bare: Path
+) -> None:
+    folder = made(bundle, tmp_path)
+    assert kd(bundle, tmp_path, "schema", python=bare).returncode == 0
+    (folder / "ready.json").unlink()  # as after a setup that was killed
+    assert kd(bundle, tmp_path, "schema", python=bare).returncode == 5
+
+
+@windows
+def test_a_stop_reaches_the_verb(bundle: Path, tmp_path: Path, bare: Path) -> None:
+    made(bundle, tmp_path)
+    copy = tmp_path / "slow"
+    shutil.copytree(bundle, copy)
+    for path in (copy / "skill_kd", copy / "skill_kd" / "cli.py"):
+        path.chmod(0o755)
+    (copy / "skill_kd" / "cli.py").write_text(
+        "import signal, sys, time\n"
+        "def main(args):\n"
+        "    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    command = [str(bare), str(copy / "scripts" / "kd.py"), "run", "x"]
+    with subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 143
+
+
+def test_setup_shows_pinned_commands_outside_the_bundle(bundle: Path, tmp_path: Path) -> None:
+    done = kd(bundle, tmp_path, "setup", "--train", "--cpu", "--pip", "--dry-run")
+    create, add = map(shlex.split, done.stdout.splitlines())
+    assert create[-1].startswith(str((tmp_path / "cache").resolve()))
+    assert add[add.index("-c") + 1] == str(bundle.resolve() / "constraints.txt")
+    assert add[-1] == f"skill-kd[train] @ {bundle.resolve().as_uri()}"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_setup_refuses_a_cache_inside_the_bundle(bundle: Path, tmp_path: Path) -> None:
+    done = kd(bundle, tmp_path, "setup", changes={"SKILL_KD_CACHE": str(bundle / "cache")})
+    assert done.returncode == 2
+    assert not (bundle / "cache").exists()
+
+
+def test_setup_without_an_index_says_one_line(bundle: Path, tmp_path: Path) -> None:
+    nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
+    done = kd(bundle, tmp_path, "setup", "--pip", changes={**nowhere, "PIP_RETRIES": "0"})
+    assert done.returncode == 5
+    assert "cannot be reached" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert kd(bundle, tmp_path, "schema").returncode == 0  # what was left half-made is not used
+
+
+@windows
+def test_of_two_setups_at_once_one_is_turned_away(bundle: Path, tmp_path: Path) -> None:
+    fake, ready = tmp_path / "bin", tmp_path / "at work"
+    fake.mkdir()
+    (fake / "uv").write_text(f"#!/bin/sh\ntouch {shlex.quote(str(ready))}\nsleep 5\nexit 1\n")
+    (fake / "uv").chmod(0o755)
+    changes = {"PATH": f"{fake}{os.pathsep}{os.environ['PATH']}"}
+    first: list[Done] = []
+    thread = threading.Thread(target=lambda: first.append(kd(bundle, tmp_path, "setup", changes=changes)))
+    thread.start()
+    while not ready.exists() and thread.is_alive():
+        time.sleep(0.05)
+    second = kd(bundle, tmp_path, "setup", changes=changes)
+    thread.join()
+    assert second.returncode == 7
+    assert "another setup" in second.stderr
+    assert first[0].returncode == 5
+
+
+@pytest.mark.model
+def test_setup_installs_the_core_and_everything_then_runs_in_it(bundle: Path, tmp_path: Path, bare: Path) -> None:
+    before = listing(bundle)
+    done = kd(bundle, tmp_path, "setup", "--pip")
+    assert done.returncode == 0, done.stderr
+    python = Path(done.stdout.strip())
+    assert python.is_relative_to((tmp_path / "cache").resolve())
+    frozen = subprocess.run([python, "-m", "pip", "freeze"], capture_output=True, text=True, check=True).stdout
+    assert "torch" not in frozen
+    pins = (bundle / "constraints.txt").read_text().lower().splitlines()
+    installed = {line.lower() for line in frozen.splitlines() if "==" in line}
+    assert installed <= set(pins)
+    assert kd(bundle, tmp_path, "validate", str(bundle / "examples" / "demo.yaml"), python=bare).returncode == 0
+    again = kd(bundle, tmp_path, "setup", "--pip", changes={"PIP_INDEX_URL": "http://127.0.0.1:9/simple"})
+    assert again.returncode == 0
+    assert "installing" not in again.stderr
+    assert listing(bundle) == before
