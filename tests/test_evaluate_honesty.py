@@ -1,9 +1,8 @@
-"""A few of the simulations that references/evaluation.md counts 200 of, and that what it prints is what was counted."""
+"""A few of the simulations that benchmarks/evaluate_honesty.py counts: the gate against planted damage."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 from functools import cache
 from pathlib import Path
@@ -14,10 +13,8 @@ import pytest
 np = pytest.importorskip("numpy")
 pytest.importorskip("scipy")
 
-from skill_kd.evaluate.policy import PRESETS  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "evaluate_honesty.json"
 SEED = 77_000  # in neither range that the results were taken from
 
 
@@ -93,34 +90,3 @@ def test_coverage_of_the_teacher_is_its_nucleus_and_damage_takes_from_it() -> No
     sharper, _ = teacher.coverage(Condition(temperature=0.8), 2)
     assert fewer.mean() < own.mean() - 0.02
     assert sharper.mean() < own.mean() - 0.02
-
-
-# --- what is printed --------------------------------------------------------------------------------------------------
-
-
-def results() -> dict[str, object]:
-    return json.loads(RESULTS.read_text(encoding="utf-8"))
-
-
-def test_the_results_were_taken_with_the_policies_of_today() -> None:
-    assert results()["policies"] == {name: PRESETS[name].hash for name in benchmark().PLAYED}
-
-
-def test_rates_are_what_the_issue_asks_for() -> None:
-    [world, *_] = results()["worlds"].values()
-    for preset in benchmark().PLAYED:
-        rows = world[preset]
-        assert rows["null"]["go_rate"]["value"] >= 0.8
-        for name, row in rows.items():
-            assert row["false_rate"]["value"] <= 0.05, (preset, name)
-
-
-def test_presets_are_no_stricter_than_what_a_null_student_passes() -> None:
-    for name, margin in results()["margins"].items():
-        better = benchmark().metrics.KINDS[name].better
-        assert (margin["preset"] <= margin["derived"]) == (better == "high"), name
-
-
-def test_the_reference_prints_the_results() -> None:
-    text = (ROOT / "references" / "evaluation.md").read_text(encoding="utf-8")
-    assert benchmark().table(results()) in text

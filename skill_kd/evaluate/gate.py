@@ -33,6 +33,9 @@ EXIT_CODES: dict[Verdict, ExitCode] = {
     "INCONCLUSIVE": ExitCode.INCONCLUSIVE,
 }
 
+UNIT = 4
+"""Standard errors that teacher and narrow half must be apart: the unit of retention is then known to a quarter."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -162,9 +165,10 @@ def _outcome(found: Estimate, kind: Kind, margin: float) -> Outcome:
 def _insensitive(kind: Kind, margin: float, control: Estimate | None, unit: Estimate | None) -> bool:
     """Whether the collapsed teacher, judged as a student, would not clearly fail.
 
-    A retention measures in units of teacher − narrow half: where the two cannot be told apart there is no unit.
+    A retention measures in units of teacher − narrow half, and a ratio's interval can be trusted only where what it is
+    divided by is well away from 0.
     """
-    if kind.form == "retention" and (unit is None or unit.low <= 0):
+    if kind.form == "retention" and (unit is None or unit.value < UNIT * unit.error):
         return True
     return control is not None and _outcome(control, kind, margin) != "fail"
 

@@ -1,7 +1,7 @@
 """The gate's policy: which metrics may stop a student, and by what margin. Frozen, overridable, hashed.
 
 A margin is the worst value that is still accepted: a student passes where its bound is on the good side.
-The margins of the presets are derived, not guessed: see `benchmarks/evaluate_honesty.py` and references/evaluation.md.
+The margins of the presets are derived, not guessed: see `benchmarks/evaluate_honesty.py`.
 """
 
 from __future__ import annotations
