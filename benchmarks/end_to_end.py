@@ -313,8 +313,8 @@ def show_speed(summaries: dict[str, dict[str, Any]], faster: dict[str, Any]) -> 
     for peer, ratios in faster.items():
         for name, fields in ratios.items():
             same = "  (equal work)" if EQUAL_WORK[peer] == name else ""
-            told = ", ".join(f"{shown(values)} in {field}" for field, values in fields.items())
-            print(f"{name} is faster than {peer} by {told}{same}")
+            told = ", ".join(f"{shown(values)} times the {field} a second" for field, values in fields.items())
+            print(f"{name} makes, against {peer}, {told}{same}")
 
 
 def shown(values: dict[str, float]) -> str:

@@ -83,7 +83,8 @@ def spec(outputs: Path, file: str, kinds: Sequence[str], coverage: bool = False)
         return False, done.stdout or done.stderr
     from skill_kd.specfile import load_spec
 
-    objective = load_spec(outputs / file).stages[-1].objective
+    objectives = [stage.objective for stage in load_spec(outputs / file).stages if stage.kind != "self_train"]
+    objective = objectives[-1]
     weight = getattr(objective, "coverage_weight", 0.0)
     passed = objective.kind in kinds or (coverage and objective.kind == "minillm" and weight > 0)
     return passed, f"objective {objective.kind}, coverage_weight {weight}"

@@ -50,10 +50,15 @@ def load(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).train(False)
 
 
+def tokenizer_of(folder: Path) -> Any:
+    """Load the tokenizer from this folder alone."""
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
 def main(workspace: Path, folder: Path, mode: str) -> int:
     """Measure, and judge unless only figures are wanted."""
     pickles = [path.name for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = tokenizer_of(folder)
     rows, teacher = texts(workspace, tokenizer), load(workspace / "teacher")
     found = kls(teacher, load(folder), rows)
     if mode == "figures":

@@ -147,6 +147,16 @@ def test_a_spec_is_judged_by_its_objective(outputs: Path, objective: dict[str, A
     assert graded("narrow-spec", outputs) == [passed, True, True]
 
 
+def test_a_last_stage_of_self_training_does_not_hide_the_objective(outputs: Path) -> None:
+    write_spec(outputs, kind="forward_kl")
+    values = yaml.safe_load((outputs / "spec.yaml").read_text())
+    (outputs / "spec.yaml").write_text(
+        yaml.safe_dump({**values, "stages": [*values["stages"], {"kind": "self_train"}]})
+    )
+    passed, evidence = graders.spec(outputs, "spec.yaml", ["forward_kl"])
+    assert passed, evidence
+
+
 def test_directions_the_other_way_round_fail(outputs: Path) -> None:
     write_spec(outputs, kind="forward_kl")
     (outputs / "answer.json").write_text('{"reverse_kl_is": "mode-covering", "forward_kl_is": "mode-seeking"}')
@@ -208,7 +218,7 @@ def test_figures_pass_under_their_own_names_only(tmp_path: Path, outputs: Path) 
     for each in CASES["card-figures"]["files"]:
         fixtures.make(each["kind"], tmp_path, **{name: value for name, value in each.items() if name != "kind"})
     teacher, student = measure.load(tmp_path / "teacher"), measure.load(tmp_path / "student")
-    tokenizer = measure.AutoTokenizer.from_pretrained(tmp_path / "student")
+    tokenizer = measure.tokenizer_of(tmp_path / "student")
     found = measure.kls(teacher, student, measure.texts(tmp_path, tokenizer))
     latency = {"hardware": "2 cores", "repeats": 5, "p50_s": 0.1}
     (outputs / "card.json").write_text(json.dumps({**found, "latency": latency}))
