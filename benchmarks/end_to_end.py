@@ -4,9 +4,10 @@
     ours exact        the same with estimator: exact, which samples from the student alone
     ours reverse_kl   the same with on-policy reverse KL
     trl               TRL's DistillationTrainer, beta = 1: the same work as ours reverse_kl (peers/trl_distillation.py)
+    trl default       the same with gradient checkpointing, which TRL turns on by itself; only if asked for
     plain             MiniLLM as people write it: the same work as ours minillm (peers/plain_minillm.py)
 
-    python benchmarks/end_to_end.py [--trl-python PATH] [--growth] [--updates 2] [--repeats 5] [--budget 60]
+    python benchmarks/end_to_end.py [--trl-python PATH] [--repeats 5] [--budget 120] [--growth] [--contenders NAME ...]
 
 All have the same teacher (SmolLM2-135M-Instruct as packaged), the same raw student (24 of its layers), prompts in the
 same order, 8 a update, at most 64 new tokens, AdamW with one learning rate, float32, one process and 2 threads. Each
@@ -15,9 +16,10 @@ ratios are taken within a repeat. What differs is how many tokens each one's sam
 Memory is the highest resident size of the process until its last update ended, loading included.
 
 ``--budget``: then each trains, once for each of ``--races``, for as many updates as its median says fit into so many
-seconds, and one script measures all students on the same 32 held-out prompts; 0 leaves the races out. Kept in
+seconds, and one script measures all students on the same 32 held-out prompts; 0, the default, races nobody. Kept in
 benchmarks/results/end_to_end.json. ``--growth``: how our update grows with tokens, vocabulary and rows, on small random
-models, kept beside it in end_to_end_growth.json; with ``--repeats 0`` nothing else is done.
+models, kept beside it in end_to_end_growth.json; with ``--repeats 0`` nothing else is done. On 2 quiet cores a repeat
+takes 4 minutes, a race the budget and some 20 seconds for each contender.
 
 TRL can live in an environment of its own, which needs nothing of this project; without it its row is left out:
 
@@ -52,7 +54,8 @@ OURS: dict[str, dict[str, Any]] = {
     "ours exact": {"kind": "minillm", "estimator": "exact", "teacher_mix": 0.0},
     "ours reverse_kl": {"kind": "reverse_kl", "on_policy": 1.0},
 }
-SCRIPTS = {"trl": "trl_distillation.py", "plain": "plain_minillm.py"}
+SCRIPTS = {"trl": "trl_distillation.py", "trl default": "trl_distillation.py", "plain": "plain_minillm.py"}
+CONTENDERS = (*OURS, *SCRIPTS)
 EQUAL_WORK = {"trl": "ours reverse_kl", "plain": "ours minillm"}
 TRAINING = {"learning_rate": 1e-4, "betas": [0.9, 0.95], "weight_decay": 0.0, "max_grad_norm": 1.0}
 FIGURES = ("forward_kl", "reverse_kl", "length", "repetition", "ended")
@@ -118,12 +121,9 @@ class Contest:
 
     def __init__(self, scratch: Path, options: argparse.Namespace) -> None:
         self.scratch, self.options = scratch, options
-        self.pythons = {"plain": sys.executable}
-        python = options.trl_python or sys.executable
-        self.trl_version = version_of("trl", python)
-        if self.trl_version:
-            self.pythons["trl"] = python
-        self.contenders = [*OURS, *sorted(self.pythons, reverse=True)]
+        self.trl_python = options.trl_python or sys.executable
+        self.trl_version = version_of("trl", self.trl_python)
+        self.contenders = [each for each in options.contenders if self.trl_version or not each.startswith("trl")]
         seeds = range(options.repeats + options.races)
         sizes = [options.updates] * options.repeats + [MOST_RACE_UPDATES] * options.races
         orders = {seed: size * options.rows for seed, size in zip(seeds, sizes, strict=True)}
@@ -155,9 +155,11 @@ class Contest:
                 "seed": seed,
                 "rows": self.options.rows,
                 "new_tokens": self.options.new_tokens,
+                "gradient_checkpointing": contender == "trl default",
             }
             (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
-            command = [self.pythons[contender], str(PEERS / SCRIPTS[contender]), str(folder / "settings.json")]
+            python = self.trl_python if contender.startswith("trl") else sys.executable
+            command = [python, str(PEERS / SCRIPTS[contender]), str(folder / "settings.json")]
         return watch(command, folder, updates, self.options.threads, whole) | {"folder": folder}
 
     def spec(self, contender: str, name: str, seed: int, updates: int, measured: int = 1) -> Spec:
@@ -225,6 +227,7 @@ def times_faster(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, d
                 for field in ("updates", "tokens")
             }
             for name in OURS
+            if name in runs
         }
         for peer in SCRIPTS
         if peer in runs
@@ -312,7 +315,7 @@ def show_speed(summaries: dict[str, dict[str, Any]], faster: dict[str, Any]) -> 
         )
     for peer, ratios in faster.items():
         for name, fields in ratios.items():
-            same = "  (equal work)" if EQUAL_WORK[peer] == name else ""
+            same = "  (equal work)" if EQUAL_WORK.get(peer) == name else ""
             told = ", ".join(f"{shown(values)} times the {field} a second" for field, values in fields.items())
             print(f"{name} makes, against {peer}, {told}{same}")
 
@@ -351,11 +354,13 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--updates", type=int, default=2, help="updates a process; the first is not counted")
     parser.add_argument("--repeats", type=int, default=5, help="0 takes no timings, and so no races")
-    parser.add_argument("--budget", type=float, default=60, help="seconds of training a race; 0 races nobody")
+    parser.add_argument("--budget", type=float, default=0, help="seconds of training a race; 0 races nobody")
     parser.add_argument("--races", type=int, default=1, help="races, each with a seed of its own")
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--growth-updates", type=int, default=5, help="counted updates of each case")
     parser.add_argument("--growth-cases", type=int, help="take only so many cases of each axis, the smallest ones")
+    everyday = [each for each in CONTENDERS if each != "trl default"]
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=everyday, metavar="NAME")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--trl-python", help="the Python of an environment with trl; default: this one")
     parser.add_argument("--out", type=Path, default=RESULTS)

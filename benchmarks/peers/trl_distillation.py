@@ -1,7 +1,7 @@
 """TRL's DistillationTrainer as its users call it: on-policy, beta = 1 (reverse KL), generation by transformers.
 
-The peer of ``end_to_end.py``; it needs nothing of skill-kd. Gradient checkpointing, on by default in TRL, is off: the
-others do not pay for it either.
+The peer of ``end_to_end.py``; it needs nothing of skill-kd. Gradient checkpointing, on by default in TRL, is as the
+settings say: the others do not pay for it.
 
     python trl_distillation.py settings.json
 """
@@ -60,7 +60,7 @@ def main() -> None:
         max_completion_length=settings["new_tokens"],
         per_device_train_batch_size=settings["rows"],
         gradient_accumulation_steps=1,
-        gradient_checkpointing=False,
+        gradient_checkpointing=settings["gradient_checkpointing"],
         max_steps=settings["updates"],
         learning_rate=settings["learning_rate"],
         adam_beta1=settings["betas"][0],
