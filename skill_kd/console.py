@@ -46,7 +46,7 @@ def guarded(cli: click.Group, args: Sequence[str] | None) -> int:
     try:
         code = cli.main(args, prog_name="skill-kd", standalone_mode=False)
     except SkillKDError as error:
-        say(f"error: {_message(error)}")
+        say(_message(error))
         return int(error.exit_code)
     except click.ClickException as error:
         error.show()
@@ -66,7 +66,8 @@ def guarded(cli: click.Group, args: Sequence[str] | None) -> int:
 
 
 def _message(error: SkillKDError) -> str:
-    return "\n  ".join([str(error), *getattr(error, "__notes__", [])])
+    notes = getattr(error, "__notes__", [])
+    return "\n  ".join(notes if error.told and notes else [f"error: {error}", *notes])
 
 
 def say(text: str) -> None:

@@ -27,6 +27,8 @@ class SkillKDError(Exception):
     """Base of every error a user can mend; ``exit_code`` is what the command returns."""
 
     exit_code: ExitCode = ExitCode.CRASH
+    told = False
+    """A trainer has written the message to our stderr already: it is not repeated there."""
 
 
 class UsageError(SkillKDError):

@@ -39,6 +39,8 @@ class Ending:
     """The signal we passed on, SIGINT or SIGTERM."""
     last_words: str
     """Its last ``error: `` line without that prefix, else its last line, else nothing."""
+    told: bool
+    """Those words were an ``error: `` line, which whoever watches has read."""
 
 
 def supervise(
@@ -77,7 +79,7 @@ def supervise(
                 _kill(process)
                 process.wait()
         transcript.close()
-    return Ending(process.returncode, signals.received, transcript.last_words)
+    return Ending(process.returncode, signals.received, transcript.last_words, bool(transcript.last_error))
 
 
 def _start(command: Sequence[str], descriptor: int) -> subprocess.Popen[bytes]:
@@ -125,13 +127,13 @@ class Transcript:
     def __init__(self, file: FileIO) -> None:
         self._file = file
         self._pending = b""
-        self._last_error = ""
+        self.last_error = ""
         self._last_line = ""
 
     @property
     def last_words(self) -> str:
         """The last ``error: `` line without that prefix, else the last line that is not empty."""
-        return self._last_error or self._last_line
+        return self.last_error or self._last_line
 
     def feed(self, chunk: bytes) -> None:
         """Take output as it comes, cut anywhere."""
@@ -152,7 +154,7 @@ class Transcript:
         self._last_line = text or self._last_line
         # Launchers of several processes put the rank in brackets before each line.
         if match := re.match(r"(?:\[[^\]]*\]:?\s*)?error: (.+)", text):
-            self._last_error = match[1]
+            self.last_error = match[1]
         # A full disk is for the trainer to report; the words above are kept all the same.
         with contextlib.suppress(OSError, ValueError):
             self._file.write(line + b"\n")

@@ -217,6 +217,7 @@ def _train(where: Path, manifest: Manifest, lock: Lock, on_event: Callable[[Even
             on_event=on_event,
         )
         if error := _failure(ending):
+            error.told = ending.told and str(error) == ending.last_words
             error.add_note(f"log: {log}")
             raise error
     except BaseException as error:

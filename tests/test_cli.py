@@ -403,6 +403,14 @@ def test_a_closed_terminal_costs_neither_the_log_nor_the_exit_code(environment: 
     assert Path("runs/demo/train.log").read_text() == "error: loss is nan at update 1\n"
 
 
+def test_what_the_trainer_said_is_not_said_again(environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "skill_kd", "run", spec_file("fake:fail")]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    log = Path("runs/demo/train.log")
+    assert process.stderr.splitlines()[-2:] == ["error: loss is nan at update 1", f"log: {log}"]
+    assert process.stderr.count("loss is nan") == 1
+
+
 def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
     read, write = os.pipe()
     os.close(read)
