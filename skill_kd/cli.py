@@ -474,7 +474,13 @@ def handoff(
 
 
 @cli.command()
-@click.option("--layers", type=click.IntRange(1, 30), default=24, show_default=True, help="Layers of the teacher the student keeps.")
+@click.option(
+    "--layers",
+    type=click.IntRange(1, 30),
+    default=24,
+    show_default=True,
+    help="Layers the student keeps.",
+)
 @click.option("--seed", type=int, default=42, show_default=True, help="The same seed gives the same figures.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), metavar="DIR", help="Where the run goes.")
 @_JSON

@@ -59,7 +59,7 @@ def template(load: Any) -> Any:
 
 
 def trainer_of(module: ModuleType) -> Any:
-    trainer = module.open_trainer(module.open_run(), module.Progress())
+    trainer = module.open_trainer(module.prepare(), module.Progress())
     trainer.model.train()
     return trainer
 
@@ -126,7 +126,7 @@ def test_a_mixed_precision_is_the_one_the_loss_is_taken_in(models: Path, templat
 
 def test_each_update_trains_on_the_prompts_it_has_under_the_built_in_backend(models: Path, load: Any) -> None:
     spec = values(models, {"kind": "reverse_kl"})
-    built_in = load(REPOSITORY / "templates/transformers_trainer.py", spec).open_run()
+    built_in = load(REPOSITORY / "templates/transformers_trainer.py", spec).prepare()
     objective = build_objective(built_in.config.stages[0].objective)
     experience = Experience(built_in.config, "distill", objective, built_in.teacher_source, built_in.sampling)
     trainer = trainer_of(load(TEMPLATE, spec))

@@ -1,6 +1,6 @@
 """Distil a teacher into a student with TRL's DistillationTrainer.
 
-``CONFIG`` says what it trains on and how; ``open_run`` puts the parts together; ``OnPolicyTrainer`` is TRL's trainer,
+``CONFIG`` says what it trains on and how; ``prepare`` puts the parts together; ``OnPolicyTrainer`` is TRL's trainer,
 which samples, scores and steps, with what this run needs to be comparable with any other: prompts as token ids, the
 spec's normalisers, held-out figures, one plain line for a failure. Run it with ``python train.py``; stop it with Ctrl-C
 and go on with ``python train.py --resume``.
@@ -15,7 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,20 +27,19 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from trl import DistillationConfig, DistillationTrainer
 
 from skill_kd.algorithms.masking import position_ids
-from skill_kd.algorithms.sampling import Decoding
 from skill_kd.runtime.batching import Batch, epoch_stream
 from skill_kd.runtime.checkpoints import STATE, Progress
 from skill_kd.runtime.config import Config, output_folder
-from skill_kd.runtime.data import Encoded, Encoder, TrainingData, load_training_data
+from skill_kd.runtime.data import Encoded, Encoder, TrainingData
 from skill_kd.runtime.export import export_student, write_json
 from skill_kd.runtime.failures import BadInput, StoppedBySignal, StopRequest, TrainingStopped, reporting
-from skill_kd.runtime.loading import check_context, eos_ids, load_student, real_vocabulary
+from skill_kd.runtime.loading import load_student
 from skill_kd.runtime.measure import HeldOut
 from skill_kd.runtime.objectives import build_objective
+from skill_kd.runtime.opening import open_accelerator, open_parts
 from skill_kd.runtime.policy import Policy
 from skill_kd.runtime.progress import Journal
-from skill_kd.runtime.rollouts import Sampler, draws_for
-from skill_kd.runtime.teachers import Teacher, Telling, open_teacher
+from skill_kd.runtime.teachers import Teacher, Telling
 from skill_kd.runtime.training import measure
 
 CONFIG = Config.read(sys.argv[1])  # kd: config
@@ -68,50 +67,30 @@ class Run:
     stop: StopRequest
 
 
-def open_run() -> Run:
+def prepare() -> Run:
     """Load data and models and make them fit TRL, which compares two models over all rows of their output heads."""
-    rollout, precision = CONFIG.rollout, CONFIG.training.precision
-    on_cpu = torch.accelerator.current_accelerator() is None
-    if on_cpu and precision == "bf16":
+    accelerator = open_accelerator(CONFIG, FOLDER)
+    if accelerator.device.type == "cpu" and CONFIG.training.precision == "bf16":
         raise BadInput("training.precision: bf16, and there is no accelerator here; set precision: fp32")
-    accelerator = Accelerator(
-        cpu=on_cpu,
-        mixed_precision="bf16" if precision == "bf16" else "no",
-        log_with=list(CONFIG.trackers) or None,
-        project_dir=FOLDER,
-    )
-    torch.manual_seed(CONFIG.seed)
-    journal = Journal(FOLDER, accelerator, CONFIG)
-
     student, tokenizer = load_student(CONFIG.student, CONFIG.teacher)
-    check_context(student, CONFIG.data.max_prompt_tokens + rollout.max_new_tokens, "the student")
-    student.to(accelerator.device)
-    encoder = Encoder(tokenizer, eos_ids(tokenizer, student), vars(CONFIG.data.chat_template_options))
-    data = load_training_data(CONFIG, encoder)
-
-    vocabulary = real_vocabulary(tokenizer, student)
-    decoding = Decoding(rollout.max_new_tokens, rollout.temperature, rollout.top_p, encoder.eos_ids, vocabulary)
-    sampler = Sampler(decoding, int(tokenizer.pad_token_id), accelerator.device)
-    teacher = open_teacher(CONFIG, tokenizer, sampler, encoder)
+    parts = open_parts(CONFIG, accelerator, student.to(accelerator.device), tokenizer)
+    teacher = parts.teacher
     teacher_model = teacher.model.model if isinstance(teacher.model, Telling) else teacher.model
     fit_vocabulary(student, teacher_model)
     for model in (student, teacher_model):
         count_positions_from_the_first_token(model)
-
-    sampler = replace(sampler, decoding=replace(decoding, vocabulary=teacher.vocabulary))
-    measured = draws_for(data.held_out_prompts, (CONFIG.seed, "held_out"))
     return Run(
         CONFIG,
         accelerator,
         student,
         tokenizer,
-        encoder,
+        parts.encoder,
         Policy(student, teacher.vocabulary),
         teacher,
         teacher_model,
-        data,
-        HeldOut(teacher, sampler, data.held_out_examples, measured, ROWS_AT_ONCE),
-        journal,
+        parts.data,
+        parts.held_out,
+        Journal(FOLDER, accelerator, CONFIG),
         StopRequest(),
     )
 
@@ -359,7 +338,7 @@ def main() -> None:
     # TRL calls what transformers has renamed, and reloading says each time that tied weights are saved once.
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
-    run, newest = open_run(), newest_checkpoint()
+    run, newest = prepare(), newest_checkpoint()
     progress = Progress(**json.loads((newest / STATE).read_text(encoding="utf-8"))) if newest else Progress()
     generation_config = run.student.generation_config
     trainer = open_trainer(run, progress)

@@ -1,15 +1,14 @@
 """Distil a teacher into a student that Unsloth loads: 4-bit, 16-bit or full; the loop and the losses are ours.
 
-``CONFIG`` says what it trains on and how; ``open_run`` puts the parts together; the loop that trains them is
-``training.py`` in the folder beside this file, with the losses, the sampler and the rest. Run it with
-``python train.py``; stop it with Ctrl-C and go on with ``python train.py --resume``.
+``CONFIG`` says what it trains on and how. In the folder beside this file, ``runtime/opening.py`` puts the parts
+together, ``runtime/training.py`` is the loop that trains them, and ``algorithms/`` has the losses and the sampler.
+Run it with ``python train.py``; stop it with Ctrl-C and go on with ``python train.py --resume``.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +18,18 @@ os.environ["UNSLOTH_COMPILE_LOCATION"] = str(Path(__file__).resolve().parent / "
 import unsloth  # isort: skip -- it patches what is imported after it
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from skill_kd.algorithms.divergences import log_probs
 from skill_kd.algorithms.estimators import token_logp
-from skill_kd.algorithms.sampling import Decoding
 from skill_kd.runtime.batching import collate
-from skill_kd.runtime.checkpoints import Checkpoints
 from skill_kd.runtime.config import Config, output_folder
-from skill_kd.runtime.data import Encoder, load_training_data
-from skill_kd.runtime.experience import Sampling, Source
-from skill_kd.runtime.failures import Missing, StopRequest, TrainingStopped, reporting
-from skill_kd.runtime.loading import check_context, eos_ids, load_student, load_tokenizer, real_vocabulary
-from skill_kd.runtime.measure import HeldOut
+from skill_kd.runtime.failures import Missing, TrainingStopped, reporting
+from skill_kd.runtime.loading import load_student, load_tokenizer
+from skill_kd.runtime.opening import open_accelerator, open_run
 from skill_kd.runtime.packaged import resolve
-from skill_kd.runtime.policy import Policy, response_logits
-from skill_kd.runtime.progress import Journal
-from skill_kd.runtime.rollouts import Sampler, draws_for
-from skill_kd.runtime.states import Annotator, StatesCache
-from skill_kd.runtime.teachers import TeacherResponses, open_teacher
+from skill_kd.runtime.policy import response_logits
 from skill_kd.runtime.training import Run, train
 
 CONFIG = Config.read(sys.argv[1])  # kd: config
@@ -187,67 +177,24 @@ def check_sampling(run: Run) -> None:
         )
 
 
-# --- the parts of a run -----------------------------------------------------------------------------------------------
+# --- the whole run ----------------------------------------------------------------------------------------------------
 
 
-def open_run() -> Run:
-    """Load data and models, and wrap them for the device at hand."""
-    rollout, training = CONFIG.rollout, CONFIG.training
-    accelerator = Accelerator(
-        mixed_precision="bf16" if training.precision == "bf16" else "no",
-        log_with=list(CONFIG.trackers) or None,
-        project_dir=FOLDER,
-    )
-    torch.manual_seed(CONFIG.seed)
-    journal = Journal(FOLDER, accelerator, CONFIG)
+def prepare() -> Run:
+    """Put the run together; the teacher comes by plain transformers, and what Unsloth patches never touches it.
 
+    Raises:
+        TrainingStopped: what is to be trained cannot be, or not from its own samples.
+    """
+    accelerator = open_accelerator(CONFIG, FOLDER)
     student, tokenizer = load_unsloth_student()
-    check_context(student, LONGEST, "the student")
-    encoder = Encoder(tokenizer, eos_ids(tokenizer, student), vars(CONFIG.data.chat_template_options))
-    data = load_training_data(CONFIG, encoder)
-
-    vocabulary = real_vocabulary(tokenizer, student)
-    decoding = Decoding(rollout.max_new_tokens, rollout.temperature, rollout.top_p, encoder.eos_ids, vocabulary)
-    sampler = Sampler(decoding, int(tokenizer.pad_token_id), accelerator.device)
-    # The teacher comes by plain transformers: what Unsloth patches never touches it.
-    teacher = open_teacher(CONFIG, tokenizer, sampler, encoder)
-    sampler = replace(sampler, decoding=replace(decoding, vocabulary=teacher.vocabulary))
-
-    policy = Policy(student, teacher.vocabulary)
-    weights = [weight for weight in policy.parameters() if weight.requires_grad]
-    if not weights:
+    if not any(weight.requires_grad for weight in student.parameters()):
         raise TrainingStopped("Unsloth attached no adapters: a model was fully trained in this process before")
-    optimizer = torch.optim.AdamW(weights, training.learning_rate, training.betas, weight_decay=training.weight_decay)
-    policy, optimizer = accelerator.prepare(policy, optimizer)
-
-    measured = draws_for(data.held_out_prompts, (CONFIG.seed, "held_out"))
-    written = draws_for(data.prompts, (CONFIG.seed, "teacher"))
-    rows_at_once = training.batch_size // training.accumulate
-    cache = StatesCache(FOLDER / "teacher_states", teacher.model, CONFIG.teacher.cache_gb) if teacher.model else None
-    annotate = Annotator(teacher, sampler.pad, accelerator.device, rows_at_once, cache)
-    responses = TeacherResponses(teacher, data.examples, written, sampler.decoding)
-    return Run(
-        CONFIG,
-        FOLDER,
-        accelerator,
-        student,
-        tokenizer,
-        encoder,
-        policy,
-        optimizer,
-        teacher,
-        Sampling(sampler, teacher, accelerator.process_index, accelerator.num_processes, annotate),
-        data,
-        Source(data.prompts, responses),
-        HeldOut(teacher, sampler, data.held_out_examples, measured, rows_at_once),
-        journal,
-        Checkpoints(FOLDER, accelerator, CONFIG.checkpoint.keep),
-        StopRequest(),
-    )
+    run = open_run(CONFIG, FOLDER, accelerator, student, tokenizer)
+    check_sampling(run)
+    return run
 
 
 if __name__ == "__main__":
     with reporting():
-        opened = open_run()
-        check_sampling(opened)
-        train(opened, resume="--resume" in sys.argv)
+        train(prepare(), resume="--resume" in sys.argv)
