@@ -128,15 +128,28 @@ class Telling(nn.Module):
         self.model = model
         self.head = head
 
-    def forward(self, **inputs: Any) -> SimpleNamespace:
-        """Return ``logits``, ``past_key_values`` and ``hidden``."""
+    def forward(self, **inputs: Any) -> Any:
+        """Return what the model returns."""
+        return self.model(**inputs)
+
+    def tell(self, **inputs: Any) -> SimpleNamespace:
+        """Return ``past_key_values``, ``hidden`` as ``logits_to_keep`` asks, and ``logits`` of the last position."""
         seen: list[Tensor] = []
-        hook = self.head.linear.register_forward_pre_hook(lambda _linear, args: seen.append(args[0]))
+
+        def note(_linear: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+            seen.append(args[0])
+            return (args[0][:, -1:],)
+
+        hook = self.head.linear.register_forward_pre_hook(note)
         try:
             output = self.model(**inputs)
         finally:
             hook.remove()
         return SimpleNamespace(logits=output.logits, past_key_values=output.past_key_values, hidden=seen[0])
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Return the logits [..., V] of hidden states [..., H]."""
+        return self.head.curve(self.head.linear(hidden))
 
 
 def check_template(encoder: Encoder, theirs: PreTrainedTokenizerBase) -> None:
