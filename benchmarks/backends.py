@@ -4,9 +4,9 @@
 
 ``examples/any-backend.yaml`` is run as it stands but for its seed, with nothing but ``--backend`` changed: MiniLLM,
 exact, on the student's own samples, from SmolLM2-135M-Instruct as packaged into 24 of its layers. Each plugin may live
-in an environment of its own; a backend without one is left out. Same seed, same prompts, same held-out texts; the samplers
-differ, and with them the samples. Kept in benchmarks/results/backends.json: the held-out figures of each run before and
-after, and for each pair of backends the mean difference over seeds beside what seeds alone make differ.
+in an environment of its own; a backend without one is left out. Seeds, prompts and held-out texts are the same; the
+samplers differ, and with them the samples. Kept in benchmarks/results/backends.json: the held-out figures of each run
+before and after, and for each pair of backends the mean difference over seeds beside what seeds alone make differ.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def one(backend: str, python: str, seed: int, updates: int | None, scratch: Path
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     measures = json.loads((scratch / values["name"] / "summary.json").read_text(encoding="utf-8"))["measures"]
-    moments = list(measures)
+    before, *_, after = measures.values()
     print(f"{backend} {seed}: " + ", ".join(f"{each} {after[each]:.3f}" for each in FIGURES), flush=True)
     return {
         "backend": backend,
