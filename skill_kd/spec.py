@@ -524,6 +524,8 @@ class Rollout(Section):
     """Prompts sampled together, over all processes; they serve prompts / batch_size optimizer steps per epoch."""
     inner_epochs: PositiveInt = 1
     """Passes over one batch of rollouts. Above 1 they are stale: heuristic."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What samples. vLLM is faster, and its kernels are not those that are trained: heuristic; backend trl only."""
 
 
 class Training(Section):

@@ -73,6 +73,7 @@ def test_what_it_can_do_has_no_problems(changes: dict[str, object]) -> None:
             "launch.strategy: deepspeed cannot shard student.quantization: 8bit",
         ),
         ({"student": {**GROWN, "quantization": "4bit", "lora": {}}}, "student.quantization: 4bit with from_teacher"),
+        ({"rollout": {"engine": "vllm"}}, "rollout.engine: vllm keeps no probability of what it samples"),
         ({"student": {"model": "a/b", "dtype": "float16"}}, "student.dtype: float16 needs a loss scaler"),
         ({"teacher": {"model": "./no-such"}}, "teacher.model: './no-such' is no folder here"),
         ({"teacher": {"model": [{"model": "a/b"}, {"model": "no-such/"}]}}, "teacher.model.1.model: 'no-such/' is no"),

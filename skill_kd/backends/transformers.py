@@ -67,6 +67,11 @@ def _student_problems(spec: Spec) -> Iterator[str]:
             f"student.quantization: {student.quantization} with from_teacher: a student with fewer layers has to "
             "learn with all its weights; drop the quantization"
         )
+    if spec.rollout.engine != "transformers":
+        yield (
+            f"rollout.engine: {spec.rollout.engine} keeps no probability of what it samples, which this loop needs; "
+            "drop it, or take backend: trl"
+        )
     if student.dtype == "float16":
         yield "student.dtype: float16 needs a loss scaler, which this backend has not; take float32 or bfloat16"
 

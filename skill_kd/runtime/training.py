@@ -127,13 +127,17 @@ def row_figures(run: Run, rows: list[Row], seconds: float) -> Figures:
 def micro_batches(
     run: Run, terms: list[Term], rows_by_term: list[list[Row]]
 ) -> Iterator[tuple[list[Row], Objective, float]]:
-    """Cut each term's rows into ``accumulate`` pieces; the scale holds its weight and its normaliser over all rows."""
+    """Cut each term's rows into ``accumulate`` pieces; the scale holds its weight and its normaliser over all rows.
+
+    Rows of like length share a piece: a piece is as wide as its longest row, and only the sum of the losses counts.
+    """
     for term, rows in zip(terms, rows_by_term, strict=True):
         objective = term.experience.objective
         count = run.accelerator.reduce(torch.tensor(objective.count(rows), device=run.accelerator.device), "sum")
         size = math.ceil(len(rows) / run.config.training.accumulate)
+        by_length = sorted(rows, key=lambda row: len(row.prompt) + len(row.response)) if size < len(rows) else rows
         for start in range(0, len(rows), size):
-            yield rows[start : start + size], objective, term.weight / max(1, int(count))
+            yield by_length[start : start + size], objective, term.weight / max(1, int(count))
 
 
 # --- one stage --------------------------------------------------------------------------------------------------------

@@ -30,7 +30,8 @@ class TRLBackend(Backend):
     def check(self, spec: Spec) -> list[str]:
         """Return what TRL cannot do or would do silently otherwise; model folders are looked at, nothing is loaded."""
         problems = [*_stage_problems(spec), *_rollout_problems(spec), *_model_problems(spec)]
-        return [*TransformersBackend().check(spec), *problems]
+        own_engine = spec.rollout.model_copy(update={"engine": "transformers"})
+        return [*TransformersBackend().check(spec.model_copy(update={"rollout": own_engine})), *problems]
 
     def render(self, spec: Spec) -> str:
         """Fill ``templates/trl_trainer.py``."""

@@ -58,6 +58,7 @@ def test_several_processes_are_started_by_accelerate() -> None:
         {"student": {"model": "a/c", "quantization": "4bit", "lora": {}}},
         {"student": {"model": None, "from_teacher": 2}},
         {"rollout": {"top_p": 0.9}},
+        {"rollout": {"engine": "vllm"}},
         {"launch": {"processes": 2, "strategy": "ddp"}},
     ],
 )

@@ -7,7 +7,7 @@ import json
 import sys
 from itertools import islice
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -184,3 +184,17 @@ def test_rows_that_pad_the_embedding_are_never_drawn(tmp_path: Path, template: A
     trainer = trainer_of(template(values(tmp_path, {"kind": "reverse_kl"})))
     assert max(token for response in sampled(trainer) for token in response) < 300
     assert trainer.teacher_model.config.vocab_size == 600  # TRL demands equal numbers
+
+
+def test_vllm_samples_if_the_spec_says_so_and_from_the_same_tokens(models: Path, load: Any) -> None:
+    spec = values(models, {"kind": "reverse_kl"}, rollout={"engine": "vllm"})
+    module = load(TEMPLATE, spec)
+    assert module.only_tokens(300, 304) == {"allowed_token_ids": list(range(300))}
+    assert module.only_tokens(304, 304) == {}
+    run = SimpleNamespace(
+        student=SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=304))),
+        teacher=SimpleNamespace(vocabulary=300),
+        accelerator=SimpleNamespace(device=torch.device("cpu")),
+    )
+    arguments = module.arguments(run)
+    assert (arguments.use_vllm, arguments.generation_kwargs) == (True, module.only_tokens(300, 304))

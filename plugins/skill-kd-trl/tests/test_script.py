@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,12 @@ def test_trackers_record_what_metrics_jsonl_records(models: Path, script: Any) -
     [
         ({"data": {"train": "missing.jsonl"}}, 2, "missing.jsonl"),
         ({"teacher": {"model": "nobody/nothing"}}, 5, "nobody/nothing"),
+        pytest.param(
+            {"rollout": {"engine": "vllm"}, "teacher": {"model": "nobody/nothing"}},
+            5,
+            "rollout.engine: vllm is not installed; pip install 'trl[vllm]', or drop the key",
+            marks=pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed"),
+        ),
         # Refused before anything is loaded: the models are nowhere.
         (
             {

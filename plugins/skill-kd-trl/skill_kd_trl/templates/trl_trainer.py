@@ -8,6 +8,7 @@ and go on with ``python train.py --resume``.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import math
@@ -32,7 +33,7 @@ from skill_kd.runtime.checkpoints import STATE, Progress
 from skill_kd.runtime.config import Config, output_folder
 from skill_kd.runtime.data import Encoded, Encoder, TrainingData
 from skill_kd.runtime.export import export_student, write_json
-from skill_kd.runtime.failures import BadInput, StoppedBySignal, StopRequest, TrainingStopped, reporting
+from skill_kd.runtime.failures import BadInput, Missing, StoppedBySignal, StopRequest, TrainingStopped, reporting
 from skill_kd.runtime.loading import load_student
 from skill_kd.runtime.measure import HeldOut
 from skill_kd.runtime.objectives import build_objective
@@ -72,6 +73,8 @@ def prepare() -> Run:
     accelerator = open_accelerator(CONFIG, FOLDER)
     if accelerator.device.type == "cpu" and CONFIG.training.precision == "bf16":
         raise BadInput("training.precision: bf16, and there is no accelerator here; set precision: fp32")
+    if CONFIG.rollout.engine == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise Missing("rollout.engine: vllm is not installed; pip install 'trl[vllm]', or drop the key")
     student, tokenizer = load_student(CONFIG.student, CONFIG.teacher)
     parts = open_parts(CONFIG, accelerator, student.to(accelerator.device), tokenizer)
     teacher = parts.teacher
@@ -229,8 +232,8 @@ def arguments(run: Run) -> DistillationConfig:
         temperature=rollout.temperature,
         top_p=rollout.top_p,
         max_completion_length=rollout.max_new_tokens,
-        # Rows that pad the embedding are no tokens.
-        generation_kwargs={"suppress_tokens": list(range(run.teacher.vocabulary, rows)) or None},
+        generation_kwargs=only_tokens(run.teacher.vocabulary, rows),
+        use_vllm=CONFIG.rollout.engine == "vllm",
         shuffle_dataset=False,
         per_device_train_batch_size=ROWS_AT_ONCE,
         gradient_accumulation_steps=training.accumulate,
@@ -254,6 +257,15 @@ def arguments(run: Run) -> DistillationConfig:
         metric_for_best_model="held_out",
         greater_is_better=False,
     )
+
+
+def only_tokens(vocabulary: int, rows: int) -> dict[str, list[int]]:
+    """Keep rows that only pad the embedding from being sampled, in the words of transformers or of vLLM."""
+    if rows == vocabulary:
+        return {}
+    if CONFIG.rollout.engine == "vllm":
+        return {"allowed_token_ids": list(range(vocabulary))}
+    return {"suppress_tokens": list(range(vocabulary, rows))}
 
 
 class Reporter(TrainerCallback):  # type: ignore[misc]
