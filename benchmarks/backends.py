@@ -2,8 +2,8 @@
 
     python benchmarks/backends.py [--trl-python PATH] [--unsloth-python PATH] [--seeds 1 2 3]
 
-``examples/any-backend.yaml`` is run as it stands but for its seed, with nothing but ``--backend`` changed: MiniLLM,
-exact, on the student's own samples, from SmolLM2-135M-Instruct as packaged into 24 of its layers. Each plugin may live
+``examples/any-backend.yaml`` is run as it stands but for its seed, with nothing but ``--backend`` changed: MiniLLM
+on the student's own samples, from SmolLM2-135M-Instruct as packaged into 24 of its layers. Each plugin may live
 in an environment of its own; a backend without one is left out. Seeds, prompts and held-out texts are the same; the
 samplers differ, and with them the samples. Kept in benchmarks/results/backends.json: the held-out figures of each run
 before and after, and for each pair of backends the mean difference over seeds beside what seeds alone make differ.

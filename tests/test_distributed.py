@@ -20,6 +20,8 @@ from skill_kd.specfile import parse_spec
 pytestmark = pytest.mark.script
 
 REPOSITORY = Path(__file__).parent.parent
+UPDATES, KEPT = 20, 15
+"""Of one run, and the first one after which a checkpoint is written."""
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +40,10 @@ def train(folder: Path, models: Path, processes: int, *arguments: str, **changes
             "teacher": {"model": str(models / "teacher"), "dtype": "float32"},
             "student": {"model": str(models / "student")},
             "data": {"train": "examples/data/sft.jsonl", "held_out": 0.2, "max_prompt_tokens": 200},
-            "stages": [{"kind": "distill", "updates": 4, "objective": {"kind": "minillm", "teacher_mix": 0.2}}],
+            "stages": [{"kind": "distill", "updates": UPDATES, "objective": {"kind": "minillm", "teacher_mix": 0.2}}],
             "rollout": {"max_new_tokens": 8, "prompts": 8, "inner_epochs": 2},
             "training": {"batch_size": 4, "precision": "fp32", "learning_rate": 1e-3},
-            "checkpoint": {"every": 3, "measure_prompts": 2},
+            "checkpoint": {"every": KEPT, "measure_prompts": 2},
             "launch": {"strategy": "ddp" if processes > 1 else "none", "processes": processes},
             **changes,
         }
@@ -54,27 +56,54 @@ def train(folder: Path, models: Path, processes: int, *arguments: str, **changes
     done = subprocess.run(
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False, timeout=280
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-4000:]
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [event["loss"] for event in map(json.loads, lines) if event["event"] == "update"]
+
+
+@pytest.fixture(scope="module")
+def alone(models: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
+    """The run of one process, and its losses."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    return folder, train(folder, models, 1)
+
+
+def same_weights(folder: Path, expected: Path) -> None:
+    found = weights(folder)
+    for name, weight in weights(expected).items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-5)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "student" / "model.safetensors")
 
 
-def test_two_processes_train_to_the_weights_of_one_and_either_goes_on_with_the_others_run(
-    models: Path, tmp_path: Path
+@pytest.mark.parametrize(("strategy", "processes"), [("ddp", 2), ("fsdp2", 2), ("fsdp2", 4)])
+def test_several_processes_train_to_the_weights_of_one(
+    strategy: str, processes: int, models: Path, alone: tuple[Path, list[float]], tmp_path: Path
 ) -> None:
-    one = train(tmp_path / "one", models, 1)
-    two = train(tmp_path / "two", models, 2)
-    assert two == pytest.approx(one, abs=1e-5)
-    expected = weights(tmp_path / "one")
-    for name, weight in weights(tmp_path / "two").items():
-        torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-5)
+    folder, losses = alone
+    launch = {"strategy": strategy, "processes": processes}
+    assert train(tmp_path / "several", models, processes, launch=launch) == pytest.approx(losses, abs=1e-5)
+    same_weights(tmp_path / "several", folder)
 
-    # As if the run of one process had been stopped at its first checkpoint, inside a round of rollouts.
-    (last,) = (tmp_path / "one" / "checkpoints").glob("*-00000004")
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({}, {"strategy": "ddp", "processes": 2}),
+        ({"strategy": "fsdp2", "processes": 4}, {"strategy": "fsdp2", "processes": 2}),
+    ],
+    ids=["one, then two", "four shards, then two"],
+)
+def test_other_processes_go_on_with_a_run(
+    first: dict[str, Any], then: dict[str, Any], models: Path, alone: tuple[Path, list[float]], tmp_path: Path
+) -> None:
+    folder, losses = alone
+    train(tmp_path / "run", models, first.get("processes", 1), **({"launch": first} if first else {}))
+    # As if it had been stopped at its first checkpoint, inside a round of rollouts.
+    (last,) = (tmp_path / "run" / "checkpoints").glob(f"*-{UPDATES:08d}")
     last.rename(tmp_path / "set aside")
-    resumed = train(tmp_path / "one", models, 2, "--resume")
-    assert resumed[4:] == pytest.approx(one[3:], abs=1e-5)
+    resumed = train(tmp_path / "run", models, then["processes"], "--resume", launch=then)
+    assert resumed[UPDATES:] == pytest.approx(losses[KEPT:], abs=1e-5)
+    same_weights(tmp_path / "run", folder)

@@ -49,7 +49,7 @@ class TransformersBackend(Backend):
         Raises:
             MissingRequirementError: several nodes, and the environment does not say which of them this is.
         """
-        if spec.launch.strategy == "none" or (spec.launch.strategy == "ddp" and spec.launch.processes == 1):
+        if spec.launch.strategy == "none" or (spec.launch.strategy != "deepspeed" and spec.launch.processes == 1):
             return [sys.executable, str(script)]
         launcher = [sys.executable, "-m", "accelerate.commands.launch"]
         return [*launcher, *_size(spec), *_rendezvous(spec), *_strategy(spec), str(script)]
@@ -142,19 +142,14 @@ def _rendezvous(spec: Spec) -> list[str]:
 def _strategy(spec: Spec) -> list[str]:
     """Return the flags of a strategy. Precision is the script's business, the same under every launcher."""
     plain = ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    match spec.launch.strategy:
-        case "fsdp2":
-            # Loading on rank 0 only would leave the teacher, which is not sharded, empty on all other ranks.
-            loading = ["--fsdp_cpu_ram_efficient_loading", "false"]
-            wrapping = ["--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
-            return ["--use_fsdp", "--fsdp_version", "2", *wrapping, *loading, *plain]
-        case "deepspeed":
-            # zero3_init would shard the teacher while it loads, for the same reason wrong.
-            stage = ["--zero_stage", "3", "--zero3_init_flag", "false", "--zero3_save_16bit_model", "true"]
-            training = ["--gradient_accumulation_steps", str(spec.training.accumulate)]
-            clipping = ["--gradient_clipping", str(spec.training.max_grad_norm)]
-            return ["--use_deepspeed", *stage, *training, *clipping, *plain]
-    # Without this flag accelerate starts one process wherever it sees fewer than two GPUs, and says nothing.
+    if spec.launch.strategy == "deepspeed":
+        # zero3_init would shard the teacher while it loads, and leave it empty on all ranks but the first.
+        stage = ["--zero_stage", "3", "--zero3_init_flag", "false", "--zero3_save_16bit_model", "true"]
+        training = ["--gradient_accumulation_steps", str(spec.training.accumulate)]
+        clipping = ["--gradient_clipping", str(spec.training.max_grad_norm)]
+        return ["--use_deepspeed", *stage, *training, *clipping, *plain]
+    # Also for fsdp2: the script shards the student by itself. Without this flag accelerate starts one process wherever
+    # it sees fewer than two GPUs, and says nothing.
     return ["--multi_gpu", *plain]
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -40,6 +41,8 @@ class Sampling:
     processes: int
     annotate: Annotator | None = None
     """Puts the teacher's hidden states beside rows; without it, every step has them made again."""
+    gathered: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Within, a student that is split over the processes can be read as it pleases this one."""
 
     def share(self, batch: Sequence[_T]) -> list[_T]:
         """Return this process's part of a global batch."""
@@ -48,9 +51,10 @@ class Sampling:
 
     def draw(self, student: nn.Module, draws: list[Draw], teacher_mix: float) -> list[Row]:
         """Sample from the student, the teacher mixed in where ``teacher_mix`` > 0."""
-        if teacher_mix and self.teacher.model is not None:
-            return self.sampler.sample_mixed(student, self.teacher.model, teacher_mix, draws)
-        return self.sampler.sample(student, draws, "student")
+        with self.gathered():
+            if teacher_mix and self.teacher.model is not None:
+                return self.sampler.sample_mixed(student, self.teacher.model, teacher_mix, draws)
+            return self.sampler.sample(student, draws, "student")
 
 
 @dataclass(frozen=True)

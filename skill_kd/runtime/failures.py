@@ -16,6 +16,10 @@ from types import FrameType
 UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 """A disk or a quota is full, a file too large, a folder read-only."""
 GO_ON = "mend that and go on with --resume"
+LESS_MEMORY = (
+    "raise training.accumulate, set training.gradient_checkpointing: true, or lower rollout.max_new_tokens; "
+    "`skill-kd plan` tells what takes how much"
+)
 
 
 class ScriptError(Exception):
@@ -77,7 +81,8 @@ def writing(what: str, partial: Path) -> Iterator[None]:
         yield
     except Exception as error:
         # torch tells of a full disk in riddles; look before the room is given back.
-        full = shutil.disk_usage(partial.parent).free < 1 << 20
+        standing = next(folder for folder in partial.parents if folder.exists())
+        full = shutil.disk_usage(standing).free < 1 << 20
         shutil.rmtree(partial, ignore_errors=True)
         reason = "no space left on the disk" if full else " ".join(str(error).split())[:300]
         raise TrainingStopped(f"cannot write {what}: {reason}; {GO_ON}") from error
@@ -93,15 +98,25 @@ def reporting() -> Iterator[None]:
         _end(str(error), error.exit_code)
     except KeyboardInterrupt:
         _end("interrupted before the first checkpoint", 130)
-    except MemoryError:
-        _end("out of memory; see `skill-kd plan` for what to change", 6)
     except Exception as error:
+        if _is_out_of_memory(error):
+            _end(f"out of memory: {_words(error)}; {LESS_MEMORY}", 6)
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             _end(f"cannot write {error.filename or 'into the run folder'}: {error.strerror}; {GO_ON}", 6)
         traceback.print_exc()
-        name = type(error).__name__
-        code = 6 if name in {"OutOfMemoryError"} else 1
-        _end(f"{name}: {' '.join(str(error).split())[:500]}", code)
+        _end(f"{type(error).__name__}: {_words(error)}", 1)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """On a CPU torch says it in a plain RuntimeError."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error))
+    )
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())[:500] or "no more is known"
 
 
 def _quiet_libraries() -> None:

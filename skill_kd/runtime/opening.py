@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from .measure import HeldOut
 from .policy import Policy
 from .progress import Journal
 from .rollouts import Sampler, draws_for
+from .sharding import Shards
 from .states import Annotator, StatesCache
 from .teachers import Teacher, TeacherResponses, open_teacher
 from .training import Run
@@ -85,9 +87,15 @@ def open_run(
     training, parts = config.training, open_parts(config, accelerator, student, tokenizer)
     data, sampler, teacher = parts.data, parts.sampler, parts.teacher
     policy = Policy(student, teacher.vocabulary, training.compile_loss)
+    sharded = config.launch.strategy == "fsdp2" and accelerator.num_processes > 1
+    shards = Shards(student, accelerator) if sharded else None
     weights = [weight for weight in policy.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, training.learning_rate, training.betas, weight_decay=training.weight_decay)
-    policy, optimizer = accelerator.prepare(policy, optimizer)
+    if shards is None:
+        policy, optimizer = accelerator.prepare(policy, optimizer)
+    else:
+        shards.keep(optimizer)
+    gathered = nullcontext if shards is None else shards.gathered
     cache = StatesCache(folder / "teacher_states", teacher.model, config.teacher.cache_gb) if teacher.model else None
     annotate = Annotator(teacher, sampler.pad, accelerator.device, parts.rows_at_once, cache)
     written = draws_for(data.prompts, (config.seed, "teacher"))
@@ -96,16 +104,17 @@ def open_run(
         folder,
         accelerator,
         student,
+        shards,
         tokenizer,
         parts.encoder,
         policy,
         optimizer,
         teacher,
-        Sampling(sampler, teacher, accelerator.process_index, accelerator.num_processes, annotate),
+        Sampling(sampler, teacher, accelerator.process_index, accelerator.num_processes, annotate, gathered),
         data,
         Source(data.prompts, TeacherResponses(teacher, data.examples, written, sampler.decoding)),
         parts.held_out,
         Journal(folder, accelerator, config),
-        Checkpoints(folder, accelerator, config.checkpoint.keep),
+        Checkpoints(folder, accelerator, config.checkpoint.keep, shards),
         StopRequest(),
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
@@ -38,6 +39,7 @@ from .measure import Figures, HeldOut
 from .objectives import Objective, build_objective, coverage_objective
 from .policy import Policy
 from .progress import Journal, short_table
+from .sharding import Shards
 from .teachers import Teacher
 
 LEAST_SAMPLE_SIZE = 0.1
@@ -55,6 +57,8 @@ class Run:
     folder: Path
     accelerator: Accelerator
     student: PreTrainedModel
+    shards: Shards | None
+    """The student's, where it is split over the processes."""
     tokenizer: PreTrainedTokenizerBase
     encoder: Encoder
     policy: Policy
@@ -78,7 +82,8 @@ def optimizer_step(run: Run, terms: list[Term], update: int) -> Figures:
     with accelerator.autocast():
         rows_by_term = [term.experience.batch(update, run.student) for term in terms]
     loss = float(accelerator.reduce(add_up_gradients(run, terms, rows_by_term), "sum"))
-    grad_norm = float(accelerator.clip_grad_norm_(run.policy.parameters(), run.config.training.max_grad_norm))
+    norm = accelerator.clip_grad_norm_(run.policy.parameters(), run.config.training.max_grad_norm)
+    grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         raise TrainingStopped(
             f"update {update}: loss {loss}, gradient norm {grad_norm}; the weights before it are kept in "
@@ -148,7 +153,10 @@ def stage_terms(run: Run, stage: Config) -> list[Term]:
     if stage.kind == "self_train":
         rows_file = run.folder / "self_train.json"
         if not rows_file.exists():
-            rows = own_best_samples(run.config, stage, run.student, run.teacher, run.data.prompts, run.sampling.sampler)
+            with run.sampling.gathered():
+                rows = own_best_samples(
+                    run.config, stage, run.student, run.teacher, run.data.prompts, run.sampling.sampler
+                )
             keep_rows(rows_file, rows)
         own = rows_source(kept_rows(rows_file))
         return [Term(Experience(run.config, stage.kind, build_objective(Config(kind="sft")), own, run.sampling))]
@@ -184,7 +192,8 @@ def train_stage(run: Run, progress: Progress, pending: list[list[Row]]) -> None:
             ):
                 run.journal.note_once(NOISY_WEIGHTS)
             if progress.update == updates or progress.update % run.config.checkpoint.every == 0:
-                figure = measure(run, progress, stage.kind)
+                with run.sampling.gathered():
+                    figure = measure(run, progress, stage.kind)
                 run.checkpoints.save(progress, terms[0].experience.pending(progress.update), figure)
             elif run.stop.number:
                 run.checkpoints.save(progress, terms[0].experience.pending(progress.update))
@@ -231,16 +240,18 @@ def train(run: Run, resume: bool) -> None:
     if newest:
         run.journal.note(f"going on from checkpoint {newest.name}")
     else:
-        measure(run, progress, "before")
+        with run.sampling.gathered():
+            measure(run, progress, "before")
     while progress.stage < len(run.config.stages):
         train_stage(run, progress, pending)
         progress.stage, progress.update, pending = progress.stage + 1, 0, []
     run.checkpoints.load_best(progress)
     run.accelerator.wait_for_everyone()
-    if run.accelerator.is_main_process:
+    student = run.student if run.shards is None else run.shards.whole()
+    if student is not None and run.accelerator.is_main_process:
         if run.sampling.annotate is not None:
             run.sampling.annotate.forget()
-        export_student(run.student, run.tokenizer, run.encoder.eos_ids, run.folder / "student")
+        export_student(student, run.tokenizer, run.encoder.eos_ids, run.folder / "student")
         final = {"best": progress.best, "measures": progress.measures, "samples": progress.samples}
         write_json(run.folder / "summary.json", final)
     run.journal.event("done", best=progress.best, student=str(run.folder / "student"))

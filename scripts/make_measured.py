@@ -1,0 +1,156 @@
+"""Put the table of measured figures, from benchmarks/results, between its markers in README.md.
+
+python scripts/make_measured.py [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- generated: measured -->\n", "<!-- end: measured -->"
+Row = tuple[str, str]
+
+
+def result(name: str) -> Any:
+    """Return what a benchmark kept."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def startup() -> Iterator[Row]:
+    """Yield the start-up times of the light verbs."""
+    medians = {row["name"]: row["median"] for row in result("startup")["rows"]}
+    named = ", ".join(f"`{name}` {medians[name]:.2f}" for name in ("skill-kd --help", "skill-kd validate"))
+    yield "start-up, seconds", f"{named} (`trl --help` {medians['trl --help']:.2f})"
+
+
+def loss() -> Iterator[Row]:
+    """Yield the speed and the memory of the loss from hidden states."""
+    for shape in result("loss")["shapes"]:
+        faster, peak = shape["times_faster_than"]["wall"]["trl"], shape["peak_bytes"]
+        size = f"{shape['tokens']} tokens, vocabulary {shape['vocabulary']}"
+        yield (
+            f"reverse KL with its gradients, from hidden states; {size}",
+            f"{_range(faster['eager'])} times as fast as TRL's chunked kernel, compiled {_range(faster['compiled'])}; "
+            f"{peak['eager'] / 2**20:.0f} MiB beside its {peak['trl'] / 2**20:.0f}",
+        )
+
+
+def sampling() -> Iterator[Row]:
+    """Yield how teacher-mixed sampling compares."""
+    for case in result("sampling")["cases"]:
+        ratios = case["ratios"]
+        yield (
+            f"teacher-mixed sampling, α = 0.2, student of {case['layers']} of 30 layers",
+            f"{_spread(ratios['every step / lazy'])} times as fast as both models at every step; "
+            f"{_spread(ratios['lazy / student'])} times the time of student-only sampling",
+        )
+
+
+def end_to_end() -> Iterator[Row]:
+    """Yield whole updates against peers, and what equal time brings."""
+    kept = result("end_to_end")
+    faster = kept["speed"]["times_faster_than"]
+    for peer, name, what in (
+        ("trl", "ours reverse_kl", "TRL's DistillationTrainer, on-policy reverse KL"),
+        ("plain", "ours minillm", "a plain two-model MiniLLM loop"),
+    ):
+        rates = faster[peer][name]
+        told = f"{_spread(rates['updates'])} times its updates a second, {_spread(rates['tokens'])} times its tokens"
+        yield f"whole updates, equal work, against {what}", told
+    entries = kept["races"][0]
+    figures = "; ".join(f"{name} {entry['reverse_kl']:.3f}" for name, entry in entries.items())
+    yield f"held-out reverse KL after {kept['setting']['budget']:.0f} s of training (one seed)", figures
+
+
+def demo() -> Iterator[Row]:
+    """Yield what the demo does."""
+    kept = result("demo")
+    moments = ("student before", "after warm start", "after MiniLLM")
+    values = [[run["figures"][moment]["reverse_kl"] for run in kept["runs"]] for moment in moments]
+    shown = ", ".join(f"{min(each):.2f}–{max(each):.2f}" for each in values)
+    what = f"demo over {len(kept['runs'])} seeds, reverse KL: before, after the warm start, after MiniLLM"
+    yield what, f"{shown} nats a token"
+    change = kept["changes"]["MiniLLM"]
+    told = ", ".join(f"{_words(name)} {_interval(change[name])}" for name in ("reverse_kl", "forward_kl"))
+    yield "demo, what MiniLLM adds to the warm start", told
+
+
+def backends() -> Iterator[Row]:
+    """Yield how far the students of the backends are apart."""
+    kept = result("backends")
+    for pair, figures in kept["differences"].items():
+        told = ", ".join(
+            f"{_words(name)} {values['apart']:+.3f}, spread {values['spread']:.3f}" for name, values in figures.items()
+        )
+        yield f"the same spec on two backends, {pair}: held-out difference", told
+
+
+def plan() -> Iterator[Row]:
+    """Yield how far off plan is."""
+    for measure, what in (("live", "planned tensor memory"), ("rss", "planned resident memory")):
+        error = result("plan_memory")["errors"][measure]
+        told = f"off by {abs(error['median']):.1%} at the median, {abs(error['worst']):.1%} at worst"
+        yield f"{what} against real updates on a CPU", told
+
+
+PARTS = {
+    "startup": startup,
+    "loss": loss,
+    "sampling": sampling,
+    "end_to_end": end_to_end,
+    "demo": demo,
+    "backends": backends,
+    "plan_memory": plan,
+}
+
+
+def document(text: str) -> str:
+    """Return README.md with its table made anew."""
+    lines = ["| what | figure | from `benchmarks/results` |", "|---|---|---|"]
+    lines += [f"| {what} | {told} | `{name}.json` |" for name, part in PARTS.items() for what, told in part()]
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return before + BEGIN + "\n".join(lines) + "\n" + END + after
+
+
+def _spread(values: dict[str, float]) -> str:
+    return _range([values["least"], values["median"], values["largest"]])
+
+
+def _range(values: list[float]) -> str:
+    least, median, largest = values
+    return f"{median:.2f} ({least:.2f}–{largest:.2f})"
+
+
+def _interval(values: dict[str, float]) -> str:
+    return f"{values['mean']:+.3f} (95% {values['low']:+.3f} to {values['high']:+.3f})"
+
+
+def _words(name: str) -> str:
+    return {"reverse_kl": "reverse KL", "forward_kl": "forward KL"}[name]
+
+
+def main() -> int:
+    """Write README.md, or with ``--check`` say whether it has drifted."""
+    parser = argparse.ArgumentParser(description="The table of measured figures in README.md.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the table has drifted")
+    options = parser.parse_args()
+    text = README.read_text(encoding="utf-8")
+    made = document(text)
+    if not options.check:
+        README.write_text(made, encoding="utf-8")
+        return 0
+    if made != text:
+        print("README.md has drifted: run python scripts/make_measured.py", file=sys.stderr)  # noqa: T201
+    return int(made != text)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,126 @@
+"""FSDP2: a student whose weights, gradients and optimizer states are split over the processes.
+
+torch's ``fully_shard`` does the work, on CPUs too, where accelerate's plugin for it does not switch on. The teacher is
+whole on every process: it is read a token at a time, and gathering it for each would cost more than it saves.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from transformers import PreTrainedModel
+
+from .failures import BadInput
+
+WEIGHTS, OPTIMIZER = "student.safetensors", "optimizer.pt"
+
+
+class Shards:
+    """A student in shards, block by block; the rest of it is the outermost block."""
+
+    def __init__(self, student: PreTrainedModel, accelerator: Accelerator) -> None:
+        """Split ``student`` in place over all processes.
+
+        Raises:
+            BadInput: its weights have several dtypes, which one block cannot hold.
+        """
+        dtypes = {weight.dtype for weight in student.parameters()}
+        if len(dtypes) > 1:
+            raise BadInput(
+                f"launch.strategy: fsdp2 needs student weights of one dtype, and there are {sorted(map(str, dtypes))}; "
+                "set student.dtype: float32, or strategy: ddp"
+            )
+        self.student = student
+        self.accelerator = accelerator
+        self.blueprint = _without_weights(student)
+        self.optimizer: torch.optim.Optimizer | None = None
+        mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+        blocks = set(getattr(student, "_no_split_modules", None) or ())
+        for module in list(student.modules()):
+            if type(module).__name__ in blocks:
+                fully_shard(module, mesh=mesh)
+        fully_shard(student, mesh=mesh)
+        self.parts = [module for module in student.modules() if isinstance(module, FSDPModule)]
+
+    def keep(self, optimizer: torch.optim.Optimizer) -> None:
+        """Save and load the states of ``optimizer`` too."""
+        for group in optimizer.param_groups:
+            # A schedule adds it, and loading refuses groups that have other keys than the saved ones.
+            group.setdefault("initial_lr", group["lr"])
+        self.optimizer = optimizer
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Within, every process holds all weights: it may read as often as its own rows need, and wait for nobody."""
+        for part in self.parts:
+            part.set_reshard_after_forward(False, recurse=False)
+            part.unshard()
+        try:
+            yield
+        finally:
+            for part in self.parts:
+                part.set_reshard_after_forward(part is not self.student, recurse=False)
+                part.reshard()
+
+    def whole(self) -> PreTrainedModel | None:
+        """Return the student in one piece on the CPU of the main process, None on the others; all must call it."""
+        weights = get_model_state_dict(self.student, options=_options())
+        if not self.accelerator.is_main_process:
+            return None
+        model = copy.deepcopy(self.blueprint)
+        model.load_state_dict(weights, assign=True)
+        model.tie_weights()
+        return model
+
+    def save_state(self, folder: str) -> None:
+        """Write weights and optimizer states in one piece, from the main process; all must call it."""
+        weights, states = get_state_dict(self.student, self._steps(), options=_options())
+        if self.accelerator.is_main_process:
+            # Tied weights are one tensor under two names, which safetensors refuses.
+            apart = {name: weight.clone() for name, weight in weights.items() if isinstance(weight, Tensor)}
+            save_file(apart, Path(folder) / WEIGHTS)
+            torch.save(states, Path(folder) / OPTIMIZER)
+
+    def load_state(self, folder: str) -> None:
+        """Take up what ``save_state`` wrote, on any number of processes; all must call it."""
+        weights: dict[str, Any] = {**load_file(Path(folder) / WEIGHTS)}
+        set_state_dict(
+            self.student,
+            self._steps(),
+            model_state_dict=weights,
+            optim_state_dict=torch.load(Path(folder) / OPTIMIZER, map_location="cpu", weights_only=True),
+            options=StateDictOptions(full_state_dict=True),
+        )
+
+    def _steps(self) -> torch.optim.Optimizer:
+        assert self.optimizer is not None
+        return self.optimizer
+
+
+def _options() -> StateDictOptions:
+    return StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def _without_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy whose weights have shapes and no memory."""
+    empty = {
+        id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), weight.requires_grad)
+        for weight in model.parameters()
+    }
+    return copy.deepcopy(model, empty)
