@@ -15,7 +15,7 @@ from skill_kd.models import ModelConfig
 from skill_kd.plan.loss import measured_logits, scored_logits
 from skill_kd.plan.setup import DTYPE_BYTES, SAMPLED_AT_ONCE, WRITTEN_AT_ONCE, Setup, teacher_writes
 from skill_kd.plan.update import update_phases
-from skill_kd.plan.weights import Part, Phase, forward_weights, lasting
+from skill_kd.plan.weights import Part, Phase, lasting, read_weights
 from skill_kd.spec import Distill, MiniLLM, SelfTrain, Stage
 
 SAMPLING_COPIES = 5
@@ -76,7 +76,7 @@ def _rollout_phases(setup: Setup, stage: Stage) -> Iterator[Phase]:
         chunk = _longest_run(mix, setup.new) if mix else 1
         cached = _teacher_cache(setup, rows) if mix else 0
         parts = (_student_cache(setup, rows), Part("teacher KV cache", cached), _drawing(setup, rows, chunk))
-        yield Phase(f"rollouts ({stage.kind})", (*lasting(setup), forward_weights(setup), *parts))
+        yield Phase(f"rollouts ({stage.kind})", (*lasting(setup), read_weights(setup), *parts))
     if teacher_writes(stage) and setup.teachers:
         yield _writing(setup, f"teacher's responses ({stage.kind})", WRITTEN_AT_ONCE)
     if isinstance(stage, SelfTrain) and setup.teachers:
@@ -87,13 +87,15 @@ def _other_phases(setup: Setup, on_cpu: bool) -> Iterator[Phase]:
     rows = min(SAMPLED_AT_ONCE, setup.spec.checkpoint.measure_prompts)
     if setup.teachers:
         yield _writing(setup, "teacher's held-out samples", rows)
-    lasts = (*lasting(setup), forward_weights(setup))
+    lasts = (*lasting(setup), read_weights(setup))
     yield Phase("held-out samples", (*lasts, _student_cache(setup, rows), _drawing(setup, rows, 1)))
     yield Phase("held-out measure", (*lasts, measured_logits(setup)))
     width = DTYPE_BYTES[setup.spec.student.dtype]
-    # The student is copied and merged; on the processor the exported folder is read back beside that copy.
-    copies = (2 if on_cpu else 1) * setup.student.parameters * width
-    yield Phase("export", (*lasting(setup), Part("copies of the student", copies)))
+    # The student is copied and merged; on the processor the exported folder is read back beside that copy. Shards are
+    # put together on the processor, once more.
+    in_shards = setup.sharded and setup.spec.launch.strategy == "fsdp2"
+    copies = (2 if on_cpu else 1) + (1 if on_cpu else -1) * in_shards
+    yield Phase("export", (*lasting(setup), Part("copies of the student", copies * setup.student.parameters * width)))
 
 
 def _writing(setup: Setup, name: str, rows: int) -> Phase:

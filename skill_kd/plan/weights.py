@@ -100,3 +100,10 @@ def forward_weights(setup: Setup) -> Part:
         # FSDP gathers two layers at a time, and embeddings and output matrix for the whole pass.
         return Part("gathered weights", width * (config.embedding_parameters + 2 * matrices // max(config.layers, 1)))
     return Part("autocast copies of weights", width * (matrices + table) if setup.autocast else 0)
+
+
+def read_weights(setup: Setup) -> Part:
+    """The same where the student only reads: FSDP2 then has it whole on every process, which waits for no other."""
+    if setup.sharded and setup.spec.launch.strategy == "fsdp2":
+        return Part("gathered weights", setup.compute_bytes * setup.student.parameters)
+    return forward_weights(setup)

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
 from .failures import BadInput
@@ -51,11 +51,14 @@ class Shards:
         self.blueprint = _without_weights(student)
         self.optimizer: torch.optim.Optimizer | None = None
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+        # What autocast does for other strategies: weights are gathered and used in 16 bits, gradients summed in 32.
+        in_bf16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        precision = in_bf16 if accelerator.mixed_precision == "bf16" else MixedPrecisionPolicy()
         blocks = set(getattr(student, "_no_split_modules", None) or ())
         for module in list(student.modules()):
             if type(module).__name__ in blocks:
-                fully_shard(module, mesh=mesh)
-        fully_shard(student, mesh=mesh)
+                fully_shard(module, mesh=mesh, mp_policy=precision)
+        fully_shard(student, mesh=mesh, mp_policy=precision)
         self.parts = [module for module in student.modules() if isinstance(module, FSDPModule)]
 
     def keep(self, optimizer: torch.optim.Optimizer) -> None:
