@@ -18,4 +18,5 @@ run demo.py
 run plan_memory.py
 run diagnose_speed.py
 run diagnose_rates.py
+run evaluate_speed.py
 run evaluate_honesty.py

@@ -35,7 +35,7 @@ def one(seed: int, layers: int) -> dict[str, object]:
         result = demo(layers=layers, seed=seed, out=Path(scratch))
         print(f"seed {seed}\n{result.table()}", flush=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    return {"seed": seed, "figures": result.rows, "seconds": round(result.run.seconds), "peak_bytes_so_far": peak}
+    return {"seed": seed, "figures": result.rows, "seconds": round(result.seconds), "peak_bytes_so_far": peak}
 
 
 def change(runs: list[dict[str, object]], figure: str, first: str, last: str) -> dict[str, float]:

@@ -188,7 +188,9 @@ def verb(args: list[str]) -> int:
     from skill_kd.cli import main as command_line
 
     code = int(command_line(args))
-    if code == ENVIRONMENT:
+    if code == ENVIRONMENT and (
+        lacking("train") or lacking("evaluate")
+    ):  # a model, a server or a plugin is named by the error itself
         say(f"hint: what is missing, and the command that brings it: {call('doctor')}")
     return code
 
@@ -219,7 +221,7 @@ def doctor(args: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="kd.py doctor", description=doctor.__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args(args)
-    core, train, gpu = lacking(), lacking("train") if sys.version_info >= (3, 11) else ["Python 3.11 or newer"], gpus()
+    core, train, evaluate, gpu = lacking(), lacking("train"), lacking("evaluate"), gpus()
     extras, folder = extras_of(environment()), environment()
     cpu = [] if gpu or sys.platform != "linux" else ["--cpu"]
     writable = os.access(next(each for each in (cache(), *cache().parents) if each.exists()), os.W_OK)
@@ -229,6 +231,7 @@ def doctor(args: list[str]) -> int:
         ("environment", "none" if extras is None else "ok", str(folder), call("setup") if extras is None else ""),
         ("core", *state(core, call("setup"))),
         ("train", *state(train, call("setup", "--train", *cpu))),
+        ("evaluate", *state(evaluate, call("setup", "--evaluate"))),
         ("gpu", "ok" if gpu else "none", ", ".join(gpu) or "nvidia-smi names none; torch may know another kind", ""),
         ("cache", "ok" if writable else "read-only", str(cache()), "" if writable else "set SKILL_KD_CACHE"),
     ]
@@ -265,13 +268,14 @@ def setup(args: list[str]) -> int:
         description=f"Install skill-kd from this folder, pinned by constraints.txt, into {environment()}.",
         epilog="Exit codes: 0 ready, 5 something is missing (a network, disk space), 7 another setup is at work.",
     )
-    parser.add_argument("--train", action="store_true", help="also torch, transformers and what else training needs")
+    parser.add_argument("--train", action="store_true", help="all that training and evaluating need: torch and others")
+    parser.add_argument("--evaluate", action="store_true", help="what evaluating saved generations needs: no torch")
     parser.add_argument("--cpu", action="store_true", help=f"take torch from {CPU_INDEX}: much smaller, no GPU")
     parser.add_argument("--pip", action="store_true", help="use venv and pip even where uv is installed")
     parser.add_argument("--clear", action="store_true", help="build the environment anew")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and run none")
     options = parser.parse_args(args)
-    folder, extras = environment(), ["train"] if options.train else []
+    folder, extras = environment(), wanted_extras(options)
     if BUNDLE in folder.parents:
         raise Stop(
             f"SKILL_KD_CACHE: {cache()} lies in the skill's folder, which an update empties; name another", USAGE
@@ -292,10 +296,16 @@ def setup(args: list[str]) -> int:
     return 0
 
 
+def wanted_extras(options: argparse.Namespace) -> list[str]:
+    """Return the extras to install: who trains will evaluate."""
+    return ["evaluate"] * (options.evaluate or options.train) + ["train"] * options.train
+
+
 def steps(folder: Path, held: list[str] | None, options: argparse.Namespace) -> list[list[str]]:
     """Return the commands that make the environment, where ``held`` is None, and install into it."""
     python, pins, uv = str(python_of(folder)), str(BUNDLE / "constraints.txt"), shutil.which("uv")
-    what = f"skill-kd{'[train]' if options.train else ''} @ {BUNDLE.as_uri()}"
+    extras = ",".join(wanted_extras(options))
+    what = f"skill-kd{extras and f'[{extras}]'} @ {BUNDLE.as_uri()}"
     cpu = options.cpu or os.environ.get("PIP_EXTRA_INDEX_URL", "").rstrip("/") == CPU_INDEX
     if uv and not options.pip:
         own = sys.executable if sys.version_info >= (3, 11) else ">=3.11"

@@ -114,7 +114,8 @@ PARTS = {
 def document(text: str) -> str:
     """Return README.md with its table made anew."""
     lines = ["| what | figure | from `benchmarks/results` |", "|---|---|---|"]
-    lines += [f"| {what} | {told} | `{name}.json` |" for name, part in PARTS.items() for what, told in part()]
+    kept = {name: part for name, part in PARTS.items() if (RESULTS / f"{name}.json").exists()}
+    lines += [f"| {what} | {told} | `{name}.json` |" for name, part in kept.items() for what, told in part()]
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return before + BEGIN + "\n".join(lines) + "\n" + END + after

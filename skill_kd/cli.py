@@ -226,6 +226,13 @@ def backends(verbose: bool, as_json: bool) -> None:
 @click.option("--baseline-generations", type=click.Path(path_type=Path), metavar="FILE", help="Of the base student.")
 @click.option("--control-generations", type=click.Path(path_type=Path), metavar="FILE", help="Of a collapsed teacher.")
 @click.option("--training-data", type=click.Path(path_type=Path), metavar="FILE", help="Refuse its prompts.")
+@click.option(
+    "--harness-results",
+    nargs=2,
+    type=click.Path(path_type=Path),
+    metavar="TEACHER STUDENT",
+    help="Results of lm-eval, to show beside.",
+)
 @click.option("--policy", metavar="PRESET", help="assistant, strict-extraction, creative or text-only.")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Change the policy: recall.margin=0.85.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Length at which a response is cut.")
@@ -246,20 +253,17 @@ def evaluate(subject: str | None, pairs: tuple[str, ...], as_json: bool, **given
       skill-kd evaluate runs/demo --prompts fresh.jsonl
       skill-kd evaluate ./student --teacher ./teacher --prompts fresh.jsonl --policy creative
       skill-kd evaluate --teacher-generations T.jsonl --student-generations S.jsonl
+      skill-kd evaluate runs/demo --harness-results teacher.json student.json
     """
     from skill_kd import evaluate as gate
-    from skill_kd.report.evaluation import decision_page
-    from skill_kd.report.page import write
 
     asked = gate.Request(subject, changes=gate.parse_changes(pairs), **given)
-    found, out = gate.evaluate(asked, lambda done, of: say(f"{done} of {of} prompts"))
-    document = found.to_json()
-    write(out / "report.html", decision_page(document))
+    found, written = gate.evaluate(asked, lambda done, of: say(f"{done} of {of} prompts"))
     if as_json:
-        print_json(document)
+        print_json(found.to_json())
     else:
         click.echo(found.table())
-        say(f"the report is {out / 'report.html'}, its figures evaluation.json beside it")
+    say(written.told)
     return ExitCode(found.decision.exit_code)
 
 
@@ -487,7 +491,8 @@ def handoff(
 def demo(layers: int, seed: int, out: Path, as_json: bool) -> None:
     """Distil a real model on this machine, in minutes.
 
-    The teacher comes as a package, the prompts with skill-kd; no account and no GPU is needed.
+    The teacher comes as a package, the prompts with skill-kd; no account and no GPU is needed. Its report shows what
+    `evaluate` shows, on far too few prompts for a verdict: INCONCLUSIVE is right, and the exit code is 0.
 
     \b
     Example:
@@ -496,7 +501,9 @@ def demo(layers: int, seed: int, out: Path, as_json: bool) -> None:
     """
     from skill_kd import demo as main_job
 
-    result = main_job.demo(layers=layers, seed=seed, out=out)
+    result = main_job.demo(
+        layers=layers, seed=seed, out=out, progress=lambda done, of: say(f"evaluate: {done} of {of} prompts")
+    )
     if as_json:
         print_json(result.to_json())
     else:

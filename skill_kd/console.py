@@ -23,7 +23,7 @@ class Verb(click.Command):
             return super().invoke(ctx)
         except SkillKDError as error:
             if ctx.params.get("as_json"):
-                lines = [line.strip() for line in _message(error).splitlines()]
+                lines = [line.strip() for line in _whole(error).splitlines()]
                 failed = {"valid": False} if self.name == "validate" else {}
                 print_json({**failed, "errors": lines, "exit_code": int(error.exit_code)})
             raise
@@ -66,8 +66,13 @@ def guarded(cli: click.Group, args: Sequence[str] | None) -> int:
 
 
 def _message(error: SkillKDError) -> str:
+    """What is left to say on stderr: a trainer may have said the rest there."""
     notes = getattr(error, "__notes__", [])
-    return "\n  ".join(notes if error.told and notes else [f"error: {error}", *notes])
+    return "\n  ".join(notes) if error.told and notes else f"error: {_whole(error)}"
+
+
+def _whole(error: SkillKDError) -> str:
+    return "\n  ".join([str(error), *getattr(error, "__notes__", [])])
 
 
 def say(text: str) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import textwrap
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from skill_kd.errors import SkillKDError
+from skill_kd.evaluate import Request, evaluate
 from skill_kd.render import examples_folder
 from skill_kd.run import RunResult, run
 from skill_kd.spec import Spec
 from skill_kd.specfile import parse_spec, read_values
 
 PROMPTS = Path(__file__).with_name("demo_prompts.jsonl")
+JUDGED, SAMPLES = 8, 2
+"""Held-out prompts the gate is shown, and the student's responses to each: a minute, and too few for any verdict."""
 _COLUMNS = {
     "forward_kl": "forward KL",
     "reverse_kl": "reverse KL",
@@ -30,6 +36,22 @@ ended: share of responses that end by themselves."""
 
 
 @dataclass(frozen=True)
+class Judged:
+    """What the gate makes of the student, on a budget that shows the report and settles nothing."""
+
+    sentence: str
+    """The verdict and why; or why there is none."""
+    verdict: str | None = None
+    report: Path | None = None
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, object]:
+        """Return verdict, sentence and the report's path."""
+        report = None if self.report is None else str(self.report)
+        return {"verdict": self.verdict, "sentence": self.sentence, "report": report}
+
+
+@dataclass(frozen=True)
 class DemoResult:
     """What the demo measured, by moment: teacher, before, after the warm start, after MiniLLM."""
 
@@ -37,6 +59,12 @@ class DemoResult:
     rows: dict[str, dict[str, float]]
     completions: list[dict[str, str]]
     """Each with prompt, teacher, before, after."""
+    judged: Judged
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of training and judging."""
+        return self.run.seconds + self.judged.seconds
 
     def to_json(self) -> dict[str, object]:
         """Return everything that ``table`` shows, as data."""
@@ -44,7 +72,8 @@ class DemoResult:
             "figures": self.rows,
             "completions": self.completions,
             "student": str(self.run.student),
-            "seconds": round(self.run.seconds, 1),
+            "evaluation": self.judged.to_json(),
+            "seconds": round(self.seconds, 1),
         }
 
     def table(self) -> str:
@@ -57,7 +86,9 @@ class DemoResult:
         for completion in self.completions:
             lines += ["", _paragraph("Prompt", completion["prompt"])]
             lines += [_paragraph(who, completion[who]) for who in ("teacher", "before", "after")]
-        return "\n".join([*lines, "", f"Student  {self.run.student}  ({self.run.seconds:.0f} s)"])
+        lines += ["", _paragraph("Gate", self.judged.sentence)]
+        lines += [f"Report   {self.judged.report}"] * (self.judged.report is not None)
+        return "\n".join([*lines, f"Student  {self.run.student}  ({self.seconds:.0f} s)"])
 
 
 def _paragraph(who: str, text: str) -> str:
@@ -77,8 +108,16 @@ def demo_spec(layers: int, seed: int, name: str) -> Spec:
     return parse_spec({**values, **changes, "data": {**values["data"], "train": str(PROMPTS)}}, source="demo")
 
 
-def demo(layers: int = 24, seed: int = 42, out: Path = Path("runs")) -> DemoResult:
-    """Run the demo in a fresh folder under ``out``; raises as ``run.run``."""
+def demo(
+    layers: int = 24,
+    seed: int = 42,
+    out: Path = Path("runs"),
+    progress: Callable[[int, int], None] = lambda _done, _of: None,
+) -> DemoResult:
+    """Run the demo in a fresh folder under ``out``, and show its student to the gate; raises as ``run.run``.
+
+    ``progress`` hears how many prompts of how many the gate has seen.
+    """
     spec = demo_spec(layers, seed, _free_name(out))
     result = run(spec, out)
     summary: Any = result.summary
@@ -91,7 +130,18 @@ def demo(layers: int = 24, seed: int = 42, out: Path = Path("runs")) -> DemoResu
         for first, last in zip(samples[moments["before"]], samples[moments["distill"]], strict=True)
     ]
     rows = {"teacher": teacher, "student before": before, "after warm start": warm, "after MiniLLM": after}
-    return DemoResult(result, rows, completions)
+    return DemoResult(result, rows, completions, _judged(result, progress))
+
+
+def _judged(result: RunResult, progress: Callable[[int, int], None]) -> Judged:
+    # The trainer was a process of its own: its models are gone, and there is room for these.
+    asked = Request(str(result.folder), changes={"samples": SAMPLES}, held_out=JUDGED, latency=False)
+    begun = time.monotonic()
+    try:
+        found, written = evaluate(asked, progress)
+    except SkillKDError as error:  # the student is there, and minutes of training are not thrown away
+        return Judged(f"not asked: {error}; later: skill-kd evaluate {result.folder}")
+    return Judged(found.decision.sentence, found.decision.verdict, written.report, time.monotonic() - begun)
 
 
 def _free_name(out: Path) -> str:

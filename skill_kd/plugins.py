@@ -127,11 +127,11 @@ def _mend(name: str, known: dict[str, Backend]) -> str:
         reason = broken()[failed[0]].strip().splitlines()[-1]
         return f"plugin '{failed[0]}' is installed and broken: {reason}; see 'skill-kd backends'"
     if name in FIRST_PARTY:
-        return f"install it: pip install skill-kd-{name}"
+        return f"install it from this repository: pip install ./plugins/skill-kd-{name}; see references/backends.md"
     near = difflib.get_close_matches(name, {*known, *FIRST_PARTY}, n=1)
     if near:
         # No install line for a name that looks like a typing mistake: somebody else may own that package.
-        install = "" if near[0] in known else f" (pip install skill-kd-{near[0]})"
+        install = "" if near[0] in known else f" (pip install ./plugins/skill-kd-{near[0]}, from this repository)"
         return f"did you mean '{near[0]}'?{install}"
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,40}", name):
         return f"installed: {', '.join(known)}"

@@ -63,6 +63,12 @@ def metrics() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def harness_row(task: str, metric: str, **fields: Any) -> dict[str, Any]:
+    numbers = ("teacher", "student", "difference", "difference_low", "difference_high", "retention", "low", "high")
+    empty = dict.fromkeys((*numbers, "teacher_error", "student_error", "better", "reason", "samples"))
+    return {"task": task, "metric": metric, "filter": "none", **empty, **fields}
+
+
 def document() -> dict[str, Any]:
     """A NO-GO with every part filled, hostile text in each place that a model or a file can reach."""
     sides = {"teacher": [(0.6, 0.44, 0.70), (0.8, 0.43, 0.81), (1.0, 0.412, 0.926), (1.2, 0.37, 0.95)]}
@@ -145,6 +151,15 @@ def document() -> dict[str, Any]:
                 for heat, quality, coverage in each
             ],
         },
+        "harness": {
+            "teacher": {"model": "a-teacher", "file": "t.json", "sha256": "12" * 32},
+            "student": {"model": f"a-student {ATTACK}", "file": "s.json", "sha256": "34" * 32},
+            "rows": [
+                harness_row("arc_easy", "acc", teacher=0.61, student=0.58, retention=0.951, low=0.93, high=0.972),
+                harness_row(f"task {ATTACK}", "exact_match", filter="strict-match", reason="no finite number"),
+            ],
+            "left_out": ["hellaswag"],
+        },
         "judge": {"model": f"judge {ATTACK}", "wins": 61, "losses": 70, "ties": 30, "inconsistent": 39},
         "known_not_covered": ["Safety of responses was not tested.", f"What {ATTACK} does."],
         "reproduction": {
@@ -192,6 +207,7 @@ def bare() -> dict[str, Any]:
         "latency": None,
         "curves": {"exposure": None, "calibration": None, "temperature": []},
         "judge": None,
+        "harness": None,
         "known_not_covered": [],
         "lengths": None,
         "reproduction": {**whole["reproduction"], "decoding": None, "teacher": None, "student": None, "files": []},

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
+import os
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +16,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from skill_kd.runtime import checkpoints
 from skill_kd.runtime.batching import Row
-from skill_kd.runtime.checkpoints import STATE, Checkpoints, Progress
+from skill_kd.runtime.checkpoints import CHECKSUMS, STATE, Checkpoints, Progress
+from skill_kd.runtime.failures import BadInput, TrainingStopped
 
 ROWS = [[Row((1, 2), (3,), (True,), "student", (-0.5,))], [Row((4,), (5, 6), (True, False), "teacher")]]
 
@@ -19,13 +27,13 @@ ROWS = [[Row((1, 2), (3,), (True,), "student", (-0.5,))], [Row((4,), (5, 6), (Tr
 class Trained:
     """A linear model and its optimizer, prepared as a run prepares them."""
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(self, folder: Path, keep: int = 2, **inputs: str) -> None:
         self.accelerator = Accelerator(cpu=True)
         # Another test's models would be saved with ours: accelerate keeps them for the whole process.
         self.accelerator.free_memory()
         model = nn.Linear(3, 2)
         self.model, self.optimizer = self.accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=0.1))
-        self.checkpoints = Checkpoints(folder, self.accelerator, keep)
+        self.checkpoints = Checkpoints(folder, self.accelerator, keep, inputs=inputs)
 
     def step(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -39,6 +47,19 @@ class Trained:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def newest_name(run: Trained) -> str | None:
+    newest = run.checkpoints.newest()
+    return newest and newest.name
+
+
+def saved(folder: Path, *updates: int, keep: int = 2) -> Trained:
+    """A run that has written checkpoints at ``updates``, none of them with a figure."""
+    run = Trained(folder, keep)
+    for update in updates:
+        run.checkpoints.save(Progress(update=update), ROWS)
+    return run
 
 
 def test_weights_optimizer_progress_and_rollouts_come_back_as_they_were(tmp_path: Path) -> None:
@@ -131,42 +152,179 @@ def test_a_figure_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
 
 def test_the_newest_is_by_stage_then_update(tmp_path: Path) -> None:
     run = Trained(tmp_path, keep=5)
-    for stage, update in ((0, 100), (1, 2), (0, 9)):
+    for stage, update in ((0, 9), (0, 100), (1, 2)):
         run.checkpoints.save(Progress(stage=stage, update=update), [])
     newest = run.checkpoints.newest()
     assert newest is not None
     assert newest.name == "1-00000002"
 
 
-def test_a_checkpoint_without_its_progress_is_not_taken(tmp_path: Path) -> None:
-    run = Trained(tmp_path)
-    assert run.checkpoints.newest() is None
-    run.checkpoints.save(Progress(update=1), [])
-    run.checkpoints.save(Progress(update=2), [])
-    (tmp_path / "checkpoints" / "0-00000002" / STATE).unlink()
-    newest = run.checkpoints.newest()
-    assert newest is not None
-    assert newest.name == "0-00000001"
+# --- torn ones --------------------------------------------------------------------------------------------------------
 
 
-def test_a_save_that_is_cut_off_is_never_taken_and_does_not_stand_in_the_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+FILES = ["model.safetensors", "optimizer.bin", "rollouts-0.json", "rollouts-0.safetensors", STATE, CHECKSUMS]
+
+
+@pytest.mark.parametrize("harm", [cut, flip, Path.unlink, lambda path: path.write_bytes(b"")])
+@pytest.mark.parametrize("name", FILES)
+def test_a_torn_checkpoint_is_named_and_the_one_before_it_is_taken(
+    name: str, harm: Callable[[Path], object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = Trained(tmp_path)
-    run.checkpoints.save(Progress(update=1), [])
+    run = saved(tmp_path, 1, 2)
+    assert newest_name(run) == "0-00000002"
+    harm(tmp_path / "checkpoints" / "0-00000002" / name)
+    assert newest_name(run) == "0-00000001"
+    told = capsys.readouterr().err
+    assert told.startswith("note: checkpoint 0-00000002 is torn and left out: ")
+    assert name in told or (name, harm) == (CHECKSUMS, flip)  # which then accuses another file
 
-    def cut_off(_folder: str) -> None:
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(run.accelerator, "save_state", cut_off)
-    with pytest.raises(KeyboardInterrupt):
-        run.checkpoints.save(Progress(update=2), [])
+def test_no_checkpoint_or_none_that_is_whole_is_none(tmp_path: Path) -> None:
+    assert newest_name(Trained(tmp_path)) is None
+    run = saved(tmp_path, 1)
+    flip(tmp_path / "checkpoints" / "0-00000001" / "optimizer.bin")
+    assert newest_name(run) is None
+
+
+def test_the_last_good_one_is_not_deleted_while_torn_ones_with_later_names_lie_there(tmp_path: Path) -> None:
+    saved(tmp_path, 10, 20, 30, keep=3)
+    for update in (20, 30):
+        cut(tmp_path / "checkpoints" / f"0-000000{update}" / "model.safetensors")
+    run = Trained(tmp_path, keep=1)
+    assert newest_name(run) == "0-00000010"
+    run.checkpoints.save(Progress(update=15), ROWS)
+    assert names(tmp_path) == ["0-00000015"]
+    assert newest_name(run) == "0-00000015"
+
+
+def test_a_torn_one_is_replaced_by_a_whole_one_of_its_name(tmp_path: Path) -> None:
+    run = saved(tmp_path, 1, 2)
+    cut(tmp_path / "checkpoints" / "0-00000002" / STATE)
+    run.checkpoints.save(Progress(update=2), ROWS)
+    assert newest_name(run) == "0-00000002"
+    assert names(tmp_path) == ["0-00000001", "0-00000002"]
+
+
+STEPS = (
+    (shutil, "rmtree"),
+    (Path, "mkdir"),
+    (Accelerator, "save_state"),
+    (checkpoints, "save_file"),
+    (checkpoints, "_write_synced"),
+    (os, "fsync"),
+    (Path, "rename"),
+)
+"""Whatever touches the disk while a checkpoint is written."""
+
+
+class Ending:
+    """Lets ``before`` steps pass, and raises at the next one."""
+
+    def __init__(self, before: int, error: BaseException) -> None:
+        self.left, self.error = before, error
+
+    def within(self, step: Callable[..., object]) -> Callable[..., object]:
+        def watched(*args: object, **kwargs: object) -> object:
+            self.left -= 1
+            if self.left == -1:
+                raise self.error
+            return step(*args, **kwargs)
+
+        return watched
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "Input/output error")], ids=repr)
+def test_a_save_that_ends_at_any_step_leaves_the_last_good_one_and_does_not_stand_in_the_way(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in itertools.count():
+        run, ending = saved(tmp_path / str(number), 1, 2), Ending(number, error)
+        cut(tmp_path / str(number) / "checkpoints" / "0-00000002" / STATE)
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt, TrainingStopped):
+            for owner, name in STEPS:
+                patch.setattr(owner, name, ending.within(getattr(owner, name)))
+            run.checkpoints.save(Progress(update=2), ROWS)
+        if ending.left >= 0:  # the save was done before
+            break
+        newest = run.checkpoints.newest()
+        assert newest is not None, number
+        assert newest.name in {"0-00000001", "0-00000002"}
+        run.checkpoints.save(Progress(update=3), ROWS)
+        assert newest_name(run) == "0-00000003"
+        assert not [name for name in names(tmp_path / str(number)) if name.startswith("partial")]
+    assert number > 15, "fewer steps than a save has"
+
+
+def test_what_cannot_be_written_is_told_with_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = saved(tmp_path, 1)
+
+    def refuse(_descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(TrainingStopped, match=r"cannot write checkpoint 0-00000002: .*Input/output error.*--resume"):
+        run.checkpoints.save(Progress(update=2), ROWS)
+    assert names(tmp_path) == ["0-00000001"]
+
+
+# --- what the run reads -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("now", [{"train": "b" * 64}, {}, {"train": "a" * 64, "held_out": "b" * 64}])
+def test_a_run_goes_on_only_with_the_data_it_began_with(now: dict[str, str], tmp_path: Path) -> None:
+    first = Trained(tmp_path, train="a" * 64)
+    first.checkpoints.save(Progress(update=1), ROWS)
+    newest = first.checkpoints.newest()
+    assert newest is not None
+    assert Trained(tmp_path, train="a" * 64).checkpoints.load(newest)[0].update == 1
+    with pytest.raises(BadInput, match=r"changed since checkpoint 0-00000001 \(SHA-256 .*; put the old file back"):
+        Trained(tmp_path, **now).checkpoints.load(newest)
+
+
+# --- the best one -----------------------------------------------------------------------------------------------------
+
+
+def with_a_torn_best(folder: Path) -> tuple[Trained, Progress]:
+    run, progress = Trained(folder, keep=1), Progress(update=1)
+    run.checkpoints.save(progress, [], 0.1)
+    run.step(1)
+    progress.update = 2
+    run.checkpoints.save(progress, [], 0.2)
+    flip(folder / "checkpoints" / "0-00000001" / "model.safetensors")
+    return run, progress
+
+
+def test_where_the_best_is_torn_the_weights_in_memory_stay_and_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, progress = with_a_torn_best(tmp_path)
+    before = run.weights()
+    run.checkpoints.load_best(progress)
+    assert torch.equal(run.weights(), before)
+    assert progress.best == "0-00000002"
+    assert "checkpoint 0-00000001 is torn" in capsys.readouterr().err
+
+
+def test_a_torn_best_gives_way_when_the_run_goes_on(tmp_path: Path) -> None:
+    with_a_torn_best(tmp_path)
+    run = Trained(tmp_path, keep=1)
     newest = run.checkpoints.newest()
     assert newest is not None
-    assert newest.name == "0-00000001"
-    monkeypatch.undo()
-    run.checkpoints.save(Progress(update=2), [])
-    assert names(tmp_path) == ["0-00000001", "0-00000002"]
+    progress, _ = run.checkpoints.load(newest)
+    assert (progress.best, progress.best_figure) == (None, None)
+    progress.update = 3
+    run.checkpoints.save(progress, [], 0.3)
+    assert progress.best == "0-00000003"
 
 
 def test_the_best_weights_are_put_back_where_later_ones_are_in_memory(tmp_path: Path) -> None:

@@ -12,8 +12,11 @@ from click.testing import CliRunner
 
 from skill_kd import demo as main_job
 from skill_kd.cli import cli
-from skill_kd.demo import DemoResult, demo, demo_spec
-from skill_kd.errors import SpecError
+from skill_kd.demo import DemoResult, Judged, demo, demo_spec
+from skill_kd.errors import MissingRequirementError, SpecError
+from skill_kd.evaluate import Evaluation, Request, make_policy
+from skill_kd.evaluate.evaluation import without_prompts
+from skill_kd.evaluate.written import Written, write_all
 from skill_kd.run import RunResult
 from skill_kd.spec import Spec
 from skill_kd.specfile import parse_spec
@@ -59,7 +62,7 @@ def runs(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
-    """Runs end at once with the summary above; the specs they were asked for."""
+    """Runs end at once with the summary above, and their evaluations with nothing; the specs they were asked for."""
     asked: list[Spec] = []
 
     def run(spec: Spec, out: Path) -> RunResult:
@@ -69,7 +72,14 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
         (folder / "summary.json").write_text(json.dumps(SUMMARY))
         return RunResult(folder, 412.34)
 
+    def evaluate(request: Request, progress: object) -> tuple[Evaluation, Written]:
+        folder = Path(str(request.subject))
+        assert folder.is_dir(), "a student is judged once it is there"
+        found = without_prompts(make_policy(changes=request.changes))
+        return found, write_all(found, folder / "eval", None)
+
     monkeypatch.setattr(main_job, "run", run)
+    monkeypatch.setattr(main_job, "evaluate", evaluate)
     return asked
 
 
@@ -85,7 +95,7 @@ def test_rows_are_the_teacher_and_the_last_measure_of_each_stage(recorded: list[
         "after MiniLLM": SUMMARY["measures"]["distill:20"],
     }
     assert document["student"] == str(runs / "demo" / "student")
-    assert document["seconds"] == 412.3
+    assert 412.3 <= document["seconds"] < 430  # the gate's time is counted
 
 
 def test_completions_stand_side_by_side(recorded: list[Spec], runs: Path) -> None:
@@ -108,15 +118,43 @@ def test_the_table_holds_what_the_data_holds(recorded: list[Spec], runs: Path) -
         assert (
             f"Prompt   Why {number}?\nteacher  So it is.\nbefore   before {number}\nafter    after {number}\n" in text
         )
-    assert lines[-1] == f"Student  {runs / 'demo' / 'student'}  (412 s)"
+    assert lines[-1] == f"Student  {runs / 'demo' / 'student'}  ({result.seconds:.0f} s)"
     assert "nats per token" in text
+
+
+def test_the_gates_verdict_and_the_reports_path_are_shown_and_end_nothing(recorded: list[Spec], runs: Path) -> None:
+    result = demo(out=runs)
+    report = runs / "demo" / "eval" / "report.html"
+    assert report.is_file()
+    told = result.to_json()["evaluation"]
+    assert isinstance(told, dict)
+    assert (told["verdict"], told["report"]) == ("INCONCLUSIVE", str(report))
+    text = result.table()
+    assert "Gate     INCONCLUSIVE: too few prompts" in text
+    assert f"\nReport   {report}\n" in text
+
+
+def test_a_gate_that_cannot_be_asked_costs_nobody_the_student(
+    recorded: list[Spec], runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> None:
+        raise MissingRequirementError("evaluate needs scipy: pip install scipy")
+
+    monkeypatch.setattr(main_job, "evaluate", missing)
+    done = CliRunner().invoke(cli, ["demo", "--out", str(runs), "--json"])
+    told = json.loads(done.stdout)["evaluation"]
+    assert done.exit_code == 0
+    assert (told["verdict"], told["report"]) == (None, None)
+    assert "pip install scipy" in told["sentence"]
+    assert f"skill-kd evaluate {runs / 'demo'}" in told["sentence"]
+    assert "Report" not in demo(out=runs).table()
 
 
 def test_what_a_model_wrote_cannot_steer_the_terminal(runs: Path) -> None:
     said = "red \x1b[31m\x07 and\r\nlong " + "word " * 60
     completion = {"prompt": f"Why {said}?", "teacher": said, "before": said, "after": said}
     row = measured(*[0.5] * 7)
-    text = DemoResult(RunResult(runs / "demo", 1.0), {"teacher": row}, [completion]).table()
+    text = DemoResult(RunResult(runs / "demo", 1.0), {"teacher": row}, [completion], Judged(f"x {said}")).table()
     assert all(character.isprintable() for line in text.split("\n") for character in line)
     assert max(map(len, text.split("\n"))) <= 130
 
@@ -125,7 +163,8 @@ def test_the_verb_prints_the_table_or_the_data(recorded: list[Spec], runs: Path)
     table = CliRunner().invoke(cli, ["demo", "--out", str(runs), "--seed", "7"])
     data = CliRunner().invoke(cli, ["demo", "--out", str(runs), "--layers", "10", "--json"])
     assert "after MiniLLM" in table.stdout
-    assert set(json.loads(data.stdout)) == {"figures", "completions", "student", "seconds"}
+    assert set(json.loads(data.stdout)) == {"figures", "completions", "student", "evaluation", "seconds"}
+    assert table.exit_code == data.exit_code == 0
     asked = [(spec.name, spec.seed, spec.student.from_teacher) for spec in recorded]
     assert [(name, seed, grown and grown.layers) for name, seed, grown in asked] == [
         ("demo", 7, 24),
@@ -216,3 +255,14 @@ def test_a_short_real_demo_brings_the_student_closer_to_its_teacher(
     assert config["num_hidden_layers"] == 24
     assert (result.run.student / "model.safetensors").stat().st_size > 4e8
     assert str(result.run.student) in result.table()
+    told = json.loads((result.run.folder / "eval" / "evaluation.json").read_text())
+    assert (told["verdict"], told["reason_code"], result.judged.verdict) == (
+        "INCONCLUSIVE",
+        "too_few_prompts",
+        "INCONCLUSIVE",
+    )
+    assert (told["reproduction"]["prompts"], told["reproduction"]["samples"]) == (6, 2)
+    assert {"forward_kl", "reverse_kl"} <= {row["name"] for row in told["metrics"] if row["estimate"] is not None}
+    assert result.judged.report is not None
+    assert result.judged.report.stat().st_size > 10_000
+    assert "model-index" in (result.run.student / "README.md").read_text()

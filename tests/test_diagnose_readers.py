@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from skill_kd.diagnose.readers import FORMATS, Fields, detect, parse, reader
 from skill_kd.diagnose.rows import BAD, DROPS, Row, asked, number, seconds, text_of
-from skill_kd.diagnose.scan import Options, scan
+from skill_kd.diagnose.scan import Options, Scan, scan
 from skill_kd.diagnose.sources import Source
 from skill_kd.errors import UsageError
 
@@ -172,6 +173,81 @@ def test_what_was_written_twice_counts_once() -> None:
     done = scan([str(LOGS / "openai_proxy.jsonl")], Options())
     assert done.rows == 6
     assert done.drops["written twice"] == 2
+
+
+# --- batches: two files of one log ------------------------------------------------------------------------------------
+
+INPUT, OUTPUT = str(LOGS / "openai_batch_input.jsonl"), str(LOGS / "openai_batch_output.jsonl")
+
+
+def sampled(done: Scan) -> dict[str, tuple[str | None, tuple[str, ...]]]:
+    """Prompt and settings of each answer."""
+    return {row.output: (row.prompt, row.setting) for _, window in done.windows for row in window.sample}
+
+
+def packed(source: str, target: Path) -> str:
+    target.write_bytes(gzip.compress(Path(source).read_bytes()))
+    return str(target)
+
+
+@pytest.mark.parametrize(
+    ("order", "kind", "jobs"),
+    [
+        ((INPUT, OUTPUT), None, 1),
+        ((OUTPUT, INPUT), None, 1),
+        ((OUTPUT, INPUT), "openai-batch", 1),
+        ((OUTPUT, INPUT), None, 2),
+    ],
+)
+def test_a_batchs_answers_get_their_prompts_from_its_input(order: tuple[str, str], kind: str | None, jobs: int) -> None:
+    done = scan(order, Options(kind, jobs=jobs))
+    prompt, setting = sampled(done)["Bern."]
+    assert prompt == "Capital of Switzerland?"
+    assert setting[:3] == ("student-1", "0.7", "200")
+    assert setting[3] != sampled(done)["Oslo is the capital of"][1][3]  # it has a system prompt
+    assert sampled(done)["Oslo is the capital of"][0] is None
+    assert done.lines == 4  # the input's lines are no lines of the log
+    assert done.drops == {"failed call": 2}
+    assert any(f"by custom_id from '{INPUT}'; 3 answers have no request" in note for note in done.notes)
+
+
+def test_a_packed_input_is_joined_too(tmp_path: Path) -> None:
+    done = scan([packed(INPUT, tmp_path / "in.gz"), packed(OUTPUT, tmp_path / "out.gz")], Options())
+    assert sampled(done)["Bern."][0] == "Capital of Switzerland?"
+
+
+def test_an_id_that_two_requests_share_is_joined_to_neither(tmp_path: Path) -> None:
+    record = json.loads(Path(INPUT).read_text())
+    same, other = tmp_path / "same.jsonl", tmp_path / "other.jsonl"
+    same.write_text(json.dumps(record) + "\n")
+    assert sampled(scan([INPUT, str(same), OUTPUT], Options()))["Bern."][0] == "Capital of Switzerland?"
+    record["body"]["messages"][-1]["content"] = "Capital of France?"
+    other.write_text(json.dumps(record) + "\n")
+    done = scan([INPUT, str(other), OUTPUT], Options())
+    assert sampled(done)["Bern."][0] is None
+    assert any("4 answers have no request of theirs alone" in note for note in done.notes)
+
+
+@pytest.mark.parametrize("paths", [(OUTPUT,), (OUTPUT, str(LOGS / "generic_usual.jsonl")), (OUTPUT, OUTPUT)])
+def test_without_an_input_the_answers_stand_alone(paths: tuple[str, ...]) -> None:
+    done = scan(paths, Options())
+    assert sampled(done)["Bern."][0] is None
+    assert not any("custom_id" in note for note in done.notes)
+
+
+def test_inputs_alone_are_no_log() -> None:
+    with pytest.raises(UsageError, match="no line holds an answer"):
+        scan([INPUT, INPUT], Options())
+
+
+def test_broken_lines_of_either_file_are_counted_where_they_count(tmp_path: Path) -> None:
+    broken = tmp_path / "in.jsonl"
+    broken.write_bytes(Path(INPUT).read_bytes() + b'{"custom_id": "q-2", "body": \n[1]\n\xff\n')
+    answers_ = tmp_path / "out.jsonl"
+    answers_.write_bytes(Path(OUTPUT).read_bytes() * 20 + b'{"custom_id": "q-1", "resp\n')
+    done = scan([str(broken), str(answers_)], Options())
+    assert done.drops["not JSON"] == 1
+    assert sampled(done)["Bern."][0] == "Capital of Switzerland?"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import multiprocessing
+import multiprocessing.context
 import os
 import sys
 import tracemalloc
@@ -16,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from skill_kd.diagnose import lines as splitting
+from skill_kd.diagnose.measures import measure_all
 from skill_kd.diagnose.readers import FORMATS, Fields
 from skill_kd.diagnose.rows import BAD, DROPS
 from skill_kd.diagnose.scan import Options, Scan, scan, window_unit
@@ -218,6 +221,31 @@ def test_several_processes_give_what_one_gives(save: Save) -> None:
         assert here.sample == there.sample
         assert (here.rows, here.lengths, here.finishes) == (there.rows, there.lengths, there.finishes)
         assert here.hashes == there.hashes
+
+
+def test_windows_are_measured_alike_by_one_process_and_by_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ("I'm sorry, I can't help. ", "As an AI, it depends. ", "again and again " * 40, "", "x" * 500)
+    with (tmp_path / "log").open("w", encoding="utf-8") as file:
+        for n in range(2400):
+            time = f"2026-01-{1 + n // 240:02}T10:00:00Z"
+            row = {"time": time, "prompt": f"p{n % 7} {n}", "output": f"{texts[n % 5]}answer {n}"}
+            file.write(json.dumps(row | ({"finish_reason": "length"} if n % 3 else {})) + "\n")
+    windows = scan([str(tmp_path / "log")], Options()).windows
+    started: list[int] = []
+    pool = multiprocessing.context.SpawnContext.Pool
+
+    def counted(self: multiprocessing.context.SpawnContext, processes: int) -> object:
+        started.append(processes)
+        return pool(self, processes)
+
+    monkeypatch.setattr(multiprocessing.context.SpawnContext, "Pool", counted)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    one, two = measure_all(windows, 1), measure_all(windows, 2)
+    assert started == [2]  # or the same branch was taken twice
+    assert [sample.rows for sample in one] == [240] * 10
+    assert one == two
 
 
 def test_without_times_windows_are_counted_in_lines(save: Save) -> None:

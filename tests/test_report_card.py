@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ from evaluation_document import ATTACK, bare, document
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skill_kd.report.card import Training, model_card, plain
+from skill_kd.report.card import Training, model_card, plain, write_card
 
 TRAINING = Training(
     teacher="org/a-teacher",
@@ -139,3 +142,71 @@ def test_any_name_leaves_the_front_matter_whole(name: str) -> None:
 )
 def test_only_what_means_something_in_markdown_is_escaped(text: str, expected: str) -> None:
     assert plain(text) == expected
+
+
+# --- on disk ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    (tmp_path / "student").mkdir()
+    (tmp_path / "eval").mkdir()
+    return tmp_path / "student"
+
+
+def put(student: Path, card: str) -> str | None:
+    path = write_card(card, student, student.parent / "eval")
+    return None if path is None else path.relative_to(student.parent).as_posix()
+
+
+def test_our_own_card_is_replaced_and_stays_one_that_the_hub_reads(student: Path) -> None:
+    assert put(student, model_card(document(), "first")) == "student/README.md"
+    assert put(student, model_card(document(), "second", TRAINING)) == "student/README.md"
+    text = (student / "README.md").read_text(encoding="utf-8")
+    front, body = split(text)
+    assert front["model-index"][0]["name"] == "second"
+    assert text.startswith(model_card(document(), "second", TRAINING))
+    assert "first" not in body
+    assert [path.name for path in student.iterdir()] == ["README.md"]
+
+
+EDITS: dict[str, Callable[[str], str]] = {
+    "a word": lambda text: text.replace("NO-GO", "GO"),
+    "something below": lambda text: text + "Mine.\n",
+    "no mark": lambda text: text.rpartition("\n<!--")[0],
+    "all": lambda _: "# Mine\n",
+    "nothing left": lambda _: "",
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS.keys())
+def test_what_a_person_wrote_or_edited_is_never_replaced(edit: Callable[[str], str], student: Path) -> None:
+    put(student, model_card(document(), "first"))
+    theirs = edit((student / "README.md").read_text(encoding="utf-8"))
+    (student / "README.md").write_text(theirs, encoding="utf-8")
+    assert put(student, model_card(document(), "second")) == "student/MODEL_CARD.md"
+    assert put(student, model_card(document(), "third")) == "student/MODEL_CARD.md"
+    assert (student / "README.md").read_text(encoding="utf-8") == theirs
+    assert "third" in (student / "MODEL_CARD.md").read_text(encoding="utf-8")
+
+
+def test_where_every_place_is_taken_nothing_is_written(student: Path) -> None:
+    taken = [student / "README.md", student / "MODEL_CARD.md", student.parent / "eval" / "MODEL_CARD.md"]
+    for place, path in zip(["student/MODEL_CARD.md", "eval/MODEL_CARD.md", None], taken, strict=True):
+        path.write_bytes(b"\xff mine")
+        assert put(student, "card") == place
+        if place:
+            (student.parent / place).unlink()
+    assert all(path.read_bytes() == b"\xff mine" for path in taken)
+
+
+def test_a_link_to_somewhere_is_anothers(student: Path) -> None:
+    os.symlink(student / "nowhere", student / "README.md")
+    assert put(student, "card") == "student/MODEL_CARD.md"
+    assert (student / "README.md").is_symlink()
+
+
+def test_a_folder_that_cannot_be_written_gets_its_card_beside_the_evaluation(student: Path) -> None:
+    file = student.parent / "a-file"
+    file.write_text("")
+    assert put(file, "card") == "eval/MODEL_CARD.md"

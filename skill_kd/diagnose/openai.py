@@ -70,7 +70,7 @@ def read_openai(record: Record) -> Rows:
 
 
 def read_batch(record: Record) -> Rows:
-    """Read one line of a batch's output; its prompts are in another file."""
+    """Read one line of a batch's output; its prompts are in another file, unless they were fetched from there."""
     if "response" not in record:
         return "request without its answer"
     response = mapping(record["response"])
@@ -78,7 +78,7 @@ def read_batch(record: Record) -> Rows:
     if record.get("error") or not response or (status is not None and status != 200):
         return "failed call"
     body = mapping(response.get("body"))
-    return answers(body, {}, record) if is_answer(body) else "no known fields"
+    return answers(body, mapping(record.get("request")), record) if is_answer(body) else "no known fields"
 
 
 def answers(answer: Any, request: Record, record: Record) -> Rows:

@@ -14,6 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from skill_kd.diagnose.batches import requests_of
 from skill_kd.diagnose.lines import LONGEST, Block
 from skill_kd.diagnose.readers import Fields, detect, parse, reader
 from skill_kd.diagnose.rows import BAD, Rows
@@ -122,19 +123,26 @@ def _tasks(paths: Sequence[str], options: Options, head: Scan, progress: Progres
     known = all(path != "-" for path in paths)
     total = sum(Path(path).stat().st_size for path in paths if Path(path).is_file()) if known else None
     done = line = 0
+    requests = requests_of(paths, options.format_name)
     for number, path in enumerate(paths):
+        if requests and path in requests.inputs:
+            done += Path(path).stat().st_size
+            continue
         source = Source(path)
         format_name = options.format_name
         for index, block in enumerate(source.blocks()):
             if format_name is None:
                 format_name = _detected(path, block, options.fields)
             head.formats[path] = format_name
-            yield _Task(block, format_name, f"{options.seed}/{number}/{index}", line)
+            whole = requests.joined(block) if requests and format_name == "openai-batch" else block
+            yield _Task(whole, format_name, f"{options.seed}/{number}/{index}", line)
             line += block.lines.count(b"\n") + 1
             if progress:
                 progress(done + source.read, total)
         done += source.read
         head.notes += source.notes
+    if requests:
+        head.notes.append(requests.note)
 
 
 def _detected(path: str, block: Block, fields: Fields) -> str:

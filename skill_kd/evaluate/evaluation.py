@@ -98,6 +98,12 @@ def evaluate_generations(
     return _evaluated(samples, read, policy, scorer, measured, started)
 
 
+def without_prompts(policy: Policy) -> Evaluation:
+    """Return an evaluation that has nothing to judge: a page for figures that decide nothing."""
+    nobody = Samples([], [], [], None, None, ())
+    return _evaluated(nobody, {}, policy, metrics.rouge_l, NOTHING_MEASURED, time.monotonic())
+
+
 def _judged(measured: Measured, judge: Judge, samples: Samples) -> Measured:
     import numpy as np
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -135,7 +136,11 @@ def shared(student: Writer, teacher: Writer) -> tuple[int, str | None]:
 def read(
     rows: Sequence[Row], student: Writer, teacher: Writer, vocabulary: int, policy: Policy
 ) -> dict[str, list[list[float]]]:
-    """Return, for each figure, the values of every row's tokens."""
+    """Return, for each figure, the values of every row's tokens.
+
+    Raises:
+        UsageError: a model gives no finite numbers.
+    """
     from skill_kd.evaluate.probabilities import figures
     from skill_kd.runtime.batching import collate
 
@@ -145,6 +150,12 @@ def read(
         for name, value_BT in figures(student.model, teacher.model, batch, vocabulary, policy.top_p).items():
             each = [value[: int(mask.sum())].tolist() for value, mask in zip(value_BT, batch.mask_BT, strict=True)]
             found.setdefault(name, []).extend(each)
+    for who, figure in ((student, "student_entropy"), (teacher, "teacher_entropy"), (student, "forward_kl")):
+        if not math.isfinite(sum(map(sum, found.get(figure, ())))):
+            raise UsageError(
+                f"'{who.name}' gives probabilities that are no finite numbers: its weights are broken, or too large "
+                "for their dtype; try --dtype float32"
+            )
     return found
 
 

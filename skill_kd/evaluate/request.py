@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from skill_kd.errors import UsageError
-from skill_kd.evaluate import sampling
-from skill_kd.evaluate.evaluation import Files, Measured, evaluate_generations
+from skill_kd.evaluate import harness, sampling
+from skill_kd.evaluate.evaluation import Files, Measured, evaluate_generations, without_prompts
 from skill_kd.evaluate.generations import refuse_overlap, write_rows
 from skill_kd.evaluate.judge import Judge
 from skill_kd.evaluate.models import Source, plain_errors
 from skill_kd.evaluate.policy import Policy, make_policy
 from skill_kd.evaluate.result import Evaluation
+from skill_kd.evaluate.written import Subject, Written, subject_of_folder, subject_of_run, write_all
 from skill_kd.manifest import NAME as MANIFEST
 from skill_kd.manifest import Manifest
 from skill_kd.spec import Spec
@@ -45,6 +46,10 @@ class Request:
     judge_model: str | None = None
     judge_key_env: str | None = None
     """Name of the environment variable that holds the judge's key."""
+    harness_results: tuple[Path, Path] | None = None
+    """Results of lm-evaluation-harness: the teacher's file, the student's."""
+    held_out: int | None = None
+    """Take no more than so many of the prompts that a run set aside."""
     out: Path | None = None
 
     @property
@@ -63,8 +68,8 @@ class Request:
         return Judge(self.judge_url, self.judge_model, self.judge_key_env)
 
 
-def evaluate(request: Request, progress: sampling.Progress = sampling.silent) -> tuple[Evaluation, Path]:
-    """Evaluate, write ``evaluation.json``, and return the evaluation and the folder it lies in.
+def evaluate(request: Request, progress: sampling.Progress = sampling.silent) -> tuple[Evaluation, Written]:
+    """Evaluate, write figures, report and model card, and return the evaluation and where they lie.
 
     Raises:
         UsageError: what was asked does not fit together, or a file cannot be used.
@@ -76,14 +81,30 @@ def evaluate(request: Request, progress: sampling.Progress = sampling.silent) ->
         raise UsageError("--teacher-generations and --student-generations belong together; give both")
     if all(saved) and request.subject:
         raise UsageError(f"give '{request.subject}' to sample from models, or saved generations, not both")
-    if not any(saved) and not request.subject:
-        raise UsageError("name a run, a student, or --teacher-generations and --student-generations")
-    found, out = _of_generations(request) if all(saved) else _of_models(request, progress)
-    found.write(out / "evaluation.json")
-    return found, out
+    if not (any(saved) or request.subject or request.harness_results):
+        raise UsageError("name a run, a student, --teacher-generations and --student-generations, or --harness-results")
+    imported = harness.compare(*request.harness_results) if request.harness_results else None
+    if all(saved):
+        found, out, subject = _of_generations(request)
+    elif request.subject:
+        found, out, subject = _of_models(request, progress)
+    else:
+        found, out, subject = _of_harness(request)
+    found = replace(found, measured={**found.measured, "harness": imported})
+    return found, write_all(found, out, subject)
 
 
-def _of_generations(request: Request) -> tuple[Evaluation, Path]:
+Answer = tuple[Evaluation, Path, Subject | None]
+"""With the folder to write, and the student whose card it is."""
+
+
+def _of_harness(request: Request) -> Answer:
+    found = without_prompts(make_policy(request.policy or "text-only", request.changes))
+    note = "results of the harness decide nothing: a verdict needs a run, a student or saved generations as well"
+    return replace(found, warnings=[*found.warnings, note]), request.out or Path("evaluation"), None
+
+
+def _of_generations(request: Request) -> Answer:
     assert request.teacher_generations is not None
     assert request.student_generations is not None
     files = Files(
@@ -95,22 +116,25 @@ def _of_generations(request: Request) -> tuple[Evaluation, Path]:
         request.training_data,
     )
     policy = make_policy(request.policy or "text-only", request.changes)
-    return evaluate_generations(files, policy, judge=request.judge), request.out or Path("evaluation")
+    return evaluate_generations(files, policy, judge=request.judge), request.out or Path("evaluation"), None
 
 
-def _of_models(request: Request, progress: sampling.Progress) -> tuple[Evaluation, Path]:
+def _of_models(request: Request, progress: sampling.Progress) -> Answer:
     assert request.subject is not None
     folder = Path(request.subject)
     if (folder / MANIFEST).is_file():
-        request, task, policy, notes = _of_run(request, folder)
+        manifest, spec = Manifest.read(folder), load_spec(folder / "spec.yaml")
+        request, task, policy, notes = _of_run(request, folder, manifest, spec)
+        subject: Subject | None = subject_of_run(folder, spec, Path(manifest.cwd))
     else:
         task, notes = _task(request), ()
+        subject = subject_of_folder(folder, task.teacher.model) if folder.is_dir() else None
         policy = make_policy(request.policy or "assistant", request.changes)
     if request.training_data is not None:
         refuse_overlap(sampling.prompt_keys(task.prompts), request.training_data)
     out = request.out or (folder / "eval" if folder.is_dir() else Path("evaluation"))
     files, measured = sampling.sample(task, policy, out / "samples", progress)
-    return evaluate_generations(files, policy, judge=request.judge, measured=_noted(measured, notes)), out
+    return evaluate_generations(files, policy, judge=request.judge, measured=_noted(measured, notes)), out, subject
 
 
 def _noted(measured: Measured, notes: tuple[str, ...]) -> Measured:
@@ -138,9 +162,10 @@ def _task(request: Request) -> sampling.Task:
 # --- a run folder -----------------------------------------------------------------------------------------------------
 
 
-def _of_run(request: Request, folder: Path) -> tuple[Request, sampling.Task, Policy, tuple[str, ...]]:
+def _of_run(
+    request: Request, folder: Path, manifest: Manifest, spec: Spec
+) -> tuple[Request, sampling.Task, Policy, tuple[str, ...]]:
     """Fill what was not given from the run's own spec."""
-    manifest, spec = Manifest.read(folder), load_spec(folder / "spec.yaml")
     if not (folder / "student" / "config.json").is_file():
         raise UsageError(f"'{folder}' holds no student yet (the run is {manifest.status}); finish it with --resume")
     evaluation, home = spec.evaluation, Path(manifest.cwd)
@@ -149,7 +174,7 @@ def _of_run(request: Request, folder: Path) -> tuple[Request, sampling.Task, Pol
     if prompts is None and evaluation.prompts is not None:
         prompts = home / evaluation.prompts
     if prompts is None:
-        prompts = _held_out(spec, home, (request.out or folder / "eval") / "samples")
+        prompts = _held_out(spec, home, (request.out or folder / "eval") / "samples", request.held_out)
         notes = ("the prompts are the run's held-out ones, by which its best weights were chosen: take fresh ones",)
     elif training is None and (home / spec.data.train).suffix in {".jsonl", ".json", ".ndjson"}:
         training = home / spec.data.train
@@ -183,8 +208,8 @@ def _baseline(request: Request, spec: Spec) -> Source | None:
     return Source(student.model, student.revision, student.dtype, None, student.trust_remote_code)
 
 
-def _held_out(spec: Spec, home: Path, folder: Path) -> Path:
-    """Write the prompts that the run set aside, with the responses the data gives as references."""
+def _held_out(spec: Spec, home: Path, folder: Path, most: int | None) -> Path:
+    """Write the prompts that the run set aside, ``most`` at most, with the responses the data gives as references."""
     with plain_errors():
         from skill_kd.runtime.config import Config
         from skill_kd.runtime.data import load_split
@@ -203,7 +228,7 @@ def _held_out(spec: Spec, home: Path, folder: Path) -> Path:
                 "messages": [{"role": role, "content": content} for role, content in example.messages],
                 **({"reference": example.response} if example.response else {}),
             }
-            for example in held_out
+            for example in held_out[:most]
         ),
     )
     return path

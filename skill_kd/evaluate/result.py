@@ -12,8 +12,11 @@ from typing import Any
 
 from skill_kd.evaluate.gate import Decision, Metric
 from skill_kd.evaluate.statistics import NULL
+from skill_kd.report.markup import clean
 
 FORMAT = 1
+HARNESS_ROWS = 20
+"""Figures of the harness that a terminal is shown."""
 NOT_COVERED = (
     "facts, safety, bias and tool use: nothing here reads a response for what it claims",
     "prompts unlike those that were given, other languages than theirs, and conversations of several turns",
@@ -32,7 +35,7 @@ class Evaluation:
     findings: dict[str, Any]
     """slices, lost_modes, examples, lengths; empty where nothing could be compared."""
     measured: dict[str, Any]
-    """latency, curves and judge, each None where it was not measured."""
+    """latency, curves, judge and harness, each None where it was not measured."""
     reproduction: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -49,7 +52,7 @@ class Evaluation:
             "warnings": self.warnings,
             "metrics": [_row(metric, self.reproduction["prompts"]) for metric in self.metrics],
             **{"slices": [], "lost_modes": [], "examples": [], "lengths": None, **self.findings},
-            **{"latency": None, "judge": None, **self.measured},
+            **{"latency": None, "judge": None, "harness": None, **self.measured},
             "curves": {"exposure": None, "calibration": None, "temperature": [], **self.measured.get("curves", {})},
             "known_not_covered": list(NOT_COVERED),
             "reproduction": self.reproduction,
@@ -106,6 +109,7 @@ def _lines(evaluation: Evaluation) -> Iterator[str]:
         if rows:
             yield f"{role}:"
             yield from map(_line, rows)
+    yield from _harness_lines(evaluation.measured.get("harness"))
     yield ""
     yield from (f"warning: {each}" for each in evaluation.warnings)
     about = evaluation.reproduction
@@ -123,3 +127,20 @@ def _line(metric: Metric) -> str:
     margin = "–" if metric.margin is None else f"{metric.margin:.3f}"
     teacher, student, _ = metric.means or (math.nan, math.nan, None)
     return f"{name}{metric.found.value:>10.3f}  {bounds:<20}{margin:>8}{teacher:>9.3f}{student:>9.3f}  {metric.outcome}"
+
+
+def _harness_lines(harness: dict[str, Any] | None) -> Iterator[str]:
+    if harness is None:
+        return
+    yield "harness (retention of the teacher's score; decides nothing):"
+    for row in harness["rows"][:HARNESS_ROWS]:
+        bounds = "" if row["low"] is None else f"{row['low']:.3f} … {row['high']:.3f}"
+        name = "  " + " ".join(clean(f"{row['task']} {row['metric']}").split())
+        sides = _figure(row["teacher"], 17) + _figure(row["student"], 9)
+        yield f"{name:<20}{_figure(row['retention'], 10)}  {bounds:<20}{sides}  {row['reason'] or ''}".rstrip()
+    if rest := harness["rows"][HARNESS_ROWS:]:
+        yield f"  {len(rest)} more in the report"
+
+
+def _figure(value: float | None, width: int) -> str:
+    return f"{'–':>{width}}" if value is None else f"{value:>{width}.3f}"

@@ -26,7 +26,7 @@ class Samples:
     @property
     def count(self) -> int:
         """K."""
-        return len(self.student[0])
+        return len(self.student[0]) if self.student else 0
 
 
 def pair(

@@ -26,7 +26,9 @@ retention: (student − control) / (teacher − control), which is 1 like the te
 NULL: dict[Form, float | None] = {"difference": 0.0, "ratio": 1.0, "retention": 1.0, "value": None}
 """What a perfect student scores."""
 
-POWER = 1.645 + 0.842
+ONE_SIDED = 1.645
+"""Standard normal quantile of a one-sided 95% bound."""
+POWER = ONE_SIDED + 0.842
 """Standard normal quantiles of a one-sided 5% test and of 80% power: N = (2.487 σ / δ)²."""
 
 
@@ -67,7 +69,7 @@ def require_scipy() -> None:
     try:
         import scipy.stats  # noqa: F401
     except ImportError as error:
-        raise MissingRequirementError("evaluate needs scipy: pip install 'skill-kd[evaluate]'") from error
+        raise MissingRequirementError("evaluate needs scipy: pip install scipy") from error
 
 
 def estimate(
@@ -175,3 +177,17 @@ def prompts_needed(found: Estimate, target: float, margin: float, prompts: int) 
     if gap == 0:
         return None
     return max(2, math.ceil(prompts * (POWER * found.error / gap) ** 2))
+
+
+def ratio_bounds(top: float, top_error: float, bottom: float, bottom_error: float) -> tuple[float, float] | None:
+    """Return one-sided 95% bounds of top ÷ bottom from two independent estimates with their standard errors.
+
+    Fieller 1954: the ratios r at which top − r · bottom is within its own error of 0. None where the bottom is not
+    clearly apart from 0, for then every ratio is possible.
+    """
+    a = bottom**2 - (ONE_SIDED * bottom_error) ** 2
+    if a <= 0:
+        return None
+    c = top**2 - (ONE_SIDED * top_error) ** 2
+    middle, reach = top * bottom, math.sqrt(max(0.0, (top * bottom) ** 2 - a * c))
+    return (middle - reach) / a, (middle + reach) / a

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,6 +16,7 @@ import yaml
 from skill_kd.report.figures import shown
 from skill_kd.report.markup import clean
 from skill_kd.report.numbers import finite, number, size
+from skill_kd.report.page import write
 
 Json = Mapping[str, Any]
 
@@ -26,6 +31,7 @@ class Training:
 
     teacher: str | None = None
     base_model: str | None = None
+    """Hub id: the hub links it and knows no folders."""
     objective: str | None = None
     """In plain words: "reverse KL on the student's own samples (MiniLLM)"."""
     dataset: str | None = None
@@ -71,7 +77,7 @@ def _front_matter(evaluation: Json, name: str, made: Training) -> dict[str, obje
         "pipeline_tag": "text-generation",
         "license": made.license,
         "language": [*made.language],
-        "base_model": made.base_model or made.teacher,
+        "base_model": made.base_model,
         "tags": ["knowledge-distillation", "skill-kd"],
     }
     known = {key: _one_line(value) if isinstance(value, str) else value for key, value in fields.items() if value}
@@ -140,3 +146,35 @@ def _pace(who: str, side: Json) -> str:
 def _measured(facts: Json) -> str:
     told = f"{facts['prompts']} prompts, {facts['samples']} samples each, seed {facts['seed']}, {facts['time']}."
     return f"{plain(told)} Policy hash `{plain(facts['policy_hash'])}`. The whole report is `report.html`."
+
+
+# --- on disk ----------------------------------------------------------------------------------------------------------
+
+_MARK = "<!-- Written by skill-kd evaluate, which replaces it; edited, it is left alone. SHA-256 of what stands above: "
+
+
+def write_card(card: str, student: Path, other: Path) -> Path | None:
+    """Write the card as ``README.md`` of the student's folder, and return where it is now.
+
+    A file that a person wrote, or edited after us, is never replaced: then it is ``MODEL_CARD.md`` beside it, or in
+    ``other`` where that is taken as well or the student's folder cannot be written. None where no place is free.
+    """
+    whole = f"{card}\n{_MARK}{_sha256(card)} -->\n"
+    for path in (student / "README.md", student / "MODEL_CARD.md", other / "MODEL_CARD.md"):
+        with contextlib.suppress(OSError):
+            if not os.path.lexists(path) or _ours(path):
+                write(path, whole)
+                return path
+    return None
+
+
+def _ours(path: Path) -> bool:
+    try:
+        card, found, rest = path.read_bytes().decode().rpartition(f"\n{_MARK}")
+    except UnicodeDecodeError:
+        return False
+    return bool(found) and rest == f"{_sha256(card)} -->\n"
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

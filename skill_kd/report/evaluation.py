@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from skill_kd.report.figures import figures, shown
+from skill_kd.report.harness import harness
 from skill_kd.report.markup import Child, Markup, clean, join, tag
 from skill_kd.report.numbers import MISSING, finite, number, percent, size
 from skill_kd.report.page import (
@@ -38,6 +39,7 @@ def decision_page(evaluation: Json) -> str:
     sections = [
         Section("figures", "What the verdict rests on", figures(evaluation["metrics"]), "Figures"),
         Section("trade", "Quality and coverage", _trade(evaluation), "Quality and coverage"),
+        *harness(evaluation["harness"]),
         Section("speed", "Speed and memory", _speed(evaluation["latency"]), "Speed"),
         Section("slices", "Worst slices", _slices(evaluation), "Slices"),
         Section("lost", "Lost modes", _lost(evaluation["lost_modes"]), "Lost modes"),

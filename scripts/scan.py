@@ -1,0 +1,120 @@
+"""Scan the skill as directories do, and fail where SECURITY.md does not answer a finding.
+
+python scripts/scan.py [--findings FILE]
+
+Both scanners that SECURITY.md names must lie beside this interpreter or on the PATH. Exit codes: 0 every finding is
+answered, 1 one is not, or an answer has no finding any more, 5 a scanner is missing or did not work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+NAME = "knowledge-distillation"
+"""A skill's folder bears its name."""
+ROW = re.compile(r"^\|(?P<rules>[^|]*`[A-Z_]{6,}`[^|]*)\|(?P<files>[^|]*)\|", re.MULTILINE)
+Found = tuple[str, str]
+"""Rule and file of a finding, the file relative to the skill."""
+Answer = tuple[list[str], list[str]]
+"""Rules, and patterns of files, of a row in SECURITY.md."""
+
+
+def answers(text: str) -> list[Answer]:
+    """Return rules and patterns of files of each row of the table in SECURITY.md."""
+    rows = [
+        (re.findall(r"`([A-Z_]+)`", row["rules"]), re.findall(r"`([^`]+)`", row["files"])) for row in ROW.finditer(text)
+    ]
+    return [(rules, files) for rules, files in rows if files]
+
+
+def unanswered(found: set[Found], answered: Sequence[Answer]) -> set[Found]:
+    """Return the findings that no row speaks of."""
+    return {
+        (rule, file)
+        for rule, file in found
+        if not any(rule in rules and any(fnmatch(file, each) for each in files) for rules, files in answered)
+    }
+
+
+def stale(found: set[Found], answered: Sequence[Answer]) -> Iterator[str]:
+    """Name each rule and each pattern of a row that no finding is of."""
+    for rules, files in answered:
+        of_row = {(rule, file) for rule, file in found if rule in rules and any(fnmatch(file, each) for each in files)}
+        yield from sorted(set(rules) - {rule for rule, _ in of_row})
+        yield from (each for each in files if not any(fnmatch(file, each) for _, file in of_row))
+
+
+def copied(folder: Path) -> Path:
+    """Copy what git tracks or would, so that neither caches nor environments are scanned."""
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(listing, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout  # noqa: S603
+    skill = folder / NAME
+    for name in filter(None, listed.split("\0")):
+        if (REPOSITORY / name).is_file():
+            (skill / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / name, skill / name)
+    return skill
+
+
+def findings(skill: Path) -> set[Found]:
+    """Run both scanners.
+
+    Raises:
+        OSError, ValueError: a scanner is missing or gave no JSON.
+    """
+    strict = ["--use-behavioral", "--use-trigger", "--policy", "strict", "--format", "json", "--compact"]
+    whole = told("skill-scanner", ["scan", str(skill), *strict])
+    first = told("skillscan", ["audit", str(skill / "SKILL.md"), "--format", "json"])
+    place = str(skill) + "/"  # some findings name files from the root of the disk
+    return {(each["rule_id"], str(each["file_path"]).removeprefix(place)) for each in whole["findings"]} | {
+        ("skillscan: " + str(each.get("rule_id") or each), "SKILL.md") for each in first["findings"]
+    }
+
+
+def told(program: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the JSON document that a scanner prints."""
+    beside = Path(sys.executable).parent / program
+    found = str(beside) if beside.exists() else shutil.which(program)
+    if found is None:
+        raise OSError("there is no " + program + "; SECURITY.md says which package brings it")
+    done = subprocess.run([found, *arguments], stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603 -- no shell
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def main() -> int:
+    """Compare the findings with the answers."""
+    parser = argparse.ArgumentParser(description="Scan the skill; fail where SECURITY.md does not answer a finding.")
+    parser.add_argument("--findings", type=Path, metavar="FILE", help="pairs of rule and file as JSON; scan nothing")
+    options = parser.parse_args()
+    try:
+        if options.findings:
+            found = {(rule, file) for rule, file in json.loads(options.findings.read_text(encoding="utf-8"))}
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                found = findings(copied(Path(folder)))
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        print("error: " + str(error), file=sys.stderr)  # noqa: T201
+        return 5
+    answered = answers((REPOSITORY / "SECURITY.md").read_text(encoding="utf-8"))
+    problems = [
+        "not answered in SECURITY.md: " + rule + " in " + file for rule, file in sorted(unanswered(found, answered))
+    ]
+    problems += ["answered in SECURITY.md, and not found: " + each for each in stale(found, answered)]
+    print("\n".join(problems) or f"{len(found)} findings, each answered in SECURITY.md")  # noqa: T201
+    return int(bool(problems))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,110 @@
+"""OpenAI batches: the output file has no prompts, so they are fetched from the input file, by ``custom_id``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from skill_kd.diagnose.lines import Block
+from skill_kd.diagnose.openai import is_batch
+from skill_kd.diagnose.readers import parse
+from skill_kd.diagnose.rows import mapping, name
+from skill_kd.diagnose.sources import Source
+from skill_kd.errors import SkillKDError
+
+_TAKEN = ("messages", "input", "prompt", "instructions", "model", "temperature")
+_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+_PEEK = 20
+"""Lines by which a file is known for a batch's."""
+
+
+class Requests:
+    """Requests of batches by ``custom_id``, all in memory: a batch holds 50,000 at most."""
+
+    def __init__(self) -> None:
+        self.inputs: list[str] = []
+        """Paths whose requests are here."""
+        self.lost = 0
+        """Answers whose request is not, or is not certain."""
+        self._known: dict[str, dict[str, Any] | None] = {}
+        """None where two requests have one id: which was answered, nobody can tell."""
+
+    def add(self, path: str) -> None:
+        """Read an input file.
+
+        Raises:
+            UsageError, MissingRequirementError: as ``Source.blocks``.
+        """
+        self.inputs.append(path)
+        for block in Source(path).blocks():
+            for line in block.lines.split(b"\n"):
+                record = _record(line)
+                key = name(record.get("custom_id"))
+                if key is None:
+                    continue
+                body = mapping(record.get("body"))
+                request = {field: body[field] for field in (*_TAKEN, *_LIMITS) if field in body}
+                self._known[key] = request if self._known.get(key, request) == request else None
+
+    def joined(self, block: Block) -> Block:
+        """Return a block of answers with their requests in them, as a proxy would have logged them."""
+        return Block(b"\n".join(map(self._joined, block.lines.split(b"\n"))), block.overlong)
+
+    def _joined(self, line: bytes) -> bytes:
+        record = _record(line)
+        key = name(record.get("custom_id"))
+        if key is None:
+            return line
+        request = self._known.get(key)
+        if request is None:
+            self.lost += 1
+            return line
+        return json.dumps({**record, "request": request}).encode()
+
+    @property
+    def note(self) -> str:
+        """What was joined, for the reader of the diagnosis."""
+        files = ", ".join(f"'{path}'" for path in self.inputs)
+        lost = f"; {self.lost} answers have no request of theirs alone there" if self.lost else ""
+        return f"prompts were fetched by custom_id from {files}{lost}"
+
+
+def requests_of(paths: Sequence[str], format_name: str | None) -> Requests | None:
+    """Return the requests of the batch inputs among ``paths``; None unless outputs are there as well.
+
+    Only plain files are looked into: what is piped can be read once.
+    """
+    if len(paths) < 2 or format_name not in (None, "openai-batch"):
+        return None
+    kinds = {path: _kind(path) for path in paths if Path(path).is_file()}
+    if not {"input", "output"} <= set(kinds.values()):
+        return None
+    found = Requests()
+    for path, kind in kinds.items():
+        if kind == "input":
+            found.add(path)
+    return found
+
+
+def _kind(path: str) -> str | None:
+    """``input`` or ``output`` of a batch, told by the first lines; None for everything else."""
+    try:
+        block = next(Source(path).blocks(), Block(b""))
+    except SkillKDError:
+        return None  # told where the file is read
+    lines = (line for line in block.lines.split(b"\n") if line.strip())
+    records = [record for line in islice(lines, _PEEK) if (record := _record(line))]
+    if not records or not all(map(is_batch, records)):
+        return None
+    return "output" if any("response" in record for record in records) else "input"
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    try:
+        value = parse(line)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,176 @@
+"""Results of EleutherAI's lm-evaluation-harness, the teacher's beside the student's. Imported; they decide nothing.
+
+Read is the JSON that ``lm-eval run --output_path`` writes since 0.4: ``results`` holds, by task, ``"metric,filter"``
+and ``"metric_stderr,filter"`` (a number or ``"N/A"``); ``higher_is_better``, ``versions``, ``n-shot``, ``n-samples``
+and ``task_hashes`` tell how it was measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skill_kd.errors import UsageError
+from skill_kd.evaluate.statistics import ONE_SIDED, ratio_bounds
+
+LARGEST = 64 * 2**20
+"""Bytes of a file of results; responses, which make it longer, lie in other files."""
+Key = tuple[str, str, str]
+"""Task, metric, filter."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """One model's file."""
+
+    path: Path
+    sha256: str
+    document: Mapping[str, Any]
+    figures: Mapping[Key, tuple[float | None, float | None]]
+    """Value and standard error; None for what is no finite number."""
+
+    def about(self, key: str, task: str) -> Any:
+        """Return what the file says of a task under ``key``, or None."""
+        return _mapping(self.document.get(key)).get(task)
+
+    @property
+    def model(self) -> str:
+        """The model's name, as the harness was given it."""
+        config = _mapping(self.document.get("config"))
+        return str(self.document.get("model_name") or config.get("model_args") or config.get("model") or "not named")
+
+
+def compare(teacher: Path, student: Path) -> dict[str, Any]:
+    """Return both models' files, and one row for each figure that both have.
+
+    ``retention`` is student ÷ teacher, or teacher ÷ student where less is better: 1 like the teacher, below 1 worse.
+    Its bounds are Fieller's (1954), one-sided 95% each. The errors of both sides are taken for independent: where both
+    answered the same questions they agree more often than that, and the bounds are wider than need be.
+
+    Raises:
+        UsageError: a file cannot be read or is no file of results, both are the same, or they share no figure.
+    """
+    ours, theirs = read(student), read(teacher)
+    if ours.sha256 == theirs.sha256:
+        raise UsageError(
+            f"--harness-results: '{teacher}' and '{student}' hold the same; give the teacher's file, then the student's"
+        )
+    shared = [key for key in theirs.figures if key in ours.figures]
+    if not shared:
+        named = ", ".join(sorted({task for task, _, _ in theirs.figures})[:3])
+        raise UsageError(f"'{student}' has no figure of '{teacher}' ({named}); run both models on the same tasks")
+    left = {task for task, _, _ in theirs.figures.keys() ^ ours.figures.keys()} - {task for task, _, _ in shared}
+    sides = (("teacher", theirs), ("student", ours))
+    return {
+        **{who: {"model": each.model, "file": each.path.name, "sha256": each.sha256} for who, each in sides},
+        "rows": [_row(key, theirs, ours) for key in shared],
+        "left_out": sorted(left),
+    }
+
+
+def read(path: Path) -> Results:
+    """Read one file of results.
+
+    Raises:
+        UsageError: it cannot be read, is too large, or holds no results.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read '{path}': {error.strerror}") from error
+    if len(content) > LARGEST:
+        raise UsageError(f"'{path}' is larger than {LARGEST} bytes; give the file results_….json, not the samples")
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"'{path}' is no JSON; give the file results_….json of lm-eval run --output_path") from error
+    figures = dict(_figures(_mapping(_mapping(document).get("results"))))
+    if not figures:
+        raise UsageError(f"'{path}' holds no results of lm-evaluation-harness 0.4 or later: no \"metric,filter\" in it")
+    return Results(path, hashlib.sha256(content).hexdigest(), document, figures)
+
+
+def _figures(results: Mapping[str, Any]) -> Iterator[tuple[Key, tuple[float | None, float | None]]]:
+    for task, figures in results.items():
+        for name, value in _mapping(figures).items():
+            metric, comma, kind = name.partition(",")
+            if comma and not metric.endswith("_stderr"):
+                yield (task, metric, kind), (_number(value), _number(figures.get(f"{metric}_stderr,{kind}")))
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: object) -> float | None:
+    fit = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e200
+    return float(value) if fit and math.isfinite(value) else None  # type: ignore[arg-type]
+
+
+def _row(key: Key, teacher: Results, student: Results) -> dict[str, Any]:
+    task, metric, kind = key
+    (theirs, their_error), (ours, our_error) = teacher.figures[key], student.figures[key]
+    higher = _mapping(teacher.about("higher_is_better", task)).get(metric)
+    row: dict[str, Any] = {
+        "task": task,
+        "metric": metric,
+        "filter": kind,
+        "better": {True: "high", False: "low"}.get(higher) if isinstance(higher, bool) else None,
+        "samples": _mapping(student.about("n-samples", task)).get("effective"),
+        "teacher": theirs,
+        "teacher_error": their_error,
+        "student": ours,
+        "student_error": our_error,
+        **dict.fromkeys(("difference", "difference_low", "difference_high", "retention", "low", "high")),
+        "reason": _differs(task, teacher, student),
+    }
+    if theirs is None or ours is None:
+        row["reason"] = "no finite number"
+    if row["reason"] is None:
+        assert theirs is not None
+        assert ours is not None
+        row |= _difference(theirs, their_error, ours, our_error)
+        row |= _retention((ours, our_error), (theirs, their_error), row["better"])
+    return row
+
+
+def _differs(task: str, teacher: Results, student: Results) -> str | None:
+    """Why two figures of one task cannot be compared."""
+    for key, said in (("versions", "version"), ("n-shot", "number of shots"), ("task_hashes", "hash of the questions")):
+        theirs, ours = teacher.about(key, task), student.about(key, task)
+        if theirs is not None and ours is not None and theirs != ours:
+            return f"another {said}: {str(theirs)[:12]} and {str(ours)[:12]}"
+    counts = [_mapping(each.about("n-samples", task)).get("effective") for each in (teacher, student)]
+    if None not in counts and counts[0] != counts[1]:
+        return f"another number of questions: {counts[0]} and {counts[1]}"
+    return None
+
+
+def _difference(
+    teacher: float, teacher_error: float | None, student: float, student_error: float | None
+) -> dict[str, float | None]:
+    gap = student - teacher
+    if teacher_error is None or student_error is None:
+        return {"difference": gap}
+    reach = ONE_SIDED * math.hypot(teacher_error, student_error)
+    return {"difference": gap, "difference_low": gap - reach, "difference_high": gap + reach}
+
+
+def _retention(
+    student: tuple[float, float | None], teacher: tuple[float, float | None], better: str | None
+) -> dict[str, Any]:
+    if better is None:
+        return {"reason": "the file does not say whether more is better, so there is no retention"}
+    (top, top_error), (bottom, bottom_error) = (student, teacher) if better == "high" else (teacher, student)
+    if bottom <= 0 or top < 0:
+        return {"reason": "a ratio needs positive figures"}
+    if top_error is None or bottom_error is None:
+        return {"retention": top / bottom}
+    low, high = ratio_bounds(top, top_error, bottom, bottom_error) or (None, None)
+    return {"retention": top / bottom, "low": low, "high": high}

@@ -1,0 +1,55 @@
+"""Results of lm-evaluation-harness on the decision page: both models' scores, and what the student keeps of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from skill_kd.report.markup import join, tag
+from skill_kd.report.numbers import MISSING, finite, number
+from skill_kd.report.page import Section, paragraph
+from skill_kd.report.tables import Cell, Column, table
+
+Json = Mapping[str, Any]
+
+_ABOUT = (
+    "Shown, and no part of the verdict. Retention is student ÷ teacher (where less is better, teacher ÷ student): 1 "
+    "like the teacher. It counts what chance alone would score as well, so near chance it flatters. Low and high are "
+    "one-sided 95% bounds that take both models' errors for independent; on the same questions they are too wide "
+    "rather than too narrow."
+)
+_NUMBERS = ("Teacher", "Student", "Difference", "Low", "High", "Retention", "Low", "High", "Questions")
+
+
+def harness(results: Json | None) -> list[Section]:
+    """Return the section of imported results, or nothing where there are none."""
+    if results is None:
+        return []
+    columns = [Column("Task"), *(Column(title, numeric=True) for title in _NUMBERS)]
+    rows = [_row(each) for each in results["rows"]]
+    models = "; ".join(f"{who} {results[who]['model']} ({results[who]['file']})" for who in ("teacher", "student"))
+    left = results["left_out"]
+    content = [
+        paragraph(_ABOUT),
+        table("Scores with their standard errors, and retention", columns, rows, filtered=len(rows) > 8),
+        paragraph(f"Read from lm-evaluation-harness: {models}."),
+        *([paragraph(f"Only one of the two files has: {', '.join(left)}.")] if left else []),
+    ]
+    return [Section("harness", "Tasks of the harness", content, "Harness")]
+
+
+def _row(each: Json) -> list[object]:
+    notes = (each["filter"] != "none" and each["filter"], each["better"] and f"{each['better']} is better")
+    about = ", ".join(filter(None, (each["metric"], *notes, each["reason"])))
+    sides = [_with_error(each[who], each[f"{who}_error"]) for who in ("teacher", "student")]
+    gaps = [
+        Cell(number(each[key], 3, sign=True), finite(each[key]))
+        for key in ("difference", "difference_low", "difference_high")
+    ]
+    kept = [Cell(number(each[key], 3), finite(each[key])) for key in ("retention", "low", "high")]
+    return [Cell(join([each["task"], tag("br"), tag("small", about)])), *sides, *gaps, *kept, each["samples"]]
+
+
+def _with_error(value: float | None, error: float | None) -> Cell:
+    shown = number(value, 3)
+    return Cell(shown if error is None or shown == MISSING else f"{shown} ± {number(error, 3)}", finite(value))

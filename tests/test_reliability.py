@@ -1,0 +1,40 @@
+"""references/reliability.md: every row of its tables names a test that exists, and every sort of fault has a row."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+TEXT = (TESTS.parent / "references" / "reliability.md").read_text(encoding="utf-8")
+ROWS = [line for line in TEXT.splitlines() if line.startswith("| ") and not line.startswith(("| fault |", "| input |"))]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.split("|")[1].strip())
+def test_a_row_is_whole_and_names_a_test_that_exists(row: str) -> None:
+    cells = [cell.strip() for cell in row.strip("|").split(" | ")]
+    assert len(cells) in {3, 5}
+    assert all(cells)
+    found = re.fullmatch(r"`(test_\w+\.py)::(test_\w+)`", cells[-1].rstrip(" |"))
+    assert found is not None, cells[-1]
+    tree = ast.parse((TESTS / found[1]).read_text(encoding="utf-8"))
+    assert found[2] in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+SORTS = """kill -9|SIGTERM|disk fills|read-only|memory|no number|exploding|clock|two runs|torn|aliases|nested|links
+    |pickled|trust_remote_code|keys"""
+
+
+@pytest.mark.parametrize("fault", [sort.strip() for sort in SORTS.split("|")])
+def test_every_sort_of_fault_has_a_row(fault: str) -> None:
+    assert any(fault in row for row in ROWS)
+
+
+def test_the_reference_is_short_and_begins_with_its_contents() -> None:
+    lines = TEXT.splitlines()
+    assert len(lines) < 120
+    titles = [line[3:] for line in lines if line.startswith("## ")]
+    assert [re.sub(r"^- \[(.*)\]\(#.*$", r"\1", line) for line in lines if line.startswith("- [")] == titles
