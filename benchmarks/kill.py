@@ -5,7 +5,7 @@ killed again, and at last let through. Then its student, its summary and every l
 with those of a run that nobody touched. Moments are drawn from a seed, in three ways:
 
 - ``line``: at a line of code inside a phase, of the script's own modules and of what writes its files;
-- ``time``: at any time between the start of a process and the end it would come to;
+- ``time``: at any time in the first third of what the whole run takes, so that several fall into one run;
 - ``writing``: at any time while a checkpoint is being written.
 
 Processes are forked from one that has imported torch and has trained nothing, so that a kill costs a second. With
@@ -61,8 +61,8 @@ PHASES = {
 WRITERS = ("accelerate/checkpointing.py", "safetensors/torch.py", "torch/serialization.py")
 Way = Literal["line", "time", "writing"]
 KILLS_PER_RUN = 12
-WRITING_SECONDS = 0.05
-"""A little more than one of these checkpoints takes."""
+WRITING_SECONDS = 0.025
+"""About what one of these checkpoints takes."""
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,7 @@ def study(work: Path, kills: int, ways: Sequence[Way], seed: int, number: int) -
     counted = Run(work / "counted", spec(work))
     counted.start(COUNT)
     lines: dict[str, list[int]] = json.loads(counted.lines.read_text(encoding="utf-8"))
-    coming = moments(random.Random(seed), lines, seconds, ways, number)
+    coming = moments(random.Random(seed), lines, seconds / 3, ways, number)
     chains: list[dict[str, Any]] = []
     while (left := kills - sum(len(each["kills"]) for each in chains)) > 0:
         run = Run(work / f"killed-{len(chains)}", spec(work))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -31,6 +32,17 @@ SORTS = """kill -9|SIGTERM|disk fills|read-only|memory|no number|exploding|clock
 @pytest.mark.parametrize("fault", [sort.strip() for sort in SORTS.split("|")])
 def test_every_sort_of_fault_has_a_row(fault: str) -> None:
     assert any(fault in row for row in ROWS)
+
+
+def test_the_figures_are_those_of_the_study() -> None:
+    study = json.loads((TESTS.parent / "benchmarks" / "results" / "kill.json").read_text(encoding="utf-8"))
+    kills = [kill for run in study["runs"] for kill in run["kills"]]
+    torn = sum(any(re.match(r"partial-\d", name) for name in kill["unfinished"]) for kill in kills)
+    assert f"has killed {len(study['runs'])} runs {len(kills)} times, {torn} of them while" in TEXT
+    assert not any(run["differences"] for run in study["runs"])
+    share = study["overhead"]["share"]
+    assert f"cost {share:.1%}".replace("%", " %") in TEXT
+    assert share < 0.03
 
 
 def test_the_reference_is_short_and_begins_with_its_contents() -> None:
