@@ -16,6 +16,7 @@ run backends.py $trl $unsloth
 run estimators.py
 run demo.py
 run plan_memory.py
+run kill.py --overhead
 run diagnose_speed.py
 run diagnose_rates.py
 run evaluate_speed.py

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import click
 
 from skill_kd import __version__
 from skill_kd.console import Verbs, guarded, print_json, print_table, say
-from skill_kd.errors import ExitCode
+from skill_kd.errors import ExitCode, SkillKDError, TrainingFailedError
 
 if TYPE_CHECKING:
     from skill_kd.spec import Spec
@@ -184,7 +185,8 @@ def run(
         return
     for note in job.untested:
         say(f"note: {note}")
-    result = runner.start(job, resume=resume)
+    with _telling_the_plan(job.spec):
+        result = runner.start(job, resume=resume)
     if as_json:
         document = {"name": job.spec.name, "folder": str(result.folder), "student": str(result.student)}
         print_json({**document, "seconds": round(result.seconds, 1), "summary": result.summary})
@@ -519,6 +521,25 @@ def _load(path: Path, **overrides: str | None) -> Spec:
     from skill_kd.specfile import load_spec
 
     return load_spec(path, **{key: value for key, value in overrides.items() if value is not None})
+
+
+@contextlib.contextmanager
+def _telling_the_plan(spec: Spec) -> Iterator[None]:
+    """Where memory runs out, add what the plan expected."""
+    try:
+        yield
+    except TrainingFailedError as error:
+        if "out of memory" in str(error):
+            from skill_kd.plan import plan
+            from skill_kd.plan.result import gigabytes
+
+            with contextlib.suppress(SkillKDError):
+                highest = plan(spec).phases[0]
+                largest = sorted(highest.parts, key=lambda part: -part.bytes)[:3]
+                parts = ", ".join(f"{part.name} {gigabytes(part.bytes)}" for part in largest)
+                peak = f"{gigabytes(highest.bytes)} for each process at its peak, the {highest.name}"
+                error.add_note(f"the plan says {peak}: {parts}")
+        raise
 
 
 def _print_dry_run(folder: str, command: Sequence[str], missing: list[str], as_json: bool) -> None:

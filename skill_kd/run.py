@@ -252,7 +252,10 @@ def _failure(ending: Ending) -> SkillKDError | None:
     if stop is not None:
         return InterruptedRunError(f"stopped by {signal.Signals(stop).name}; go on with --resume", stop)
     if number == getattr(signal, "SIGKILL", None):
-        return TrainingFailedError("killed, probably out of memory: see skill-kd plan")
+        return TrainingFailedError(
+            "killed, probably out of memory: raise training.accumulate, set training.gradient_checkpointing: true, or "
+            "lower rollout.max_new_tokens; `skill-kd plan` tells what takes how much"
+        )
     if code < 0:
         return TrainingFailedError(f"killed by {signal.Signals(number).name}; its last words: {words}")
     return TrainingFailedError(words)

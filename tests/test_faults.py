@@ -8,6 +8,7 @@ import errno
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -18,8 +19,13 @@ from typing import Any
 
 import pytest
 import yaml
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from safetensors.torch import load_file, save_file
 from tiny import make_model
+
+from skill_kd.runtime.config import Config
+from skill_kd.runtime.progress import Journal
 
 REPOSITORY = Path(__file__).parent.parent
 DATA = REPOSITORY / "examples" / "data" / "sft.jsonl"
@@ -74,7 +80,7 @@ def told(done: Done, code: int) -> str:
     assert done.returncode == code, done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
-    errors = {line for line in done.stderr.splitlines() if line.startswith("error: ")}
+    errors = {line.rstrip() for line in done.stderr.splitlines() if line.startswith("error: ")}
     assert len(errors) == 1, done.stderr
     return errors.pop()
 
@@ -333,6 +339,78 @@ def test_memory_that_cannot_be_had_is_told_with_what_to_change(asked: str) -> No
         assert knob in message
 
 
+def edited_script(models: Path, before: str, after: str) -> Path:
+    """A generated folder whose train.py a person changed."""
+    assert skill_kd("generate", write_spec(models), "--out", "mine").returncode == 0
+    script = Path("mine/train.py")
+    text = script.read_text()
+    assert before in text
+    script.write_text(text.replace(before, after))
+    return script
+
+
+@pytest.mark.script
+def test_a_run_out_of_memory_tells_what_the_plan_says(models: Path) -> None:
+    call = "        train(prepare(),"
+    script = edited_script(models, call, f"        bytes(1 << 60)\n{call}")
+    done = skill_kd("run", str(script))
+    message = told(done, 6)
+    assert "rollout.max_new_tokens" in message
+    assert re.search(r"the plan says [\d.]+ GB for each process at its peak, the .+: .+ [\d.]+ GB", done.stderr)
+    failed_run(Path("runs/tiny"), message, 6)
+
+
+# --- trackers and metrics ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.script
+def test_a_tracker_that_cannot_begin_is_told_once_and_the_run_goes_on(models: Path) -> None:
+    spec = yaml.safe_load(Path(write_spec(models)).read_text())
+    Path("spec.yaml").write_text(yaml.safe_dump({**spec, "trackers": ["tensorboard"]}))
+    assert skill_kd("generate", "spec.yaml", "--out", "mine").returncode == 0
+    Path("mine/tiny").write_text("where the tracker's folder would be")
+    done = subprocess.run([sys.executable, "mine/train.py"], capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("trackers are left out from here on (FileExistsError: ") == 1
+    assert load_file("mine/student/model.safetensors")
+
+
+class Down(GeneralTracker):  # type: ignore[misc]
+    """A tracker whose server left after it had begun."""
+
+    name = "down"
+    requires_logging_directory = False
+    tracker = None
+
+    def store_init_configuration(self, values: Mapping[str, Any]) -> None:
+        pass
+
+    def log(self, values: Mapping[str, Any], step: int | None = None, **_: Any) -> None:
+        raise ConnectionError("the server is gone")
+
+    def finish(self) -> None:
+        raise ConnectionError("the server is gone")
+
+
+@pytest.mark.parametrize("updates", [0, 3])
+def test_a_tracker_that_fails_on_its_way_or_at_the_end_is_told_once(updates: int, here: Path) -> None:
+    journal = Journal(here, Accelerator(cpu=True, log_with=Down()), Config(name="tiny", trackers=("down",)))
+    for update in range(updates):
+        journal.figures("update", "distill", update, {"loss": 1.5})
+    journal.close()
+    events = [json.loads(line) for line in (here / "metrics.jsonl").read_text().splitlines()]
+    assert sum(event["event"] == "update" for event in events) == updates
+    (note,) = [event["text"] for event in events if event["event"] == "note"]
+    assert "ConnectionError: the server is gone" in note
+
+
+def test_half_a_line_of_metrics_does_not_spoil_the_next_one(here: Path) -> None:
+    (here / "metrics.jsonl").write_text('{"event": "first"}\n{"event": "upd')
+    Journal(here, Accelerator(cpu=True), Config(trackers=())).event("last")
+    events = [json.loads(line)["event"] for line in (here / "metrics.jsonl").read_text().splitlines()]
+    assert events == ["first", "last"]
+
+
 # --- a whole run, and what must not change it -------------------------------------------------------------------------
 
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY")
@@ -359,7 +437,9 @@ def whole(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(tmp_path_factory.mktemp("whole"))
         for name in SECRETS:
             patch.setenv(name, SECRET)
-        done = skill_kd("run", write_spec(models))
+        shutil.copy(DATA, "data.jsonl")
+        data = str(Path("data.jsonl").absolute())
+        done = skill_kd("run", write_spec(models, data={"train": data}))
         assert done.returncode == 0, done.stderr
         return Path("runs/tiny").absolute()
 
@@ -398,10 +478,33 @@ def test_a_torn_checkpoint_is_named_and_the_run_goes_on_from_the_one_before_it(
     shutil.rmtree(folder / "student")
     weights = folder / "checkpoints" / "0-00000012" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    done = skill_kd("run", write_spec(models), "--resume")
+    done = skill_kd("run", write_spec(models, data={"train": str(whole.parents[1] / "data.jsonl")}), "--resume")
     assert done.returncode == 0, done.stderr
     assert "checkpoint 0-00000012 is torn and left out: model.safetensors is not as it was written" in done.stderr
     assert "going on from checkpoint 0-00000011" in done.stderr
+    weights = Path("student/model.safetensors")
+    assert (folder / weights).read_bytes() == (whole / weights).read_bytes()
+
+
+@pytest.mark.script
+def test_data_that_changed_since_the_checkpoint_is_refused_until_it_is_put_back(
+    models: Path, whole: Path, here: Path
+) -> None:
+    folder = shutil.copytree(whole, here / "runs" / "tiny")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+    shutil.rmtree(folder / "checkpoints" / "0-00000012")
+    data = whole.parents[1] / "data.jsonl"
+    before = data.read_bytes()
+    data.write_bytes(before + b'{"prompt": "one more", "response": "row"}\n')
+    try:
+        refused = told(skill_kd("run", write_spec(models, data={"train": str(data)}), "--resume"), 2)
+    finally:
+        data.write_bytes(before)
+    assert "data.train: its content has changed since checkpoint 0-00000011 (SHA-256 " in refused
+    assert "put the old file back" in refused
+    done = skill_kd("run", "spec.yaml", "--resume")
+    assert done.returncode == 0, done.stderr
     weights = Path("student/model.safetensors")
     assert (folder / weights).read_bytes() == (whole / weights).read_bytes()
 

@@ -25,8 +25,8 @@ def test_a_row_is_whole_and_names_a_test_that_exists(row: str) -> None:
     assert found[2] in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
-SORTS = """kill -9|SIGTERM|disk fills|read-only|memory|no number|exploding|clock|two runs|torn|aliases|nested|links
-    |pickled|trust_remote_code|keys"""
+SORTS = """kill -9|SIGTERM|disk fills|read-only|memory|no number|exploding|clock|two runs|tracker|changes under|torn
+    |aliases|nested|links|pickled|trust_remote_code|keys"""
 
 
 @pytest.mark.parametrize("fault", [sort.strip() for sort in SORTS.split("|")])

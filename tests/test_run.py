@@ -234,6 +234,11 @@ def test_a_file_in_the_way_is_one_clear_message(in_the_way: str) -> None:
     assert Path(in_the_way).read_text() == "mine"
 
 
+KILLED = (
+    "killed, probably out of memory: raise training.accumulate, set training.gradient_checkpointing: true, or lower "
+    "rollout.max_new_tokens; `skill-kd plan` tells what takes how much"
+)
+
 # --- runs that end badly ----------------------------------------------------------------------------------------------
 
 
@@ -246,8 +251,8 @@ def test_a_file_in_the_way_is_one_clear_message(in_the_way: str) -> None:
         ("1", TrainingFailedError, "ends with 1"),
         ("130", InterruptedRunError, "stopped by SIGINT; go on with --resume"),
         ("143", InterruptedRunError, "stopped by SIGTERM; go on with --resume"),
-        ("137", TrainingFailedError, "killed, probably out of memory: see skill-kd plan"),
-        ("killed", TrainingFailedError, "killed, probably out of memory: see skill-kd plan"),
+        ("137", TrainingFailedError, KILLED),
+        ("killed", TrainingFailedError, KILLED),
         ("crash", TrainingFailedError, "KeyError: 'no such token'"),
         ("unlaunchable", MissingRequirementError, "cannot start 'no-such-launcher': No such file or directory"),
     ],

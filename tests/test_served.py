@@ -310,9 +310,10 @@ def test_a_key_that_is_not_set_is_named(server: Server, monkeypatch: pytest.Monk
         ServedTeacher(address(server, api_key_env=KEY_VARIABLE)).score([([4], [5])])
 
 
-def test_a_refused_key_is_not_repeated(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("status", [403, 400])
+def test_a_refused_key_is_not_repeated(status: int, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY_VARIABLE, KEY)
-    server.fail_first, server.status = 99, 403
+    server.fail_first, server.status = 99, status
     with pytest.raises(Missing) as refused:
         ServedTeacher(address(server, api_key_env=KEY_VARIABLE)).score([([4], [5])])
     assert server.keys == {f"Bearer {KEY}"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -166,6 +167,17 @@ def read_corpus(source: str) -> list[str]:
     if not texts:
         raise BadInput(f"data.pretraining '{source}' has no row with a 'text' field")
     return texts
+
+
+def input_hashes(data: Config) -> dict[str, str]:
+    """Return the SHA-256 of every local file that ``data`` names, by its field; a data set of the hub has none."""
+    hashes = {}
+    for name in ("train", "held_out", "pretraining"):
+        source = getattr(data, name)
+        if isinstance(source, str) and Path(source).is_file():
+            with Path(source).open("rb") as file:
+                hashes[f"data.{name}"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
 
 
 # --- held-out prompts -------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..algorithms.sampling import Decoding
 from .checkpoints import Checkpoints
 from .config import Config
-from .data import Encoder, TrainingData, load_training_data
+from .data import Encoder, TrainingData, input_hashes, load_training_data
 from .experience import Sampling, Source
 from .failures import StopRequest
 from .loading import check_context, eos_ids, real_vocabulary
@@ -115,6 +115,6 @@ def open_run(
         Source(data.prompts, TeacherResponses(teacher, data.examples, written, sampler.decoding)),
         parts.held_out,
         Journal(folder, accelerator, config),
-        Checkpoints(folder, accelerator, config.checkpoint.keep, shards),
+        Checkpoints(folder, accelerator, config.checkpoint.keep, shards, input_hashes(config.data)),
         StopRequest(),
     )

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,8 +28,10 @@ class Journal:
         self.trackers = bool(config.trackers)
         self.bar: tqdm[Never] | None = None
         self.told: set[str] = set()
+        if accelerator.is_main_process:
+            _cut_torn_line(self.path)
         if self.trackers:
-            accelerator.init_trackers(config.name)
+            self._track(lambda: accelerator.init_trackers(config.name))
 
     def event(self, event: str, **values: object) -> None:
         """Append one line to metrics.jsonl; it is on disk when this returns."""
@@ -47,7 +49,17 @@ class Journal:
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         self.event(event, stage=stage, update=update, **finite)
         if self.trackers:
-            self.accelerator.log({f"{stage}/{event}/{name}": value for name, value in figures.items()}, step=update)
+            named = {f"{stage}/{event}/{name}": value for name, value in figures.items()}
+            self._track(lambda: self.accelerator.log(named, step=update))
+
+    def close(self) -> None:
+        """Let trackers finish and processes part; nothing is told after this."""
+        for tracker in self.accelerator.trackers:
+            self._track(tracker.finish)
+        self.accelerator.trackers = []
+        # Whoever parted while another still talks to it would abort that one, or be aborted.
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
 
     def note(self, text: str) -> None:
         """Tell people something, without breaking the bar, and keep it."""
@@ -60,6 +72,15 @@ class Journal:
         if text not in self.told:
             self.told.add(text)
             self.note(text)
+
+    def _track(self, act: Callable[[], object]) -> None:
+        """Trackers are extra: the first fault is told, and the run goes on without them."""
+        try:
+            act()
+        except Exception as error:  # every client has its own kinds
+            self.trackers, self.accelerator.trackers = False, []
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            self.note(f"trackers are left out from here on ({reason}); metrics.jsonl has every figure")
 
     @contextmanager
     def bar_of(self, stage: str, updates: int, done: int) -> Iterator[None]:
@@ -79,6 +100,13 @@ class Journal:
             rate = figures["tokens_per_second"]
             self.bar.set_postfix_str(f"loss {figures['loss']:.4g}, {rate:.0f} tokens/s", refresh=False)
             self.bar.update(1)
+
+
+def _cut_torn_line(path: Path) -> None:
+    """A full disk can leave half a line, and what is told next would be lost with it."""
+    if path.exists():
+        with path.open("rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def short_table(figures: Figures) -> str:

@@ -159,7 +159,10 @@ class ServedTeacher:
         if error.code in {401, 403}:
             # What the server says here may repeat the key.
             return f"{refused}; name the variable that holds the key in teacher.served.api_key_env, and set it"
-        said = " ".join(error.read(2000).decode("utf-8", "replace").split())[:300]
+        said = " ".join(error.read(2000).decode("utf-8", "replace").split())
+        if key := os.environ.get(self.served.api_key_env or ""):
+            said = said.replace(key, "<the key>")
+        said = said[:300]
         return f"{refused}: {said or 'no reason given'}; look at 'url', 'model' and 'top_logprobs' of teacher.served"
 
     def _authorize(self, request: urllib.request.Request) -> None:

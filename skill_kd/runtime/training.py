@@ -255,4 +255,4 @@ def train(run: Run, resume: bool) -> None:
         final = {"best": progress.best, "measures": progress.measures, "samples": progress.samples}
         write_json(run.folder / "summary.json", final)
     run.journal.event("done", best=progress.best, student=str(run.folder / "student"))
-    run.accelerator.end_training()
+    run.journal.close()

@@ -370,7 +370,7 @@ def main() -> None:
         final = {"best": best(trainer.state), "measures": progress.measures, "samples": progress.samples}
         write_json(FOLDER / "summary.json", final)
     run.journal.event("done", best=best(trainer.state), student=str(FOLDER / "student"))
-    run.accelerator.end_training()
+    run.journal.close()
 
 
 if __name__ == "__main__":
