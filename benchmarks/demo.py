@@ -38,14 +38,18 @@ def one(seed: int, layers: int) -> dict[str, object]:
     return {"seed": seed, "figures": result.rows, "seconds": round(result.seconds), "peak_bytes_so_far": peak}
 
 
+def interval(values: list[float]) -> dict[str, float]:
+    """Return the mean and, from two values on, the ends of its 95% t-interval."""
+    mean = statistics.mean(values)
+    if len(values) == 1:
+        return {"mean": round(mean, 4)}
+    half = T_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    return {"mean": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
+
+
 def change(runs: list[dict[str, object]], figure: str, first: str, last: str) -> dict[str, float]:
     """Return the mean change of a figure and the ends of its interval."""
-    changes = [run["figures"][last][figure] - run["figures"][first][figure] for run in runs]  # type: ignore[index]
-    mean = statistics.mean(changes)
-    if len(changes) == 1:
-        return {"mean": round(mean, 4)}
-    half = T_95[len(changes)] * statistics.stdev(changes) / math.sqrt(len(changes))
-    return {"mean": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
+    return interval([run["figures"][last][figure] - run["figures"][first][figure] for run in runs])  # type: ignore[index]
 
 
 def main() -> None:

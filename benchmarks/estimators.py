@@ -14,13 +14,12 @@ figures of every run, the change each estimator made, and the difference to ``pa
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from demo import T_95
+from demo import interval
 from machine import keep, machine
 
 from skill_kd.demo import demo_spec
@@ -36,7 +35,6 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
 }
 WARM_UPDATES = 12
 FIGURES = ("forward_kl", "reverse_kl", "student_entropy", "length", "repetition", "ended")
-Figures = dict[str, float]
 
 
 def specs(seed: int, updates: int, new_tokens: int, student: Path) -> dict[str, Spec]:
@@ -75,15 +73,6 @@ def of_seed(seed: int, updates: int, new_tokens: int) -> dict[str, dict[str, Any
             told = ", ".join(f"{each} {after[each]:.3f}" for each in FIGURES)
             print(f"seed {seed}, {name}: {told}", flush=True)
     return found
-
-
-def interval(values: list[float]) -> Figures:
-    """Return the mean and, from two values on, the ends of its 95% t-interval."""
-    mean = statistics.mean(values)
-    if len(values) == 1:
-        return {"mean": round(mean, 4)}
-    half = T_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return {"mean": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
 
 
 def main() -> None:

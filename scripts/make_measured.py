@@ -5,16 +5,13 @@ python scripts/make_measured.py [--check]
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- generated: measured -->\n", "<!-- end: measured -->"
+import generated
+
+RESULTS = generated.ROOT / "benchmarks" / "results"
 Row = tuple[str, str]
 
 
@@ -111,14 +108,12 @@ PARTS = {
 }
 
 
-def document(text: str) -> str:
-    """Return README.md with its table made anew."""
+def table() -> str:
+    """Return a row for each figure of the results that are there."""
     lines = ["| what | figure | from `benchmarks/results` |", "|---|---|---|"]
     kept = {name: part for name, part in PARTS.items() if (RESULTS / f"{name}.json").exists()}
     lines += [f"| {what} | {told} | `{name}.json` |" for name, part in kept.items() for what, told in part()]
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return before + BEGIN + "\n".join(lines) + "\n" + END + after
+    return "\n".join(lines) + "\n"
 
 
 def _spread(values: dict[str, float]) -> str:
@@ -138,20 +133,5 @@ def _words(name: str) -> str:
     return {"reverse_kl": "reverse KL", "forward_kl": "forward KL"}[name]
 
 
-def main() -> int:
-    """Write README.md, or with ``--check`` say whether it has drifted."""
-    parser = argparse.ArgumentParser(description="The table of measured figures in README.md.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the table has drifted")
-    options = parser.parse_args()
-    text = README.read_text(encoding="utf-8")
-    made = document(text)
-    if not options.check:
-        README.write_text(made, encoding="utf-8")
-        return 0
-    if made != text:
-        print("README.md has drifted: run python scripts/make_measured.py", file=sys.stderr)  # noqa: T201
-    return int(made != text)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(generated.main("README.md", "measured", table))

@@ -468,13 +468,19 @@ def test_a_clock_that_jumps_changes_no_weight_and_makes_no_step_take_negative_ti
     assert (Path("runs/tiny") / weights).read_bytes() == (whole / weights).read_bytes()
 
 
+def interrupted(whole: Path, here: Path) -> Path:
+    """Return a copy of a whole run that its manifest says was stopped."""
+    folder = shutil.copytree(whole, here / "runs" / "tiny")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+    return folder
+
+
 @pytest.mark.script
 def test_a_torn_checkpoint_is_named_and_the_run_goes_on_from_the_one_before_it(
     models: Path, whole: Path, here: Path
 ) -> None:
-    folder = shutil.copytree(whole, here / "runs" / "tiny")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+    folder = interrupted(whole, here)
     shutil.rmtree(folder / "student")
     weights = folder / "checkpoints" / "0-00000012" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -490,9 +496,7 @@ def test_a_torn_checkpoint_is_named_and_the_run_goes_on_from_the_one_before_it(
 def test_data_that_changed_since_the_checkpoint_is_refused_until_it_is_put_back(
     models: Path, whole: Path, here: Path
 ) -> None:
-    folder = shutil.copytree(whole, here / "runs" / "tiny")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+    folder = interrupted(whole, here)
     shutil.rmtree(folder / "checkpoints" / "0-00000012")
     data = whole.parents[1] / "data.jsonl"
     before = data.read_bytes()
