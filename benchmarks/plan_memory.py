@@ -159,13 +159,16 @@ def live_bytes() -> Any:
             self.storages: dict[int, int] = {}
 
         def watch(self, tensor: torch.Tensor) -> None:
-            storage = tensor.untyped_storage()
-            key = storage._cdata
+            if tensor.layout == torch.strided:
+                storage = tensor.untyped_storage()
+                key, size, owner = storage._cdata, storage.nbytes(), storage
+            else:  # A weight in the order of a library has no storage to ask.
+                key, size, owner = id(tensor), tensor.numel() * tensor.element_size(), tensor
             if key not in self.storages:
-                self.storages[key] = storage.nbytes()
-                self.live += storage.nbytes()
+                self.storages[key] = size
+                self.live += size
                 self.peak = max(self.peak, self.live)
-                weakref.finalize(storage, self.forget, key)
+                weakref.finalize(owner, self.forget, key)
 
         def forget(self, key: int) -> None:
             self.live -= self.storages.pop(key)
@@ -234,7 +237,7 @@ def updating(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None]
     policy = Policy(student, case.vocabulary)
     weights = [weight for weight in policy.parameters() if weight.requires_grad]
     accelerator = Accelerator(cpu=True, mixed_precision="bf16" if case.precision == "bf16" else "no")
-    policy, optimizer = accelerator.prepare(policy, torch.optim.AdamW(weights, lr=1e-5))
+    policy, optimizer = accelerator.prepare(policy, torch.optim.AdamW(weights, lr=1e-5, fused=True))
 
     def batch(_update: int, _student: Any) -> list[Row]:
         # Every fourth prompt is shorter, so that there is a padding mask.
@@ -264,6 +267,7 @@ def sampling(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None]
 
     from skill_kd.algorithms.sampling import Decoding, sample, uniforms
     from skill_kd.runtime.policy import find_head
+    from skill_kd.runtime.reordered import reordered_weights
     from skill_kd.runtime.teachers import Telling
 
     student.train(False)
@@ -275,7 +279,9 @@ def sampling(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None]
         prompts = torch.randint(1, case.vocabulary, (case.rows, case.prompt))
         uniform = uniforms([(row,) for row in range(case.rows)], case.new)
         coins = torch.rand(case.new, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        sample(student, prompts, torch.ones_like(prompts, dtype=torch.bool), uniform, decoding, helper, mix, coins)
+        given = prompts, torch.ones_like(prompts, dtype=torch.bool), uniform, decoding, helper, mix, coins
+        with reordered_weights(student, *([helper] if helper else [])):
+            sample(student, *given)
 
     return rollouts, _idle_optimizer(student)
 
@@ -302,7 +308,7 @@ def measuring(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None
 def _idle_optimizer(student: Any) -> Any:
     import torch
 
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=True)
     for weight in student.parameters():
         optimizer.state[weight] = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
     return optimizer

@@ -5,6 +5,8 @@
                  states are there when the rollout ends
     student      the student alone decodes, then the teacher scores the texts in one pass
 
+Each with torch's own linear layers and with reordered weights, as our sampler takes them on a CPU.
+
     python benchmarks/sampling.py [--layers 10] [--rows 16] [--tokens 48] [--repeats 5]
 
 Teacher: SmolLM2-135M-Instruct as packaged; student: some of its layers. Nobody ends early, so that all draw the same
@@ -18,6 +20,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +35,18 @@ from skill_kd.runtime.batching import Row, collate, pad_left
 from skill_kd.runtime.config import Config
 from skill_kd.runtime.loading import grow, load_model, load_tokenizer
 from skill_kd.runtime.policy import find_head, response_states
+from skill_kd.runtime.reordered import reordered_weights
 from skill_kd.runtime.teachers import Telling
 
 RESULTS = Path(__file__).with_name("results") / "sampling.json"
 ALPHA = 0.2
+COMPARED = (
+    ("every step", "lazy"),
+    ("every step, reordered", "lazy, reordered"),
+    ("every step", "lazy, reordered"),
+    ("lazy", "student"),
+    ("lazy, reordered", "student, reordered"),
+)
 
 
 class Work:
@@ -76,6 +87,10 @@ class Work:
 
     def student_alone(self) -> torch.Tensor:
         return self.score(sample(self.student, self.ids_BP, self.mask_BP, self.uniform_BT, self.decoding).ids_BT)
+
+    def reordered(self, way: Callable[[], torch.Tensor]) -> torch.Tensor:
+        with reordered_weights(self.student, self.teacher):
+            return way()
 
     @torch.no_grad()
     def every_step(self) -> torch.Tensor:
@@ -119,11 +134,12 @@ def main() -> None:
 def measure(layers: int, options: argparse.Namespace) -> dict[str, Any]:
     """Time the three ways in turn; ratios pair what ran one after the other."""
     work = Work(layers, options.rows, options.tokens)
-    ways: dict[str, Callable[[], torch.Tensor]] = {
+    plain: dict[str, Callable[[], torch.Tensor]] = {
         "every step": work.every_step,
         "lazy": work.lazy,
         "student": work.student_alone,
     }
+    ways = plain | {f"{name}, reordered": partial(work.reordered, way) for name, way in plain.items()}
     for way in ways.values():
         assert way().shape[:2] == (options.rows, options.tokens)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -133,8 +149,8 @@ def measure(layers: int, options: argparse.Namespace) -> dict[str, Any]:
             way()
             seconds[name].append(round(time.perf_counter() - start, 3))
     ratios = {
-        "every step / lazy": [both / lazy for both, lazy in zip(seconds["every step"], seconds["lazy"], strict=True)],
-        "lazy / student": [lazy / alone for lazy, alone in zip(seconds["lazy"], seconds["student"], strict=True)],
+        f"{way} / {other}": [one / two for one, two in zip(seconds[way], seconds[other], strict=True)]
+        for way, other in COMPARED
     }
     shown = {name: spread(values) for name, values in ratios.items()}
     print(

@@ -23,7 +23,7 @@ Divergence = Callable[[Tensor, Tensor], Tensor]
 def log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Return log-softmax over the last axis, in float32 at least, bounded below by ``LOG_ZERO``."""
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    return torch.log_softmax(wide / temperature, dim=-1).clamp(min=LOG_ZERO)
+    return torch.log_softmax(wide if temperature == 1 else wide / temperature, dim=-1).clamp(min=LOG_ZERO)
 
 
 def bucketed(logp_BTV: Tensor, ids_BTK: Tensor) -> Tensor:

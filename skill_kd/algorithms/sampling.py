@@ -87,7 +87,7 @@ def sampling_logp(logits: Tensor, decoding: Decoding) -> Tensor:
 
 def draw(logp_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """Return ids_B by inverting the cumulative distribution, in float64 so that rare tokens keep their chance."""
-    cumulative_BV = logp_BV.double().exp().cumsum(dim=-1)
+    cumulative_BV = logp_BV.exp().cumsum(dim=-1, dtype=torch.float64)
     target_B1 = uniform_B.to(cumulative_BV).unsqueeze(-1) * cumulative_BV[:, -1:]
     # 'right' skips tokens of probability 0, whose cumulative value equals their neighbour's.
     ids_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True)

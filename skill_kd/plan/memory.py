@@ -41,7 +41,7 @@ def phases(setup: Setup, *, on_cpu: bool = False) -> list[Phase]:
     """
     found = list(update_phases(setup, on_cpu=on_cpu))
     for stage in setup.spec.stages:
-        found += _rollout_phases(setup, stage)
+        found += _rollout_phases(setup, stage, on_cpu)
     found += _other_phases(setup, on_cpu)
     if on_cpu:
         lasts = sum(part.bytes for part in lasting(setup))
@@ -69,16 +69,18 @@ def cache_bytes(config: ModelConfig, rows: int, length: int, width: int) -> int:
     return rows * length * config.layers * config.kv_heads * config.head_dim * width
 
 
-def _rollout_phases(setup: Setup, stage: Stage) -> Iterator[Phase]:
+def _rollout_phases(setup: Setup, stage: Stage, on_cpu: bool) -> Iterator[Phase]:
     rows = setup.sampled_rows(stage)
     mix = stage.objective.teacher_mix if isinstance(stage, Distill) and isinstance(stage.objective, MiniLLM) else 0.0
     if rows:
         chunk = _longest_run(mix, setup.new) if mix else 1
         cached = _teacher_cache(setup, rows) if mix else 0
-        parts = (_student_cache(setup, rows), Part("teacher KV cache", cached), _drawing(setup, rows, chunk))
+        parts = [_student_cache(setup, rows), Part("teacher KV cache", cached), _drawing(setup, rows, chunk)]
+        if on_cpu:
+            parts += [_students_order(setup), *([_teachers_order(setup)] if mix else [])]
         yield Phase(f"rollouts ({stage.kind})", (*lasting(setup), read_weights(setup), *parts))
     if teacher_writes(stage) and setup.teachers:
-        yield _writing(setup, f"teacher's responses ({stage.kind})", WRITTEN_AT_ONCE)
+        yield _writing(setup, f"teacher's responses ({stage.kind})", WRITTEN_AT_ONCE, on_cpu)
     if isinstance(stage, SelfTrain) and setup.teachers:
         yield Phase(f"teacher's scores ({stage.kind})", (*lasting(setup), scored_logits(setup)))
 
@@ -86,9 +88,9 @@ def _rollout_phases(setup: Setup, stage: Stage) -> Iterator[Phase]:
 def _other_phases(setup: Setup, on_cpu: bool) -> Iterator[Phase]:
     rows = min(SAMPLED_AT_ONCE, setup.spec.checkpoint.measure_prompts)
     if setup.teachers:
-        yield _writing(setup, "teacher's held-out samples", rows)
-    lasts = (*lasting(setup), read_weights(setup))
-    yield Phase("held-out samples", (*lasts, _student_cache(setup, rows), _drawing(setup, rows, 1)))
+        yield _writing(setup, "teacher's held-out samples", rows, on_cpu)
+    lasts, order = (*lasting(setup), read_weights(setup)), [_students_order(setup)] if on_cpu else []
+    yield Phase("held-out samples", (*lasts, _student_cache(setup, rows), _drawing(setup, rows, 1), *order))
     yield Phase("held-out measure", (*lasts, measured_logits(setup)))
     width = DTYPE_BYTES[setup.spec.student.dtype]
     # The student is copied and merged; on the processor the exported folder is read back beside that copy. Shards are
@@ -98,9 +100,29 @@ def _other_phases(setup: Setup, on_cpu: bool) -> Iterator[Phase]:
     yield Phase("export", (*lasting(setup), Part("copies of the student", copies * setup.student.parameters * width)))
 
 
-def _writing(setup: Setup, name: str, rows: int) -> Phase:
+def _writing(setup: Setup, name: str, rows: int, on_cpu: bool) -> Phase:
     parts = (Part("teacher KV cache", _teacher_cache(setup, rows)), _drawing(setup, rows, 1))
-    return Phase(name, (*lasting(setup), *parts))
+    return Phase(name, (*lasting(setup), *parts, *([_teachers_order(setup)] if on_cpu else [])))
+
+
+def _students_order(setup: Setup) -> Part:
+    """The copies a CPU decodes from, of float32 weights only; under autocast there are none."""
+    student = setup.spec.student
+    plain = student.dtype == "float32" and student.quantization is None and not setup.autocast
+    return Part("reordered weights", plain * _linear_bytes(setup.student))
+
+
+def _teachers_order(setup: Setup) -> Part:
+    teacher = setup.spec.teacher
+    plain = teacher.dtype == "float32" and teacher.quantization is None and not setup.autocast
+    return Part("reordered weights", plain * sum(map(_linear_bytes, setup.teachers)))
+
+
+def _linear_bytes(config: ModelConfig) -> int:
+    """Bytes of the float32 weights that stand in ``nn.Linear``; GPT-2 keeps those of its blocks elsewhere."""
+    blocks = () if config.model_type == "gpt2" else config.linears
+    matrices = sum(linear.copies * linear.inputs * linear.outputs for linear in blocks if not linear.expert)
+    return 4 * (matrices + config.vocab_size * config.hidden_size)
 
 
 def _student_cache(setup: Setup, rows: int) -> Part:

@@ -13,6 +13,7 @@ from torch import nn
 from ..algorithms.sampling import MIXED_GROUP, Decoding, Rollout, sample, seeded, uniforms
 from .batching import Row, pad_left
 from .data import Encoded
+from .reordered import reordered_weights
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Sampler:
     def sample(self, model: nn.Module, draws: Sequence[Draw], source: Literal["student", "teacher"]) -> list[Row]:
         """Sample one response for each draw from ``model`` alone."""
         chunks = [draws[start : start + self.rows] for start in range(0, len(draws), self.rows)]
-        return [row for chunk in chunks for row in self._rows(model, chunk, source)]
+        with reordered_weights(model):
+            return [row for chunk in chunks for row in self._rows(model, chunk, source)]
 
     def sample_mixed(self, student: nn.Module, teacher: nn.Module, mix: float, draws: Sequence[Draw]) -> list[Row]:
         """Sample from the token-wise mixture of MiniLLM Eq 4, in groups of rows that share their coins."""
@@ -51,11 +53,11 @@ class Sampler:
             return self.sample(student, draws, "student")
         groups = groupby(draws, key=lambda draw: (draw.seed, draw.row // MIXED_GROUP))
         rows: list[Row] = []
-        for (seed, group), members in groups:
-            coins = torch.rand(
-                self.decoding.max_new_tokens, dtype=torch.float64, generator=seeded(*seed, "coins", group)
-            )
-            rows += self._rows(student, list(members), "student", teacher, mix, coins)
+        with reordered_weights(student, teacher):
+            for (seed, group), members in groups:
+                steps = self.decoding.max_new_tokens
+                coins = torch.rand(steps, dtype=torch.float64, generator=seeded(*seed, "coins", group))
+                rows += self._rows(student, list(members), "student", teacher, mix, coins)
         return rows
 
     def _rows(

@@ -37,7 +37,7 @@ from skill_kd.runtime.failures import BadInput, Missing, StoppedBySignal, StopRe
 from skill_kd.runtime.loading import load_student
 from skill_kd.runtime.measure import HeldOut
 from skill_kd.runtime.objectives import build_objective
-from skill_kd.runtime.opening import open_accelerator, open_parts
+from skill_kd.runtime.opening import adamw, open_accelerator, open_parts
 from skill_kd.runtime.policy import Policy
 from skill_kd.runtime.progress import Journal
 from skill_kd.runtime.teachers import Teacher, Telling
@@ -158,7 +158,8 @@ class OnPolicyTrainer(DistillationTrainer):  # type: ignore[misc]
             eval_dataset=Prompts(run.data.held_out_prompts, range(len(run.data.held_out_prompts))),
             processing_class=run.tokenizer,
             callbacks=[Reporter(run, progress)],
-            optimizers=(adamw(run.student), None),
+            # TRL's own would not decay norms and biases.
+            optimizers=(adamw(run.student, CONFIG.training, STAGE.learning_rate), None),
         )
         self.remove_callback(PrinterCallback)
 
@@ -209,13 +210,6 @@ class MiniLLMTrainer(OnPolicyTrainer):
         rollouts = CONFIG.training.batch_size / self.accelerator.num_processes
         nothing = torch.zeros((), device=total.device)
         return total / (rollouts if OBJECTIVE.normaliser == "rollouts" else num_items_in_batch), nothing, nothing
-
-
-def adamw(student: PreTrainedModel) -> torch.optim.Optimizer:
-    """Return the built-in backend's optimizer; TRL's own would not decay norms and biases."""
-    training, weights = CONFIG.training, [weight for weight in student.parameters() if weight.requires_grad]
-    rate = STAGE.learning_rate or training.learning_rate
-    return torch.optim.AdamW(weights, rate, training.betas, weight_decay=training.weight_decay)
 
 
 def arguments(run: Run) -> DistillationConfig:
