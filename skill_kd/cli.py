@@ -260,7 +260,7 @@ def evaluate(subject: str | None, pairs: tuple[str, ...], as_json: bool, **given
     from skill_kd import evaluate as gate
 
     asked = gate.Request(subject, changes=gate.parse_changes(pairs), **given)
-    found, written = gate.evaluate(asked, lambda done, of: say(f"{done} of {of} prompts"))
+    found, written = gate.evaluate(asked, lambda done, of: say(f"{done} of {of} prompts"), say)
     if as_json:
         print_json(found.to_json())
     else:

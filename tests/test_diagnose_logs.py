@@ -112,6 +112,13 @@ def test_a_teacher_as_narrow_is_told(folder: Path) -> None:
     assert any("objective is not the cause" in note for note in found.notes)
 
 
+def test_a_teacher_alike_in_what_did_not_change_is_not_told(folder: Path) -> None:
+    student, teacher = written(folder, damage="loops"), written(folder, seed=5)
+    found = diagnose([str(student)], baseline=[str(teacher)])
+    assert found.findings
+    assert not any("objective is not the cause" in note for note in found.notes)
+
+
 def test_too_little_is_never_healthy(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text('{"time": "2026-01-01T00:00:00Z", "prompt": "a", "output": "b"}\n' * 30, encoding="utf-8")

@@ -307,6 +307,24 @@ def test_a_run_is_judged_by_its_own_spec_on_the_prompts_it_set_aside(home: Path,
     assert any("held-out" in each for each in found.warnings)
 
 
+@pytest.mark.parametrize(("policy", "notes"), [("assistant", 1), ("creative", 0), ("text-only", 0)])
+def test_a_verdict_that_cannot_be_go_is_told_before_anything_is_sampled(
+    policy: str, notes: int, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SampledError(Exception):
+        pass
+
+    def sampled(*_: object) -> None:
+        raise SampledError
+
+    told: list[str] = []
+    monkeypatch.setattr("skill_kd.evaluate.sampling.sample", sampled)
+    with pytest.raises(SampledError):
+        evaluate(Request(str(a_run(tmp_path / "run", home, policy=policy))), tell=told.append)
+    assert len(told) == notes
+    assert all("4 of 4 prompts have no 'reference'" in note and "quality.role=advisory" in note for note in told)
+
+
 def test_the_prompts_set_aside_can_be_taken_in_part(home: Path, tmp_path: Path) -> None:
     asked = Request(str(a_run(tmp_path / "run", home)), latency=False, changes={"samples": 2}, held_out=3)
     told = evaluate(asked)[0].to_json()["reproduction"]

@@ -86,9 +86,9 @@ def _signs(windows: Sequence[WindowSample], taught: Sequence[WindowSample], read
         start = max((each.at or 0 for each in signs if each.verdict == "change"), default=0)
         compared, as_bad = against_teacher(windows[start:], taught)
         signs += [each for each in compared if each.detector.key not in changed]
-        if as_bad and "sameness" in {each.detector.finding for each in signs if each.verdict == "change"}:
+        if alike := [key for key in as_bad if key in changed]:
             notes.append(
-                "the teacher's answers are as alike by: " + ", ".join(as_bad) + "; then the objective is not the cause"
+                f"the teacher's answers are as alike by: {', '.join(alike)}; then the objective is not the cause"
             )
     if not any(each.detector.key == "loops" for each in signs):
         signs += too_high(windows)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from skill_kd.errors import UsageError
 from skill_kd.evaluate import harness, sampling
-from skill_kd.evaluate.evaluation import Files, Measured, evaluate_generations, without_prompts
+from skill_kd.evaluate.evaluation import Files, Measured, evaluate_generations, read_prompts, without_prompts
 from skill_kd.evaluate.generations import refuse_overlap, write_rows
 from skill_kd.evaluate.judge import Judge
 from skill_kd.evaluate.models import Source, plain_errors
@@ -68,7 +68,13 @@ class Request:
         return Judge(self.judge_url, self.judge_model, self.judge_key_env)
 
 
-def evaluate(request: Request, progress: sampling.Progress = sampling.silent) -> tuple[Evaluation, Written]:
+Tell = Callable[[str], None]
+"""What should be known before hours of sampling goes to it."""
+
+
+def evaluate(
+    request: Request, progress: sampling.Progress = sampling.silent, tell: Tell = lambda _note: None
+) -> tuple[Evaluation, Written]:
     """Evaluate, write figures, report and model card, and return the evaluation and where they lie.
 
     Raises:
@@ -87,7 +93,7 @@ def evaluate(request: Request, progress: sampling.Progress = sampling.silent) ->
     if all(saved):
         found, out, subject = _of_generations(request)
     elif request.subject:
-        found, out, subject = _of_models(request, progress)
+        found, out, subject = _of_models(request, progress, tell)
     else:
         found, out, subject = _of_harness(request)
     found = replace(found, measured={**found.measured, "harness": imported})
@@ -119,7 +125,7 @@ def _of_generations(request: Request) -> Answer:
     return evaluate_generations(files, policy, judge=request.judge), request.out or Path("evaluation"), None
 
 
-def _of_models(request: Request, progress: sampling.Progress) -> Answer:
+def _of_models(request: Request, progress: sampling.Progress, tell: Tell) -> Answer:
     assert request.subject is not None
     folder = Path(request.subject)
     if (folder / MANIFEST).is_file():
@@ -132,9 +138,23 @@ def _of_models(request: Request, progress: sampling.Progress) -> Answer:
         policy = make_policy(request.policy or "assistant", request.changes)
     if request.training_data is not None:
         refuse_overlap(sampling.prompt_keys(task.prompts), request.training_data)
+    if absent := _without_references(task.prompts, policy):
+        tell(absent)
     out = request.out or (folder / "eval" if folder.is_dir() else Path("evaluation"))
     files, measured = sampling.sample(task, policy, out / "samples", progress)
     return evaluate_generations(files, policy, judge=request.judge, measured=_noted(measured, notes)), out, subject
+
+
+def _without_references(prompts: Path, policy: Policy) -> str | None:
+    """Say that no verdict can be GO, where quality decides and cannot be scored."""
+    found = read_prompts(prompts).values()
+    absent = sum(not prompt.references for prompt in found)
+    if not absent or "quality" not in policy.blocking:
+        return None
+    return (
+        f"{absent} of {len(found)} prompts have no 'reference', so quality cannot be scored, and policy "
+        f"'{policy.name}' says GO only if it is: add references, take --policy creative, or --set quality.role=advisory"
+    )
 
 
 def _noted(measured: Measured, notes: tuple[str, ...]) -> Measured:

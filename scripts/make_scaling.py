@@ -1,0 +1,129 @@
+"""Put the table of what a GPU holds and exchanges, 8B from 70B on H100s, between its markers in references/scaling.md.
+
+python scripts/make_scaling.py [--check]
+
+The plan makes it, from the two models' published sizes, which stand here because nothing may be downloaded for it.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import generated
+
+from skill_kd.plan import Plan, plan
+from skill_kd.spec import Spec
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": False,
+}
+SIZES = {
+    "8B": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 14336},
+    "70B": {"hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64, "intermediate_size": 28672},
+}
+"""Llama 3.1 (arXiv 2407.21783, table 3)."""
+
+TOKENS = {"max_prompt_tokens": 1024, "max_new_tokens": 512}
+BATCH = 128
+OURS = {"kind": "minillm", "teacher_mix": 0.2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to run it."""
+
+    name: str
+    gpus: int
+    teacher: dict[str, Any] | None
+    """None: behind a server."""
+    objective: dict[str, Any]
+    lora: bool = False
+
+
+LOCAL = {"dtype": "bfloat16", "quantization": "4bit"}
+SERVED = {"kind": "reverse_kl", "on_policy": 1.0}
+CASES = (
+    *(Case("all weights, teacher in 4 bits on every GPU", gpus, LOCAL, OURS) for gpus in (8, 64)),
+    *(Case("all weights, teacher behind a server", gpus, None, SERVED) for gpus in (8, 64)),
+    Case("LoRA of rank 16, teacher in 4 bits on every GPU", 8, LOCAL, OURS, lora=True),
+)
+
+COLUMNS = ("case", "GPUs", "student", "teacher", "peak", "in which phase", "fits 80 GB", "received")
+
+
+def spec(case: Case, folder: Path) -> Spec:
+    """Return the spec of a case; one response is in a micro-batch."""
+    served = {"url": "http://teacher:8000/v1", "model": "teacher", "top_logprobs": 20}
+    student = {"model": str(folder / "8B"), "dtype": "bfloat16" if case.lora else "float32"}
+    return Spec.model_validate(
+        {
+            "name": "scaling",
+            "teacher": {"model": str(folder / "70B"), **case.teacher} if case.teacher else {"served": served},
+            "student": student | ({"lora": {"r": 16}} if case.lora else {}),
+            "data": {"train": "data.jsonl", "max_prompt_tokens": TOKENS["max_prompt_tokens"]},
+            "stages": [{"kind": "distill", "objective": case.objective, "updates": 1}],
+            "rollout": {"max_new_tokens": TOKENS["max_new_tokens"], "prompts": BATCH},
+            "training": {
+                "batch_size": BATCH,
+                "accumulate": BATCH // case.gpus,
+                "gradient_checkpointing": True,
+                "precision": "bf16",
+            },
+            "launch": {
+                "processes": case.gpus,
+                "nodes": max(1, case.gpus // 8),
+                "strategy": "ddp" if case.lora else "fsdp2",
+            },
+        }
+    )
+
+
+def exchanged(case: Case, planned: Plan) -> int:
+    """Bytes that a GPU receives in an update, by the formula of references/scaling.md."""
+    others = (case.gpus - 1) / case.gpus
+    if case.lora:  # DDP: an all-reduce of float32 gradients, which is a reduce-scatter and an all-gather.
+        return round(2 * 4 * planned.trainable_parameters * others)
+    weights, passes = planned.student.parameters, BATCH // case.gpus
+    return round((passes * (2 + 2 + 4) + 2) * weights * others)
+
+
+def table() -> str:
+    """Return the table, a line for each case, in GB."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for name, sizes in SIZES.items():
+            (folder / name).mkdir()
+            (folder / name / "config.json").write_text(json.dumps(LLAMA | sizes), encoding="utf-8")
+        for case in CASES:
+            lines.append(line(case, plan(spec(case, folder), device="H100")))
+    return "\n".join(lines) + "\n"
+
+
+def line(case: Case, planned: Plan) -> str:
+    """Return a case's line."""
+    parts = {part.name: part.bytes for phase in reversed(planned.phases) for part in phase.parts}
+    lasting = sum(parts.get(name, 0) for name in ("student weights", "gradients", "optimizer states"))
+    cells = [
+        case.name,
+        str(case.gpus),
+        f"{lasting / 1e9:.1f}",
+        f"{parts.get('teacher weights', 0) / 1e9:.1f}",
+        f"{planned.peak / 1e9:.1f}",
+        planned.phases[0].name,
+        "yes" if planned.fits else "no",
+        f"{exchanged(case, planned) / 1e9:.1f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    raise SystemExit(generated.main("references/scaling.md", "scaling", table))
