@@ -26,11 +26,15 @@ from .fused import fused
 from .heads import Curve, Head
 
 CHUNK_BYTES = 2**27
-"""Size of one model's logits of a chunk: a product of fewer tokens waits for the memory that holds the head."""
+"""Size of one model's logits of a chunk, unless that is fewer than ``CHUNK_TOKENS``."""
+CHUNK_TOKENS = 512
+"""Fewest tokens of a chunk: a product of fewer waits for the memory that holds the head."""
 CACHE_BYTES = 2**20
 """Size of one model's logits in float32 that an element-wise pass takes at once, about a core's second-level cache."""
 FUSED_BYTES = 2**23
 """The same for compiled passes: they keep a position there by themselves, intermediate results in the third level."""
+BLOCK_TOKENS = 4
+"""Fewest tokens of a block on a CPU: one row of a large vocabulary is too little work for several threads."""
 BLOCK_BYTES = 2**25
 """The same for devices that want much work at once."""
 
@@ -58,20 +62,22 @@ def summed_loss(
     *,
     temperature: float = 1.0,
     compiled: bool = False,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> Tensor:
     """Return Σ loss over the positions where ``mask_BT`` is True: a float32 scalar (float64 from float64 weights).
 
     ``loss`` gets ``log_probs`` of both models at ``temperature``, ids, and ``weights``: tensors that broadcast to
     [B, T], or a function that computes them from the token log-probabilities of whole rows. A row that does not fit
-    into ``chunk_bytes`` is projected twice for it. Weights carry no gradient, and neither does the teacher.
+    into a chunk is projected twice for it; ``chunk_bytes`` sets the size of one model's logits there. Weights carry no
+    gradient, and neither does the teacher.
 
     Products run in the weights' dtype or autocast's; gradients and the sum are accumulated in float32 at least. The
     gradients exist from the forward pass on and are given out once: a second backward pass raises RuntimeError.
     ``compiled`` lets torch.compile fuse the element-wise work; where it cannot, a warning says so once.
     """
     states_NH, linear = student.hidden_BTH[mask_BT], student.head.linear
-    size = max(1, chunk_bytes // (student.head.vocabulary * _product_dtype(student.head).itemsize))
+    row_bytes = student.head.vocabulary * _product_dtype(student.head).itemsize
+    size = max(CHUNK_TOKENS, CHUNK_BYTES // row_bytes) if chunk_bytes is None else max(1, chunk_bytes // row_bytes)
     task = _Task(
         student=_Projection(states_NH.detach(), student.head, size),
         teacher=None if teacher is None else _Projection(teacher.hidden_BTH.detach()[mask_BT], teacher.head, size),
@@ -255,7 +261,8 @@ class _Task:
         """Return what ``work`` makes of each block of a chunk."""
         student_nV, teacher_nV = outputs
         on_cpu = FUSED_BYTES if self.compiled else CACHE_BYTES
-        size = max(1, (on_cpu if student_nV.device.type == "cpu" else BLOCK_BYTES) // (4 * student_nV.shape[1]))
+        size = (on_cpu if student_nV.device.type == "cpu" else BLOCK_BYTES) // (4 * student_nV.shape[1])
+        size = max(BLOCK_TOKENS, size)
         run = partial(fused(work) if self.compiled else work, self.rule)
         tensors = [student_nV, teacher_nV, self.ids_N[span], *weights]
         return [

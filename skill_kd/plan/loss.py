@@ -12,6 +12,9 @@ from skill_kd.spec import Divergence, SelfTrain, Stage, reads_teacher_probabilit
 CHUNK_BYTES, CACHE_BYTES, BLOCK_BYTES = 2**27, 2**20, 2**25
 """The trainer's own: one model's logits of a chunk, and its float32 logits in a block, on a CPU and elsewhere."""
 
+CHUNK_TOKENS, BLOCK_TOKENS = 512, 4
+"""The trainer's own: the fewest tokens of a chunk and of a block."""
+
 LOGIT_COPIES = {
     "sft": 4,
     "sequence_kd": 4,
@@ -144,8 +147,8 @@ def _chunk_parts(setup: Setup, stage: Stage, on_cpu: bool) -> tuple[Part, ...]:
     readers += [
         _Reader(config.hidden_size, width, 2 if setup.autocast else width) for config in read_teachers(setup, stage)
     ]
-    block = min(tokens * row, max(row, CACHE_BYTES if on_cpu else BLOCK_BYTES))
-    chunk = min(tokens * setup.vocabulary, max(setup.vocabulary, CHUNK_BYTES // setup.compute_bytes))
+    block = min(tokens * row, max(BLOCK_TOKENS * row, CACHE_BYTES if on_cpu else BLOCK_BYTES))
+    chunk = min(tokens * setup.vocabulary, max(CHUNK_TOKENS * setup.vocabulary, CHUNK_BYTES // setup.compute_bytes))
     outputs = chunk * sum(reader.multiplied for reader in readers)
     scored = 4 * student + sum(reader.hidden * (reader.held + reader.cast) for reader in readers)
     matrices = sum(reader.hidden * reader.cast for reader in readers)
