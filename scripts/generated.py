@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def result(name: str) -> Any:
+    """Return what a benchmark kept."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def _replaced(text: str, name: str, made: str) -> str:
@@ -24,17 +32,21 @@ def _replaced(text: str, name: str, made: str) -> str:
     return before + begin + made + end + after
 
 
-def main(document: str, name: str, make: Callable[[], str]) -> int:
-    """Write that part of ``document``, a path from the repository's root, or with ``--check`` say if it has drifted."""
+def main(document: str, name: str, make: Callable[[], str], whole: Mapping[str, Callable[[], str]] = {}) -> int:
+    """Write that part of ``document`` and the files of ``whole``, or with ``--check`` say what has drifted.
+
+    Paths start at the repository's root.
+    """
     parser = argparse.ArgumentParser(description=f"The generated part '{name}' of {document}.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if it has drifted")
     options = parser.parse_args()
-    path = ROOT / document
-    text = path.read_text(encoding="utf-8")
-    made = _replaced(text, name, make())
+    made = {document: _replaced((ROOT / document).read_text(encoding="utf-8"), name, make())}
+    made |= {file: draw() for file, draw in whole.items()}
     if not options.check:
-        path.write_text(made, encoding="utf-8")
+        for file, text in made.items():
+            (ROOT / file).write_text(text, encoding="utf-8")
         return 0
-    if made != text:
-        print(f"{document} has drifted: run python {sys.argv[0]}", file=sys.stderr)  # noqa: T201
-    return int(made != text)
+    drifted = [file for file, text in made.items() if (ROOT / file).read_text(encoding="utf-8") != text]
+    for file in drifted:
+        print(f"{file} has drifted: run python {sys.argv[0]}", file=sys.stderr)  # noqa: T201
+    return int(bool(drifted))

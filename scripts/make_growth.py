@@ -5,16 +5,12 @@ python scripts/make_growth.py [--check]
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import generated
 
-RESULTS = generated.ROOT / "benchmarks" / "results"
-DRAWING = RESULTS / "growth.svg"
 AXES = {
     "tokens": ("tokens sampled an update", lambda case: case["rows"] * case["new_tokens"]),
     "vocabulary": ("vocabulary", lambda case: case["vocabulary"]),
@@ -25,14 +21,9 @@ KINDS = {"seconds": ("update", "#1f6feb"), "sampling": ("of it sampling", "#bf57
 INK = "#57606a"
 
 
-def result() -> Any:
-    """Return what the benchmark kept."""
-    return json.loads((RESULTS / "end_to_end_growth.json").read_text(encoding="utf-8"))
-
-
 def table() -> str:
     """Return the table, a line for each case."""
-    kept = result()
+    kept = generated.result("end_to_end_growth")
     lines = ["| grows | to | seconds an update | of it sampling | peak MiB |", "|---|---|---|---|---|"]
     for axis, (name, size) in AXES.items():
         power = kept["seconds_go_as_power"][axis]
@@ -46,7 +37,7 @@ def table() -> str:
 
 def drawing() -> str:
     """Return three panels as SVG, both axes logarithmic."""
-    cases = result()["cases"]
+    cases = generated.result("end_to_end_growth")["cases"]
     seconds = [case[kind]["median"] for measured in cases.values() for case in measured for kind in KINDS]
     low, high = math.log10(min(seconds)), math.log10(max(seconds))
     parts = [
@@ -86,15 +77,6 @@ def panel(axis: str, measured: list[dict[str, Any]], at: float, low: float, high
         yield f'<text x="{x(sizes[0]) + 92 * number}" y="16" fill="{colour}">{label}</text>'
 
 
-def main() -> int:
-    """Make both, or say which has drifted."""
-    if "--check" not in sys.argv:
-        DRAWING.write_text(drawing(), encoding="utf-8")
-    elif DRAWING.read_text(encoding="utf-8") != drawing():
-        print(f"{DRAWING.name} has drifted: run python {sys.argv[0]}", file=sys.stderr)  # noqa: T201
-        return 1
-    return generated.main("benchmarks/README.md", "growth", table)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    drawings = {"benchmarks/results/growth.svg": drawing}
+    raise SystemExit(generated.main("benchmarks/README.md", "growth", table, drawings))

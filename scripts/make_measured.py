@@ -5,19 +5,12 @@ python scripts/make_measured.py [--check]
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import Any
 
 import generated
+from generated import RESULTS, result
 
-RESULTS = generated.ROOT / "benchmarks" / "results"
 Row = tuple[str, str]
-
-
-def result(name: str) -> Any:
-    """Return what a benchmark kept."""
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def startup() -> Iterator[Row]:

@@ -30,6 +30,7 @@ from skill_kd.evaluate.models import Source  # noqa: E402
 from skill_kd.evaluate.sampling import Task  # noqa: E402
 from skill_kd.evaluate.written import subject_of_run  # noqa: E402
 from skill_kd.runtime.batching import Row, collate  # noqa: E402
+from skill_kd.runtime.data import Example  # noqa: E402
 from skill_kd.specfile import parse_spec  # noqa: E402
 
 TOP_P = 0.9
@@ -233,6 +234,24 @@ def test_a_model_whose_numbers_are_none_is_named(broken: str, home: Path, tmp_pa
     asked = Task(home / "prompts.jsonl", **{**sides, broken: Source(str(folder))}, max_new_tokens=4, latency=False)
     with pytest.raises(UsageError, match=r"broken' gives probabilities that are no finite numbers.*--dtype float32"):
         sampling.sample(asked, POLICY, tmp_path / "out")
+
+
+def test_no_response_is_timed_with_laying_out_the_weights(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from skill_kd.runtime import reordered
+
+    if not reordered.can_reorder():
+        pytest.skip("this torch cannot reorder weights")
+    find, found = reordered._plain_layers, []
+
+    def counted(model: torch.nn.Module) -> list[torch.nn.Linear]:
+        found.append(len(layers := find(model)))
+        return layers
+
+    monkeypatch.setattr(reordered, "_plain_layers", counted)
+    writer = models.open_writer(Source(str(home / "student")), 4, torch.device("cpu"))
+    models.timed(writer, [Example((("user", "hello"),), None)] * 3, 0)
+    assert found[0] > 0
+    assert found[1:] == [0] * 4  # the warm-up and three responses find it done
 
 
 def test_latency_and_the_undistilled_student_are_told(home: Path, tmp_path: Path) -> None:

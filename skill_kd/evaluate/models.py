@@ -189,18 +189,22 @@ def timed(writer: Writer, examples: Sequence[Example], seed: int) -> dict[str, f
     """Return seconds a response (one at a time), tokens a second, and bytes: the peak on a GPU, else the weights."""
     import torch
 
+    from skill_kd.runtime.reordered import reordered_weights
+
     on_gpu = writer.sampler.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    writer.write(examples[:1], 1, (seed, "warm-up"), 0)
     seconds, tokens = [], 0
-    for index, example in enumerate(examples):
-        begun = time.perf_counter()
-        [[row]] = writer.write([example], 1, (seed, "timed"), index)
-        if on_gpu:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begun)
-        tokens += len(row.response)
+    # A server prepares its weights once; without this, on a CPU, each response would be timed with doing it anew.
+    with reordered_weights(writer.model):
+        writer.write(examples[:1], 1, (seed, "warm-up"), 0)
+        for index, example in enumerate(examples):
+            begun = time.perf_counter()
+            [[row]] = writer.write([example], 1, (seed, "timed"), index)
+            if on_gpu:
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - begun)
+            tokens += len(row.response)
     weights = sum(each.numel() * each.element_size() for each in writer.model.parameters())
     ordered = sorted(seconds)
     return {

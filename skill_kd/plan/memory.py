@@ -16,7 +16,7 @@ from skill_kd.plan.loss import measured_logits, scored_logits
 from skill_kd.plan.setup import DTYPE_BYTES, SAMPLED_AT_ONCE, WRITTEN_AT_ONCE, Setup, teacher_writes
 from skill_kd.plan.update import update_phases
 from skill_kd.plan.weights import Part, Phase, lasting, read_weights
-from skill_kd.spec import Distill, MiniLLM, SelfTrain, Stage
+from skill_kd.spec import Distill, MiniLLM, SelfTrain, Stage, Student, Teacher
 
 SAMPLING_COPIES = 5
 """Float32 tensors [rows, V] alive while a token is drawn: log-probabilities, and two float64 of their distribution."""
@@ -75,10 +75,9 @@ def _rollout_phases(setup: Setup, stage: Stage, on_cpu: bool) -> Iterator[Phase]
     if rows:
         chunk = _longest_run(mix, setup.new) if mix else 1
         cached = _teacher_cache(setup, rows) if mix else 0
-        parts = [_student_cache(setup, rows), Part("teacher KV cache", cached), _drawing(setup, rows, chunk)]
-        if on_cpu:
-            parts += [_students_order(setup), *([_teachers_order(setup)] if mix else [])]
-        yield Phase(f"rollouts ({stage.kind})", (*lasting(setup), read_weights(setup), *parts))
+        parts = (_student_cache(setup, rows), Part("teacher KV cache", cached), _drawing(setup, rows, chunk))
+        orders = (_students_order(setup, on_cpu), _teachers_order(setup, on_cpu and mix > 0))
+        yield Phase(f"rollouts ({stage.kind})", (*lasting(setup), read_weights(setup), *parts, *orders))
     if teacher_writes(stage) and setup.teachers:
         yield _writing(setup, f"teacher's responses ({stage.kind})", WRITTEN_AT_ONCE, on_cpu)
     if isinstance(stage, SelfTrain) and setup.teachers:
@@ -89,8 +88,8 @@ def _other_phases(setup: Setup, on_cpu: bool) -> Iterator[Phase]:
     rows = min(SAMPLED_AT_ONCE, setup.spec.checkpoint.measure_prompts)
     if setup.teachers:
         yield _writing(setup, "teacher's held-out samples", rows, on_cpu)
-    lasts, order = (*lasting(setup), read_weights(setup)), [_students_order(setup)] if on_cpu else []
-    yield Phase("held-out samples", (*lasts, _student_cache(setup, rows), _drawing(setup, rows, 1), *order))
+    lasts, order = (*lasting(setup), read_weights(setup)), _students_order(setup, on_cpu)
+    yield Phase("held-out samples", (*lasts, _student_cache(setup, rows), _drawing(setup, rows, 1), order))
     yield Phase("held-out measure", (*lasts, measured_logits(setup)))
     width = DTYPE_BYTES[setup.spec.student.dtype]
     # The student is copied and merged; on the processor the exported folder is read back beside that copy. Shards are
@@ -102,20 +101,21 @@ def _other_phases(setup: Setup, on_cpu: bool) -> Iterator[Phase]:
 
 def _writing(setup: Setup, name: str, rows: int, on_cpu: bool) -> Phase:
     parts = (Part("teacher KV cache", _teacher_cache(setup, rows)), _drawing(setup, rows, 1))
-    return Phase(name, (*lasting(setup), *parts, *([_teachers_order(setup)] if on_cpu else [])))
+    return Phase(name, (*lasting(setup), *parts, _teachers_order(setup, on_cpu)))
 
 
-def _students_order(setup: Setup) -> Part:
+def _students_order(setup: Setup, copied: bool) -> Part:
+    return _order(setup, setup.spec.student, [setup.student], copied)
+
+
+def _teachers_order(setup: Setup, copied: bool) -> Part:
+    return _order(setup, setup.spec.teacher, setup.teachers, copied)
+
+
+def _order(setup: Setup, of: Student | Teacher, configs: Sequence[ModelConfig], copied: bool) -> Part:
     """The copies a CPU decodes from, of float32 weights only; under autocast there are none."""
-    student = setup.spec.student
-    plain = student.dtype == "float32" and student.quantization is None and not setup.autocast
-    return Part("reordered weights", plain * _linear_bytes(setup.student))
-
-
-def _teachers_order(setup: Setup) -> Part:
-    teacher = setup.spec.teacher
-    plain = teacher.dtype == "float32" and teacher.quantization is None and not setup.autocast
-    return Part("reordered weights", plain * sum(map(_linear_bytes, setup.teachers)))
+    plain = copied and of.dtype == "float32" and of.quantization is None and not setup.autocast
+    return Part("reordered weights", plain * sum(map(_linear_bytes, configs)))
 
 
 def _linear_bytes(config: ModelConfig) -> int:

@@ -38,7 +38,7 @@ def reordered_weights(*models: nn.Module) -> Iterator[None]:
 
 
 def can_reorder() -> bool:
-    """Whether this torch has what it takes; none but its x86 builds has."""
+    """Whether this torch was built with oneDNN's two operators."""
     mkldnn = torch.ops.mkldnn
     return all(hasattr(mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
 
