@@ -1,12 +1,13 @@
 """One spec on every backend, several seeds: do the students agree?
 
-    python benchmarks/backends.py [--trl-python PATH] [--unsloth-python PATH] [--seeds 1 2 3]
+    python benchmarks/backends.py [--trl-python PATH] [--unsloth-python PATH] [--seeds 1 2 3] [--add]
 
 ``examples/any-backend.yaml`` is run as it stands but for its seed, with nothing but ``--backend`` changed: MiniLLM
 on the student's own samples, from SmolLM2-135M-Instruct as packaged into 24 of its layers. Each plugin may live
-in an environment of its own; a backend without one is left out. Seeds, prompts and held-out texts are the same; the
-samplers differ, and with them the samples. Kept in benchmarks/results/backends.json: the held-out figures of each run
-before and after, and for each pair of backends the mean difference over seeds beside what seeds alone make differ.
+in an environment of its own; a backend without one is left out. Seeds, prompts and held-out texts are the same;
+rounding differs, and with it, after a few updates, what is sampled. Kept in benchmarks/results/backends.json: the
+held-out figures of each run before and after, and for each pair of backends the mean difference, seed by seed, with its
+95% t-interval. ``--add`` puts the seeds to those that are there.
 """
 
 from __future__ import annotations
@@ -14,9 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from demo import interval
 from machine import keep, machine
 
 RESULTS = Path(__file__).with_name("results") / "backends.json"
@@ -55,20 +55,16 @@ def one(backend: str, python: str, seed: int, updates: int | None, scratch: Path
     }
 
 
-def differences(runs: list[Run]) -> dict[str, dict[str, dict[str, float | bool]]]:
-    """Return for each pair of backends and figure how far their means lie apart and how far seeds let them.
-
-    ``spread`` is twice the standard error of a difference of two means over the seeds, from the pooled variance.
-    """
-    found: dict[str, dict[str, dict[str, float | bool]]] = {}
-    for pair in itertools.combinations(dict.fromkeys(run["backend"] for run in runs), 2):
-        for figure in FIGURES:
-            sides = [[run["after"][figure] for run in runs if run["backend"] == each] for each in pair]
-            apart = statistics.mean(sides[0]) - statistics.mean(sides[1])
-            variance = statistics.mean(statistics.variance(side) for side in sides)
-            spread = 2 * math.sqrt(2 * variance / len(sides[0]))
-            values = {"apart": round(apart, 4), "spread": round(spread, 4), "agree": abs(apart) <= spread}
-            found.setdefault(" − ".join(pair), {})[figure] = values
+def differences(runs: list[Run]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return for each pair of backends and figure the mean difference over the seeds both have, and its interval."""
+    after = {(run["backend"], run["seed"]): run["after"] for run in runs}
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for first, second in itertools.combinations(dict.fromkeys(run["backend"] for run in runs), 2):
+        seeds = [seed for backend, seed in after if backend == first and (second, seed) in after]
+        found[f"{first} − {second}"] = {
+            figure: interval([after[first, seed][figure] - after[second, seed][figure] for seed in seeds])
+            for figure in FIGURES
+        }
     return found
 
 
@@ -78,12 +74,14 @@ def main() -> None:
     parser.add_argument("--trl-python")
     parser.add_argument("--unsloth-python")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--add", action="store_true", help="keep the runs of other seeds that the result file has")
     parser.add_argument("--updates", type=int, help="instead of the spec's")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     pythons = {"transformers": sys.executable, "trl": options.trl_python, "unsloth": options.unsloth_python}
+    kept = json.loads(options.out.read_text(encoding="utf-8"))["runs"] if options.add else []
     with tempfile.TemporaryDirectory() as scratch:
-        runs = [
+        runs = [run for run in kept if run["seed"] not in options.seeds] + [
             one(backend, python, seed, options.updates, Path(scratch))
             for seed in options.seeds
             for backend, python in pythons.items()

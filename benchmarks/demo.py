@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from machine import keep, machine
+from scipy.stats import t
 
 RESULTS = Path(__file__).with_name("results") / "demo.json"
 CHANGES = {
@@ -23,8 +24,6 @@ CHANGES = {
     "MiniLLM": ("after warm start", "after MiniLLM"),
     "both": ("student before", "after MiniLLM"),
 }
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""Two-sided 95% quantiles of Student's t for n seeds, n − 1 degrees of freedom."""
 
 
 def one(seed: int, layers: int) -> dict[str, object]:
@@ -43,7 +42,7 @@ def interval(values: list[float]) -> dict[str, float]:
     mean = statistics.mean(values)
     if len(values) == 1:
         return {"mean": round(mean, 4)}
-    half = T_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
     return {"mean": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
 
 

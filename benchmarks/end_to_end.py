@@ -169,7 +169,7 @@ class Contest:
             "name": name,
             "seed": seed,
             "teacher": {"model": self.prepared["teacher"], "dtype": "float32"},
-            "student": {"model": str(self.scratch / "student")},
+            "student": {"model": str(self.scratch / "student"), "export_dtype": "float32"},
             "data": {"train": str(self.scratch / "train.jsonl"), "held_out": str(self.scratch / "held_out.jsonl")},
             "stages": [{"kind": "distill", "objective": OURS[contender], "updates": updates}],
             "rollout": {"max_new_tokens": self.options.new_tokens, "prompts": self.options.rows},

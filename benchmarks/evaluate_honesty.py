@@ -4,6 +4,8 @@ Each simulation has fresh prompts, modes, words and samples. Margins are derived
 are counted on another. ``derived`` is the tightest margin that a student like its teacher passes in 98 of 100 cases.
 
     nice python benchmarks/evaluate_honesty.py [--simulations 200] [--out benchmarks/results/evaluate_honesty.json]
+
+scripts/make_honesty.py makes the tables of references/evaluation.md from the results.
 """
 
 from __future__ import annotations
@@ -33,8 +35,6 @@ from skill_kd.evaluate.policy import PRESETS, Policy
 from skill_kd.evaluate.statistics import Columns
 
 RESULTS = Path(__file__).parent / "results" / "evaluate_honesty.json"
-REFERENCE_PAGE = Path(__file__).parent.parent / "references" / "evaluation.md"
-BEGIN, END = "<!-- honesty: written by benchmarks/evaluate_honesty.py -->", "<!-- /honesty -->"
 PROMPTS, SAMPLES = 200, 8
 DERIVING, COUNTING = 10_000, 0
 """First seeds of the two ranges."""
@@ -186,52 +186,6 @@ def _rate(events: int, of: int) -> dict[str, float]:
     return {"value": events / of, "low": round(float(low), 4), "high": round(float(high), 4)}
 
 
-def table(document: Mapping[str, Any]) -> str:
-    """Return margins and rates as Markdown, for references/evaluation.md."""
-    simulations = document["seeds"]["margins"][1]
-    lines = [
-        f"Margins: what a student that is its teacher passes in 98% of {simulations} simulations, and the preset's.",
-        "",
-        "| metric | tightest | preset |",
-        "|---|---|---|",
-        *(f"| `{name}` | {each['derived']:.3f} | {each['preset']:g} |" for name, each in document["margins"].items()),
-        "",
-    ]
-    first, *others = document["worlds"].items()
-    lines += _both_presets(*first)
-    if others:
-        lines += _other_worlds(dict(others))
-    return "\n".join([*lines, ""])
-
-
-def _both_presets(name: str, world: Mapping[str, Any]) -> list[str]:
-    heads = " | ".join(f"{preset}: GO, NO-GO, INCONCLUSIVE | wrong" for preset in PLAYED)
-    rows = [
-        f"| {each} | {' | '.join(f'{_counts(world[p][each])} | {_wrong(world[p][each])}' for p in PLAYED)} |"
-        for each in world[PLAYED[0]]
-    ]
-    about = f"**{name}**, {world['simulations']} simulations"
-    return [about, "", f"| student | {heads} |", "|---|" + "---|---|" * len(PLAYED), *rows, ""]
-
-
-def _other_worlds(worlds: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    played = PLAYED[0]
-    conditions = next(iter(worlds.values()))[played]
-    rows = [f"| {each} | {' | '.join(_counts(w[played][each]) for w in worlds.values())} |" for each in conditions]
-    heads = " | ".join(f"{name} ({world['simulations']})" for name, world in worlds.items())
-    about = f"**Other worlds** (simulations), `{played}`: GO, NO-GO, INCONCLUSIVE"
-    return [about, "", f"| student | {heads} |", "|---|" + "---|" * len(worlds), *rows]
-
-
-def _counts(row: Mapping[str, Any]) -> str:
-    return ", ".join(str(row[each]) for each in ("GO", "NO-GO", "INCONCLUSIVE"))
-
-
-def _wrong(row: Mapping[str, Any]) -> str:
-    rate = row["false_rate"]
-    return f"{row['false_verdict']} {rate['value']:.1%} ({rate['low']:.1%} … {rate['high']:.1%})"
-
-
 def main() -> None:
     """Play, count, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -241,7 +195,6 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--work", type=Path, default=Path("evaluate_honesty.work.jsonl"), help="finished simulations")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, default=REFERENCE_PAGE, help="where the tables are printed")
     arguments = parser.parse_args()
     counts = {world.name: arguments.others for world in WORLDS} | {WORLDS[0].name: arguments.simulations}
     seeds = {NULL: range(DERIVING, DERIVING + arguments.deriving)}
@@ -260,9 +213,6 @@ def main() -> None:
     }
     arguments.out.parent.mkdir(exist_ok=True)
     arguments.out.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    before, rest = arguments.page.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END)[1]
-    arguments.page.write_text(f"{before}{BEGIN}\n{table(document)}{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ def spec(models: Path) -> dict[str, Any]:
     return {
         "name": "killed",
         "teacher": {"model": str(models / "teacher"), "dtype": "float32"},
-        "student": {"model": str(models / "student")},
+        "student": {"model": str(models / "student"), "export_dtype": "float32"},
         "data": {"train": str(ROOT / "examples/data/sft.jsonl"), "held_out": 0.2, "max_prompt_tokens": 200},
         "stages": [
             {"kind": "warm_start", "objective": {"kind": "forward_kl"}, "epochs": 2},

@@ -76,10 +76,9 @@ def backends() -> Iterator[Row]:
     """Yield how far the students of the backends are apart."""
     kept = result("backends")
     for pair, figures in kept["differences"].items():
-        told = ", ".join(
-            f"{_words(name)} {values['apart']:+.3f}, spread {values['spread']:.3f}" for name, values in figures.items()
-        )
-        yield f"the same spec on two backends, {pair}: held-out difference", told
+        told = ", ".join(f"{_words(name)} {_interval(values)}" for name, values in figures.items())
+        seeds = len({run["seed"] for run in kept["runs"]})
+        yield f"the same spec on two backends, {pair}: held-out difference over {seeds} seeds", told
 
 
 def plan() -> Iterator[Row]:
@@ -90,6 +89,41 @@ def plan() -> Iterator[Row]:
         yield f"{what} against real updates on a CPU", told
 
 
+def honesty() -> Iterator[Row]:
+    """Yield how often the gate is wrong about students it was not tuned on."""
+    kept = result("evaluate_honesty")
+    world = kept["worlds"]["as derived"]
+    for preset in ("assistant", "text-only"):
+        rows = world[preset]
+        damaged = {name: row["false_rate"] for name, row in rows.items() if row["false_verdict"] == "GO"}
+        worst = max(damaged, key=lambda name: damaged[name]["value"])
+        null = rows["null"]["go_rate"]
+        told = (
+            f"a student that is its teacher passes {_share(null)}; of damaged ones at most {_share(damaged[worst])} "
+            f"pass ({worst})"
+        )
+        yield f"gate, preset `{preset}`, {world['simulations']} simulations of each student", told
+
+
+def reading() -> Iterator[Row]:
+    """Yield what evaluate's probabilities cost."""
+    ratio = result("evaluate_speed")["ratio"]["wall"]
+    yield (
+        "`evaluate` reading two models, ÷ their bare forward passes",
+        _range([min(ratio["all"]), ratio["median"], max(ratio["all"])]),
+    )
+
+
+def diagnosing() -> Iterator[Row]:
+    """Yield how fast logs are read, and in how much memory."""
+    kept = result("diagnose_speed")
+    told = "; ".join(
+        f"{run['lines']:,} lines {run['lines_per_second']:,.0f} lines/s, {run['peak_bytes'] / 1e6:.0f} MB"
+        for run in kept["runs"]
+    )
+    yield f"`diagnose`, {kept['jobs']} jobs, lines of {kept['line_bytes'] / 1000:.1f} kB", told
+
+
 PARTS = {
     "startup": startup,
     "loss": loss,
@@ -98,6 +132,9 @@ PARTS = {
     "demo": demo,
     "backends": backends,
     "plan_memory": plan,
+    "evaluate_honesty": honesty,
+    "evaluate_speed": reading,
+    "diagnose_speed": diagnosing,
 }
 
 
@@ -120,6 +157,10 @@ def _range(values: list[float]) -> str:
 
 def _interval(values: dict[str, float]) -> str:
     return f"{values['mean']:+.3f} (95% {values['low']:+.3f} to {values['high']:+.3f})"
+
+
+def _share(rate: dict[str, float]) -> str:
+    return f"{rate['value']:.1%} (95% {rate['low']:.1%} to {rate['high']:.1%})"
 
 
 def _words(name: str) -> str:

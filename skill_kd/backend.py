@@ -39,3 +39,7 @@ class Backend(ABC):
     @abstractmethod
     def command(self, script: Path, spec: Spec) -> list[str]:
         """Return the argument list that starts ``script``; it may be followed by ``--resume``."""
+
+    def files(self, spec: Spec) -> dict[str, str]:  # noqa: ARG002 -- for those that have some
+        """Return texts by name that ``generate`` puts beside ``train.py``, to start it without skill-kd."""
+        return {}

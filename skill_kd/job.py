@@ -102,23 +102,29 @@ def generate(spec: Spec, target: Path, *, notebook: bool = False, force: bool = 
         UsageError: what is there was edited and ``force`` is off, or the folder cannot be written.
         SpecError, MissingRequirementError: as ``accepted_backend``.
     """
-    text = accepted_backend(spec).render(spec)
+    backend = accepted_backend(spec)
+    text = backend.render(spec)
+    beside = {NOTEBOOK: to_notebook(text)} if notebook else backend.files(spec)
+    changed = [name for name, content in beside.items() if _file_drift(target / name, content) == "changed"]
+    if changed and not force:
+        raise UsageError(f"{' and '.join(changed)} in '{target}' would change; --force writes over what is there")
     if not notebook:
         write_folder(text, target, force)
-        return [target / SCRIPT, target / KD]
-    path, content = target / NOTEBOOK, to_notebook(text)
-    if not force and _notebook_drift(path, content) == "changed":
-        raise UsageError(f"'{path}' exists and differs; --force writes over it")
+    for name, content in beside.items():
+        _write(target / name, content)
+    return [target / name for name in (*([] if notebook else [SCRIPT, KD]), *beside)]
+
+
+def _write(path: Path, content: str) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         draft.write_text(content, encoding="utf-8")
         draft.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
             draft.unlink()
         raise UsageError(f"cannot write '{path}': {error.strerror}; free or choose another folder") from error
-    return [path]
 
 
 def check_generated(spec: Spec, target: Path, *, notebook: bool = False) -> None:
@@ -127,17 +133,17 @@ def check_generated(spec: Spec, target: Path, *, notebook: bool = False) -> None
     Raises:
         UsageError: one line for each file that differs.
     """
-    text = accepted_backend(spec).render(spec)
-    if notebook:
-        state = _notebook_drift(target / NOTEBOOK, to_notebook(text))
-        differing = [f"{NOTEBOOK}: {state}"] if state else []
-    else:
-        differing = drift(target, text)
+    backend = accepted_backend(spec)
+    text = backend.render(spec)
+    beside = {NOTEBOOK: to_notebook(text)} if notebook else backend.files(spec)
+    states = {name: _file_drift(target / name, content) for name, content in beside.items()}
+    differing = [] if notebook else drift(target, text)
+    differing += [f"{name}: {state}" for name, state in states.items() if state]
     if differing:
         raise UsageError(f"'{target}' is not what the spec generates: " + "\n  ".join(differing))
 
 
-def _notebook_drift(path: Path, content: str) -> str | None:
+def _file_drift(path: Path, content: str) -> str | None:
     if not os.path.lexists(path):
         return "missing"
     return None if path.is_file() and path.read_bytes() == content.encode() else "changed"

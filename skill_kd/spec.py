@@ -192,6 +192,8 @@ class Student(Section):
     """Commit, tag or branch on the hub; a commit is required with ``trust_remote_code``."""
     dtype: Dtype = "float32"
     """Master weights. float32 with ``training.precision: bf16`` is mixed precision."""
+    export_dtype: Dtype = "bfloat16"
+    """Weights of the exported student; float32 where it is to run on a CPU without bfloat16 units."""
     quantization: Literal["8bit", "4bit"] | None = None
     """Freeze the base in this precision; needs ``lora``."""
     trust_remote_code: bool = False

@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from skill_kd.backends.transformers import TransformersBackend
-from skill_kd.errors import MissingRequirementError
+from skill_kd.errors import UsageError
 from skill_kd.spec import Spec
 from skill_kd.specfile import parse_spec
 from skill_kd.testing import check_backend, minimal_spec
@@ -138,20 +138,12 @@ def test_one_process_is_started_plainly(strategy: str) -> None:
                 "gradient_clipping": 0.5,
             },
         ),
-        (
-            {"nodes": 2, "processes": 4, "strategy": "ddp"},
-            {"num_machines": 2, "machine_rank": 1, "main_process_ip": "10.0.0.1", "main_process_port": 29501},
-        ),
     ],
-    ids=["ddp", "fsdp2", "deepspeed", "two nodes"],
+    ids=["ddp", "fsdp2", "deepspeed"],
 )
-def test_accelerate_understands_the_command(
-    launch: dict[str, object], expected: dict[str, object], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_accelerate_understands_the_command(launch: dict[str, object], expected: dict[str, object]) -> None:
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
-    for name, value in {"NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29501"}.items():
-        monkeypatch.setenv(name, value)
     spec = spec_with(launch=launch, training={"accumulate": 4, "max_grad_norm": 0.5})
     command = BACKEND.command(SCRIPT, spec)
     assert command[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
@@ -162,12 +154,12 @@ def test_accelerate_understands_the_command(
     assert (parsed.mixed_precision, parsed.dynamo_backend) == ("no", "no")
 
 
-def test_several_nodes_need_to_know_which_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NODE_RANK", "0")
-    monkeypatch.delenv("MASTER_ADDR", raising=False)
-    monkeypatch.delenv("MASTER_PORT", raising=False)
-    with pytest.raises(MissingRequirementError, match="nodes: 2 needs MASTER_ADDR, MASTER_PORT"):
-        BACKEND.command(SCRIPT, spec_with(launch={"nodes": 2, "processes": 2, "strategy": "ddp"}))
+def test_several_machines_are_started_by_a_script_on_each(tmp_path: Path) -> None:
+    spec = spec_with(launch={"nodes": 2, "processes": 4, "strategy": "ddp"})
+    with pytest.raises(UsageError, match=r"nodes: 2: .*skill-kd generate writes launch\.sh"):
+        BACKEND.command(SCRIPT, spec)
+    assert set(BACKEND.files(spec)) == {"accelerate.yaml", "launch.sh"}
+    assert BACKEND.files(spec_with(launch={"strategy": "ddp"})) == {}
 
 
 @pytest.mark.script

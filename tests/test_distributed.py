@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from safetensors.torch import load_file
 from tiny import make_model
 
 from skill_kd.folder import write_folder
+from skill_kd.job import generate
 from skill_kd.plugins import get_backend
+from skill_kd.spec import Spec
 from skill_kd.specfile import parse_spec
 
 pytestmark = pytest.mark.script
@@ -32,31 +36,46 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(folder: Path, models: Path, processes: int, *arguments: str, **changes: Any) -> list[float]:
-    """Train on so many processes; return the losses."""
-    spec = parse_spec(
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def spec_of(models: Path, **changes: Any) -> Spec:
+    return parse_spec(
         {
             "name": "several",
             "teacher": {"model": str(models / "teacher"), "dtype": "float32"},
-            "student": {"model": str(models / "student")},
+            "student": {"model": str(models / "student"), "export_dtype": "float32"},
             "data": {"train": "examples/data/sft.jsonl", "held_out": 0.2, "max_prompt_tokens": 200},
             "stages": [{"kind": "distill", "updates": UPDATES, "objective": {"kind": "minillm", "teacher_mix": 0.2}}],
             "rollout": {"max_new_tokens": 8, "prompts": 8, "inner_epochs": 2},
             "training": {"batch_size": 4, "precision": "fp32", "learning_rate": 1e-3},
             "checkpoint": {"every": KEPT, "measure_prompts": 2},
-            "launch": {"strategy": "ddp" if processes > 1 else "none", "processes": processes},
             **changes,
         }
     )
+
+
+def train(folder: Path, models: Path, processes: int, *arguments: str, **changes: Any) -> list[float]:
+    """Train on so many processes; return the losses."""
+    launch = {"strategy": "ddp" if processes > 1 else "none", "processes": processes}
+    spec = spec_of(models, **{"launch": launch, **changes})
     backend = get_backend("transformers")
     if not folder.exists():
         write_folder(backend.render(spec), folder)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [*backend.command(folder / "train.py", spec), *arguments]
     done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False, timeout=280
+        command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=280
     )
     assert done.returncode == 0, done.stderr[-4000:]
+    return losses_of(folder)
+
+
+def losses_of(folder: Path) -> list[float]:
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [event["loss"] for event in map(json.loads, lines) if event["event"] == "update"]
 
@@ -86,6 +105,30 @@ def test_several_processes_train_to_the_weights_of_one(
     launch = {"strategy": strategy, "processes": processes}
     assert train(tmp_path / "several", models, processes, launch=launch) == pytest.approx(losses, abs=1e-5)
     same_weights(tmp_path / "several", folder)
+
+
+def test_two_machines_each_started_by_its_own_launcher(
+    models: Path, alone: tuple[Path, list[float]], tmp_path: Path
+) -> None:
+    """On the loopback interface, in one folder that both see."""
+    spec = spec_of(models, launch={"strategy": "ddp", "nodes": 2, "processes": 2})
+    generate(spec, tmp_path / "run")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    command = ["bash", str(tmp_path / "run" / "launch.sh")]
+    machines = [
+        subprocess.Popen(
+            command, cwd=REPOSITORY, env={**ENVIRONMENT, **place, "NODE_RANK": rank}, stderr=subprocess.PIPE, text=True
+        )
+        for rank in ("0", "1")
+    ]
+    for machine in machines:
+        _, told = machine.communicate(timeout=280)
+        assert machine.returncode == 0, told[-4000:]
+    folder, losses = alone
+    assert losses_of(tmp_path / "run") == pytest.approx(losses, abs=1e-5)
+    same_weights(tmp_path / "run", folder)
 
 
 @pytest.mark.parametrize(

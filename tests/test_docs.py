@@ -150,7 +150,7 @@ def takes(field: pydantic.fields.FieldInfo, value: object) -> bool:
 
 KEY = r"[a-z][a-z_0-9]*"
 TOP = "|".join(Spec.model_fields)
-FILES = r"(?:json|jsonl|yaml|md|py|log|html|ipynb|txt|safetensors|jinja)"
+FILES = r"(?:json|jsonl|yaml|md|py|sh|log|html|ipynb|txt|safetensors|jinja)"
 PATH = re.compile(rf"(?<![\w./-])(?:{TOP})(?:\.{KEY})+(?![\w/(])")
 SETTING = re.compile(rf"^({KEY}(?:\.{KEY})*): ([^\s…].*)$")
 

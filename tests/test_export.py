@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from tiny import EOS, build_model, make_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -29,7 +30,7 @@ def test_the_folder_gives_the_students_logits_and_pads_with_another_token_than_e
     model = build_model(kind, layers=2, vocabulary=len(tokenizer), tokenizer=tokenizer)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     ends = frozenset({tokenizer.eos_token_id, 5})
-    export_student(model, tokenizer, ends, tmp_path / "student")
+    export_student(model, tokenizer, ends, tmp_path / "student", "float32")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "student").train(False)
     assert torch.allclose(loaded(PROBE).logits, model(PROBE).logits, atol=1e-5)
     again = AutoTokenizer.from_pretrained(tmp_path / "student")
@@ -43,18 +44,44 @@ def test_the_folder_gives_the_students_logits_and_pads_with_another_token_than_e
 def test_a_tokenizer_with_one_special_token_gets_a_pad_of_its_own(tmp_path: Path) -> None:
     tokenizer = make_tokenizer(chat=False, pad="<|endoftext|>", special=("<|endoftext|>",))
     model = build_model("gpt2", layers=1, vocabulary=len(tokenizer), tokenizer=tokenizer)
-    export_student(model, tokenizer, frozenset({tokenizer.eos_token_id}), tmp_path / "student")
+    export_student(model, tokenizer, frozenset({tokenizer.eos_token_id}), tmp_path / "student", "float32")
     again = AutoTokenizer.from_pretrained(tmp_path / "student")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
     assert again.pad_token_id not in {None, again.eos_token_id}
     assert loaded.get_input_embeddings().weight.shape[0] == len(again)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("trained_in", [torch.float32, torch.bfloat16])
+def test_the_folder_holds_16_bit_weights_and_the_student_keeps_its_own(
+    trained_in: torch.dtype, dtype: str, tmp_path: Path
+) -> None:
+    tokenizer = make_tokenizer()
+    model = build_model("llama", layers=2, vocabulary=len(tokenizer), tokenizer=tokenizer)
+    export.cast(model, trained_in)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    export_student(model, tokenizer, frozenset({tokenizer.eos_token_id}), tmp_path / "student", dtype)
+    written = load_file(tmp_path / "student" / "model.safetensors")
+    assert {weight.dtype for weight in written.values()} == {getattr(torch, dtype)}
+    assert all(torch.equal(weight, before[name].to(weight.dtype)) for name, weight in written.items())
+    assert read(tmp_path / "student" / "config.json")["dtype"] == dtype
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_a_weight_beyond_float16_stops_the_export(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    model = build_model("llama", layers=1, vocabulary=len(tokenizer), tokenizer=tokenizer)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[5] = 1e6
+    with pytest.raises(TrainingStopped, match="export_dtype"):
+        export_student(model, tokenizer, frozenset({tokenizer.eos_token_id}), tmp_path / "student", "float16")
+
+
 def test_adapters_are_merged(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     base = build_model("llama", layers=2, vocabulary=len(tokenizer), tokenizer=tokenizer)
     model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).train(False)
-    export_student(model, tokenizer, frozenset({tokenizer.eos_token_id}), tmp_path / "student")
+    export_student(model, tokenizer, frozenset({tokenizer.eos_token_id}), tmp_path / "student", "float32")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "student").train(False)
     assert torch.allclose(loaded(PROBE).logits, model(PROBE).logits, atol=1e-4)
 
@@ -62,7 +89,7 @@ def test_adapters_are_merged(tmp_path: Path) -> None:
 def test_both_generations_of_transformers_find_the_rope_settings_and_the_tokenizer(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     model = build_model("llama", layers=1, vocabulary=len(tokenizer), tokenizer=tokenizer)
-    export_student(model, tokenizer, frozenset({tokenizer.eos_token_id}), tmp_path / "student")
+    export_student(model, tokenizer, frozenset({tokenizer.eos_token_id}), tmp_path / "student", "float32")
     config = read(tmp_path / "student" / "config.json")
     assert config["rope_theta"] == model.config.rope_parameters["rope_theta"]
     assert config["rope_parameters"]
@@ -75,20 +102,20 @@ def test_a_folder_that_does_not_match_is_never_called_the_student(
 ) -> None:
     tokenizer = make_tokenizer()
     model = build_model("llama", layers=1, vocabulary=len(tokenizer), tokenizer=tokenizer)
-    honest = export._merged
+    honest = export.merged
     asked = []
 
     def drifting(student: object) -> object:
-        merged = honest(student)  # type: ignore[arg-type]
-        asked.append(merged)
-        return merged
+        plain = honest(student)  # type: ignore[arg-type]
+        asked.append(plain)
+        return plain
 
     def spoiled(folder: Path, *arguments: object) -> None:
         asked[0].lm_head.weight.data.add_(1.0)
         asked[0].save_pretrained(folder)
 
-    monkeypatch.setattr(export, "_merged", drifting)
+    monkeypatch.setattr(export, "merged", drifting)
     monkeypatch.setattr(export, "_write_for_both_versions", spoiled)
     with pytest.raises(TrainingStopped, match="logits differ"):
-        export_student(model, tokenizer, frozenset({tokenizer.eos_token_id}), tmp_path / "student")
+        export_student(model, tokenizer, frozenset({tokenizer.eos_token_id}), tmp_path / "student", "float32")
     assert not (tmp_path / "student").exists()

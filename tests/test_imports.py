@@ -17,7 +17,7 @@ PACKAGE = ROOT / "skill_kd"
 FLOORS = (
     ("skill_kd", "errors"),
     ("spec", "modelconfig", "devices", "textstats", "process", "manifest"),
-    ("specfile", "backend", "models"),
+    ("specfile", "backend", "models", "launch"),
     ("hookspecs", "render", "report", "guidance"),
     ("folder", "backends"),
     ("plugins",),

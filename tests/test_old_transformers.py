@@ -121,7 +121,7 @@ def answers(old_packages: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     folder = tmp_path_factory.mktemp("students")
     made = students()
     for number, (model, tokenizer, ends) in enumerate(made.values()):
-        export_student(model, tokenizer, ends, folder / str(number))
+        export_student(model, tokenizer, ends, folder / str(number), str(model.dtype).removeprefix("torch."))
     folders = [str(folder / str(number)) for number in range(len(made))]
     done = subprocess.run(
         [sys.executable, "-c", ASK, json.dumps([TEXT, CHAT, folders])],

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from skill_kd import __version__
+from skill_kd import __version__, launch
 from skill_kd.backend import Backend
-from skill_kd.errors import MissingRequirementError
+from skill_kd.errors import UsageError
 from skill_kd.hookspecs import hookimpl
 from skill_kd.render import render, templates_folder
 from skill_kd.spec import Spec
-
-_RENDEZVOUS = {"NODE_RANK": "--machine_rank", "MASTER_ADDR": "--main_process_ip", "MASTER_PORT": "--main_process_port"}
 
 
 class TransformersBackend(Backend):
@@ -44,15 +41,23 @@ class TransformersBackend(Backend):
         return render(templates_folder() / "transformers_trainer.py", spec, self)
 
     def command(self, script: Path, spec: Spec) -> list[str]:
-        """Start one process plainly, several through ``accelerate launch``.
+        """Start one process plainly, several of one machine through ``accelerate launch``.
 
         Raises:
-            MissingRequirementError: several nodes, and the environment does not say which of them this is.
+            UsageError: several machines, which no command on one of them can start.
         """
-        if spec.launch.strategy == "none" or (spec.launch.strategy != "deepspeed" and spec.launch.processes == 1):
+        if spec.launch.nodes > 1:
+            raise UsageError(
+                f"launch.nodes: {spec.launch.nodes}: one command starts one machine; skill-kd generate writes "
+                f"{launch.SCRIPT}, which starts each of them, or all through Slurm"
+            )
+        if not launch.several(spec):
             return [sys.executable, str(script)]
-        launcher = [sys.executable, "-m", "accelerate.commands.launch"]
-        return [*launcher, *_size(spec), *_rendezvous(spec), *_strategy(spec), str(script)]
+        return [sys.executable, "-m", "accelerate.commands.launch", *launch.arguments(spec), str(script)]
+
+    def files(self, spec: Spec) -> dict[str, str]:
+        """Return accelerate's configuration and ``launch.sh`` where several processes train."""
+        return launch.files(spec)
 
 
 def _student_problems(spec: Spec) -> Iterator[str]:
@@ -118,39 +123,6 @@ def _context(config: object) -> int | None:
             if isinstance(part, dict) and isinstance(value := part.get(key), int):
                 return value
     return None
-
-
-# --- accelerate launch ------------------------------------------------------------------------------------------------
-
-
-def _size(spec: Spec) -> list[str]:
-    return ["--num_processes", str(spec.launch.processes), "--num_machines", str(spec.launch.nodes)]
-
-
-def _rendezvous(spec: Spec) -> list[str]:
-    """Say which of several nodes this is, in the variables that torchrun and Slurm scripts use."""
-    if spec.launch.nodes == 1:
-        return []
-    absent = [name for name in _RENDEZVOUS if name not in os.environ]
-    if absent:
-        raise MissingRequirementError(
-            f"launch.nodes: {spec.launch.nodes} needs {', '.join(absent)} in the environment of every node"
-        )
-    return [part for name, flag in _RENDEZVOUS.items() for part in (flag, os.environ[name])]
-
-
-def _strategy(spec: Spec) -> list[str]:
-    """Return the flags of a strategy. Precision is the script's business, the same under every launcher."""
-    plain = ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    if spec.launch.strategy == "deepspeed":
-        # zero3_init would shard the teacher while it loads, and leave it empty on all ranks but the first.
-        stage = ["--zero_stage", "3", "--zero3_init_flag", "false", "--zero3_save_16bit_model", "true"]
-        training = ["--gradient_accumulation_steps", str(spec.training.accumulate)]
-        clipping = ["--gradient_clipping", str(spec.training.max_grad_norm)]
-        return ["--use_deepspeed", *stage, *training, *clipping, *plain]
-    # Also for fsdp2: the script shards the student by itself. Without this flag accelerate starts one process wherever
-    # it sees fewer than two GPUs, and says nothing.
-    return ["--multi_gpu", *plain]
 
 
 @hookimpl

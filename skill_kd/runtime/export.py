@@ -16,19 +16,27 @@ from .failures import TrainingStopped, writing
 
 
 def export_student(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int], folder: Path
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int], folder: Path, dtype: str
 ) -> None:
     """Write safetensors, tokenizer, chat template and generation config; adapters are merged into the weights.
 
-    The folder loads in transformers 5 and 4.57, pads with another token than EOS, and gives the logits of ``model``.
+    The folder loads in transformers 5 and 4.57, pads with another token than EOS, and gives the logits of ``model``
+    with its weights rounded to ``dtype``.
+
+    Args:
+        dtype: of the weights in the folder: ``bfloat16``, ``float16`` or ``float32``.
 
     Raises:
         TrainingStopped: the reloaded folder gives other logits, or its tokenizer another vocabulary, pad or template.
     """
-    plain = _merged(model)
+    plain = merged(model)
+    trained_in = plain.dtype
     tokenizer = copy.deepcopy(tokenizer)
     probe = torch.tensor([tokenizer("The quick brown fox jumps over the lazy dog.")["input_ids"]])
+    cast(plain, getattr(torch, dtype))
+    cast(plain, trained_in)  # in which this machine has shown that it can compute
     expected = _logits(plain, probe)
+    cast(plain, getattr(torch, dtype))
     _choose_pad(tokenizer, plain, eos_ids)
     partial = folder.with_name(f"partial-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -36,19 +44,34 @@ def export_student(
         plain.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         _write_for_both_versions(partial, plain)
-    _check(partial, tokenizer, probe, expected, eos_ids)
+    _check(partial, tokenizer, trained_in, probe, expected, eos_ids)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
 
-def _merged(model: PreTrainedModel) -> PreTrainedModel:
+def merged(model: PreTrainedModel) -> PreTrainedModel:
     """Return the model with its adapters in its weights, on the CPU, itself untouched."""
-    merged = copy.deepcopy(model).to("cpu")
-    if hasattr(merged, "merge_and_unload"):
-        merged = merged.merge_and_unload()
-    if getattr(merged, "is_quantized", False):
-        merged = merged.dequantize()
-    return merged.train(False)
+    plain = copy.deepcopy(model).to("cpu")
+    if hasattr(plain, "merge_and_unload"):
+        plain = plain.merge_and_unload()
+    if getattr(plain, "is_quantized", False):
+        plain = plain.dequantize()
+    return plain.train(False)
+
+
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Round all weights that are saved to ``dtype``, in place; rotary frequencies, which are not, stay as they are.
+
+    Raises:
+        TrainingStopped: a weight is too large for ``dtype``.
+    """
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+            if not tensor.data.isfinite().all():
+                raise TrainingStopped(
+                    f"weight '{name}' is no finite number in {dtype}; set student.export_dtype: float32, or bfloat16"
+                )
 
 
 def _choose_pad(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, eos_ids: frozenset[int]) -> None:
@@ -98,9 +121,14 @@ def _write_for_both_versions(folder: Path, model: PreTrainedModel) -> None:
 
 
 def _check(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, probe: Tensor, expected: Tensor, eos_ids: frozenset[int]
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    probe: Tensor,
+    expected: Tensor,
+    eos_ids: frozenset[int],
 ) -> None:
-    reloaded = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True).train(False)
+    reloaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True).train(False)
     difference = float((_logits(reloaded, probe)[..., : expected.shape[-1]] - expected).abs().max())
     scale = float(expected.abs().max())
     again = AutoTokenizer.from_pretrained(folder)

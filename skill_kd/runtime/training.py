@@ -251,7 +251,8 @@ def train(run: Run, resume: bool) -> None:
     if student is not None and run.accelerator.is_main_process:
         if run.sampling.annotate is not None:
             run.sampling.annotate.forget()
-        export_student(student, run.tokenizer, run.encoder.eos_ids, run.folder / "student")
+        dtype = run.config.student.export_dtype
+        export_student(student, run.tokenizer, run.encoder.eos_ids, run.folder / "student", dtype)
         final = {"best": progress.best, "measures": progress.measures, "samples": progress.samples}
         write_json(run.folder / "summary.json", final)
     run.journal.event("done", best=progress.best, student=str(run.folder / "student"))

@@ -41,6 +41,10 @@ class TRLBackend(Backend):
         """Start it as the built-in backend's script is started: plainly, or through ``accelerate launch``."""
         return TransformersBackend().command(script, spec)
 
+    def files(self, spec: Spec) -> dict[str, str]:
+        """Return what the built-in backend writes for several processes."""
+        return TransformersBackend().files(spec)
+
 
 # --- what is trained --------------------------------------------------------------------------------------------------
 

@@ -360,7 +360,7 @@ def main() -> None:
     if run.accelerator.is_main_process:
         student = trainer.accelerator.unwrap_model(run.student, keep_fp32_wrapper=False)
         student.generation_config = generation_config
-        export_student(student, run.tokenizer, run.encoder.eos_ids, FOLDER / "student")
+        export_student(student, run.tokenizer, run.encoder.eos_ids, FOLDER / "student", CONFIG.student.export_dtype)
         final = {"best": best(trainer.state), "measures": progress.measures, "samples": progress.samples}
         write_json(FOLDER / "summary.json", final)
     run.journal.event("done", best=best(trainer.state), student=str(FOLDER / "student"))

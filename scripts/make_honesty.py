@@ -1,0 +1,64 @@
+"""Put the gate's margins and error rates between their markers in references/evaluation.md.
+
+python scripts/make_honesty.py [--check]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import generated
+
+PRESETS = ("text-only", "assistant")
+
+
+def table() -> str:
+    """Return margins and rates as Markdown."""
+    document = generated.result("evaluate_honesty")
+    simulations = document["seeds"]["margins"][1]
+    lines = [
+        f"Margins: what a student that is its teacher passes in 98% of {simulations} simulations, and the preset's.",
+        "",
+        "| metric | tightest | preset |",
+        "|---|---|---|",
+        *(f"| `{name}` | {each['derived']:.3f} | {each['preset']:g} |" for name, each in document["margins"].items()),
+        "",
+    ]
+    first, *others = document["worlds"].items()
+    lines += _both_presets(*first)
+    if others:
+        lines += _other_worlds(dict(others))
+    return "\n".join([*lines, ""])
+
+
+def _both_presets(name: str, world: Mapping[str, Any]) -> list[str]:
+    heads = " | ".join(f"{preset}: GO, NO-GO, INCONCLUSIVE | wrong" for preset in PRESETS)
+    rows = [
+        f"| {each} | {' | '.join(f'{_counts(world[p][each])} | {_wrong(world[p][each])}' for p in PRESETS)} |"
+        for each in world[PRESETS[0]]
+    ]
+    about = f"**{name}**, {world['simulations']} simulations"
+    return [about, "", f"| student | {heads} |", "|---|" + "---|---|" * len(PRESETS), *rows, ""]
+
+
+def _other_worlds(worlds: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    played = PRESETS[0]
+    conditions = next(iter(worlds.values()))[played]
+    rows = [f"| {each} | {' | '.join(_counts(w[played][each]) for w in worlds.values())} |" for each in conditions]
+    heads = " | ".join(f"{name} ({world['simulations']})" for name, world in worlds.items())
+    about = f"**Other worlds** (simulations), `{played}`: GO, NO-GO, INCONCLUSIVE"
+    return [about, "", f"| student | {heads} |", "|---|" + "---|" * len(worlds), *rows]
+
+
+def _counts(row: Mapping[str, Any]) -> str:
+    return ", ".join(str(row[each]) for each in ("GO", "NO-GO", "INCONCLUSIVE"))
+
+
+def _wrong(row: Mapping[str, Any]) -> str:
+    rate = row["false_rate"]
+    return f"{row['false_verdict']} {rate['value']:.1%} ({rate['low']:.1%} … {rate['high']:.1%})"
+
+
+if __name__ == "__main__":
+    raise SystemExit(generated.main("references/evaluation.md", "honesty", table))

@@ -1,0 +1,113 @@
+"""How several processes start: by ``run`` on one machine, by ``launch.sh`` on many. All of it is accelerate's."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from skill_kd.spec import Spec
+
+CONFIG, SCRIPT = "accelerate.yaml", "launch.sh"
+
+
+def several(spec: Spec) -> bool:
+    """Whether a launcher is needed; DeepSpeed wants one even for one process."""
+    launch = spec.launch
+    return launch.strategy == "deepspeed" or (launch.strategy != "none" and launch.processes > 1)
+
+
+def arguments(spec: Spec) -> list[str]:
+    """Return the arguments of ``accelerate launch`` on one machine."""
+    # Precision is the script's business, the same under every launcher.
+    plain = ["--num_processes", str(spec.launch.processes), "--num_machines", "1"]
+    plain += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    if spec.launch.strategy == "deepspeed":
+        flags = [part for name, value in _deepspeed(spec).items() for part in (f"--{name}", json.dumps(value))]
+        return [*plain, "--use_deepspeed", *flags]
+    # Also for fsdp2: the script shards the student by itself. Without this flag accelerate starts one process wherever
+    # it sees fewer than two GPUs, and says nothing.
+    return [*plain, "--multi_gpu"]
+
+
+def files(spec: Spec) -> dict[str, str]:
+    """Return what starts ``train.py`` without skill-kd, by name: accelerate's configuration and a script for it.
+
+    Nothing for one process, which needs no launcher. The script serves one machine, each of several, and Slurm.
+    """
+    return {CONFIG: _config(spec), SCRIPT: _script(spec)} if several(spec) else {}
+
+
+def _deepspeed(spec: Spec) -> dict[str, Any]:
+    return {
+        "zero_stage": 3,
+        # True would shard the teacher while it loads, and leave it empty on all ranks but the first.
+        "zero3_init_flag": False,
+        "zero3_save_16bit_model": True,
+        "gradient_accumulation_steps": spec.training.accumulate,
+        "gradient_clipping": spec.training.max_grad_norm,
+    }
+
+
+def _config(spec: Spec) -> str:
+    """Return what `accelerate config` would have asked for, in YAML of which every value is JSON."""
+    deepspeed = spec.launch.strategy == "deepspeed"
+    values = {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "DEEPSPEED" if deepspeed else "MULTI_GPU",
+        "num_machines": spec.launch.nodes,
+        "num_processes": spec.launch.processes,
+        "mixed_precision": "no",
+        **({"deepspeed_config": _deepspeed(spec)} if deepspeed else {}),
+    }
+    return "".join(f"{name}: {json.dumps(value)}\n" for name, value in values.items())
+
+
+_HEAD = """\
+#!/bin/bash
+# Starts the train.py beside it, on every process of every machine; arguments go to train.py, such as --resume.
+# Stand where the paths of the spec hold:
+"""
+_HERE = "#   bash {name}/launch.sh\n"
+_EACH = """\
+#   on every machine, 0 being the first:  NODE_RANK=0 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500 bash {name}/launch.sh
+"""
+_SLURM = """\
+#   through Slurm:  sbatch {name}/launch.sh      (first add what your cluster asks for: partition, account, time)
+"""
+_TORCHRUN = "#   the same by torchrun:  torchrun {nodes}--nproc-per-node={each} {name}/train.py\n"
+_NODES = "--nnodes={nodes} --node-rank=$NODE_RANK --master-addr=$MASTER_ADDR --master-port=$MASTER_PORT "
+_BODY = """\
+#
+#SBATCH --job-name={name}
+#SBATCH --nodes={nodes}
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node={each}
+#SBATCH --output=slurm-%j.log
+# Five minutes before the time is up: train.py writes a checkpoint and stops, and --resume goes on.
+#SBATCH --signal=TERM@300
+set -euo pipefail
+folder=$(dirname "$0")
+if [ -n "${{SLURM_JOB_ID:-}}" ] && [ -z "${{STARTED_ON_EVERY_MACHINE:-}}" ]; then
+  # Slurm runs a copy of this file, somewhere else.
+  folder=$(dirname "$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\\([^ ]*\\).*/\\1/p')")
+  MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  export MASTER_ADDR STARTED_ON_EVERY_MACHINE=1
+  exec srun bash "$folder/launch.sh" "$@"
+fi
+"""
+_ONE = 'exec accelerate launch --config_file "$folder/accelerate.yaml" "$folder/train.py" "$@"\n'
+_MANY = """\
+rank=${NODE_RANK:-${SLURM_NODEID:?NODE_RANK is not set}}
+exec accelerate launch --config_file "$folder/accelerate.yaml" --machine_rank "$rank" \\
+  --main_process_ip "${MASTER_ADDR:?is not set}" --main_process_port "${MASTER_PORT:-29500}" "$folder/train.py" "$@"
+"""
+
+
+def _script(spec: Spec) -> str:
+    """Return a script that is also a batch job, for its options are comments to a shell."""
+    nodes = spec.launch.nodes
+    told = {"name": spec.name, "nodes": nodes, "each": spec.launch.processes // nodes}
+    head = _HEAD + (_HERE if nodes == 1 else _EACH).format(**told) + _SLURM.format(**told)
+    if spec.launch.strategy != "deepspeed":  # which accelerate sets up
+        head += _TORCHRUN.format(**{**told, "nodes": _NODES.format(**told) if nodes > 1 else ""})
+    return head + _BODY.format(**told) + (_ONE if nodes == 1 else _MANY)
