@@ -61,7 +61,7 @@ COLUMNS = ("case", "GPUs", "student", "teacher", "peak", "in which phase", "fits
 
 def spec(case: Case, folder: Path) -> Spec:
     """Return the spec of a case; one response is in a micro-batch."""
-    served = {"url": "http://teacher:8000/v1", "model": "teacher", "top_logprobs": 20}
+    served = {"url": "http://127.0.0.1:8000/v1", "model": "teacher", "top_logprobs": 20}
     student = {"model": str(folder / "8B"), "dtype": "bfloat16" if case.lora else "float32"}
     return Spec.model_validate(
         {
