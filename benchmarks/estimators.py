@@ -4,16 +4,18 @@
     exact        Single and Long by Eq 3, on the student's own samples alone
     exact mixed  the same, a fifth of the tokens from the teacher, with the weights that keep it unbiased
 
-    python benchmarks/estimators.py [--seeds 1 2 3] [--updates 16] [--new-tokens 32]
+    python benchmarks/estimators.py [--seeds 1 2 3] [--updates 16] [--new-tokens 32] [--add]
 
 Teacher: SmolLM2-135M-Instruct as packaged; student: 24 of its layers, warm-started by forward KL as the demo's is. All
 see the same prompts, rows, learning rate and number of updates. Kept in benchmarks/results/estimators.json: held-out
 figures of every run, the change each estimator made, and the difference to ``paper`` with a 95% t-interval over seeds.
+The file is written after every seed; ``--add`` puts the seeds to those that are there.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 from pathlib import Path
@@ -75,36 +77,41 @@ def of_seed(seed: int, updates: int, new_tokens: int) -> dict[str, dict[str, Any
     return found
 
 
+def compared(runs: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """Return each estimator's mean change and how far from ``paper`` the others end, with intervals over seeds."""
+
+    def over_seeds(name: str, moment: str, other: str) -> dict[str, dict[str, float]]:
+        pairs = [(found[name]["after"], found[other][moment]) for found in runs.values()]
+        return {each: interval([after[each] - against[each] for after, against in pairs]) for each in FIGURES}
+
+    others = [name for name in ESTIMATORS if name != "paper"]
+    return {
+        "changes": {name: over_seeds(name, "before", name) for name in ESTIMATORS},
+        "less_paper": {name: over_seeds(name, "after", "paper") for name in others},
+    }
+
+
 def main() -> None:
     """Run all seeds, print changes and differences, keep the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--updates", type=int, default=16)
     parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--add", action="store_true", help="keep the other seeds that the result file has")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    runs = {seed: of_seed(seed, options.updates, options.new_tokens) for seed in options.seeds}
-    changes = {
-        name: {
-            each: interval([found[name]["after"][each] - found[name]["before"][each] for found in runs.values()])
-            for each in FIGURES
-        }
-        for name in ESTIMATORS
-    }
-    beside_paper = {
-        name: {
-            each: interval([found[name]["after"][each] - found["paper"]["after"][each] for found in runs.values()])
-            for each in FIGURES
-        }
-        for name in ESTIMATORS
-        if name != "paper"
-    }
-    for title, table in (("change", changes), ("less paper", beside_paper)):
+    setting = {name: getattr(options, name) for name in ("updates", "new_tokens")}
+    kept = json.loads(options.out.read_text(encoding="utf-8")) if options.add else {"setting": setting, "runs": {}}
+    if kept["setting"] != setting:
+        parser.error(f"{options.out} has another setting: {kept['setting']}")
+    runs = kept["runs"]
+    for seed in options.seeds:
+        runs[str(seed)] = of_seed(seed, options.updates, options.new_tokens)
+        told = {"machine": machine("torch", "transformers", "skill-kd"), "setting": setting}
+        keep(options.out, told | compared(runs) | {"runs": runs})
+    for title, table in compared(runs).items():
         for name, figures in table.items():
             print(f"{title:<11}{name:<12}" + "  ".join(f"{each} {values}" for each, values in figures.items()))
-    setting = {name: getattr(options, name) for name in ("updates", "new_tokens")}
-    told = {"machine": machine("torch", "transformers", "skill-kd"), "setting": setting}
-    keep(options.out, told | {"changes": changes, "less_paper": beside_paper, "runs": runs})
 
 
 if __name__ == "__main__":
