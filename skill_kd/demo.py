@@ -104,7 +104,8 @@ def demo_spec(layers: int, seed: int, name: str) -> Spec:
         SpecError: ``layers`` or ``seed`` is out of range.
     """
     values = read_values(examples_folder() / "demo.yaml")
-    changes = {"name": name, "seed": seed, "student": {"from_teacher": {"layers": layers}}}
+    student = {**values["student"], "from_teacher": {"layers": layers}}
+    changes = {"name": name, "seed": seed, "student": student}
     return parse_spec({**values, **changes, "data": {**values["data"], "train": str(PROMPTS)}}, source="demo")
 
 

@@ -39,14 +39,17 @@ ROWS = [{"prompt": "hello", "response": "world"}, {"prompt": "the quick", "respo
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two updates, of a student that pads with its end-of-sequence token."""
-    folder = tmp_path_factory.mktemp("trained")
+    return train(tmp_path_factory.mktemp("trained"), export_dtype="float32")
+
+
+def train(folder: Path, **student_keys: str) -> Path:
     teacher, student = make_model(folder / "teacher", seed=0), make_model(folder / "student", seed=1)
     settings = student / "generation_config.json"
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "do_sample": True, "temperature": 0.7}))
     values = {
         "name": "tiny",
         "teacher": {"model": str(teacher), "dtype": "float32", "revision": "main"},
-        "student": {"model": str(student), "lora": {"r": 4, "alpha": 8}},
+        "student": {"model": str(student), "lora": {"r": 4, "alpha": 8}, **student_keys},
         "data": {"train": str(REPOSITORY / "examples/data/sft.jsonl"), "held_out": 0.2, "max_prompt_tokens": 200},
         "stages": [{"kind": "distill", "updates": 2, "objective": {"kind": "reverse_kl"}}],
         "rollout": {"max_new_tokens": 8, "prompts": 4},
@@ -112,6 +115,14 @@ def test_a_finished_run_is_verified_and_its_next_step_written(far: Path) -> None
     tokenizer = make_tokenizer()
     longest = max(len(tokenizer.apply_chat_template(row["messages"])["input_ids"]) for row in rows)
     assert longest <= config["max_tokens"] < longest + 64
+
+
+def test_a_student_in_16_bits_is_the_trained_one_rounded(tmp_path: Path) -> None:
+    folder = train(tmp_path)
+    result = hand_on(folder)
+    assert all(each["passed"] for each in result.checks), result.table()
+    assert "in bfloat16" in next(each["detail"] for each in result.checks if each["name"] == "weights")
+    assert json.loads((folder / "handoff" / "manifest.json").read_text())["dtype"] == "bfloat16"
 
 
 def test_the_manifest_says_where_the_student_comes_from(done: Path) -> None:
