@@ -22,7 +22,7 @@ def values(models: Path, objective: dict[str, Any], **sections: Any) -> dict[str
         "name": "tiny",
         "backend": "trl",
         "teacher": {"model": str(models / "teacher"), "dtype": "float32"},
-        "student": {"model": str(models / "student")},
+        "student": {"model": str(models / "student"), "export_dtype": "float32"},
         "data": {"train": str(REPOSITORY / "examples/data/sft.jsonl"), "held_out": 0.2, "max_prompt_tokens": 200},
         "stages": [{"kind": "distill", "updates": 3, "objective": objective}],
         "rollout": {"max_new_tokens": 8, "prompts": 4},
