@@ -5,12 +5,10 @@ python scripts/make_honesty.py [--check]
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import generated
-
-PRESETS = ("text-only", "assistant")
 
 
 def table() -> str:
@@ -25,25 +23,24 @@ def table() -> str:
         *(f"| `{name}` | {each['derived']:.3f} | {each['preset']:g} |" for name, each in document["margins"].items()),
         "",
     ]
-    first, *others = document["worlds"].items()
-    lines += _both_presets(*first)
+    presets, (first, *others) = list(document["policies"]), document["worlds"].items()
+    lines += _all_presets(*first, presets)
     if others:
-        lines += _other_worlds(dict(others))
+        lines += _other_worlds(dict(others), presets[0])
     return "\n".join([*lines, ""])
 
 
-def _both_presets(name: str, world: Mapping[str, Any]) -> list[str]:
-    heads = " | ".join(f"{preset}: GO, NO-GO, INCONCLUSIVE | wrong" for preset in PRESETS)
+def _all_presets(name: str, world: Mapping[str, Any], presets: Sequence[str]) -> list[str]:
+    heads = " | ".join(f"{preset}: GO, NO-GO, INCONCLUSIVE | wrong" for preset in presets)
     rows = [
-        f"| {each} | {' | '.join(f'{_counts(world[p][each])} | {_wrong(world[p][each])}' for p in PRESETS)} |"
-        for each in world[PRESETS[0]]
+        f"| {each} | {' | '.join(f'{_counts(world[p][each])} | {_wrong(world[p][each])}' for p in presets)} |"
+        for each in world[presets[0]]
     ]
     about = f"**{name}**, {world['simulations']} simulations"
-    return [about, "", f"| student | {heads} |", "|---|" + "---|---|" * len(PRESETS), *rows, ""]
+    return [about, "", f"| student | {heads} |", "|---|" + "---|---|" * len(presets), *rows, ""]
 
 
-def _other_worlds(worlds: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    played = PRESETS[0]
+def _other_worlds(worlds: Mapping[str, Mapping[str, Any]], played: str) -> list[str]:
     conditions = next(iter(worlds.values()))[played]
     rows = [f"| {each} | {' | '.join(_counts(w[played][each]) for w in worlds.values())} |" for each in conditions]
     heads = " | ".join(f"{name} ({world['simulations']})" for name, world in worlds.items())

@@ -29,12 +29,10 @@ def export_student(
     Raises:
         TrainingStopped: the reloaded folder gives other logits, or its tokenizer another vocabulary, pad or template.
     """
-    plain = merged(model)
+    plain = rounded(model, dtype)
     trained_in = plain.dtype
     tokenizer = copy.deepcopy(tokenizer)
     probe = torch.tensor([tokenizer("The quick brown fox jumps over the lazy dog.")["input_ids"]])
-    cast(plain, getattr(torch, dtype))
-    cast(plain, trained_in)  # in which this machine has shown that it can compute
     expected = _logits(plain, probe)
     cast(plain, getattr(torch, dtype))
     _choose_pad(tokenizer, plain, eos_ids)
@@ -57,6 +55,19 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
     if getattr(plain, "is_quantized", False):
         plain = plain.dequantize()
     return plain.train(False)
+
+
+def rounded(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
+    """Return what `export_student` writes, in the dtype of training, which this machine has shown it can compute in.
+
+    Raises:
+        TrainingStopped: a weight is too large for ``dtype``.
+    """
+    plain = merged(model)
+    trained_in = plain.dtype
+    cast(plain, getattr(torch, dtype))
+    cast(plain, trained_in)
+    return plain
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> None:

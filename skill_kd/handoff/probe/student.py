@@ -31,9 +31,7 @@ def student(question: Any) -> Answer:
 
 def _is_the_trained_one(question: Any, config: Any, folder: Path) -> Iterator[Answer]:
     """Compare with the best checkpoint, whose weights the folder should hold, and with the model before training."""
-    import torch
-
-    from skill_kd.runtime.export import cast, merged
+    from skill_kd.runtime.export import rounded
     from skill_kd.runtime.failures import Missing
     from skill_kd.runtime.loading import load_student
 
@@ -54,10 +52,7 @@ def _is_the_trained_one(question: Any, config: Any, folder: Path) -> Iterator[An
         yield check("weights", None, f"not compared: {reason}")
     else:
         dtype = config.student.dtype
-        plain = merged(trained)
-        cast(plain, getattr(torch, config.student.export_dtype))
-        cast(plain, getattr(torch, dtype))
-        apart = difference(load(folder, dtype), plain, tokenizer)
+        apart = difference(load(folder, dtype), rounded(trained, config.student.export_dtype), tokenizer)
         same = apart <= ROUNDING[dtype]
         how = f"logits differ from the best checkpoint's in {config.student.export_dtype} by {apart:.1e} of their size"
         yield check("weights", same, how)
