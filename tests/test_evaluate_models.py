@@ -13,6 +13,7 @@ np = pytest.importorskip("numpy")
 pytest.importorskip("scipy")
 torch = pytest.importorskip("torch")
 
+import reference  # noqa: E402
 from tiny import BOS, EOS, UNK, build_model, make_model, make_tokenizer  # noqa: E402
 
 from skill_kd import cli  # noqa: E402
@@ -76,7 +77,6 @@ def plain_mass(of, mass) -> list[float]:
 @pytest.mark.parametrize("logits", [1, 3000, 2**24], ids=["one position", "a few", "all"])
 def test_figures_are_those_of_a_plain_float64_reading(kind: str, logits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probabilities, "LOGITS", logits)
-    monkeypatch.setattr(probabilities, "LIKELIEST", 8)
     tokenizer = make_tokenizer()
     vocabulary = len(tokenizer)
     student = build_model(kind, layers=1, vocabulary=vocabulary, tokenizer=tokenizer, seed=1).double()
@@ -419,3 +419,19 @@ def test_a_run_without_a_student_yet_says_how_to_finish_it(home: Path, tmp_path:
     (run / "student" / "config.json").unlink()
     with pytest.raises(UsageError, match="holds no student yet"):
         evaluate(Request(str(run)))
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 8.0])
+@pytest.mark.parametrize("top_p", [0.5, 0.9, 0.99])
+def test_mass_in_a_nucleus_agrees_with_the_reference(scale: float, top_p: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    of, other = (torch.randn(6, 300, generator=generator).mul(scale).softmax(-1) for _ in range(2))
+    own, against = probabilities.mass_in_nucleus(of, (of, other), top_p)
+    for row, mass, *found in zip(of.tolist(), other.tolist(), own, against, strict=True):
+        inside = [v for v, kept in enumerate(reference.nucleus(row, top_p)) if kept]
+        assert found == pytest.approx([sum(row[v] for v in inside), sum(mass[v] for v in inside)], abs=1e-5)
+
+
+def test_tokens_as_likely_as_the_last_of_a_nucleus_are_inside() -> None:
+    even = torch.full((1, 4), 0.25)
+    assert probabilities.mass_in_nucleus(torch.tensor([[0.6, 0.2, 0.2, 0.0]]), (even,), 0.7)[0].item() == 0.75
