@@ -16,6 +16,7 @@ Key = TypeVar("Key", bound=Hashable)
 SIMILAR = 0.7
 """Jaccard similarity of the word 5-grams from which two texts are near-duplicates."""
 
+_MASK = 2**64 - 1
 _BINS, _BANDS = 64, 16
 _GROUPS, _MEMBERS = 24, 2
 """How many groups, and texts of each, a text is compared with in one bucket: crafted input must not cost n² time."""
@@ -63,9 +64,14 @@ class NearDuplicates(Generic[Key]):
 
 def _shingles(words: Words) -> set[int]:
     """64-bit hashes of the word 5-grams; a shorter text is one shingle."""
-    grams = ngrams(words, 5) if len(words) >= 5 else [tuple(words)]
-    joined = ("\x1f".join(gram).encode("utf-8", "surrogatepass") for gram in grams)
-    return {int.from_bytes(blake2b(gram, digest_size=8).digest()) for gram in joined}
+    numbers = [_number(word) for word in words]
+    grams = ngrams(numbers, 5) if len(numbers) >= 5 else [tuple(numbers)]
+    return {hash(gram) & _MASK for gram in grams}  # of integers, so it is the same in every process
+
+
+@functools.lru_cache(2**16)
+def _number(word: str) -> int:
+    return int.from_bytes(blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
 @functools.cache

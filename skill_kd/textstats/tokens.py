@@ -7,8 +7,10 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from typing import TypeVar
 
 Words = Sequence[str]
+Item = TypeVar("Item")
 
 _ASCII_WORD = re.compile(r"[a-z0-9]++(?:['_]+[a-z0-9]++)*+")
 _JOINERS = "'’_\u200c\u200d"
@@ -50,7 +52,7 @@ def words(text: str) -> list[str]:
     return [word for word in _word_pattern(max(folded) > "\uffff").findall(folded) if word[0].isalnum()]
 
 
-def ngrams(words: Words, n: int) -> Iterable[tuple[str, ...]]:
+def ngrams(words: Sequence[Item], n: int) -> Iterable[tuple[Item, ...]]:
     """Return the n-grams in order; none where the text is shorter than ``n``."""
     return zip(*(words[start:] for start in range(n)), strict=False)
 
