@@ -47,9 +47,10 @@ def _loops_at_the_end(text: str) -> bool:
 
 def _ends_in_repeats(items: Sequence[str], least: int) -> bool:
     """Whether the last ``least`` items or more are one unit of at most 64 items, three times or more."""
+    periods = (each for each in range(1, min(64, len(items) // 3) + 1) if items[-1] == items[-1 - each])
     return any(
-        items[-1] == items[-1 - period] and items[-run:-period] == items[period - run :]
-        for period in range(1, min(64, len(items) // 3) + 1)
+        items[-run:-period] == items[period - run :]
+        for period in periods
         if (run := max(least, 3 * period)) <= len(items)
     )
 
