@@ -2,7 +2,7 @@
 
 python scripts/scan.py [--findings FILE]
 
-Both scanners that SECURITY.md names must lie beside this interpreter or on the PATH. Exit codes: 0 every finding is
+The scanners that SECURITY.md names must lie beside this interpreter or on the PATH. Exit codes: 0 every finding is
 answered, 1 one is not, or an answer has no finding any more, 5 a scanner is missing or did not work.
 """
 
@@ -23,7 +23,11 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 NAME = "knowledge-distillation"
 """A skill's folder bears its name."""
-ROW = re.compile(r"^\|(?P<rules>[^|]*`[A-Z_]{6,}`[^|]*)\|(?P<files>[^|]*)\|", re.MULTILINE)
+RULE = r"`([A-Z_]{6,}|B\d{3})`"
+ROW = re.compile(rf"^\|(?P<rules>[^|]*{RULE}[^|]*)\|(?P<files>[^|]*)\|", re.MULTILINE)
+PLUGINS = ("plugins/skill-kd-trl/skill_kd_trl", "plugins/skill-kd-unsloth/skill_kd_unsloth")
+CODE = ("skill_kd", "scripts", "templates", *PLUGINS)
+"""What bandit reads: all that runs outside tests and benchmarks."""
 Found = tuple[str, str]
 """Rule and file of a finding, the file relative to the skill."""
 Answer = tuple[list[str], list[str]]
@@ -32,9 +36,7 @@ Answer = tuple[list[str], list[str]]
 
 def answers(text: str) -> list[Answer]:
     """Return rules and patterns of files of each row of the table in SECURITY.md."""
-    rows = [
-        (re.findall(r"`([A-Z_]+)`", row["rules"]), re.findall(r"`([^`]+)`", row["files"])) for row in ROW.finditer(text)
-    ]
+    rows = [(re.findall(RULE, row["rules"]), re.findall(r"`([^`]+)`", row["files"])) for row in ROW.finditer(text)]
     return [(rules, files) for rules, files in rows if files]
 
 
@@ -68,7 +70,7 @@ def copied(folder: Path) -> Path:
 
 
 def findings(skill: Path) -> set[Found]:
-    """Run both scanners.
+    """Run the scanners.
 
     Raises:
         OSError, ValueError: a scanner is missing or gave no JSON.
@@ -76,9 +78,12 @@ def findings(skill: Path) -> set[Found]:
     strict = ["--use-behavioral", "--use-trigger", "--policy", "strict", "--format", "json", "--compact"]
     whole = told("skill-scanner", ["scan", str(skill), *strict])
     first = told("skillscan", ["audit", str(skill / "SKILL.md"), "--format", "json"])
+    code = told("bandit", ["-q", "-ll", "-f", "json", "-r", *(str(skill / each) for each in CODE)])
     place = str(skill) + "/"  # some findings name files from the root of the disk
-    return {(each["rule_id"], str(each["file_path"]).removeprefix(place)) for each in whole["findings"]} | {
-        ("skillscan: " + str(each.get("rule_id") or each), "SKILL.md") for each in first["findings"]
+    return {
+        *((each["rule_id"], str(each["file_path"]).removeprefix(place)) for each in whole["findings"]),
+        *(("skillscan: " + str(each.get("rule_id") or each), "SKILL.md") for each in first["findings"]),
+        *((each["test_id"], each["filename"].removeprefix(place)) for each in code["results"] + code["errors"]),
     }
 
 
