@@ -1,4 +1,4 @@
-"""The release workflow gives no action and no job more than it needs, and what it builds says what is in it."""
+"""The workflows give no action and no job more than it needs, and the release says what is in it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 REPOSITORY = Path(__file__).parent.parent
+RELEASE = REPOSITORY / ".github" / "workflows" / "release.yml"
 WORKFLOWS = sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))
 
 
@@ -18,8 +19,8 @@ def jobs(path: Path) -> dict[str, Any]:
     return found
 
 
-def test_there_is_a_workflow() -> None:
-    assert WORKFLOWS
+def test_there_are_workflows() -> None:
+    assert RELEASE in WORKFLOWS
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
@@ -41,7 +42,7 @@ def test_no_secret_no_right_that_a_job_did_not_ask_for_and_no_text_from_outside_
 
 
 def test_only_the_job_that_publishes_may_and_it_runs_nothing_of_ours() -> None:
-    publishing = {name: job for name, job in jobs(WORKFLOWS[0]).items() if "pypa/" in str(job["steps"])}
+    publishing = {name: job for name, job in jobs(RELEASE).items() if "pypa/" in str(job["steps"])}
     assert list(publishing) == ["publish"]
     assert publishing["publish"]["permissions"] == {"id-token": "write"}
     assert publishing["publish"]["environment"] == "pypi"
@@ -49,10 +50,13 @@ def test_only_the_job_that_publishes_may_and_it_runs_nothing_of_ours() -> None:
 
 
 def test_the_workflow_finds_the_version() -> None:
-    line = next(
-        step["run"] for step in jobs(WORKFLOWS[0])["build"]["steps"] if step.get("name") == "The tag is the version"
-    )
+    line = next(step["run"] for step in jobs(RELEASE)["build"]["steps"] if step.get("name") == "The tag is the version")
     pattern = re.search(r"s/(.*)\\\((.*)\\\)(.*)/\\1/p", line)
     assert pattern
     text = (REPOSITORY / "skill_kd" / "__init__.py").read_text(encoding="utf-8")
     assert re.search("".join(pattern.groups()), text, re.MULTILINE)
+
+
+def test_the_audit_looks_up_every_pin_that_setup_installs_and_fails_for_one_it_cannot() -> None:
+    steps = jobs(RELEASE.with_name("audit.yml"))["audit"]["steps"]
+    assert "pip-audit --strict --no-deps --disable-pip -r constraints.txt" in [step.get("run") for step in steps]
