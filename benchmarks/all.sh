@@ -17,6 +17,7 @@ run estimators.py
 run demo.py
 run plan_memory.py
 run kill.py --overhead
+run soak.py
 run diagnose_speed.py
 run diagnose_rates.py
 run evaluate_speed.py
