@@ -1,0 +1,106 @@
+"""Does an hour of training keep its memory flat, and leave no process, open file or thread behind?
+
+A run of the demo's size (SmolLM2-135M-Instruct, a student of 24 of its layers, minillm) goes on until SIGTERM tells it
+to stop. Every ten seconds its processes are counted, their threads, open files and resident memory. The first quarter
+is left out, for caches fill. The trend of memory is that of a line through the peak of each minute, by least squares.
+
+    python benchmarks/soak.py [--minutes 60] [--layers 24] [--out benchmarks/results/soak.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from machine import keep, machine
+
+from skill_kd.demo import demo_spec
+
+RESULTS = Path(__file__).with_name("results") / "soak.json"
+EVERY = 10.0
+COUNTS = ("processes", "threads", "files", "bytes")
+
+
+def write_spec(folder: Path, layers: int) -> Path:
+    """Write the demo's spec without its warm start and without an end; checkpoints come every 20 updates."""
+    values = demo_spec(layers, 1, "soak").model_dump(mode="json", exclude_unset=True)
+    values["stages"] = [{**values["stages"][-1], "updates": 1_000_000}]
+    path = folder / "soak.json"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return path
+
+
+def counted(root: psutil.Process) -> dict[str, int]:
+    """Return how much a process and all below it hold now."""
+    found = dict.fromkeys(COUNTS, 0)
+    for process in (root, *root.children(recursive=True)):
+        try:
+            with process.oneshot():
+                one = (1, process.num_threads(), process.num_fds(), process.memory_info().rss)
+        except psutil.NoSuchProcess:
+            continue
+        for name, value in zip(COUNTS, one, strict=True):
+            found[name] += value
+    return found
+
+
+def watched(child: subprocess.Popen[bytes], seconds: float) -> tuple[list[dict[str, float]], list[psutil.Process]]:
+    """Return what was counted until the time was over, and the processes there were at the end."""
+    root, began, samples = psutil.Process(child.pid), time.monotonic(), []
+    while (at := time.monotonic() - began) < seconds:
+        if child.poll() is not None:
+            raise SystemExit(f"training ended with exit code {child.returncode} after {at:.0f} s")
+        samples.append({"seconds": round(at, 1), **counted(root)})
+        time.sleep(EVERY)
+    return samples, [root, *root.children(recursive=True)]
+
+
+def judged(samples: list[dict[str, float]]) -> dict[str, Any]:
+    """Return the trend of memory, and the least and most of everything, without the first quarter."""
+    late = samples[len(samples) // 4 :]
+    peaks: dict[int, float] = {}
+    for each in late:
+        minute = int(each["seconds"] // 60)
+        peaks[minute] = max(peaks.get(minute, 0), each["bytes"])
+    slope, _ = statistics.linear_regression(list(peaks), list(peaks.values()))
+    ends = {name: [min(each[name] for each in late), max(each[name] for each in late)] for name in COUNTS}
+    return {"bytes_an_hour": round(slope * 60), "least_and_most": ends}
+
+
+def main() -> None:
+    """Train, watch, stop, look for what is left, keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        spec = write_spec(Path(scratch), options.layers)
+        command = [sys.executable, "-m", "skill_kd", "run", str(spec), "--runs", scratch]
+        with (Path(scratch) / "said").open("wb") as said:
+            child = subprocess.Popen(command, stdout=said, stderr=said)
+            samples, processes = watched(child, 60 * options.minutes)
+            child.send_signal(signal.SIGTERM)
+            code = child.wait(timeout=300)
+        left = [process.pid for process in processes if process.is_running()]
+        folder = Path(scratch) / "soak"
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        updates = sum(json.loads(line)["event"] == "update" for line in lines)
+        partial = [each.name for name in ("partial-*", ".skill-kd-*") for each in Path(scratch).rglob(name)]
+    found = {"minutes": options.minutes, "updates": updates, **judged(samples), "exit_code": code}
+    rest = {"processes_left": len(left), "partial_files_left": partial}
+    keep(options.out, {"machine": machine("torch", "transformers", "skill-kd"), **found, **rest, "samples": samples})
+    print(json.dumps(found | rest, indent=1))
+
+
+if __name__ == "__main__":
+    main()
