@@ -232,7 +232,7 @@ class Data(Section):
     """Prompts, and responses where they exist."""
 
     train: Text
-    """JSONL or Parquet file, or hub id, with ``prompt`` or ``messages`` and optionally ``response`` in each row."""
+    """JSONL or Parquet file, or hub id (``name@COMMIT`` pins it): ``prompt`` or ``messages``, perhaps ``response``."""
     split: Text = "train"
     """Split to read when ``train`` is a hub id."""
     held_out: Annotated[float, Field(gt=0, lt=1)] | Text = 0.05

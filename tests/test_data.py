@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -156,6 +158,21 @@ def test_parquet_gives_the_rows_that_jsonl_gives(tmp_path: Path, monkeypatch: py
     ]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "data.parquet")
     assert read_examples(str(tmp_path / "data.parquet"), "train", 0.0) == [parse_example(row) for row in rows]
+
+
+@pytest.mark.parametrize(("source", "revision"), [("owner/name", None), ("owner/name@0123abcd", "0123abcd")])
+def test_a_data_set_of_the_hub_is_read_at_its_revision(
+    source: str, revision: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str, str | None]] = []
+
+    def load_dataset(name: str, *, split: str, revision: str | None) -> list[dict[str, str]]:
+        asked.append((name, split, revision))
+        return prompts(2)
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert len(read_examples(source, "test", 0.0)) == 2
+    assert asked == [("owner/name", "test", revision)]
 
 
 def test_a_corpus_is_its_text_fields(tmp_path: Path) -> None:

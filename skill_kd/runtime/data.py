@@ -130,7 +130,8 @@ def _rows(source: str, split: str) -> Iterator[tuple[str, object]]:
                 raise BadInput(f"no data file '{source}'")
             rows = load_dataset("parquet", data_files=str(path), split="train")
         else:
-            rows = load_dataset(source, split=split)
+            name, _, revision = source.partition("@")
+            rows = load_dataset(name, split=split, revision=revision or None)
     except BadInput:
         raise
     except Exception as error:  # the hub client raises a dozen kinds
