@@ -80,17 +80,18 @@ def main() -> None:
     options = parser.parse_args()
     pythons = {"transformers": sys.executable, "trl": options.trl_python, "unsloth": options.unsloth_python}
     kept = json.loads(options.out.read_text(encoding="utf-8"))["runs"] if options.add else []
-    with tempfile.TemporaryDirectory() as scratch:
-        runs = [run for run in kept if run["seed"] not in options.seeds] + [
-            one(backend, python, seed, options.updates, Path(scratch))
-            for seed in options.seeds
-            for backend, python in pythons.items()
-            if python
-        ]
-    found = differences(runs)
+    runs = [run for run in kept if run["seed"] not in options.seeds]
+    for seed in options.seeds:
+        with tempfile.TemporaryDirectory() as scratch:
+            runs += [
+                one(backend, python, seed, options.updates, Path(scratch))
+                for backend, python in pythons.items()
+                if python
+            ]
+        found = differences(runs)
+        keep(options.out, {"machine": machine("torch", "transformers", "skill-kd"), "differences": found, "runs": runs})
     for pair, figures in found.items():
         print(f"{pair:<24}" + "  ".join(f"{figure} {values}" for figure, values in figures.items()))
-    keep(options.out, {"machine": machine("torch", "transformers", "skill-kd"), "differences": found, "runs": runs})
 
 
 if __name__ == "__main__":

@@ -90,7 +90,8 @@ folder=$(dirname "$0")
 if [ -n "${{SLURM_JOB_ID:-}}" ] && [ -z "${{STARTED_ON_EVERY_MACHINE:-}}" ]; then
   # Slurm runs a copy of this file, somewhere else.
   folder=$(dirname "$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\\([^ ]*\\).*/\\1/p')")
-  MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  # sed reads to the end; head would leave, and pipefail would end the job.
+  MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
   export MASTER_ADDR STARTED_ON_EVERY_MACHINE=1
   exec srun bash "$folder/launch.sh" "$@"
 fi

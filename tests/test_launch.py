@@ -27,7 +27,7 @@ echo "$@" > "asked-${NODE_RANK:-$SLURM_NODEID}"
 SCONTROL = """\
 #!/bin/bash
 case "$*" in
-  "show hostnames host[1-2]") printf "host1\\nhost2\\n" ;;
+  "show hostnames host[1-2]") echo host1; sleep .1; echo host2 ;;  # whoever reads one line only would break the pipe
   "show job 7") printf "JobId=7\\n   Command=HERE/launch.sh --resume\\n   WorkDir=/\\n" ;;
   *) exit 1 ;;
 esac
