@@ -12,7 +12,6 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from diagnose_logs import START, WORDS
+from machine import keep, machine
 
 RESULTS = Path(__file__).parent / "results" / "diagnose_speed.json"
 LINES = 100_000
@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--lines", type=int, nargs="+", default=[LINES, 20 * LINES])
     options = parser.parse_args()
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "log.jsonl"
         size = write(path, LINES)
@@ -116,12 +117,8 @@ def main() -> None:
                 flush=True,
             )
     parser_used = "orjson" if importlib.util.find_spec("orjson") else "json"
-    machine = {"python": platform.python_version(), "cores": os.cpu_count(), "load_before": os.getloadavg()[0]}
-    result = {"machine": machine, "jobs": JOBS, "line_bytes": size, "json": parser_used, "runs": runs}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = options.out.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, options.out)
+    measured_on = {**machine("skill-kd"), "load_before": load}
+    keep(options.out, {"machine": measured_on, "jobs": JOBS, "line_bytes": size, "json": parser_used, "runs": runs})
 
 
 if __name__ == "__main__":

@@ -96,10 +96,10 @@ def main() -> None:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         updates = sum(json.loads(line)["event"] == "update" for line in lines)
         partial = [each.name for name in ("partial-*", ".skill-kd-*") for each in Path(scratch).rglob(name)]
-    found = {"minutes": options.minutes, "updates": updates, **judged(samples), "exit_code": code}
-    rest = {"processes_left": len(left), "partial_files_left": partial}
-    keep(options.out, {"machine": machine("torch", "transformers", "skill-kd"), **found, **rest, "samples": samples})
-    print(json.dumps(found | rest, indent=1))
+    ended = {"exit_code": code, "processes_left": len(left), "partial_files_left": partial}
+    found = {"minutes": options.minutes, "updates": updates, **judged(samples), **ended}
+    keep(options.out, {"machine": machine("torch", "transformers", "skill-kd"), **found, "samples": samples})
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

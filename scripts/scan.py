@@ -25,8 +25,7 @@ NAME = "knowledge-distillation"
 """A skill's folder bears its name."""
 RULE = r"`([A-Z_]{6,}|B\d{3})`"
 ROW = re.compile(rf"^\|(?P<rules>[^|]*{RULE}[^|]*)\|(?P<files>[^|]*)\|", re.MULTILINE)
-PLUGINS = ("plugins/skill-kd-trl/skill_kd_trl", "plugins/skill-kd-unsloth/skill_kd_unsloth")
-CODE = ("skill_kd", "scripts", "templates", *PLUGINS)
+CODE = ("skill_kd", "scripts", "templates", "plugins/*/skill_kd_*")
 """What bandit reads: all that runs outside tests and benchmarks."""
 Found = tuple[str, str]
 """Rule and file of a finding, the file relative to the skill."""
@@ -78,7 +77,7 @@ def findings(skill: Path) -> set[Found]:
     strict = ["--use-behavioral", "--use-trigger", "--policy", "strict", "--format", "json", "--compact"]
     whole = told("skill-scanner", ["scan", str(skill), *strict])
     first = told("skillscan", ["audit", str(skill / "SKILL.md"), "--format", "json"])
-    code = told("bandit", ["-q", "-ll", "-f", "json", "-r", *(str(skill / each) for each in CODE)])
+    code = told("bandit", ["-q", "-ll", "-f", "json", "-r", *(str(each) for name in CODE for each in skill.glob(name))])
     place = str(skill) + "/"  # some findings name files from the root of the disk
     return {
         *((each["rule_id"], str(each["file_path"]).removeprefix(place)) for each in whole["findings"]),
