@@ -56,6 +56,8 @@ class Config:
     batch_size: int = 2
     accumulate: int = 4
     learning_rate: float = 2e-4
+    warmup: int = 5
+    """Optimizer steps in which the learning rate rises, from 0."""
     r: int = 16
     alpha: int = 16
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -120,7 +122,7 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
             gradient_accumulation_steps=CONFIG.accumulate,
             learning_rate=CONFIG.learning_rate,
             lr_scheduler_type="linear",
-            warmup_steps=5,
+            warmup_steps=CONFIG.warmup,
             weight_decay=0.01,
             max_grad_norm=1.0,
             optim="adamw_8bit" if torch.cuda.is_available() else "adamw_torch",

@@ -263,6 +263,10 @@ def test_latency_and_the_undistilled_student_are_told(home: Path, tmp_path: Path
         assert told["latency"][who]["memory_bytes"] > 0
     [precision] = [row for row in told["metrics"] if row["name"] == "precision"]
     assert precision["baseline"] == precision["student"]  # the same model, asked with the same seeds
+    names = ("coverage", "forward_kl", "reverse_kl", "entropy")
+    read = [metric for metric in told["metrics"] if metric["name"] in names]
+    assert len(read) == len(names)
+    assert all(metric["baseline"] == metric["student"] is not None for metric in read)
     assert told["lengths"]["baseline"] == told["lengths"]["student"]
 
 

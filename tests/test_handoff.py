@@ -150,6 +150,15 @@ def test_unsloths_yaml_says_what_the_script_says(done: Path) -> None:
         config["batch_size"],
         config["accumulate"],
     )
+    assert training["warmup_steps"] == config["warmup"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "max_steps", "warmup"), [(8, 3, 0), (0, 30, 3), (8000, -1, 5), (80, -1, 1), (0, -1, 5)]
+)
+def test_a_short_trial_does_not_spend_its_steps_on_a_warm_up(rows: int, max_steps: int, warmup: int) -> None:
+    task = Task(minimal_spec().model_copy(update={"handoff": Handoff()}), None, 10, rows, max_steps)
+    assert task.values()["warmup"] == warmup
 
 
 def test_the_notebook_holds_the_script(done: Path) -> None:
@@ -326,6 +335,8 @@ def test_a_fine_tune_is_run_loaded_and_its_cost_measured(done: Path, stand_in: C
     ("text", "words"),
     [
         (STAND_IN.replace("CHANGE", "float('nan')"), "merged: logits"),
+        # Nothing but rounded to 16 bits, which moves the logits too.
+        (STAND_IN.replace("CHANGE", "1.0"), "merged: trained"),
         (
             STAND_IN.replace("CHANGE", "1.0").replace(".bfloat16()", "").replace('"bfloat16"', '"float32"'),
             "merged: dtype",

@@ -128,7 +128,7 @@ def _judged(
     )
     target = NULL[kind.form]
     needed = None
-    if rule.margin is not None and target is not None:
+    if rule.margin is not None and target is not None and not blind:
         needed = prompts_needed(found, target, rule.margin, len(columns.student))
     return Metric(
         name,

@@ -19,7 +19,16 @@ def measured(done: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Mea
     if about["unread"] or not done:
         absent = dict.fromkeys(_COLUMNS, about["unread"])
         return Measured({}, absent, told, about["about"])
-    columns = {name: Columns(*(_column(done, *part) for part in parts)) for name, parts in _COLUMNS.items()}
+    # Samples kept by an earlier version have no reading of the baseline.
+    beside = all(line.get("read_baseline") for line in done)
+    columns = {
+        name: Columns(
+            _column(done, *ours),
+            _column(done, *theirs),
+            baseline=_column(done, *ours, reading="read_baseline") if beside else None,
+        )
+        for name, (ours, theirs) in _COLUMNS.items()
+    }
     columns["calibration"] = Columns(*(_overconfidence(done, who) for who in ("student", "teacher")))
     curves = {
         "exposure": _exposure(done, about["about"]["decoding"]["max_new_tokens"]),
@@ -28,7 +37,7 @@ def measured(done: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Mea
     return Measured(columns, {}, {**told, "curves": curves}, about["about"])
 
 
-_COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
+_COLUMNS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
     "coverage": (("teacher", "coverage"), ("teacher", "coverage_own")),
     "nucleus_precision": (("student", "precision"), ("student", "precision_own")),
     "forward_kl": (("teacher", "forward_kl"), ("teacher", "")),
@@ -40,10 +49,10 @@ _COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
 """Whose samples, and which figure: of the student's column and of the teacher's, whose KL with itself is 0."""
 
 
-def _column(done: Sequence[Mapping[str, Any]], samples: str, figure: str) -> Array:
+def _column(done: Sequence[Mapping[str, Any]], samples: str, figure: str, reading: str = "read") -> Array:
     import numpy as np
 
-    return np.array([line["read"][samples]["means"].get(figure, 0.0) for line in done])
+    return np.array([line[reading][samples]["means"].get(figure, 0.0) for line in done])
 
 
 def _overconfidence(done: Sequence[Mapping[str, Any]], who: str) -> Array:

@@ -30,6 +30,8 @@ TIMED = 20
 """Responses that latency is taken from."""
 Progress = Callable[[int, int], None]
 """(prompts done, of how many)"""
+Shared = tuple[Writer, int]
+"""A model, and how many leading token ids it shares with the teacher."""
 
 
 def silent(_done: int, _of: int) -> None:
@@ -53,7 +55,7 @@ def sample(task: Task, policy: Policy, folder: Path, progress: Progress = silent
     """Sample what is not yet in ``folder``, and return the files and figures to judge.
 
     2K teacher, K student and K collapsed-teacher responses a prompt (and K of the undistilled student), each token of
-    the teacher's and the student's read once by both models.
+    the teacher's and the student's read once by both models; the undistilled student is read as the student is.
 
     Raises:
         UsageError: the folder holds the work of another task, or data or models cannot be used.
@@ -148,10 +150,11 @@ def _work(
     student = models.open_writer(task.student, task.max_new_tokens, device)
     baseline = models.open_writer(task.baseline, task.max_new_tokens, device) if task.baseline else None
     vocabulary, why = models.shared(student, teacher)
+    beside = (baseline, models.shared(baseline, teacher)[0]) if baseline else None
     with (folder / "work.jsonl").open("ab") as file:
         for start in range(len(done), len(examples), AT_ONCE):
             chunk = examples[start : start + AT_ONCE]
-            for line in _chunk(chunk, start, teacher, student, baseline, vocabulary, policy, task.max_new_tokens):
+            for line in _chunk(chunk, start, teacher, (student, vocabulary), beside, policy, task.max_new_tokens):
                 file.write(json.dumps(line).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
@@ -179,28 +182,34 @@ def _chunk(
     chunk: Sequence[Example],
     first: int,
     teacher: Writer,
-    student: Writer,
-    baseline: Writer | None,
-    vocabulary: int,
+    student: Shared,
+    baseline: Shared | None,
     policy: Policy,
     longest: int,
 ) -> Iterator[dict[str, Any]]:
     count, seed = policy.samples, policy.seed
     written = {
         "teacher": (teacher, teacher.write(chunk, 2 * count, (seed, "teacher"), first)),
-        "student": (student, student.write(chunk, count, (seed, "student"), first)),
+        "student": (student[0], student[0].write(chunk, count, (seed, "student"), first)),
         "control": (teacher, teacher.at(policy.control_temperature).write(chunk, count, (seed, "control"), first)),
     }
     if baseline is not None:
-        written["baseline"] = (baseline, baseline.write(chunk, count, (seed, "student"), first))
+        written["baseline"] = (baseline[0], baseline[0].write(chunk, count, (seed, "student"), first))
+
+    def read(side: Shared | None, own: str, index: int) -> dict[str, Any]:
+        """What a model and the teacher make of the teacher's responses, and of the model's own."""
+        if side is None or not side[1]:
+            return {}
+        rows = {"teacher": written["teacher"][1][index], "student": written[own][1][index]}
+        return {
+            who: models.summarized(models.read(each, side[0], teacher, side[1], policy), longest)
+            for who, each in rows.items()
+        }
+
     for index in range(len(chunk)):
         texts = {who: [writer.text(row) for row in rows[index]] for who, (writer, rows) in written.items()}
-        read = {
-            who: models.summarized(models.read(written[who][1][index], student, teacher, vocabulary, policy), longest)
-            for who in ("teacher", "student")
-            if vocabulary
-        }
-        yield {"texts": texts, "read": read}
+        both = {"read": read(student, "student", index), "read_baseline": read(baseline, "baseline", index)}
+        yield {"texts": texts, **both}
 
 
 def _latency(policy: Policy, teacher: Writer, student: Writer, examples: Sequence[Example]) -> dict[str, Any]:

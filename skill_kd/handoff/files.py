@@ -17,6 +17,8 @@ SCRIPT, NOTEBOOK, CONFIG, MODELFILE, DATA = "finetune.py", "finetune.ipynb", "un
 BATCH, ACCUMULATE = 2, 4
 RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
 """Learning rates by method: adapters take ten times what all weights take."""
+WARMUP = 5
+"""Optimizer steps in which the learning rate rises, as Unsloth's examples have it; fewer in under 50 steps."""
 
 SETUP = (
     "pip install unsloth==2026.10.9",
@@ -48,6 +50,14 @@ class Task:
         """Length at which rows would be cut, in tokens: that of the longest, so that none is."""
         return 64 * math.ceil(max(self.longest, 1) / 64)
 
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps; None while there is no data."""
+        if self.max_steps > 0:
+            return self.max_steps
+        assert self.spec.handoff is not None
+        return math.ceil(self.spec.handoff.epochs * self.rows / (BATCH * ACCUMULATE)) or None
+
     def values(self) -> dict[str, Value]:
         """Return the values of the script's frozen config."""
         handoff = self.spec.handoff
@@ -67,6 +77,7 @@ class Task:
             "batch_size": BATCH,
             "accumulate": ACCUMULATE,
             "learning_rate": RATES[handoff.method],
+            "warmup": WARMUP if self.steps is None else min(WARMUP, self.steps // 10),
             "seed": self.spec.seed,
         }
 
@@ -94,7 +105,6 @@ def cli_config(task: Task) -> str:
     values, handoff = task.values(), task.spec.handoff
     assert handoff is not None
     whole = handoff.epochs == int(handoff.epochs)
-    steps = max(1, math.ceil(handoff.epochs * task.rows / (BATCH * ACCUMULATE)))
     training: dict[str, Any] = {
         "training_type": "full" if handoff.method == "full" else "lora",
         "max_seq_length": task.max_tokens,
@@ -102,11 +112,11 @@ def cli_config(task: Task) -> str:
         "output_dir": "./out-cli",
         # It counts whole epochs only.
         "num_epochs": int(handoff.epochs) if whole else 1,
-        "max_steps": task.max_steps if task.max_steps > 0 else 0 if whole else steps,
+        "max_steps": task.max_steps if task.max_steps > 0 else 0 if whole else task.steps or 1,
         "learning_rate": values["learning_rate"],
         "batch_size": BATCH,
         "gradient_accumulation_steps": ACCUMULATE,
-        "warmup_steps": 5,
+        "warmup_steps": values["warmup"],
         "weight_decay": 0.01,
         "random_seed": task.spec.seed,
         "packing": False,

@@ -12,6 +12,8 @@ from .models import ROUNDING, Answer, check, difference, findings, load, load_to
 
 def finetuned(question: Any) -> Answer:
     """Load every export of the fine-tune, and hold it against the student and against each other."""
+    from skill_kd.runtime.export import rounded
+
     folder, out = Path(question["folder"]), Path(question["out"])
     checks: list[Answer] = []
     if (merged := out / "merged").is_dir():
@@ -21,8 +23,10 @@ def finetuned(question: Any) -> Answer:
         same = ours.get_vocab() == theirs.get_vocab() and ours.chat_template == theirs.chat_template
         checks.append(check("merged: tokenizer", same, "tokens and chat template of the student"))
         checks.append(check("merged: dtype", dtype in {"bfloat16", "float16"}, dtype))
-        moved = difference(load(merged, "float32"), load(folder, "float32"), ours)
-        checks.append(check("merged: trained", moved > 0, f"logits moved by {moved:.1e} of their size"))
+        # Rounded alike: otherwise the rounding of the merge alone would pass for training.
+        before = rounded(load(folder, "float32"), dtype)
+        moved = difference(load(merged, "float32"), before, ours)
+        checks.append(check("merged: trained", moved > 0, f"logits moved by {moved:.1e} of their size in {dtype}"))
     if (adapter := out / "lora").is_dir():
         checks += _adapter_checks(folder, adapter, merged)
     for file in sorted(out.rglob("*.gguf")):

@@ -1,0 +1,32 @@
+"""What does each objective buy, beside MiniLLM on the same budget?
+
+    minillm           the default
+    minillm covering  minillm with coverage_weight 0.5, forward KL on teacher samples beside it
+    entropy_aware     reverse KL, plus forward KL where the teacher is undecided, on the student's samples
+    reverse_kl        MiniLLM's Single term alone, on the student's samples
+    jsd               half way between the directions, on the student's samples
+    forward_kl        on the teacher's samples
+
+    python benchmarks/objectives.py [--seeds 1 2 3] [--updates 16] [--new-tokens 32] [--add]
+
+Models, figures and the file it keeps, benchmarks/results/objectives.json: see arms.py. ``--add`` puts the seeds
+to those that are there. Figures of one prompt's many answers are the gate's (``skill-kd evaluate``), not this study's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from arms import Arms, study
+
+OBJECTIVES: Arms = {
+    "minillm": ({"kind": "minillm"}, {}),
+    "minillm covering": ({"kind": "minillm", "coverage_weight": 0.5}, {}),
+    "entropy_aware": ({"kind": "entropy_aware"}, {}),
+    "reverse_kl": ({"kind": "reverse_kl"}, {}),
+    "jsd": ({"kind": "jsd", "beta": 0.5, "on_policy": 1.0}, {}),
+    "forward_kl": ({"kind": "forward_kl", "responses": "teacher"}, {}),
+}
+
+if __name__ == "__main__":
+    study(str(__doc__), OBJECTIVES, "minillm", Path(__file__).with_name("results") / "objectives.json")
