@@ -2,7 +2,8 @@
 
 A run of the demo's size (SmolLM2-135M-Instruct, a student of 24 of its layers, minillm) goes on until SIGTERM tells it
 to stop. Every ten seconds its processes are counted, their threads, open files and resident memory. The first quarter
-is left out, for caches fill. The trend of memory is that of a line through the peak of each minute, by least squares.
+is left out, for caches fill. The trend of memory, in each of the other quarters, is that of a line through the peak of
+each minute, by least squares: a leak goes on rising, a heap that fills its gaps levels off.
 
     python benchmarks/soak.py [--minutes 60] [--layers 24] [--out benchmarks/results/soak.json]
 """
@@ -65,15 +66,22 @@ def watched(child: subprocess.Popen[bytes], seconds: float) -> tuple[list[dict[s
 
 
 def judged(samples: list[dict[str, float]]) -> dict[str, Any]:
-    """Return the trend of memory, and the least and most of everything, without the first quarter."""
-    late = samples[len(samples) // 4 :]
+    """Return the trend of memory by quarters, and the least and most of everything, without the first quarter."""
+    quarter = len(samples) // 4
+    late = samples[quarter:]
+    ends = {name: [min(each[name] for each in late), max(each[name] for each in late)] for name in COUNTS}
+    trends = [trend(samples[start : start + quarter]) for start in (quarter, 2 * quarter, 3 * quarter)]
+    return {"bytes_an_hour": trends, "least_and_most": ends}
+
+
+def trend(samples: list[dict[str, float]]) -> int:
+    """Return how many bytes an hour the peaks of the minutes rise by."""
     peaks: dict[int, float] = {}
-    for each in late:
+    for each in samples:
         minute = int(each["seconds"] // 60)
         peaks[minute] = max(peaks.get(minute, 0), each["bytes"])
     slope, _ = statistics.linear_regression(list(peaks), list(peaks.values()))
-    ends = {name: [min(each[name] for each in late), max(each[name] for each in late)] for name in COUNTS}
-    return {"bytes_an_hour": round(slope * 60), "least_and_most": ends}
+    return round(slope * 60)
 
 
 def main() -> None:

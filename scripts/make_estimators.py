@@ -25,7 +25,7 @@ def table() -> str:
     seeds, setting = len(document["runs"]), document["setting"]
     rows = [
         *(_row(f"`{name}`, its change", found) for name, found in document["changes"].items()),
-        *(_row(f"`{name}` − `paper`", found) for name, found in document["less_paper"].items()),
+        *(_row(f"`{name}` − `paper`", found) for name, found in document["less_reference"].items()),
     ]
     lines = [
         f"Held-out figures after {setting['updates']} updates of 8 rollouts of at most {setting['new_tokens']} tokens: "

@@ -258,8 +258,9 @@ def evaluate(subject: str | None, pairs: tuple[str, ...], as_json: bool, **given
       skill-kd evaluate runs/demo --harness-results teacher.json student.json
     """
     from skill_kd import evaluate as gate
+    from skill_kd.console import given_values
 
-    asked = gate.Request(subject, changes=gate.parse_changes(pairs), **given)
+    asked = gate.Request(subject, changes=given_values(pairs), **given)
     found, written = gate.evaluate(asked, lambda done, of: say(f"{done} of {of} prompts"), say)
     if as_json:
         print_json(found.to_json())
@@ -357,7 +358,15 @@ def diagnose(
 @click.option("--output-tokens", type=int, default=256, show_default=True, help="Length of a long answer.")
 @click.option("--prompts", type=int, metavar="N", help="How many prompts there are to train on.")
 @click.option("--lora", is_flag=True, help="Train adapters instead of all weights.")
-@click.option("--seen", metavar="FINDING", help="Seen in a student trained before; a key of references/diagnosis.md.")
+@click.option("--distilled", is_flag=True, help="The student was distilled before: no warm start.")
+@click.option(
+    "--seen",
+    metavar="FINDING",
+    help="Seen in a student trained before: sameness (too narrow), sharpened, lost_modes, loops, length, refusals, "
+    "imprecise, exposure, teacher_narrow.",
+)
+@click.option("--set", "pairs", multiple=True, metavar="PATH=VALUE", help="A value of the spec: student.model=S.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="Write the specs there.")
 @click.option("--spec-only", is_flag=True, help="Print the spec to fill in, and nothing else.")
 @_JSON
 def advise(
@@ -367,19 +376,27 @@ def advise(
     output_tokens: int,
     prompts: int | None,
     lora: bool,
+    distilled: bool,
     seen: str | None,
+    pairs: tuple[str, ...],
+    out: Path | None,
     spec_only: bool,
     as_json: bool,
 ) -> None:
-    """Say which objective to start with, with a spec to fill in.
+    """Choose an objective, and one to train beside it.
+
+    They differ in the objective alone, so that what they measure can be compared. --set fills in models, data and any
+    other value, in both; "distill" and "warm_start" name the stages.
 
     \b
     Example:
       skill-kd advise --matters coverage --output-tokens 400
+      skill-kd advise --set teacher.model=T --set student.model=S --set data.train=prompts.jsonl -o specs
       skill-kd advise --teacher text --spec-only > spec.yaml
-      skill-kd advise --seen loops --json
+      skill-kd advise --seen sameness --distilled --set distill.updates=200 --json
     """
     from skill_kd import guidance
+    from skill_kd.console import given_values
 
     advice = guidance.advise(
         matters=matters,
@@ -388,10 +405,16 @@ def advise(
         output_tokens=output_tokens,
         prompts=prompts,
         lora=lora,
+        distilled=distilled,
         seen=seen,
+        changes=given_values(pairs),
     )
+    written = [str(path) for path in advice.write(out)] if out is not None else []
     if as_json:
-        print_json(advice.to_json())
+        print_json({**advice.to_json(), "files": written})
+    elif written and not spec_only:
+        click.echo(advice.table(spec=False))
+        click.echo("\nwritten\n" + "".join(f"  {path}\n" for path in written), nl=False)
     else:
         click.echo(advice.yaml() if spec_only else advice.table())
 

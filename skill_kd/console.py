@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from skill_kd.errors import ExitCode, SkillKDError
+from skill_kd.errors import ExitCode, SkillKDError, UsageError
 
 
 class Verb(click.Command):
@@ -99,3 +99,20 @@ def print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     for row in rows:
         table.add_row(*map(escape, row))
     Console().print(table)
+
+
+def given_values(pairs: Sequence[str]) -> dict[str, object]:
+    """Read what ``--set KEY=VALUE`` was given; values are those of a spec.
+
+    Raises:
+        UsageError: there is no ``=``, or the value cannot be read.
+    """
+    from skill_kd.specfile import read_value
+
+    found: dict[str, object] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--set {pair}: write KEY=VALUE, for example recall.margin=0.85")
+        found[key.strip()] = read_value(text, f"--set {pair}")
+    return found

@@ -66,6 +66,18 @@ def read_values(path: Path) -> Any:
         raise SpecError(f"spec '{path}' is malformed: {_one_line(error)}") from error
 
 
+def read_value(text: str, where: str) -> Any:
+    """Read one value as a YAML spec has it.
+
+    Raises:
+        SpecError: the text is malformed; ``where`` says whose it is.
+    """
+    try:
+        return _parse_yaml(text)
+    except Exception as error:  # as above
+        raise SpecError(f"{where}: the value is malformed: {_one_line(error)}") from error
+
+
 def _read_text(path: Path) -> str:
     try:
         with path.open("rb") as file:

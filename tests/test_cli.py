@@ -21,8 +21,8 @@ from skill_kd.testing import FakeBackend, minimal_spec
 
 SURFACE = {
     "advise": [
-        *("--matters", "--teacher", "--budget", "--output-tokens", "--prompts", "--lora", "--seen", "--spec-only"),
-        *("--json", "--help"),
+        *("--matters", "--teacher", "--budget", "--output-tokens", "--prompts", "--lora", "--distilled", "--seen"),
+        *("--set", "--out", "--spec-only", "--json", "--help"),
     ],
     "backends": ["--verbose", "--json", "--help"],
     "demo": ["--layers", "--seed", "--out", "--json", "--help"],

@@ -12,10 +12,11 @@ pytest.importorskip("scipy")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
+from skill_kd.console import given_values  # noqa: E402
 from skill_kd.errors import UsageError  # noqa: E402
 from skill_kd.evaluate import gate  # noqa: E402
 from skill_kd.evaluate.metrics import KINDS  # noqa: E402
-from skill_kd.evaluate.policy import PRESETS, Policy, Rule, Rules, make_policy, parse_changes  # noqa: E402
+from skill_kd.evaluate.policy import PRESETS, Policy, Rule, Rules, make_policy  # noqa: E402
 from skill_kd.evaluate.statistics import Columns, Estimate  # noqa: E402
 
 
@@ -186,7 +187,7 @@ def test_the_hash_is_of_what_the_policy_says() -> None:
 
 
 def test_changes_are_laid_over_a_preset() -> None:
-    changes = parse_changes(["recall.margin=0.8", "samples=4", "quality.role=advisory"])
+    changes = given_values(["recall.margin=0.8", "samples=4", "quality.role=advisory"])
     policy = make_policy("assistant", changes)
     assert (policy.rules.recall.margin, policy.samples, policy.rules.quality.role) == (0.8, 4, "advisory")
     assert policy.rules.quality.margin == PRESETS["assistant"].rules.quality.margin
@@ -214,4 +215,4 @@ def test_an_unknown_preset_and_a_pair_without_a_value_are_refused() -> None:
     with pytest.raises(UsageError, match="'lenient' is unknown; known: assistant"):
         make_policy("lenient")
     with pytest.raises(UsageError, match="write KEY=VALUE"):
-        parse_changes(["recall.margin"])
+        given_values(["recall.margin"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -23,7 +24,7 @@ from skill_kd.guidance import (
     pilot,
 )
 from skill_kd.spec import OffPolicyObjective, Spec, all_kinds
-from skill_kd.specfile import parse_spec
+from skill_kd.specfile import load_spec, parse_spec
 
 NEEDS = list(
     itertools.product(get_args(Matters), get_args(Teacher), get_args(Budget), (32, 1024), (False, True), (None, 300))
@@ -92,6 +93,60 @@ def test_what_was_seen_changes_the_advice() -> None:
     assert ("distill.objective.coverage_weight", 0.5, "against 'lost_modes'") in advice.settings
     assert any("seen before" in each for each in advice.why)
     assert any("2404.02657" in each for each in advice.would_change)
+
+
+def test_the_pair_differs_in_its_objective_alone() -> None:
+    for need, seen in itertools.product(NEEDS, (None, "sameness", "loops")):
+        advice = ask(need, seen)
+        if advice.beside is None:
+            assert need[1] == "text"
+            continue
+        ours, theirs = (parse_spec(each).model_dump(mode="json") for each in advice.specs)
+        assert ours["name"] != theirs["name"]
+        distill = [next(stage for stage in each["stages"] if stage["kind"] == "distill") for each in (ours, theirs)]
+        changed = seen is not None and advice.settings[-1][0]
+        if changed and not changed.startswith("distill.objective"):
+            continue  # a remedy that is no objective, such as a longer answer
+        assert distill[0].pop("objective") != distill[1].pop("objective")
+        del ours["name"], theirs["name"]
+        assert ours == theirs
+
+
+def test_what_a_person_tells_stands_in_both_specs() -> None:
+    told = {"student.model": "S", "distill.updates": 7, "warm_start.epochs": 0.5, "handoff.data": "sft.jsonl"}
+    advice = advise(matters="coverage", changes=told)
+    for spec in map(parse_spec, advice.specs):
+        warm, distill = spec.stages
+        assert (spec.student.model, distill.updates, warm.epochs) == ("S", 7, 0.5)
+        assert spec.handoff is not None
+        assert spec.handoff.data == "sft.jsonl"
+    assert ("distill.updates", 7, "as you say") in advice.settings
+    assert [path for path, *_ in advice.settings].count("distill.updates") == 1
+    for wrong in ({"data.trian": "x"}, {"name.first": "x"}, {"distill.updates": "many"}):
+        with pytest.raises(UsageError, match=r"trian|has no keys|updates"):
+            advise(changes=wrong)
+
+
+def test_a_student_that_was_distilled_needs_no_warm_start() -> None:
+    advice = advise(seen="sameness", distilled=True)
+    assert all([stage["kind"] for stage in spec["stages"]] == ["distill"] for spec in advice.specs)
+    assert any("start again" in each for each in advice.would_change)
+    with pytest.raises(UsageError, match="no stage 'warm_start'"):
+        advise(distilled=True, changes={"warm_start.epochs": 1})
+
+
+def test_both_specs_are_written_and_nothing_is_written_over(tmp_path: Path) -> None:
+    advice = advise(matters="coverage")
+    paths = advice.write(tmp_path / "specs")
+    assert [path.name for path in paths] == ["entropy-aware.yaml", "minillm.yaml"]
+    assert [load_spec(path).name for path in paths] == ["entropy-aware", "minillm"]
+    assert advice.write(tmp_path / "specs") == paths
+    with pytest.raises(UsageError, match="is there and differs"):
+        advise(matters="coverage", budget="large").write(tmp_path / "specs")
+    assert sorted(path.name for path in (tmp_path / "specs").iterdir()) == ["entropy-aware.yaml", "minillm.yaml"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot write into"):
+        advice.write(tmp_path / "file")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ GO: every blocking metric of the policy passes. NO-GO: one fails. INCONCLUSIVE: 
 """
 
 from skill_kd.evaluate.evaluation import Files, Measured, evaluate_generations
-from skill_kd.evaluate.policy import PRESETS, Policy, make_policy, parse_changes
+from skill_kd.evaluate.policy import PRESETS, Policy, make_policy
 from skill_kd.evaluate.request import Request, evaluate
 from skill_kd.evaluate.result import Evaluation
 
@@ -18,5 +18,4 @@ __all__ = [
     "evaluate",
     "evaluate_generations",
     "make_policy",
-    "parse_changes",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, ValidationError
@@ -175,23 +175,3 @@ def _lay(values: dict[str, object], dotted: str, value: object) -> None:
     if keys == ["rules"] or not isinstance(place, dict):
         raise UsageError(f"policy: '{dotted}' names no single setting; write for example recall.margin=0.85")
     place[keys[-1]] = value
-
-
-def parse_changes(pairs: Sequence[str]) -> dict[str, object]:
-    """Read ``recall.margin=0.85`` as the command line gives it; values are YAML scalars.
-
-    Raises:
-        UsageError: there is no ``=``, or the value is no scalar.
-    """
-    import yaml
-
-    changes: dict[str, object] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise UsageError(f"--set {pair}: write KEY=VALUE, for example recall.margin=0.85")
-        try:
-            changes[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UsageError(f"--set {pair}: the value is no YAML scalar") from error
-    return changes

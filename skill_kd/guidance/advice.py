@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 from skill_kd.errors import UsageError
+from skill_kd.guidance.specs import pilot, put, skeleton, write_specs
 from skill_kd.guidance.table import BY_KEY, CHOICES, LONG, ON_POLICY, Budget, Choice, Matters, Teacher
 from skill_kd.specfile import parse_spec
+
+Settings = tuple[tuple[str, object, str], ...]
+"""Spec path, value, why."""
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What to start with. ``skeleton`` is a valid spec; its models and data are to be filled in."""
+    """What to start with. ``skeleton`` is a valid spec, and so is ``beside``; models and data are to be filled in."""
 
     objective: str
-    settings: tuple[tuple[str, object, str], ...]
-    """Spec path, value, why."""
+    settings: Settings
     why: tuple[str, ...]
     would_change: tuple[str, ...]
     skeleton: dict[str, Any]
+    beside: dict[str, Any] | None = None
+    """The same but for its objective, to be trained on the same budget and compared with."""
+
+    @property
+    def specs(self) -> tuple[dict[str, Any], ...]:
+        """The one or two specs to train."""
+        return (self.skeleton,) if self.beside is None else (self.skeleton, self.beside)
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write the specs into ``folder``; as `write_specs`."""
+        return write_specs(self.specs, folder)
 
     def to_json(self) -> dict[str, object]:
         """Return everything as JSON-ready values."""
@@ -34,13 +48,15 @@ class Advice:
 
         return yaml.safe_dump(self.skeleton, sort_keys=False, allow_unicode=True)
 
-    def table(self) -> str:
-        """Return the advice as text for a terminal."""
+    def table(self, *, spec: bool = True) -> str:
+        """Return the advice as text for a terminal, with the spec itself unless it was written."""
         width = max(len(path) for path, _, _ in self.settings)
         lines = [f"objective  {self.objective}", *(f"  why      {each}" for each in self.why), "", "start with"]
         lines += [f"  {path:<{width}}  {_plain(value):<10} {why}" for path, value, why in self.settings]
         lines += ["", "what would change this", *(f"  - {each}" for each in self.would_change)]
-        return "\n".join([*lines, "", "# a spec to fill in", self.yaml().rstrip()])
+        if self.beside is not None:
+            lines += ["", f"train beside it, on the same budget: {_of(self.beside)}"]
+        return "\n".join([*lines, *(["", "# a spec to fill in", self.yaml().rstrip()] if spec else [])])
 
 
 def advise(
@@ -51,7 +67,9 @@ def advise(
     output_tokens: int = 256,
     prompts: int | None = None,
     lora: bool = False,
+    distilled: bool = False,
     seen: str | None = None,
+    changes: Mapping[str, object] | None = None,
 ) -> Advice:
     """Return what to start with.
 
@@ -62,10 +80,13 @@ def advise(
         output_tokens: length of a long answer, in tokens.
         prompts: how many there are to train on, if known.
         lora: train adapters instead of all weights.
+        distilled: the student was distilled before.
         seen: key of a finding in a student trained before.
+        changes: values of the spec, by path, such as ``{"training.learning_rate": 1e-4}``; ``distill`` and
+            ``warm_start`` are the stages.
 
     Raises:
-        UsageError: an argument that is none of these.
+        UsageError: an argument that is none of these, or changes that make no valid spec.
     """
     given: tuple[tuple[str, Any, str], ...] = (
         (matters, Matters, "matters"),
@@ -81,23 +102,64 @@ def advise(
         raise UsageError(f"output_tokens {output_tokens} and prompts {prompts} must be above 0")
     choice = next(each for each in CHOICES if each.fits(matters, teacher, budget, output_tokens > LONG))
     settings = _settings(choice, matters, teacher, budget, output_tokens, prompts, lora)
-    skeleton = _skeleton(choice, teacher, lora, settings)
+    settings = _with_changes(settings, changes or {})
+    # On-policy training corrects what the student samples, so those samples must be worth correcting first.
+    pair = [each for each in (choice.objective, choice.beside) if each is not None]
+    sampled = any(each["kind"] in ("minillm", *ON_POLICY) for each in pair)
+    warm = sampled and not distilled
+    spec = _filled(choice.objective, teacher, lora, warm, settings)
+    beside = _filled(choice.beside, teacher, lora, warm, settings) if choice.beside else None
     why, would_change = [choice.why], [choice.unless]
+    if distilled:
+        why.append("no warm start: it would cost updates, and the student's samples are worth correcting already")
+        would_change.append(DISTILLED)
     if seen is not None:
         why.append(f"seen before: {BY_KEY[seen].seen}; it means: {BY_KEY[seen].means}")
         would_change.append(f"counter-evidence: {BY_KEY[seen].against}")
-        changed = pilot(skeleton, seen)
+        changed = pilot(spec, seen)
         if changed is not None:
-            path, new, skeleton = changed
+            path, new, after = changed
             settings = (*settings, (path, new, f"against '{seen}'"))
+            spec, beside = {**after, "name": f"against-{seen}".replace("_", "-")}, spec
     would_change.append("the student without distillation is as good: always compare with it")
-    objective = next(stage for stage in skeleton["stages"] if stage["kind"] == "distill")["objective"]["kind"]
-    return Advice(objective, settings, tuple(why), tuple(would_change), skeleton)
+    for each in (spec, beside):
+        if each is not None:
+            parse_spec(each)
+    return Advice(_of(spec), settings, tuple(why), tuple(would_change), spec, beside)
+
+
+DISTILLED = (
+    "coverage stays as it was: a student seldom samples what an earlier run made it drop, so start again from the "
+    "student as it was before (judgement)"
+)
+
+
+def _of(spec: Mapping[str, Any]) -> str:
+    """The objective that a spec distils with."""
+    return str(next(stage for stage in spec["stages"] if stage["kind"] == "distill")["objective"]["kind"])
+
+
+def _filled(
+    objective: Mapping[str, object], teacher: str, lora: bool, warm: bool, settings: Settings
+) -> dict[str, Any]:
+    spec = skeleton(objective, teacher, lora=lora, warm=warm)
+    for path, value, _ in settings:
+        put(spec, path, value)
+    return spec
+
+
+def _with_changes(settings: Settings, changes: Mapping[str, object]) -> Settings:
+    """Return the settings with the values a person told in place of ours."""
+    told = {path: (path, value, "as you say") for path, value in changes.items()}
+    return (*(told.pop(each[0], each) for each in settings), *told.values())
+
+
+RATES = "for 1B and more, where 2e-5 went well and 4e-5 did not; 0.1B took 1e-4 (examples/demo.yaml)"
 
 
 def _settings(
     choice: Choice, matters: str, teacher: str, budget: str, tokens: int, prompts: int | None, lora: bool
-) -> tuple[tuple[str, object, str], ...]:
+) -> Settings:
     kind = choice.objective["kind"]
     rate = 1e-4 if lora else 5e-6 if kind == "minillm" else 1e-5
     updates = {"small": 200, "normal": 500, "large": 2000}[budget]
@@ -105,7 +167,7 @@ def _settings(
     policy = "text-only" if teacher == "text" else "creative" if matters == "coverage" else "assistant"
     few = prompts is not None and prompts < 1000
     return (
-        ("training.learning_rate", rate, "for adapters" if lora else "2e-5 went well for all weights, 4e-5 did not"),
+        ("training.learning_rate", rate, "for adapters" if lora else RATES),
         ("distill.updates", updates, f"a {budget} budget; read the held-out curve and stop when it is flat"),
         ("rollout.max_new_tokens", tokens, "as long as the answers: samples that are cut teach not to stop"),
         ("rollout.temperature", 1.0, "the distribution that is trained"),
@@ -114,76 +176,6 @@ def _settings(
         ("checkpoint.best_by", best, "the figure that matches what matters"),
         ("evaluation.policy", policy, "200 prompts × 8 samples give a verdict, fewer than 50 none"),
     )
-
-
-def _skeleton(
-    choice: Choice, teacher: str, lora: bool, settings: tuple[tuple[str, object, str], ...]
-) -> dict[str, Any]:
-    served = {
-        "url": "http://127.0.0.1:8000/v1",
-        "model": "TEACHER",
-        **({"top_logprobs": 64} if teacher == "served" else {}),
-    }
-    distill = {"kind": "distill", "updates": 1, "objective": dict(choice.objective)}
-    spec: dict[str, Any] = {
-        "name": "first-try",
-        "seed": 42,
-        "teacher": {"model": "TEACHER"} if teacher == "logits" else {"served": served},
-        "student": {"model": "STUDENT", **({"lora": {"r": 16, "alpha": 32}} if lora else {})},
-        "data": {"train": "prompts.jsonl"},
-        "stages": [*_warm_start(choice, teacher), distill],
-        **{name: {} for name in ("rollout", "training", "checkpoint", "evaluation")},
-    }
-    for path, value, _ in settings:
-        _place(spec, path)[path.rpartition(".")[2]] = value
-    return spec
-
-
-def _warm_start(choice: Choice, teacher: str) -> list[dict[str, Any]]:
-    """On-policy training corrects what the student samples, so those samples must be worth correcting first."""
-    if choice.objective["kind"] not in ("minillm", *ON_POLICY):
-        return []
-    objective = {"kind": "forward_kl", "responses": "teacher"} if teacher == "logits" else {"kind": "sequence_kd"}
-    return [{"kind": "warm_start", "objective": objective}]
-
-
-# --- pilots -----------------------------------------------------------------------------------------------------------
-
-
-def pilot(spec: Mapping[str, Any], key: str) -> tuple[str, object, dict[str, Any]] | None:
-    """Return path, value and the changed spec of the first remedy that fits ``spec`` and is valid; None if none does.
-
-    ``spec`` holds plain values, as in a file. Exactly one knob differs.
-    """
-    before = parse_spec(spec).hash
-    for knob in (knob for remedy in BY_KEY[key].remedies for knob in remedy.knobs):
-        changed = copy.deepcopy(dict(spec))
-        stage = next(stage for stage in changed["stages"] if stage["kind"] == "distill")
-        if stage.setdefault("objective", {"kind": "minillm"})["kind"] not in knob.kinds:
-            continue
-        path = f"distill.{knob.path}" if knob.path.startswith("objective") else knob.path
-        place, name = _place(changed, path), path.rpartition(".")[2]
-        value = copy.deepcopy(knob.value)
-        if knob.scale:
-            value = int(place.get(name, 256) * float(str(knob.value)))
-        place[name] = value
-        try:
-            if parse_spec(changed).hash != before:
-                return path, value, changed
-        except UsageError:
-            continue
-    return None
-
-
-def _place(spec: dict[str, Any], path: str) -> dict[str, Any]:
-    """The mapping that a path's last part lies in; ``distill`` is the stage of that kind."""
-    place = spec
-    for part in path.split(".")[:-1]:
-        if part == "distill":
-            place = next(stage for stage in place["stages"] if stage["kind"] == "distill")
-        else:
-            place = place.setdefault(part, {})
-    return place
 
 
 def _plain(value: object) -> str:

@@ -92,7 +92,7 @@ _MORE_ON_POLICY = Remedy(
 FINDINGS = (
     Finding(
         "sameness",
-        "answers to different prompts became alike (logs alone)",
+        "completions are too narrow: answers became alike (by logs or by eye, nothing measured against the teacher)",
         "the student sharpened, or dropped modes; prompts that never repeat cannot tell which: replay 50 prompts × 8",
         (_TEMPERATURE, _TOWARD_COVERAGE),
         f"The teacher may be as narrow: compare with its logs. {_SHARE} {_DISPUTED}",
@@ -230,6 +230,8 @@ class Choice:
     why: str
     unless: str
     """What would change this."""
+    beside: Mapping[str, object] | None
+    """The objective to train beside it on the same budget; None where the teacher gives text only."""
 
     def fits(self, matters: str, teacher: str, budget: str, long: bool) -> bool:
         """Whether this row is about the need."""
@@ -240,26 +242,34 @@ class Choice:
 CHOICES = (
     Choice(None, ("text",), None, None, {"kind": "sequence_kd"},
            "a teacher that gives text only can be imitated, not compared with (2603.25562)",
-           "log-probabilities at hand: on-policy objectives learn more from each sample"),
+           "log-probabilities at hand: on-policy objectives learn more from each sample",
+           None),
     Choice(("coverage",), ("served",), None, None, {"kind": "forward_kl", "responses": "teacher"},
            "keeps what the teacher does; plain top-k targets are biased (2503.16870), so the rest counts as one class",
-           "the teacher's weights here: entropy_aware reads the whole distribution"),
+           "the teacher's weights here: entropy_aware reads the whole distribution",
+           {"kind": "reverse_kl"}),
     Choice(None, ("served",), None, None, {"kind": "reverse_kl"},
            "one scoring call for each sample of the student; teacher mixing would need one for each token",
-           "the teacher's weights here: minillm adds what a token does to later ones"),
+           "the teacher's weights here: minillm adds what a token does to later ones",
+           {"kind": "forward_kl", "responses": "teacher"}),
     Choice(("coverage",), None, ("small",), None, {"kind": "forward_kl", "responses": "teacher"},
            "no sampling by the student, the cheapest way to keep all modes",
-           "a larger budget: entropy_aware corrects the student's own prefixes too"),
+           "a larger budget: entropy_aware corrects the student's own prefixes too",
+           {"kind": "adaptive_kl"}),
     Choice(("coverage",), None, None, None, {"kind": "entropy_aware"},
            "reverse KL, plus forward KL where the teacher is undecided (2603.07079: Pass@8 +1.4 to +5.1; 2605.16826)",
-           "short answers or offline data: forward_kl is simpler and covers as much"),
+           "short answers or offline data: forward_kl is simpler and covers as much",
+           {"kind": "minillm"}),
     Choice(None, None, ("small",), None, {"kind": "adaptive_kl"},
            "both directions, weighted by head and tail, without sampling (2404.02657)",
-           "a larger budget: minillm, on-policy"),
+           "a larger budget: minillm, on-policy",
+           {"kind": "forward_kl", "responses": "teacher"}),
     Choice(None, None, None, True, {"kind": "reverse_kl"},
            "MiniLLM's Single term alone: less variance, blind to later tokens; importance weights fail on long answers",
-           "answers under 512 tokens: minillm"),
+           "answers under 512 tokens: minillm",
+           {"kind": "entropy_aware"}),
     Choice(None, None, None, None, {"kind": "minillm"},
            "the student's own samples, judged over the whole response (2306.08543: 24.6 Rouge-L against 23.3 for SFT)",
-           "NO-GO on coverage: coverage_weight 0.5, or entropy_aware"),
+           "NO-GO on coverage, or the one beside it kept more at little cost",
+           {"kind": "entropy_aware"}),
 )  # fmt: skip

@@ -1,0 +1,116 @@
+"""Specs made for somebody: one to start from, one to train beside it, one that a finding changes; all plain values."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from skill_kd.errors import UsageError
+from skill_kd.guidance.table import BY_KEY
+from skill_kd.specfile import parse_spec
+
+Values = dict[str, Any]
+"""A spec as in a file."""
+
+
+def skeleton(objective: Mapping[str, object], teacher: str, *, lora: bool, warm: bool) -> Values:
+    """Return a spec with this objective; settings are to be filled in.
+
+    Args:
+        objective: as a spec has it.
+        teacher: ``logits``, ``served`` or ``text``.
+        lora: train adapters.
+        warm: begin with a warm start.
+    """
+    served = {
+        "url": "http://127.0.0.1:8000/v1",
+        "model": "TEACHER",
+        **({"top_logprobs": 64} if teacher == "served" else {}),
+    }
+    first = {"kind": "forward_kl", "responses": "teacher"} if teacher == "logits" else {"kind": "sequence_kd"}
+    return {
+        "name": str(objective["kind"]).replace("_", "-"),
+        "seed": 42,
+        "teacher": {"model": "TEACHER"} if teacher == "logits" else {"served": served},
+        "student": {"model": "STUDENT", **({"lora": {"r": 16, "alpha": 32}} if lora else {})},
+        "data": {"train": "prompts.jsonl"},
+        "stages": [
+            *([{"kind": "warm_start", "objective": first}] if warm else []),
+            {"kind": "distill", "updates": 1, "objective": dict(objective)},
+        ],
+        **{name: {} for name in ("rollout", "training", "checkpoint", "evaluation")},
+    }
+
+
+def put(spec: Values, path: str, value: object) -> None:
+    """Set what ``path`` names, such as ``training.learning_rate``; ``distill`` and ``warm_start`` are stages.
+
+    Raises:
+        UsageError: there is no such stage, or the path leads into a value.
+    """
+    place, last = _place(spec, path)
+    place[last] = copy.deepcopy(value)
+
+
+def _place(spec: Values, path: str) -> tuple[Values, str]:
+    *parts, last = path.split(".")
+    place: Any = spec
+    for part in parts:
+        if part in ("distill", "warm_start"):
+            place = next((stage for stage in spec["stages"] if stage["kind"] == part), None)
+            if place is None:
+                raise UsageError(f"{path}: this spec has no stage '{part}'")
+        else:
+            place = place.setdefault(part, {})
+        if not isinstance(place, dict):
+            raise UsageError(f"{path}: '{part}' has no keys")
+    return place, last
+
+
+def pilot(spec: Mapping[str, Any], key: str) -> tuple[str, object, Values] | None:
+    """Return path, value and the changed spec of the first remedy that fits ``spec`` and is valid; None if none does.
+
+    Exactly one knob differs.
+    """
+    before = parse_spec(spec).hash
+    for knob in (knob for remedy in BY_KEY[key].remedies for knob in remedy.knobs):
+        changed = copy.deepcopy(dict(spec))
+        stage = next(stage for stage in changed["stages"] if stage["kind"] == "distill")
+        if stage.setdefault("objective", {"kind": "minillm"})["kind"] not in knob.kinds:
+            continue
+        path = f"distill.{knob.path}" if knob.path.startswith("objective") else knob.path
+        place, name = _place(changed, path)
+        value = int(place.get(name, 256) * float(str(knob.value))) if knob.scale else copy.deepcopy(knob.value)
+        place[name] = value
+        try:
+            if parse_spec(changed).hash != before:
+                return path, value, changed
+        except UsageError:
+            continue
+    return None
+
+
+def write_specs(specs: tuple[Values, ...], folder: Path) -> list[Path]:
+    """Write each as NAME.yaml into ``folder``; return the paths.
+
+    Raises:
+        UsageError: one is there with another content, or cannot be written.
+    """
+    import yaml
+
+    try:
+        texts = {folder / f"{each['name']}.yaml": yaml.safe_dump(each, sort_keys=False) for each in specs}
+        for path, text in texts.items():
+            if path.exists() and path.read_text(encoding="utf-8") != text:
+                raise UsageError(f"'{path}' is there and differs; move it away, or take another --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            draft = path.with_name(f".{path.name}.{os.getpid()}")
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(path)
+    except OSError as error:
+        raise UsageError(f"cannot write into '{folder}': {error.strerror}") from error
+    return list(texts)
