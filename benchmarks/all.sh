@@ -14,6 +14,7 @@ run sampling.py
 run end_to_end.py $trl --budget 60 --growth
 run backends.py $trl $unsloth
 run estimators.py
+run objectives.py
 run demo.py
 run plan_memory.py
 run kill.py --overhead
