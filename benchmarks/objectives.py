@@ -3,8 +3,6 @@
     minillm           the default
     minillm covering  minillm with coverage_weight 0.5, forward KL on teacher samples beside it
     entropy_aware     reverse KL, plus forward KL where the teacher is undecided, on the student's samples
-    reverse_kl        MiniLLM's Single term alone, on the student's samples
-    jsd               half way between the directions, on the student's samples
     forward_kl        on the teacher's samples
 
     python benchmarks/objectives.py [--seeds 1 2 3] [--updates 16] [--new-tokens 32] [--add]
@@ -23,8 +21,6 @@ OBJECTIVES: Arms = {
     "minillm": ({"kind": "minillm"}, {}),
     "minillm covering": ({"kind": "minillm", "coverage_weight": 0.5}, {}),
     "entropy_aware": ({"kind": "entropy_aware"}, {}),
-    "reverse_kl": ({"kind": "reverse_kl"}, {}),
-    "jsd": ({"kind": "jsd", "beta": 0.5, "on_policy": 1.0}, {}),
     "forward_kl": ({"kind": "forward_kl", "responses": "teacher"}, {}),
 }
 

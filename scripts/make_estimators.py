@@ -5,43 +5,47 @@ python scripts/make_estimators.py [--check]
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import generated
 
-FIGURES = {
+TITLES = {
     "forward_kl": "forward KL, nats",
     "reverse_kl": "reverse KL, nats",
     "student_entropy": "entropy, nats",
+    "distinct_2": "distinct 2-grams",
     "length": "length, tokens",
     "repetition": "repeated 4-grams",
 }
+ESTIMATORS = ("forward_kl", "reverse_kl", "student_entropy", "length", "repetition")
 
 
-def table() -> str:
-    """Return the changes of held-out figures, and the differences to ``paper``, as Markdown."""
-    document = generated.result("estimators")
+def table(study: str, figures: Sequence[str]) -> str:
+    """Return the changes of held-out figures, and the differences to the study's reference, as Markdown."""
+    document = generated.result(study)
     seeds, setting = len(document["runs"]), document["setting"]
+    less = f"− `{setting['reference']}`"
     rows = [
-        *(_row(f"`{name}`, its change", found) for name, found in document["changes"].items()),
-        *(_row(f"`{name}` − `paper`", found) for name, found in document["less_reference"].items()),
+        *(_row(f"`{name}`, its change", found, figures) for name, found in document["changes"].items()),
+        *(_row(f"`{name}` {less}", found, figures) for name, found in document["less_reference"].items()),
     ]
     lines = [
         f"Held-out figures after {setting['updates']} updates of 8 rollouts of at most {setting['new_tokens']} tokens: "
         f"mean (95% t-interval) over {seeds} seeds.",
         "",
-        f"| | {' | '.join(FIGURES.values())} |",
-        "|---|" + "---|" * len(FIGURES),
+        f"| | {' | '.join(TITLES[name] for name in figures)} |",
+        "|---|" + "---|" * len(figures),
         *rows,
     ]
     return "\n".join([*lines, ""])
 
 
-def _row(title: str, found: Mapping[str, Mapping[str, Any]]) -> str:
+def _row(title: str, found: Mapping[str, Mapping[str, Any]], figures: Sequence[str]) -> str:
     shown = "{mean:+.3f} ({low:+.3f} … {high:+.3f})"
-    return f"| {title} | {' | '.join(shown.format(**found[name]) for name in FIGURES)} |"
+    return f"| {title} | {' | '.join(shown.format(**found[name]) for name in figures)} |"
 
 
 if __name__ == "__main__":
-    raise SystemExit(generated.main("references/objectives.md", "estimators", table))
+    raise SystemExit(generated.main("references/objectives.md", "estimators", partial(table, "estimators", ESTIMATORS)))

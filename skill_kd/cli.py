@@ -222,7 +222,7 @@ def backends(verbose: bool, as_json: bool) -> None:
 @click.argument("subject", required=False, metavar="[RUN|STUDENT]")
 @click.option("--teacher", metavar="MODEL", help="Teacher to compare with; a run knows its own.")
 @click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="JSONL prompts that no training saw.")
-@click.option("--baseline", metavar="MODEL", help="The undistilled student, for a column of its own.")
+@click.option("--baseline", metavar="MODEL", help="The student as it was before, for a column of its own.")
 @click.option("--teacher-generations", type=click.Path(path_type=Path), metavar="FILE", help="Saved responses.")
 @click.option("--student-generations", type=click.Path(path_type=Path), metavar="FILE", help="Saved responses.")
 @click.option("--baseline-generations", type=click.Path(path_type=Path), metavar="FILE", help="Of the base student.")

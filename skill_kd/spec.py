@@ -93,6 +93,8 @@ class Served(Section):
     """Name of the environment variable that holds the key. The key itself is never written anywhere."""
     timeout: PositiveFloat = 120.0
     """Seconds to wait for one answer."""
+    patience: Annotated[float, Field(ge=0)] = 600.0
+    """Seconds that a server is waited for which has answered before: it may be starting again."""
     concurrency: PositiveInt = 8
     """Requests under way at once."""
 

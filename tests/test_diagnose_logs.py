@@ -227,9 +227,9 @@ def test_the_pilot_differs_in_one_knob_and_both_specs_are_valid(tmp_path: Path, 
     assert {key for key in one if one[key] != two[key]} == {"name", "stages"}
     [before], [after] = one["stages"], two["stages"]
     assert {key for key in before if before[key] != after[key]} == {"objective"}
-    changed = {key for key in before["objective"] if before["objective"][key] != after["objective"][key]}
-    assert changed == {"coverage_weight"}
-    assert (found.pilot.before, found.pilot.after) == (0.0, 0.5)
+    assert (before["objective"]["kind"], after["objective"]["kind"]) == ("minillm", "entropy_aware")
+    assert found.pilot.path == "distill.objective"
+    assert found.pilot.after == {"kind": "entropy_aware"}
     assert all(mode(path) == 0o600 for path in found.pilot.files)
     assert found.pilot.path in found.table()
 

@@ -90,7 +90,8 @@ def test_a_teacher_of_text_is_never_asked_for_probabilities() -> None:
 
 def test_what_was_seen_changes_the_advice() -> None:
     advice = advise(seen="lost_modes")
-    assert ("distill.objective.coverage_weight", 0.5, "against 'lost_modes'") in advice.settings
+    assert ("distill.objective", {"kind": "entropy_aware"}, "against 'lost_modes'") in advice.settings
+    assert [spec["name"] for spec in advice.specs] == ["against-lost-modes", "minillm"]
     assert any("seen before" in each for each in advice.why)
     assert any("2404.02657" in each for each in advice.would_change)
 
@@ -125,6 +126,13 @@ def test_what_a_person_tells_stands_in_both_specs() -> None:
     for wrong in ({"data.trian": "x"}, {"name.first": "x"}, {"distill.updates": "many"}):
         with pytest.raises(UsageError, match=r"trian|has no keys|updates"):
             advise(changes=wrong)
+
+
+@pytest.mark.parametrize("matters", ["balanced", "coverage"])
+def test_too_narrow_is_answered_with_one_pair_however_it_is_asked(matters: str) -> None:
+    advice = advise(matters=matters, distilled=True, seen="sameness")
+    kinds = [spec["stages"][-1]["objective"]["kind"] for spec in advice.specs]
+    assert kinds == ["entropy_aware", "minillm"]
 
 
 def test_a_student_that_was_distilled_needs_no_warm_start() -> None:
@@ -237,7 +245,9 @@ def test_the_table_as_markdown() -> None:
 
 def test_directions_are_the_right_way_round() -> None:
     """Coverage is bought with forward KL, precision with reverse KL."""
-    assert pilot(plain("minillm"), "lost_modes")[:2] == ("distill.objective.coverage_weight", 0.5)  # type: ignore[index]
+    narrow = pilot(plain("minillm"), "lost_modes")
+    assert narrow is not None
+    assert narrow[:2] == ("distill.objective", {"kind": "entropy_aware"})
     jsd = pilot(plain("jsd"), "lost_modes")
     assert jsd is not None
     assert isinstance(jsd[1], float)

@@ -147,7 +147,14 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def address(server: Server, **changes: Any) -> Config:
-    values = {"url": server.url, "model": "tiny", "top_logprobs": 5, "api_key_env": None, "timeout": 20.0}
+    values = {
+        "url": server.url,
+        "model": "tiny",
+        "top_logprobs": 5,
+        "api_key_env": None,
+        "timeout": 20.0,
+        "patience": 0.0,
+    }
     return Config(**{**values, "concurrency": 4, **changes})
 
 
@@ -252,8 +259,27 @@ def test_waits_grow(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served.time, "sleep", waits.append)
     server.fail_first = 3
     ServedTeacher(address(server)).score([([4, 5], [7])])
-    assert waits[0] > 0
-    assert waits == [waits[0], 2 * waits[0], 4 * waits[0]]
+    assert all(full / 2 <= wait <= full for wait, full in zip(waits, (0.001, 0.002, 0.004), strict=True))
+
+
+def test_a_server_that_has_answered_is_waited_for(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = ServedTeacher(address(server, patience=60.0))
+    teacher.score([([4, 5], [7])])
+    server.fail_first = len(server.seen) + 2 * served.ATTEMPTS  # it comes back after more than the usual attempts
+    [[position]] = teacher.score([([4, 5], [7])])
+    assert 7 in position
+    assert capsys.readouterr().err.count("waiting for it, 60 s at most") == 1
+    server.fail_first = 10**6
+    with pytest.raises(Missing, match="gives no answer"):
+        ServedTeacher(address(server, patience=60.0)).score([([4, 5], [7])])  # this one has not answered yet
+
+
+def test_patience_ends(server: Server) -> None:
+    teacher = ServedTeacher(address(server, patience=0.05))
+    teacher.score([([4, 5], [7])])
+    server.fail_first = 10**6
+    with pytest.raises(Missing, match="gives no answer"):
+        teacher.score([([4, 5], [7])])
 
 
 def test_rows_come_back_in_the_order_they_were_sent(server: Server) -> None:

@@ -44,6 +44,8 @@ class Measured:
 
 
 NOTHING_MEASURED = Measured({}, {}, {}, {})
+FEW_WORDS = 5
+"""Words compared of each response below which a warning is given: they make 9 features of one response at most."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def _evaluated(
     return Evaluation(
         decision,
         judged,
-        _warnings(samples, policy, independent, measured),
+        _warnings(samples, policy, independent, measured, compared),
         _findings(compared, samples, columns, decision.binding) if compared else {},
         dict(measured.told),
         _reproduction(samples, read, policy, compared, measured, started),
@@ -198,8 +200,15 @@ def _with_baseline(columns: Mapping[str, Columns], samples: Samples, policy: Pol
     }
 
 
-def _warnings(samples: Samples, policy: Policy, independent: int, measured: Measured) -> list[str]:
+def _warnings(
+    samples: Samples, policy: Policy, independent: int, measured: Measured, compared: sides.Compared | None
+) -> list[str]:
     found = list(samples.notes)
+    if compared is not None and compared.words < FEW_WORDS:
+        found.append(
+            f"only {compared.words} words of each response are compared, for many are that short: what is read from "
+            "words (retention, recall, precision) sees next to nothing; coverage and the KLs do not depend on it"
+        )
     if policy.least_prompts <= independent < policy.few_prompts:
         found.append(f"{independent} independent prompts are few: at the margin a verdict errs more often than 1 in 20")
     return found + list(measured.about.get("warnings", ()))

@@ -153,7 +153,7 @@ def _undefined(columns: Columns) -> str:
 
     if not np.isfinite(columns.student).all() or not np.isfinite(columns.teacher).all():
         return "some prompt's figure is no finite number"
-    return "the teacher's own figure gives nothing to compare with"
+    return "the teacher's own figure gives nothing to compare with: its responses are too short, too alike or at an end"
 
 
 def _outcome(found: Estimate, kind: Kind, margin: float) -> Outcome:

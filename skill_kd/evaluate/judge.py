@@ -46,6 +46,8 @@ class Judge:
     """Name of the environment variable that holds the key."""
     concurrency: int = 8
     timeout: float = 120.0
+    patience: float = 600.0
+    """Seconds that an endpoint is waited for which has answered before."""
 
 
 def compare(judge: Judge, samples: Samples) -> tuple[Array, dict[str, Any]]:

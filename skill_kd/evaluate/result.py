@@ -103,12 +103,14 @@ def _finite(value: float | None) -> float | None:
 def _lines(evaluation: Evaluation) -> Iterator[str]:
     yield evaluation.decision.sentence
     yield ""
-    yield f"{'metric':<20}{'estimate':>10}  {'bounds':<20}{'margin':>8}{'teacher':>9}{'student':>9}  outcome"
+    beside = any(metric.means and metric.means[2] is not None for metric in evaluation.metrics)
+    heading = f"{'metric':<20}{'estimate':>10}  {'bounds':<20}{'margin':>8}{'teacher':>9}{'student':>9}"
+    yield heading + f"{'baseline':>10}" * beside + "  outcome"
     for role in ("blocking", "advisory"):
         rows = [m for m in evaluation.metrics if m.role == role and (m.found or role == "blocking")]
         if rows:
             yield f"{role}:"
-            yield from map(_line, rows)
+            yield from (_line(metric, beside) for metric in rows)
     yield from _harness_lines(evaluation.measured.get("harness"))
     yield ""
     yield from (f"warning: {each}" for each in evaluation.warnings)
@@ -119,14 +121,15 @@ def _lines(evaluation: Evaluation) -> Iterator[str]:
     )
 
 
-def _line(metric: Metric) -> str:
+def _line(metric: Metric, beside: bool) -> str:
     name = f"  {metric.name:<18}"
     if metric.found is None:
         return f"{name}{'–':>10}  {metric.outcome.replace('_', ' ')}: {metric.reason}"
     bounds = f"{metric.found.low:.3f} … {metric.found.high:.3f}"
     margin = "–" if metric.margin is None else f"{metric.margin:.3f}"
-    teacher, student, _ = metric.means or (math.nan, math.nan, None)
-    return f"{name}{metric.found.value:>10.3f}  {bounds:<20}{margin:>8}{teacher:>9.3f}{student:>9.3f}  {metric.outcome}"
+    teacher, student, baseline = metric.means or (math.nan, math.nan, None)
+    figures = f"{metric.found.value:>10.3f}  {bounds:<20}{margin:>8}{teacher:>9.3f}{student:>9.3f}"
+    return name + figures + _figure(baseline, 10) * beside + f"  {metric.outcome}"
 
 
 def _harness_lines(harness: dict[str, Any] | None) -> Iterator[str]:

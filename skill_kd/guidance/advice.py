@@ -116,8 +116,10 @@ def advise(
     if seen is not None:
         why.append(f"seen before: {BY_KEY[seen].seen}; it means: {BY_KEY[seen].means}")
         would_change.append(f"counter-evidence: {BY_KEY[seen].against}")
+        # The pair may be the pilot already: what stands beside it, changed by the finding, is the choice itself.
         changed = pilot(spec, seen)
-        if changed is not None:
+        known = pilot(beside, seen) if beside is not None else None
+        if changed is not None and (known is None or known[1] != choice.objective):
             path, new, after = changed
             settings = (*settings, (path, new, f"against '{seen}'"))
             spec, beside = {**after, "name": f"against-{seen}".replace("_", "-")}, spec

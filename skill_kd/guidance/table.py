@@ -62,11 +62,11 @@ _SHARE = (
 _DISPUTED = "2510.20817 argues against reading coverage off the direction alone."
 
 _TOWARD_COVERAGE = Remedy(
-    "move toward forward KL: β 1 → .5 or 0, forward KL where the teacher is undecided, or a coverage term",
+    "move toward forward KL: where the teacher is undecided (entropy_aware), or β 1 → .5 or 0",
     "pilot",
     "2603.07079 (Pass@8 +1.4 to +5.1), 2605.16826",
     (
-        Knob(("minillm",), "objective.coverage_weight", 0.5),
+        Knob(("minillm",), "objective", {"kind": "entropy_aware"}),
         Knob(("reverse_kl", "skew_reverse_kl"), "objective", {"kind": "jsd", "beta": 0.5, "on_policy": 1.0}),
         Knob(("jsd",), "objective.beta", 0.1),
         Knob(("entropy_aware",), "objective.entropy_threshold", 0.4),

@@ -5,13 +5,15 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import random
+import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import count, repeat
 from types import MappingProxyType
 from typing import Any
 
@@ -21,8 +23,11 @@ from .config import Config
 from .failures import Missing
 
 ATTEMPTS = 5
-BACKOFF = 0.5
-"""Seconds before the second attempt; each later wait is twice as long."""
+BACKOFF, LONGEST_WAIT = 0.5, 15.0
+"""Seconds before the second attempt, and at most before any; each wait is twice the one before, less up to a half.
+
+Without that half left to chance, all requests under way would come again at one moment.
+"""
 RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
 
@@ -47,6 +52,7 @@ class ServedTeacher:
 
     def __init__(self, served: Config) -> None:
         self.served = served
+        self.answered = self.waiting = False
 
     def answer(
         self,
@@ -139,20 +145,31 @@ class ServedTeacher:
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310
         self._authorize(request)
-        reason = ""
-        for attempt in range(ATTEMPTS):
+        began = time.monotonic()
+        for attempt in count(1):
             try:
                 with urllib.request.urlopen(request, timeout=self.served.timeout) as response:  # noqa: S310
-                    return json.load(response)
+                    answer = json.load(response)
+                self.answered, self.waiting = True, False
+                return answer
             except urllib.error.HTTPError as error:
                 reason = f"HTTP {error.code} {error.reason}"
                 if error.code not in RETRIED_STATUS:
                     raise Missing(self._refusal(error)) from error
             except (OSError, http.client.HTTPException, ValueError) as error:
                 reason = f"{type(error).__name__}: {error}"
-            if attempt < ATTEMPTS - 1:
-                time.sleep(2**attempt * BACKOFF)
-        raise Missing(f"teacher.served.url {self.served.url} gives no answer ({reason}); is the server up?")
+            if attempt >= ATTEMPTS and not (self.answered and time.monotonic() - began < self.served.patience):
+                raise Missing(f"teacher.served.url {self.served.url} gives no answer ({reason}); is the server up?")
+            if attempt >= ATTEMPTS:
+                self._tell(reason)
+            time.sleep(min(2 ** (attempt - 1) * BACKOFF, LONGEST_WAIT) * random.uniform(0.5, 1.0))  # noqa: S311
+
+    def _tell(self, reason: str) -> None:
+        """Say once, whatever the number of requests under way, that the run stands still."""
+        if not self.waiting:
+            self.waiting = True
+            url, patience = self.served.url, self.served.patience
+            print(f"note: {url} gives no answer ({reason}); waiting for it, {patience:g} s at most", file=sys.stderr)  # noqa: T201
 
     def _refusal(self, error: urllib.error.HTTPError) -> str:
         refused = f"teacher.served.url {self.served.url} refuses with HTTP {error.code} {error.reason}"
