@@ -92,7 +92,8 @@ def exchanged(case: Case, planned: Plan) -> int:
     if case.lora:  # DDP: an all-reduce of float32 gradients, which is a reduce-scatter and an all-gather.
         return round(2 * 4 * planned.trainable_parameters * others)
     weights, passes = planned.student.parameters, BATCH // case.gpus
-    return round((passes * (2 + 2 + 4) + 2) * weights * others)
+    blocks = weights - (2 * LLAMA["vocab_size"] + 1) * SIZES["8B"]["hidden_size"]  # both tables and the last norm
+    return round((passes * (2 * weights + 2 * blocks + 4 * weights) + 2 * weights) * others)
 
 
 def table() -> str:

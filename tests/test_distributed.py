@@ -107,6 +107,62 @@ def test_several_processes_train_to_the_weights_of_one(
     same_weights(tmp_path / "several", folder)
 
 
+COUNTING = """
+import atexit, json, os
+
+if "RANK" in os.environ:
+    import torch.distributed as dist
+
+    calls = {}
+
+    def count(name, other, argument, place):
+        name = name if hasattr(dist, name) else other  # the name before torch 2.13
+        real = getattr(dist, name)
+
+        def counted(*given, **named):
+            tensor = named.get(argument, named.get(f"{argument}_tensor"))
+            calls[other] = calls.get(other, 0) + (given[place] if tensor is None else tensor).nbytes
+            return real(*given, **named)
+
+        setattr(dist, name, counted)
+
+    count("all_gather_single", "all_gather_into_tensor", "output", 0)
+    count("reduce_scatter_single", "reduce_scatter_tensor", "input", 1)
+    atexit.register(lambda: open(f"{os.environ['COUNTS']}-{os.environ['RANK']}", "w").write(json.dumps(calls)))
+"""
+
+
+def test_shards_exchange_what_the_formula_of_scaling_says(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an update: two runs that differ in their number of updates are held against each other."""
+    (tmp_path / "sitecustomize.py").write_text(COUNTING)
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(tmp_path))
+    accumulate, found = 2, []
+    for updates in (1, 3):
+        monkeypatch.setitem(ENVIRONMENT, "COUNTS", str(tmp_path / f"counts-{updates}"))
+        train(
+            tmp_path / f"of-{updates}",
+            models,
+            2,
+            launch={"strategy": "fsdp2", "processes": 2},
+            stages=[{"kind": "distill", "updates": updates, "objective": {"kind": "minillm", "teacher_mix": 0.0}}],
+            rollout={"max_new_tokens": 8, "prompts": 4},
+            training={"batch_size": 4, "accumulate": accumulate, "precision": "fp32"},
+            checkpoint={"every": 100, "measure_prompts": 2},
+        )
+        found.append([json.loads((tmp_path / f"counts-{updates}-{rank}").read_text()) for rank in (0, 1)])
+    sizes = {name: each.nbytes for name, each in load_file(models / "student" / "model.safetensors").items()}
+    whole, blocks = sum(sizes.values()), sum(size for name, size in sizes.items() if ".layers." in name)
+    assert 0 < blocks < whole
+    for fewer, more in zip(*found, strict=True):  # a GPU receives (P − 1) / P of these
+        an_update = {name: (more[name] - fewer[name]) / 2 for name in more}
+        assert an_update == {
+            "all_gather_into_tensor": accumulate * (whole + blocks) + whole,
+            "reduce_scatter_tensor": accumulate * whole,
+        }
+
+
 def test_two_machines_each_started_by_its_own_launcher(
     models: Path, alone: tuple[Path, list[float]], tmp_path: Path
 ) -> None:
