@@ -107,6 +107,22 @@ def test_several_processes_train_to_the_weights_of_one(
     same_weights(tmp_path / "several", folder)
 
 
+def test_deepspeed_that_would_be_left_out_in_silence_is_refused(models: Path, tmp_path: Path) -> None:
+    spec = spec_of(models, launch={"strategy": "deepspeed"})
+    write_folder(get_backend("transformers").render(spec), tmp_path / "run")
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "run" / "train.py")],
+        cwd=REPOSITORY,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "launch.strategy: deepspeed is not in use; it needs a GPU" in done.stderr.splitlines()[-1]
+
+
 COUNTING = """
 import atexit, json, os
 

@@ -249,7 +249,7 @@ def test_no_response_is_timed_with_laying_out_the_weights(home: Path, monkeypatc
 
     monkeypatch.setattr(reordered, "_plain_layers", counted)
     writer = models.open_writer(Source(str(home / "student")), 4, torch.device("cpu"))
-    models.timed(writer, [Example((("user", "hello"),), None)] * 3, 0)
+    models.timed({"student": writer}, [Example((("user", "hello"),), None)] * 3, 0)
     assert found[0] > 0
     assert found[1:] == [0] * 4  # the warm-up and three responses find it done
 
@@ -259,7 +259,9 @@ def test_latency_and_the_undistilled_student_are_told(home: Path, tmp_path: Path
     files, measured = sampling.sample(asked, POLICY, tmp_path)
     told = evaluate_generations(files, POLICY, measured=measured).to_json()
     for who in ("teacher", "student"):
-        assert 0 < told["latency"][who]["p50_s"] <= told["latency"][who]["p95_s"]
+        side = told["latency"][who]
+        assert 0 < side["p50_low_s"] <= side["p50_s"] <= side["p50_high_s"] <= max(side["seconds"])
+        assert len(side["seconds"]) == told["latency"]["responses"]
         assert told["latency"][who]["memory_bytes"] > 0
     [precision] = [row for row in told["metrics"] if row["name"] == "precision"]
     assert precision["baseline"] == precision["student"]  # the same model, asked with the same seeds
@@ -439,3 +441,13 @@ def test_mass_in_a_nucleus_agrees_with_the_reference(scale: float, top_p: float)
 def test_tokens_as_likely_as_the_last_of_a_nucleus_are_inside() -> None:
     even = torch.full((1, 4), 0.25)
     assert probabilities.mass_in_nucleus(torch.tensor([[0.6, 0.2, 0.2, 0.0]]), (even,), 0.7)[0].item() == 0.75
+
+
+def test_the_medians_bounds_are_order_statistics_that_cover_it() -> None:
+    """Of 20 draws the 6th and the 15th: the median is outside with chance 2 · P(B(20, ½) ≤ 5) = .041."""
+    found = models.quantiles([float(number) for number in range(20, 0, -1)])
+    assert found == {"p50_s": 10.5, "p50_low_s": 6.0, "p50_high_s": 15.0, "p95_s": 19.0}
+    assert models.quantiles([2.0, 1.0]) == {"p50_s": 1.5, "p50_low_s": 1.0, "p50_high_s": 2.0, "p95_s": 2.0}
+    draws = torch.rand(2000, 20, generator=torch.Generator().manual_seed(0)).tolist()
+    inside = [each["p50_low_s"] <= 0.5 <= each["p50_high_s"] for each in map(models.quantiles, draws)]
+    assert 0.945 < sum(inside) / len(inside) < 0.975

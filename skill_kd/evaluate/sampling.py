@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -213,24 +214,35 @@ def _chunk(
 
 
 def _latency(policy: Policy, teacher: Writer, student: Writer, examples: Sequence[Example]) -> dict[str, Any]:
-    import platform
-
     import torch
 
-    device = teacher.sampler.device
-    cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    device, asked = teacher.sampler.device, examples[:TIMED]
+    threads = torch.get_num_threads()
+    cpu = f"{_processor()}, {threads} thread{'s' * (threads > 1)} of {os.cpu_count()} processors"
+    asked_of = {"teacher": teacher, "student": student}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-    asked = examples[:TIMED]
     return {
         "hardware": name,
         "batch": 1,
         "concurrency": 1,
         "responses": len(asked),
         "memory": "peak" if device.type == "cuda" else "weights",
-        "teacher": models.timed(teacher, asked, policy.seed),
-        "student": models.timed(student, asked, policy.seed),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "dtypes": {who: str(next(each.model.parameters()).dtype)[6:] for who, each in asked_of.items()},
+        **models.timed(asked_of, asked, policy.seed),
         "cost_per_1k": None,
     }
+
+
+def _processor() -> str:
+    """The processor's own name where the system tells it."""
+    import platform
+
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or f"{platform.machine()} CPU"
 
 
 def _files(folder: Path, rows: Sequence[Mapping[str, object]], done: Sequence[Mapping[str, Any]], task: Task) -> Files:

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from skill_kd.report.evaluation import setting
 from skill_kd.report.figures import shown
 from skill_kd.report.markup import clean
 from skill_kd.report.numbers import finite, number, size
@@ -49,6 +50,7 @@ def model_card(evaluation: Json, name: str, training: Training | None = None) ->
         _origin(made),
         "## Verdict",
         _verdict(evaluation),
+        "\n".join(f"- {plain(each)}" for each in evaluation["warnings"]),
         "## Coverage and quality",
         _metrics(evaluation),
         "## Speed",
@@ -88,9 +90,13 @@ def _front_matter(evaluation: Json, name: str, made: Training) -> dict[str, obje
 
 def _results(evaluation: Json) -> dict[str, object] | None:
     metrics = [
-        {"type": _one_line(metric["name"]), "value": value, "name": _one_line(f"{metric['title']} ({metric['form']})")}
+        {
+            "type": _one_line(metric["name"]),
+            "value": value,
+            "name": _one_line(f"{metric['title']} ({metric['form']})"),
+        }
         for metric in evaluation["metrics"]
-        if (value := finite(metric["estimate"])) is not None
+        if (value := finite(metric["estimate"])) is not None and metric["outcome"] != "insensitive"
     ]
     if not metrics:
         return None
@@ -119,12 +125,24 @@ def _origin(made: Training) -> str:
 def _metrics(evaluation: Json) -> str:
     rows = [
         f"| {plain(metric['title'])} | {_cell(metric, 'estimate')} | {_cell(metric, 'low')} to {_cell(metric, 'high')} "
-        f"| {_cell(metric, 'margin')} | {plain(metric['outcome'].replace('_', ' '))} |"
+        f"| {_cell(metric, 'margin')} | {_levels(metric)} | {plain(metric['outcome'].replace('_', ' '))} |"
         for metric in evaluation["metrics"]
         if finite(metric["estimate"]) is not None
     ]
-    head = "| Figure | Estimate | 95% bounds, one-sided each | Margin | Outcome |\n| --- | ---: | ---: | ---: | --- |"
-    return "\n".join([head, *rows]) if rows else "Not measured."
+    names = ("Figure", "Estimate", "95% bounds, one-sided each", "Margin", "Teacher", "Student", "Before", "Outcome")
+    head = f"| {' | '.join(names)} |\n| --- | {'---: | ' * 6}--- |"
+    absent = [metric for metric in evaluation["metrics"] if metric["outcome"] == "not_measured"]
+    absent = [metric for metric in absent if metric["role"] == "blocking"]
+    missing = [f"- Not measured: {plain(metric['title'])}. {plain(metric['reason'])}." for metric in absent]
+    told = "\n".join([head, *rows]) if rows else "Not measured."
+    return "\n\n".join([told, *(["\n".join(missing)] if missing else [])])
+
+
+def _levels(metric: Json) -> str:
+    """What the two sides, and the student as it was before, have by themselves; a ratio of two figures has no sides."""
+    if metric["name"] in ("kl_ratio", "exposure"):
+        return "– | – | –"
+    return " | ".join(plain(number(metric[side])) for side in ("teacher", "student", "baseline"))
 
 
 def _cell(metric: Json, key: str) -> str:
@@ -134,18 +152,19 @@ def _cell(metric: Json, key: str) -> str:
 def _speed(latency: Json | None) -> str:
     if latency is None:
         return "Latency was not measured."
-    where = f"{latency['hardware']}, batch {latency['batch']}, {latency['concurrency']} at a time"
-    return plain(f"On {where}: {'; '.join(_pace(who, latency[who]) for who in ('student', 'teacher'))}.")
+    return plain(f"On {setting(latency)}: {'; '.join(_pace(who, latency[who]) for who in ('student', 'teacher'))}.")
 
 
 def _pace(who: str, side: Json) -> str:
-    times = f"p50 {number(side['p50_s'])} s, p95 {number(side['p95_s'])} s"
+    bounds = f"({number(side['p50_low_s'])} to {number(side['p50_high_s'])}, 95%)"
+    times = f"p50 {number(side['p50_s'])} s {bounds}, p95 {number(side['p95_s'])} s"
     return f"{who} {times}, {number(side['tokens_per_s'])} tokens/s, {size(side['memory_bytes'])}"
 
 
 def _measured(facts: Json) -> str:
     told = f"{facts['prompts']} prompts, {facts['samples']} samples each, seed {facts['seed']}, {facts['time']}."
-    return f"{plain(told)} Policy hash `{plain(facts['policy_hash'])}`. The whole report is `report.html`."
+    where = "The whole report is `report.html` in the evaluation's folder."
+    return f"{plain(told)} Policy hash `{plain(facts['policy_hash'])}`. {where}"
 
 
 # --- on disk ----------------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def decision_page(evaluation: Json) -> str:
     head = join([tag("h1", title), banner, *_warnings(evaluation["warnings"])])
     sections = [
         Section("figures", "What the verdict rests on", figures(evaluation["metrics"]), "Figures"),
-        Section("trade", "Quality and coverage", _trade(evaluation), "Quality and coverage"),
+        Section("trade", "Quality against coverage, by temperature", _trade(evaluation), "By temperature"),
         *harness(evaluation["harness"]),
         Section("speed", "Speed and memory", _speed(evaluation["latency"]), "Speed"),
         Section("slices", "Worst slices", _slices(evaluation), "Slices"),
@@ -78,7 +78,7 @@ def _trade(evaluation: Json) -> list[Markup]:
         if finite(each["coverage"]) is not None and finite(each["quality"]) is not None
     ]
     if not spots:
-        return [paragraph("Not measured: it takes samples at several temperatures."), *_judge(evaluation["judge"])]
+        return [paragraph("Not drawn: the curve takes samples at several temperatures."), *_judge(evaluation["judge"])]
     spots.sort(key=lambda spot: spot.series != "teacher")
     about = "Each point is one sampling temperature; up and to the right is better. The axes do not start at zero."
     return [
@@ -101,17 +101,38 @@ def _speed(latency: Json | None) -> list[Markup]:
     if latency is None:
         return [paragraph("Not measured.")]
     cost = latency["cost_per_1k"]
-    columns = [Column("Model"), *(Column(name, numeric=True) for name in ("p50, s", "p95, s", "Tokens/s", "Memory"))]
+    columns = [
+        Column("Model"),
+        *(Column(name, numeric=True) for name in ("p50, s", "least", "most", "p95, s", "Tokens/s", "Memory")),
+    ]
     columns += [Column(f"Cost per 1k requests, {cost['currency']}", numeric=True)] if cost else []
     rows = [
-        [who, side["p50_s"], side["p95_s"], side["tokens_per_s"], Cell(size(memory), finite(memory)), *price]
+        [
+            who,
+            side["p50_s"],
+            side["p50_low_s"],
+            side["p50_high_s"],
+            side["p95_s"],
+            side["tokens_per_s"],
+            Cell(size(memory), finite(memory)),
+            *price,
+        ]
         for who in ("teacher", "student")
         for side, price in [(latency[who], [cost[who]] if cost else [])]
         for memory in [side["memory_bytes"]]
     ]
-    setting = f"{latency['hardware']}, batch {latency['batch']}, {latency['concurrency']} at a time"
     costs = [] if cost else [paragraph("Cost was not measured.")]
-    return [table(f"Latency per request on {setting}", columns, rows), *costs]
+    about = "Least and most are the 95% bounds of the median. Both models were asked in turn."
+    return [table(f"Latency per request on {setting(latency)}", columns, rows), paragraph(about), *costs]
+
+
+def setting(latency: Json) -> str:
+    """Return on what, and how, latency was measured."""
+    load = "" if latency["load"] is None else f", load {number(latency['load'], 1)} before"
+    return (
+        f"{latency['hardware']}, batch {latency['batch']}, {latency['concurrency']} at a time, "
+        f"{latency['responses']} responses each{load}"
+    )
 
 
 def _slices(evaluation: Json) -> list[Markup]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -16,7 +17,7 @@ from .checkpoints import Checkpoints
 from .config import Config
 from .data import Encoder, TrainingData, input_hashes, load_training_data
 from .experience import Sampling, Source
-from .failures import StopRequest
+from .failures import BadInput, StopRequest
 from .loading import check_context, eos_ids, real_vocabulary
 from .measure import HeldOut
 from .policy import Policy
@@ -43,15 +44,25 @@ class Parts:
 
 
 def open_accelerator(config: Config, folder: Path) -> Accelerator:
-    """Find the devices at hand, and seed what draws from torch's global stream."""
+    """Find the devices at hand, and seed what draws from torch's global stream.
+
+    Raises:
+        BadInput: DeepSpeed is asked for and not in use; accelerate would train on without it, and say nothing.
+    """
     torch.manual_seed(config.seed)
-    return Accelerator(
+    accelerator = Accelerator(
         # Without this, several processes on a machine without accelerators would not find each other.
         cpu=torch.accelerator.current_accelerator() is None,
         mixed_precision="bf16" if config.training.precision == "bf16" else "no",
         log_with=list(config.trackers) or None,
         project_dir=folder,
     )
+    if config.launch.strategy == "deepspeed" and accelerator.distributed_type != DistributedType.DEEPSPEED:
+        raise BadInput(
+            "launch.strategy: deepspeed is not in use; it needs a GPU, and `skill-kd run` or launch.sh to start it; "
+            "on CPUs take ddp or fsdp2"
+        )
+    return accelerator
 
 
 def open_parts(
