@@ -23,13 +23,13 @@ ESTIMATORS = ("forward_kl", "reverse_kl", "student_entropy", "length", "repetiti
 
 
 def table(study: str, figures: Sequence[str]) -> str:
-    """Return the changes of held-out figures, and the differences to the study's reference, as Markdown."""
+    """Return how the study's reference changed held-out figures, and how far from it the others ended, as Markdown."""
     document = generated.result(study)
     seeds, setting = len(document["runs"]), document["setting"]
-    less = f"− `{setting['reference']}`"
+    reference = setting["reference"]
     rows = [
-        *(_row(f"`{name}`, its change", found, figures) for name, found in document["changes"].items()),
-        *(_row(f"`{name}` {less}", found, figures) for name, found in document["less_reference"].items()),
+        _row(f"`{reference}`, its change", document["changes"][reference], figures),
+        *(_row(f"`{name}` − `{reference}`", found, figures) for name, found in document["less_reference"].items()),
     ]
     lines = [
         f"Held-out figures after {setting['updates']} updates of 8 rollouts of at most {setting['new_tokens']} tokens: "

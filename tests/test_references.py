@@ -170,7 +170,7 @@ def test_every_option_of_minillm_is_labelled_alike_here_and_in_the_spec(option: 
 
 def test_the_objectives_are_short_and_begin_with_their_contents() -> None:
     lines = objectives().splitlines()
-    assert len(lines) < 200
+    assert len(lines) < 220
     titles = [line[3:] for line in lines if line.startswith("## ")]
     assert [re.sub(r"^- \[(.*)\]\(.*$", r"\1", line) for line in lines if line.startswith("- [")] == titles
 
