@@ -122,6 +122,7 @@ def test_what_a_person_tells_stands_in_both_specs() -> None:
         assert spec.handoff is not None
         assert spec.handoff.data == "sft.jsonl"
     assert ("distill.updates", 7, "as you say") in advice.settings
+    assert [spec["name"] for spec in advise(changes={"name": "mine"}).specs] == ["mine", "mine-beside"]
     assert [path for path, *_ in advice.settings].count("distill.updates") == 1
     for wrong in ({"data.trian": "x"}, {"name.first": "x"}, {"distill.updates": "many"}):
         with pytest.raises(UsageError, match=r"trian|has no keys|updates"):

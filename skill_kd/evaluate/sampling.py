@@ -25,6 +25,8 @@ from skill_kd.evaluate.readings import measured
 if TYPE_CHECKING:
     from skill_kd.runtime.data import Example
 
+FORMAT = 2
+"""Of what is kept in the folder; another one is not gone on with."""
 AT_ONCE = 4
 """Prompts worked on together."""
 TIMED = 20
@@ -108,6 +110,7 @@ def _key(task: Task, policy: Policy) -> dict[str, Any]:
         name: vars(source) if (source := getattr(task, name)) else None for name in ("teacher", "student", "baseline")
     }
     return {
+        "format": FORMAT,
         **sources,
         "prompts": hashlib.sha256(task.prompts.read_bytes()).hexdigest(),
         "max_new_tokens": task.max_new_tokens,

@@ -109,6 +109,8 @@ def advise(
     warm = sampled and not distilled
     spec = _filled(choice.objective, teacher, lora, warm, settings)
     beside = _filled(choice.beside, teacher, lora, warm, settings) if choice.beside else None
+    if beside is not None and beside["name"] == spec["name"]:  # a person named both
+        beside["name"] = f"{beside['name']}-beside"
     why, would_change = [choice.why], [choice.unless]
     if distilled:
         why.append("no warm start: it would cost updates, and the student's samples are worth correcting already")
