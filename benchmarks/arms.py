@@ -50,7 +50,7 @@ def specs(arms: Arms, seed: int, updates: int, new_tokens: int, student: Path) -
 
 
 def of_seed(arms: Arms, seed: int, updates: int, new_tokens: int) -> dict[str, dict[str, Any]]:
-    """Return for each arm its held-out figures before and after, seconds and tokens an update."""
+    """Return for each arm its held-out figures before and after, seconds an update."""
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         named = specs(arms, seed, updates, new_tokens, Path(scratch) / "warm" / "student")

@@ -91,6 +91,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    if options.minutes < 8:
+        parser.error("--minutes: 8 at least, so that a quarter has two")
     with tempfile.TemporaryDirectory() as scratch:
         spec = write_spec(Path(scratch), options.layers)
         command = [sys.executable, "-m", "skill_kd", "run", str(spec), "--runs", scratch]

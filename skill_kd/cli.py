@@ -385,8 +385,8 @@ def advise(
 ) -> None:
     """Choose an objective, and one to train beside it.
 
-    They differ in the objective alone, so that what they measure can be compared. --set fills in models, data and any
-    other value, in both; "distill" and "warm_start" name the stages.
+    With --out both are written as specs, which differ in the objective alone, so that what they measure can be
+    compared. --set fills in models, data and any other value, in both; "distill" and "warm_start" name the stages.
 
     \b
     Example:

@@ -132,6 +132,7 @@ def document() -> dict[str, Any]:
             "concurrency": 1,
             "responses": 20,
             "load": 0.4,
+            "dtypes": {"teacher": "float32", "student": "bfloat16"},
             "teacher": {**times(4.21), "tokens_per_s": 31.2, "memory_bytes": 15.2e9},
             "student": {**times(0.83), "tokens_per_s": 142.0, "memory_bytes": 1.31e9},
             "cost_per_1k": {"teacher": 1.2, "student": 0.21, "currency": "EUR"},

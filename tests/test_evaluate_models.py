@@ -260,16 +260,29 @@ def test_latency_and_the_undistilled_student_are_told(home: Path, tmp_path: Path
     told = evaluate_generations(files, POLICY, measured=measured).to_json()
     for who in ("teacher", "student"):
         side = told["latency"][who]
-        assert 0 < side["p50_low_s"] <= side["p50_s"] <= side["p50_high_s"] <= max(side["seconds"])
+        assert 0 < min(side["seconds"]) <= side["p50_s"] <= side["p95_s"] <= max(side["seconds"])
         assert len(side["seconds"]) == told["latency"]["responses"]
         assert told["latency"][who]["memory_bytes"] > 0
     [precision] = [row for row in told["metrics"] if row["name"] == "precision"]
     assert precision["baseline"] == precision["student"]  # the same model, asked with the same seeds
     names = ("coverage", "forward_kl", "reverse_kl", "entropy")
-    read = [metric for metric in told["metrics"] if metric["name"] in names]
-    assert len(read) == len(names)
-    assert all(metric["baseline"] == metric["student"] is not None for metric in read)
+    read = {metric["name"]: metric for metric in told["metrics"] if metric["name"] in names}
+    assert read.keys() == set(names)
+    assert all(metric["baseline"] == metric["student"] is not None for metric in read.values())
     assert told["lengths"]["baseline"] == told["lengths"]["student"]
+
+
+def test_a_baseline_is_read_by_itself(home: Path, tmp_path: Path) -> None:
+    """The teacher in its place: no divergence, and the teacher's own coverage, where the student has others."""
+    asked = task(home, baseline=Source(str(home / "teacher")))
+    _, measured = sampling.sample(asked, POLICY, tmp_path)
+    for name in ("forward_kl", "reverse_kl"):
+        column = measured.columns[name]
+        assert column.baseline == pytest.approx(0, abs=1e-5)
+        assert (column.student > 0.01).all()
+    coverage = measured.columns["coverage"]
+    assert coverage.baseline == pytest.approx(coverage.teacher, abs=1e-5)
+    assert coverage.student != pytest.approx(coverage.teacher, abs=1e-5)
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
@@ -447,7 +460,7 @@ def test_the_medians_bounds_are_order_statistics_that_cover_it() -> None:
     """Of 20 draws the 6th and the 15th: the median is outside with chance 2 · P(B(20, ½) ≤ 5) = .041."""
     found = models.quantiles([float(number) for number in range(20, 0, -1)])
     assert found == {"p50_s": 10.5, "p50_low_s": 6.0, "p50_high_s": 15.0, "p95_s": 19.0}
-    assert models.quantiles([2.0, 1.0]) == {"p50_s": 1.5, "p50_low_s": 1.0, "p50_high_s": 2.0, "p95_s": 2.0}
+    assert models.quantiles([2.0, 1.0]) == {"p50_s": 1.5, "p50_low_s": None, "p50_high_s": None, "p95_s": 2.0}
     draws = torch.rand(2000, 20, generator=torch.Generator().manual_seed(0)).tolist()
     inside = [each["p50_low_s"] <= 0.5 <= each["p50_high_s"] for each in map(models.quantiles, draws)]
     assert 0.945 < sum(inside) / len(inside) < 0.975

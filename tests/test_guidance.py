@@ -105,9 +105,9 @@ def test_the_pair_differs_in_its_objective_alone() -> None:
         ours, theirs = (parse_spec(each).model_dump(mode="json") for each in advice.specs)
         assert ours["name"] != theirs["name"]
         distill = [next(stage for stage in each["stages"] if stage["kind"] == "distill") for each in (ours, theirs)]
-        changed = seen is not None and advice.settings[-1][0]
-        if changed and not changed.startswith("distill.objective"):
-            continue  # a remedy that is no objective, such as a longer answer
+        path, _, why = advice.settings[-1]
+        if why.startswith("against") and not path.startswith("distill.objective"):
+            continue  # a remedy that is no objective, such as more of the student's own samples
         assert distill[0].pop("objective") != distill[1].pop("objective")
         del ours["name"], theirs["name"]
         assert ours == theirs
@@ -122,7 +122,10 @@ def test_what_a_person_tells_stands_in_both_specs() -> None:
         assert spec.handoff is not None
         assert spec.handoff.data == "sft.jsonl"
     assert ("distill.updates", 7, "as you say") in advice.settings
-    assert [spec["name"] for spec in advise(changes={"name": "mine"}).specs] == ["mine", "mine-beside"]
+    for seen in (None, "sameness", "loops"):
+        assert [spec["name"] for spec in advise(changes={"name": "mine"}, seen=seen).specs] == ["mine", "mine-beside"]
+    with pytest.raises(UsageError, match="the objective is what advise chooses"):
+        advise(changes={"distill.objective.coverage_weight": 0.5})
     assert [path for path, *_ in advice.settings].count("distill.updates") == 1
     for wrong in ({"data.trian": "x"}, {"name.first": "x"}, {"distill.updates": "many"}):
         with pytest.raises(UsageError, match=r"trian|has no keys|updates"):

@@ -71,6 +71,15 @@ def test_the_body_says_what_was_and_what_was_not_measured() -> None:
         "ab" * 32,
     ):
         assert words in body
+    told = document()
+    told["warnings"] = ["few prompts"]
+    told["metrics"][0] |= {"outcome": "insensitive", "baseline": 0.125}
+    told["metrics"][1] |= {"outcome": "not_measured", "estimate": None, "reason": "no reference", "role": "blocking"}
+    front, body = split(model_card(told, "pirate"))
+    assert "\n- few prompts\n" in body
+    assert "| 0.125 | insensitive |" in body
+    assert f"- Not measured: {told['metrics'][1]['title']}. no reference." in body
+    assert not [each for each in told["metrics"][:2] if f"type: {each['name']}\n" in front]
     _, body = split(model_card(bare(), "pirate"))
     for words in ("INCONCLUSIVE", "Latency was not measured.", "Not measured.", "Nothing is listed"):
         assert words in body

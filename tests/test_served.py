@@ -27,7 +27,7 @@ from skill_kd.runtime.batching import Row, collate
 from skill_kd.runtime.config import Config
 from skill_kd.runtime.data import Encoder, Example
 from skill_kd.runtime.experience import own_best_samples
-from skill_kd.runtime.failures import BadInput, Missing
+from skill_kd.runtime.failures import BadInput, Missing, StoppedBySignal, StopRequest
 from skill_kd.runtime.measure import HeldOut
 from skill_kd.runtime.policy import TopK, on_shared_outcomes
 from skill_kd.runtime.rollouts import Sampler, draws_for
@@ -144,6 +144,7 @@ def server(models: Path) -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served, "BACKOFF", 0.001)
+    monkeypatch.setattr(StopRequest, "asked", 0)
 
 
 def address(server: Server, **changes: Any) -> Config:
@@ -274,12 +275,32 @@ def test_a_server_that_has_answered_is_waited_for(server: Server, capsys: pytest
         ServedTeacher(address(server, patience=60.0)).score([([4, 5], [7])])  # this one has not answered yet
 
 
-def test_patience_ends(server: Server) -> None:
-    teacher = ServedTeacher(address(server, patience=0.05))
+def test_patience_ends_once_for_all_requests(server: Server) -> None:
+    teacher = ServedTeacher(address(server, patience=1.0, concurrency=2))
     teacher.score([([4, 5], [7])])
     server.fail_first = 10**6
+    began = time.monotonic()
     with pytest.raises(Missing, match="gives no answer"):
+        teacher.score([([4, 5], [token]) for token in range(20, 40)])
+    assert time.monotonic() - began < 1.9  # not once more for the rows that wait their turn
+
+
+def test_a_server_that_is_there_and_fails_is_not_waited_for(server: Server) -> None:
+    teacher = ServedTeacher(address(server, patience=60.0))
+    teacher.score([([4, 5], [7])])
+    server.fail_first, server.status = 10**6, 500
+    with pytest.raises(Missing, match="HTTP 500"):
         teacher.score([([4, 5], [7])])
+
+
+def test_a_run_that_waits_for_its_server_heeds_a_signal(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = ServedTeacher(address(server, patience=60.0))
+    teacher.score([([4, 5], [7])])
+    server.fail_first = 10**6
+    monkeypatch.setattr(StopRequest, "asked", 15)
+    with pytest.raises(StoppedBySignal) as stopped:
+        teacher.score([([4, 5], [7])])
+    assert stopped.value.exit_code == 143
 
 
 def test_rows_come_back_in_the_order_they_were_sent(server: Server) -> None:

@@ -230,18 +230,18 @@ def timed(writers: Mapping[str, Writer], examples: Sequence[Example], seed: int)
     }
 
 
-def quantiles(seconds: Sequence[float]) -> dict[str, float]:
+def quantiles(seconds: Sequence[float]) -> dict[str, float | None]:
     """Return the median with its bounds, and the 95th percentile.
 
-    As many of n draws lie under the median as heads in n tosses of a coin; few draws give the least and the largest.
+    As many of n draws lie under the median as heads in n tosses of a coin; fewer than 6 draws have no such bounds.
     """
     from scipy.stats import binom
 
     ordered, count = sorted(seconds), len(seconds)
-    outer = max(1, int(binom.ppf(0.025, count, 0.5)))
+    outer = int(binom.ppf(0.025, count, 0.5))
     return {
         "p50_s": statistics.median(ordered),
-        "p50_low_s": ordered[outer - 1],
-        "p50_high_s": ordered[count - outer],
+        "p50_low_s": ordered[outer - 1] if outer else None,
+        "p50_high_s": ordered[count - outer] if outer else None,
         "p95_s": ordered[math.ceil(0.95 * count) - 1],
     }

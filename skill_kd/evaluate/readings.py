@@ -19,7 +19,7 @@ def measured(done: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Mea
     if about["unread"] or not done:
         absent = dict.fromkeys(_COLUMNS, about["unread"])
         return Measured({}, absent, told, about["about"])
-    # Samples kept by an earlier version have no reading of the baseline.
+    # None where there is no baseline, or its tokenizer is another one.
     beside = all(line.get("read_baseline") for line in done)
     columns = {
         name: Columns(

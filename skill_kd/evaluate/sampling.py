@@ -149,12 +149,13 @@ def _finished(path: Path) -> list[dict[str, Any]]:
 def _work(
     task: Task, policy: Policy, folder: Path, examples: Sequence[Example], done: Sequence[object], progress: Progress
 ) -> dict[str, Any]:
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # before this adds to it
     device = models.accelerator()
     teacher = models.open_writer(task.teacher, task.max_new_tokens, device)
     student = models.open_writer(task.student, task.max_new_tokens, device)
     baseline = models.open_writer(task.baseline, task.max_new_tokens, device) if task.baseline else None
     vocabulary, why = models.shared(student, teacher)
-    beside = (baseline, models.shared(baseline, teacher)[0]) if baseline else None
+    beside = (baseline, models.shared(baseline, teacher)[0] if vocabulary else 0) if baseline else None
     with (folder / "work.jsonl").open("ab") as file:
         for start in range(len(done), len(examples), AT_ONCE):
             chunk = examples[start : start + AT_ONCE]
@@ -165,7 +166,7 @@ def _work(
             progress(min(start + AT_ONCE, len(examples)), len(examples))
     return {
         "unread": why,
-        "latency": _latency(policy, teacher, student, examples) if task.latency else None,
+        "latency": {"load": load, **_latency(policy, teacher, student, examples)} if task.latency else None,
         "about": {
             "teacher": task.teacher.model,
             "student": task.student.model,
@@ -230,7 +231,6 @@ def _latency(policy: Policy, teacher: Writer, student: Writer, examples: Sequenc
         "concurrency": 1,
         "responses": len(asked),
         "memory": "peak" if device.type == "cuda" else "weights",
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "dtypes": {who: str(next(each.model.parameters()).dtype)[6:] for who, each in asked_of.items()},
         **models.timed(asked_of, asked, policy.seed),
         "cost_per_1k": None,

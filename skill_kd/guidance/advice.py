@@ -100,6 +100,8 @@ def advise(
         raise UsageError(f"seen: '{seen}' is unknown; take one of: {', '.join(BY_KEY)}")
     if output_tokens < 1 or (prompts is not None and prompts < 1):
         raise UsageError(f"output_tokens {output_tokens} and prompts {prompts} must be above 0")
+    if chosen := next((path for path in changes or {} if path.startswith("distill.objective")), None):
+        raise UsageError(f"{chosen}: the objective is what advise chooses; change it in the spec that it writes")
     choice = next(each for each in CHOICES if each.fits(matters, teacher, budget, output_tokens > LONG))
     settings = _settings(choice, matters, teacher, budget, output_tokens, prompts, lora)
     settings = _with_changes(settings, changes or {})
@@ -109,10 +111,8 @@ def advise(
     warm = sampled and not distilled
     spec = _filled(choice.objective, teacher, lora, warm, settings)
     beside = _filled(choice.beside, teacher, lora, warm, settings) if choice.beside else None
-    if beside is not None and beside["name"] == spec["name"]:  # a person named both
-        beside["name"] = f"{beside['name']}-beside"
     why, would_change = [choice.why], [choice.unless]
-    if distilled:
+    if distilled and sampled:
         why.append("no warm start: it would cost updates, and the student's samples are worth correcting already")
         would_change.append(DISTILLED)
     if seen is not None:
@@ -124,11 +124,15 @@ def advise(
         if changed is not None and (known is None or known[1] != choice.objective):
             path, new, after = changed
             settings = (*settings, (path, new, f"against '{seen}'"))
-            spec, beside = {**after, "name": f"against-{seen}".replace("_", "-")}, spec
+            spec, beside = after, spec
+            if "name" not in (changes or {}):
+                spec["name"] = f"against-{seen}".replace("_", "-")
     would_change.append("the student without distillation is as good: always compare with it")
+    if beside is not None and beside["name"] == spec["name"]:  # a person named both
+        beside["name"] = f"{beside['name']}-beside"
     for each in (spec, beside):
         if each is not None:
-            parse_spec(each)
+            parse_spec(each, source=f"spec '{each['name']}'")
     return Advice(_of(spec), settings, tuple(why), tuple(would_change), spec, beside)
 
 

@@ -128,10 +128,11 @@ def _speed(latency: Json | None) -> list[Markup]:
 
 def setting(latency: Json) -> str:
     """Return on what, and how, latency was measured."""
-    load = "" if latency["load"] is None else f", load {number(latency['load'], 1)} before"
+    load = "" if latency["load"] is None else f", load {number(latency['load'], 1)} before all began"
+    dtypes = latency["dtypes"]
     return (
         f"{latency['hardware']}, batch {latency['batch']}, {latency['concurrency']} at a time, "
-        f"{latency['responses']} responses each{load}"
+        f"{latency['responses']} responses each, student in {dtypes['student']}, teacher in {dtypes['teacher']}{load}"
     )
 
 

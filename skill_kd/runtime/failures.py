@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import ClassVar
 
 UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 """A disk or a quota is full, a file too large, a folder read-only."""
@@ -57,8 +58,11 @@ class StoppedBySignal(ScriptError):  # noqa: N818 -- named for what it is
 class StopRequest:
     """Remembers SIGINT and SIGTERM, so that the loop stops between two updates; the second one stops at once."""
 
+    asked: ClassVar[int] = 0
+    """The signal that came to this process, for what waits in the middle of an update."""
+
     def __init__(self) -> None:
-        self.number = 0
+        self.number = StopRequest.asked = 0
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._remember)
 
@@ -66,7 +70,7 @@ class StopRequest:
         if self.number:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.number = number
+        self.number = StopRequest.asked = number
         print("stopping after a checkpoint; once more stops at once", file=sys.stderr)  # noqa: T201
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from ..algorithms.divergences import LOG_ZERO
 from ..algorithms.sampling import Decoding, seeded
 from .config import Config
-from .failures import Missing
+from .failures import Missing, StoppedBySignal, StopRequest
 
 ATTEMPTS = 5
 BACKOFF, LONGEST_WAIT = 0.5, 15.0
@@ -29,6 +29,8 @@ BACKOFF, LONGEST_WAIT = 0.5, 15.0
 Without that half left to chance, all requests under way would come again at one moment.
 """
 RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+GONE_STATUS = frozenset({502, 503, 504})
+"""What stands before a server that is not there, or one that is not ready, answers for it."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class ServedTeacher:
     def __init__(self, served: Config) -> None:
         self.served = served
         self.answered = self.waiting = False
+        self.down_since: float | None = None
+        """When the first request failed after the last that was answered, in seconds of the monotonic clock."""
 
     def answer(
         self,
@@ -150,22 +154,30 @@ class ServedTeacher:
             try:
                 with urllib.request.urlopen(request, timeout=self.served.timeout) as response:  # noqa: S310
                     answer = json.load(response)
-                self.answered, self.waiting = True, False
+                self.answered, self.waiting, self.down_since = True, False, None
                 return answer
             except urllib.error.HTTPError as error:
-                reason = f"HTTP {error.code} {error.reason}"
+                reason, gone = f"HTTP {error.code} {error.reason}", error.code in GONE_STATUS
                 if error.code not in RETRIED_STATUS:
                     raise Missing(self._refusal(error)) from error
             except (OSError, http.client.HTTPException, ValueError) as error:
-                reason = f"{type(error).__name__}: {error}"
-            if attempt >= ATTEMPTS and not (self.answered and time.monotonic() - began < self.served.patience):
-                raise Missing(f"teacher.served.url {self.served.url} gives no answer ({reason}); is the server up?")
+                reason, gone = f"{type(error).__name__}: {error}", not isinstance(error, ValueError)
+            self.down_since = self.down_since or time.monotonic()
             if attempt >= ATTEMPTS:
-                self._tell(reason)
+                self._keep_waiting(reason, gone, min(began, self.down_since))
             time.sleep(min(2 ** (attempt - 1) * BACKOFF, LONGEST_WAIT) * random.uniform(0.5, 1.0))  # noqa: S311
 
-    def _tell(self, reason: str) -> None:
-        """Say once, whatever the number of requests under way, that the run stands still."""
+    def _keep_waiting(self, reason: str, gone: bool, since: float) -> None:
+        """Return where the server may come back; say once, whatever the number of requests, that the run stands still.
+
+        Raises:
+            Missing: it never answered, it is there and fails, or it has been gone for too long.
+            StoppedBySignal: the run was asked to stop, which it otherwise heeds between two updates.
+        """
+        if not (gone and self.answered and time.monotonic() - since < self.served.patience):
+            raise Missing(f"teacher.served.url {self.served.url} gives no answer ({reason}); is the server up?")
+        if StopRequest.asked:
+            raise StoppedBySignal(StopRequest.asked)
         if not self.waiting:
             self.waiting = True
             url, patience = self.served.url, self.served.patience
