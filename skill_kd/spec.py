@@ -581,6 +581,8 @@ class Launch(Section):
     """Processes in all, over all nodes; one for each GPU."""
     strategy: Literal["none", "ddp", "fsdp2", "deepspeed"] = "none"
     """``ddp`` copies the student to each process, ``fsdp2`` and ``deepspeed`` shard it; ``none`` is one process."""
+    shard_teacher: bool = False
+    """Split a loaded teacher over the processes too, which then read it in step, by ``ddp`` or ``fsdp2``."""
 
     @model_validator(mode="after")
     def _strategy_fits(self) -> Launch:
@@ -588,6 +590,8 @@ class Launch(Section):
             raise refuse(f"{self.processes} processes need a strategy; ddp if the student fits one device, else fsdp2")
         if self.processes % self.nodes:
             raise refuse(f"{self.processes} processes do not divide over {self.nodes} nodes")
+        if self.shard_teacher and self.strategy not in {"ddp", "fsdp2"}:
+            raise refuse(f"shard_teacher: true does not go with strategy: {self.strategy}; take ddp or fsdp2")
         return self
 
 
@@ -705,6 +709,12 @@ def _check_teacher(spec: Spec) -> None:
         raise refuse(
             f"student.from_teacher grows from one teacher, and teacher.model lists {len(teacher.model)}; "
             "set student.model, or keep one teacher"
+        )
+    if spec.launch.shard_teacher and (served or teacher.quantization):
+        what = f"quantization: {teacher.quantization}" if teacher.quantization else "served"
+        raise refuse(
+            f"launch.shard_teacher splits a teacher loaded here in 16 or 32 bits, which teacher.{what} is not; "
+            "drop one of the two"
         )
     if served is None:
         return

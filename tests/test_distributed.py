@@ -97,14 +97,34 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "student" / "model.safetensors")
 
 
-@pytest.mark.parametrize(("strategy", "processes"), [("ddp", 2), ("fsdp2", 2), ("fsdp2", 4)])
+@pytest.mark.parametrize(
+    ("strategy", "processes", "shard_teacher"),
+    [("ddp", 2, False), ("ddp", 2, True), ("fsdp2", 2, False), ("fsdp2", 4, False), ("fsdp2", 4, True)],
+)
 def test_several_processes_train_to_the_weights_of_one(
-    strategy: str, processes: int, models: Path, alone: tuple[Path, list[float]], tmp_path: Path
+    strategy: str,
+    processes: int,
+    shard_teacher: bool,
+    models: Path,
+    alone: tuple[Path, list[float]],
+    tmp_path: Path,
 ) -> None:
     folder, losses = alone
-    launch = {"strategy": strategy, "processes": processes}
+    launch = {"strategy": strategy, "processes": processes, "shard_teacher": shard_teacher}
     assert train(tmp_path / "several", models, processes, launch=launch) == pytest.approx(losses, abs=1e-5)
     same_weights(tmp_path / "several", folder)
+
+
+def test_a_teacher_in_shards_writes_and_scores_though_processes_need_it_unequally(models: Path, tmp_path: Path) -> None:
+    """Of four rows the student samples the last: one process has two of the teacher's to be written, the other one."""
+    stages = [
+        {"kind": "warm_start", "epochs": 0.3, "objective": {"kind": "forward_kl", "responses": "teacher"}},
+        {"kind": "distill", "updates": 3, "objective": {"kind": "reverse_kl", "on_policy": 0.25}},
+    ]
+    losses = train(tmp_path / "alone", models, 1, stages=stages)
+    launch = {"strategy": "ddp", "processes": 2, "shard_teacher": True}
+    assert train(tmp_path / "run", models, 2, stages=stages, launch=launch) == pytest.approx(losses, abs=1e-5)
+    same_weights(tmp_path / "run", tmp_path / "alone")
 
 
 def test_deepspeed_that_would_be_left_out_in_silence_is_refused(models: Path, tmp_path: Path) -> None:
@@ -148,8 +168,9 @@ if "RANK" in os.environ:
 """
 
 
+@pytest.mark.parametrize("shard_teacher", [False, True])
 def test_shards_exchange_what_the_formula_of_scaling_says(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shard_teacher: bool, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of an update: two runs that differ in their number of updates are held against each other."""
     (tmp_path / "sitecustomize.py").write_text(COUNTING)
@@ -161,22 +182,29 @@ def test_shards_exchange_what_the_formula_of_scaling_says(
             tmp_path / f"of-{updates}",
             models,
             2,
-            launch={"strategy": "fsdp2", "processes": 2},
+            launch={"strategy": "fsdp2", "processes": 2, "shard_teacher": shard_teacher},
             stages=[{"kind": "distill", "updates": updates, "objective": {"kind": "minillm", "teacher_mix": 0.0}}],
             rollout={"max_new_tokens": 8, "prompts": 4},
             training={"batch_size": 4, "accumulate": accumulate, "precision": "fp32"},
             checkpoint={"every": 100, "measure_prompts": 2},
         )
         found.append([json.loads((tmp_path / f"counts-{updates}-{rank}").read_text()) for rank in (0, 1)])
-    sizes = {name: each.nbytes for name, each in load_file(models / "student" / "model.safetensors").items()}
-    whole, blocks = sum(sizes.values()), sum(size for name, size in sizes.items() if ".layers." in name)
-    assert 0 < blocks < whole
+    whole, blocks = sizes(models / "student")
+    read = sizes(models / "teacher")[1] if shard_teacher else 0
     for fewer, more in zip(*found, strict=True):  # a GPU receives (P − 1) / P of these
         an_update = {name: (more[name] - fewer[name]) / 2 for name in more}
         assert an_update == {
-            "all_gather_into_tensor": accumulate * (whole + blocks) + whole,
+            "all_gather_into_tensor": accumulate * (whole + blocks + read) + whole,
             "reduce_scatter_tensor": accumulate * whole,
         }
+
+
+def sizes(model: Path) -> tuple[int, int]:
+    """Return the bytes of all weights, and of those in blocks."""
+    of = {name: each.nbytes for name, each in load_file(model / "model.safetensors").items()}
+    blocks = sum(size for name, size in of.items() if ".layers." in name)
+    assert 0 < blocks < sum(of.values())
+    return sum(of.values()), blocks
 
 
 def test_two_machines_each_started_by_its_own_launcher(

@@ -255,7 +255,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, kind: str, template: str) -> tuple[t
     theirs = make_tokenizer(pad=EOS)
     theirs.chat_template = template
     teacher = Recorder(build_model("llama", layers=1, vocabulary=300, tokenizer=theirs))
-    monkeypatch.setattr(teachers, "load_teacher", lambda _source: LoadedTeacher(teacher, theirs, 300))
+    monkeypatch.setattr(teachers, "load_teacher", lambda _source, **_options: LoadedTeacher(teacher, theirs, 300))
     ends = frozenset({END})
     sampler, encoder = Sampler(Decoding(4, 1.0, 1.0, ends, 300), END, CPU), Encoder(TOKENIZER, ends)
     config = Config(

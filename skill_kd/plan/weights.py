@@ -64,9 +64,17 @@ def student_weights(setup: Setup) -> int:
 
 
 def teacher_weights(setup: Setup) -> int:
-    """Bytes of all teachers that are loaded here; every process holds them whole."""
+    """Bytes of all teachers that are loaded here, on one process."""
     teacher = setup.spec.teacher
+    if setup.spec.launch.shard_teacher:
+        return DTYPE_BYTES[teacher.dtype] * sum(_shared_out(config, setup) for config in setup.teachers)
     return sum(weight_bytes(config, teacher.dtype, teacher.quantization) for config in setup.teachers)
+
+
+def _shared_out(config: ModelConfig, setup: Setup) -> int:
+    """Weights of a teacher in shards on one process: its share, its tables whole, and two layers that are gathered."""
+    layers = 2 * sum(linear.parameters for linear in config.linears) // max(config.layers, 1)
+    return config.parameters // setup.spec.launch.processes + config.embedding_parameters + layers
 
 
 def shards(setup: Setup) -> int:

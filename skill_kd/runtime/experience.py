@@ -109,7 +109,9 @@ class Experience:
     def batch(self, update: int, student: nn.Module) -> list[Row]:
         """Return this process's rows for one optimizer step; a new round is sampled from ``student`` when it is due."""
         if update % self.steps == 0 or not self.batches:
-            self.batches = self._round(update // self.steps, student)
+            # How often the teacher is read depends on whose rows they are, so on the process.
+            with self.sampling.teacher.together():
+                self.batches = self._round(update // self.steps, student)
         return self.batches[update % len(self.batches)]
 
     def pending(self, update: int) -> list[list[Row]]:

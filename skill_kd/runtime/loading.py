@@ -36,13 +36,15 @@ def load_tokenizer(source: Config, model: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(source: Config, model: str) -> PreTrainedModel:
+def load_model(source: Config, model: str, *, weights: bool = True) -> PreTrainedModel:
     """Load a causal language model in ``source.dtype`` or quantized, with its key-value cache on.
+
+    Without ``weights`` it has shapes alone, on the meta device.
 
     Raises:
         Missing: the model, the network or bitsandbytes is not there.
     """
-    options: dict[str, Any] = {"dtype": getattr(torch, source.dtype)}
+    options: dict[str, Any] = {"dtype": getattr(torch, source.dtype), **({} if weights else {"device_map": "meta"})}
     if source.quantization:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=source.quantization == "4bit",
@@ -105,13 +107,18 @@ class LoadedTeacher:
     tokenizer: PreTrainedTokenizerBase
     vocabulary: int
 
+    @property
+    def members(self) -> list[nn.Module]:
+        """Return the models themselves."""
+        return list(self.model.models) if isinstance(self.model, Ensemble) else [self.model]
 
-def load_teacher(teacher: Config) -> LoadedTeacher:
-    """Load one teacher or an ensemble, frozen, in inference mode."""
+
+def load_teacher(teacher: Config, *, weights: bool = True) -> LoadedTeacher:
+    """Load one teacher or an ensemble, frozen, in inference mode; without ``weights`` as ``load_model`` does."""
     members = teacher.model if isinstance(teacher.model, tuple) else (Config(model=teacher.model, weight=1.0),)
     sources = [Config(**{**vars(teacher), "revision": getattr(m, "revision", teacher.revision)}) for m in members]
     tokenizers = [load_tokenizer(source, m.model) for source, m in zip(sources, members, strict=True)]
-    models = [load_model(source, m.model) for source, m in zip(sources, members, strict=True)]
+    models = [load_model(source, m.model, weights=weights) for source, m in zip(sources, members, strict=True)]
     vocabulary = min(real_vocabulary(t, m) for t, m in zip(tokenizers, models, strict=True))
     for tokenizer, member in zip(tokenizers[1:], members[1:], strict=True):
         vocabulary = shared_vocabulary(tokenizers[0], tokenizer, vocabulary, f"teacher '{member.model}'")

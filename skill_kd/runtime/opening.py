@@ -80,7 +80,8 @@ def open_parts(
     vocabulary = real_vocabulary(tokenizer, student)
     decoding = Decoding(rollout.max_new_tokens, rollout.temperature, rollout.top_p, encoder.eos_ids, vocabulary)
     sampler = Sampler(decoding, int(tokenizer.pad_token_id), accelerator.device)
-    teacher = open_teacher(config, tokenizer, sampler, encoder)
+    over = accelerator if config.launch.shard_teacher and accelerator.num_processes > 1 else None
+    teacher = open_teacher(config, tokenizer, sampler, encoder, over)
     sampler = replace(sampler, decoding=replace(decoding, vocabulary=teacher.vocabulary))
     rows_at_once = training.batch_size // training.accumulate // accelerator.num_processes
     measured = draws_for(data.held_out_prompts, (config.seed, "held_out"))

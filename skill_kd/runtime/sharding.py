@@ -1,7 +1,8 @@
-"""FSDP2: a student whose weights, gradients and optimizer states are split over the processes.
+"""FSDP2: models whose weights are split over the processes, the student's gradients and optimizer states with them.
 
-torch's ``fully_shard`` does the work, on CPUs too, where accelerate's plugin for it does not switch on. The teacher is
-whole on every process: it is read a token at a time, and gathering it for each would cost more than it saves.
+torch's ``fully_shard`` does the work, on CPUs too, where accelerate's plugin for it does not switch on. A student is
+gathered whole to sample, since each process decodes for its own rows. A teacher that is split because it fits no device
+is never whole anywhere: its blocks are gathered for each pass and let go.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_state_dict,
+    set_model_state_dict,
     set_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
@@ -50,16 +52,10 @@ class Shards:
         self.accelerator = accelerator
         self.blueprint = _without_weights(student)
         self.optimizer: torch.optim.Optimizer | None = None
-        mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         # What autocast does for other strategies: weights are gathered and used in 16 bits, gradients summed in 32.
         in_bf16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         precision = in_bf16 if accelerator.mixed_precision == "bf16" else MixedPrecisionPolicy()
-        blocks = set(getattr(student, "_no_split_modules", None) or ())
-        for module in list(student.modules()):
-            if type(module).__name__ in blocks:
-                fully_shard(module, mesh=mesh, mp_policy=precision)
-        fully_shard(student, mesh=mesh, mp_policy=precision)
-        self.parts = [module for module in student.modules() if isinstance(module, FSDPModule)]
+        self.parts = _split(student, accelerator, precision)
 
     def keep(self, optimizer: torch.optim.Optimizer) -> None:
         """Save and load the states of ``optimizer`` too."""
@@ -114,6 +110,65 @@ class Shards:
     def _steps(self) -> torch.optim.Optimizer:
         assert self.optimizer is not None
         return self.optimizer
+
+
+class InStep(nn.Module):
+    """A frozen model in shards, which all processes read in step, each for rows of its own.
+
+    A pass gathers every block from all processes, so all must make equally many. Whoever reads does so within
+    ``together``: a process that is done with its rows goes on with passes over one token until no other has any left.
+    """
+
+    def __init__(self, model: nn.Module, accelerator: Accelerator) -> None:
+        """Split ``model`` in place; its weights lie on the main process, on the others they have shapes alone."""
+        super().__init__()
+        weights = model.state_dict() if accelerator.is_main_process else {}
+        self.model = model
+        self.accelerator = accelerator
+        self.depth = 0
+        outermost, *_ = _split(model, accelerator, MixedPrecisionPolicy())
+        set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                here = torch.empty_like(buffer, device=accelerator.device) if buffer.is_meta else buffer
+                setattr(module, name, here.to(accelerator.device))
+                distributed.broadcast(getattr(module, name), 0)
+        # Embeddings and output matrix are in no block: they stay whole, for losses that work with them by themselves.
+        outermost.set_reshard_after_forward(False, recurse=False)
+        outermost.unshard()
+        self.train(model.training)
+
+    def forward(self, **inputs: Any) -> Any:
+        """Return what the model returns."""
+        assert self.depth, "a pass outside together() would wait for the other processes forever"
+        self._anyone(reads=True)
+        return self.model(**inputs)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Within, read as often as one's own rows need; all processes enter and leave. May be nested."""
+        self.depth += 1
+        yield
+        self.depth -= 1
+        while self.depth == 0 and self._anyone(reads=False):
+            ids_BL = torch.zeros(1, 1, dtype=torch.long, device=self.accelerator.device)
+            with torch.no_grad():
+                self.model(input_ids=ids_BL, use_cache=False)
+
+    def _anyone(self, *, reads: bool) -> bool:
+        here = torch.tensor(float(reads), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(here, "sum") > 0)
+
+
+def _split(model: nn.Module, accelerator: Accelerator, precision: MixedPrecisionPolicy) -> list[FSDPModule]:
+    """Shard ``model`` block by block, and what is in no block with the outermost module, which is returned first."""
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    blocks = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    for module in list(model.modules()):
+        if type(module).__name__ in blocks:
+            fully_shard(module, mesh=mesh, mp_policy=precision)
+    fully_shard(model, mesh=mesh, mp_policy=precision)
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
 def _options() -> StateDictOptions:

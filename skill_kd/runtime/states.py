@@ -64,7 +64,8 @@ class StatesCache:
 
 def _identity(model: nn.Module) -> str:
     """Name the weights: where they come from, which commit or which files, and how they are held."""
-    config = getattr(model, "config", None)
+    # What wraps a model has no configuration of its own.
+    config = next((module.config for module in model.modules() if hasattr(module, "config")), None)
     source = Path(str(getattr(config, "_name_or_path", "")))
     files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(source.glob("*.safetensors"))]
     held = sorted({str(weight.dtype) for weight in model.parameters()})

@@ -7,11 +7,13 @@ endpoint, unless the endpoint tells log-probabilities: then the likeliest tokens
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -24,16 +26,19 @@ from .batching import Batch, Row
 from .config import Config
 from .data import Encoder, Example
 from .failures import BadInput
-from .loading import Ensemble, check_context, eos_ids, load_teacher, shared_vocabulary
+from .loading import LoadedTeacher, check_context, eos_ids, load_teacher, shared_vocabulary
 from .policy import TeacherView, Told, TopK, find_head, response_logits, response_states
 from .rollouts import Draw, Sampler
 from .served import ServedTeacher
+from .sharding import InStep
 
 Write = Callable[[Sequence[Example], Sequence[Draw], Decoding], list[Row]]
 """Sample one teacher response for each example; the draws carry the student's prompt tokens and the seeds.
 
 Of the decoding, length, temperature and nucleus count; a teacher has a vocabulary, and may have ends, of its own.
 """
+
+Together = Callable[[], AbstractContextManager[None]]
 
 PROBE = "The quick brown fox jumps over the lazy dog, and 12 times 12 makes 144."
 
@@ -49,6 +54,8 @@ class Teacher:
     """Tells log-probabilities where no model is loaded; None when only text can be had."""
     head: Head | None = None
     """Makes logits of the model's hidden states; None where the model needs its own way to do it."""
+    together: Together = nullcontext
+    """Where the model is split over the processes, all enter and leave it, and read as they please within."""
 
     @property
     def scores(self) -> bool:
@@ -64,7 +71,8 @@ class Teacher:
         if self.head is not None and batch.teacher_states_BTH is not None:
             return States(batch.teacher_states_BTH, self.head)
         if self.head is not None and self.model is not None:
-            return response_states(self.model, batch, self.head)
+            with self.together():
+                return response_states(self.model, batch, self.head)
         return self.logp(batch, temperature)
 
     @torch.no_grad()
@@ -74,7 +82,8 @@ class Teacher:
             assert temperature == 1  # the spec refuses another one
             return TopK.of(self.server.score(_unpadded(batch)), self.vocabulary, batch.response_BT.device)
         assert self.model is not None
-        return log_probs(response_logits(self.model, batch, self.vocabulary), temperature)
+        with self.together():
+            return log_probs(response_logits(self.model, batch, self.vocabulary), temperature)
 
     def token_logp(self, batch: Batch) -> Tensor:
         """Return the log-probability [B, T] of each response token."""
@@ -84,8 +93,16 @@ class Teacher:
         return token_logp(told, batch.response_BT)
 
 
-def open_teacher(config: Config, tokenizer: PreTrainedTokenizerBase, sampler: Sampler, encoder: Encoder) -> Teacher:
+def open_teacher(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    sampler: Sampler,
+    encoder: Encoder,
+    over: Accelerator | None = None,
+) -> Teacher:
     """Load or reach the teacher the spec names, and check what the objectives ask of it.
+
+    A loaded one is split over the processes of ``over``, where that is given.
 
     Raises:
         BadInput: an objective reads probabilities, and the tokenizers or their chat templates differ.
@@ -98,17 +115,19 @@ def open_teacher(config: Config, tokenizer: PreTrainedTokenizerBase, sampler: Sa
         if told:
             _probe(server, tokenizer)
         return Teacher(None, vocabulary, _served_writer(server, encoder), server if told else None)
-    loaded = load_teacher(config.teacher)
-    model = loaded.model.to(sampler.device)
-    for member in model.models if isinstance(model, Ensemble) else [model]:
+    loaded = load_teacher(config.teacher, weights=over is None or over.is_main_process)
+    for member in loaded.members:
         check_context(member, config.data.max_prompt_tokens + config.rollout.max_new_tokens, "the teacher")
+    model: nn.Module = loaded.model.to(sampler.device) if over is None else InStep(loaded.model, over)
+    together = model.together if isinstance(model, InStep) else nullcontext
     try:
         shared = shared_vocabulary(tokenizer, loaded.tokenizer, min(vocabulary, loaded.vocabulary))
         check_template(encoder, loaded.tokenizer)
     except BadInput:
         if any(reads_probabilities(stage) for stage in config.stages):
             raise
-        return Teacher(None, vocabulary, _foreign_writer(model, loaded.tokenizer, loaded.vocabulary, sampler, encoder))
+        foreign = _foreign_writer(model, loaded, sampler, encoder)
+        return Teacher(None, vocabulary, _in_step(foreign, together), together=together)
     if max(sampler.decoding.eos_ids) >= shared:
         raise BadInput("the teacher does not know the student's end-of-sequence token; no response could ever end")
 
@@ -116,8 +135,17 @@ def open_teacher(config: Config, tokenizer: PreTrainedTokenizerBase, sampler: Sa
         own = replace(sampler, decoding=replace(decoding, vocabulary=shared))
         return own.sample(model, draws, "teacher")
 
-    head = find_head(model, shared)
-    return Teacher(model if head is None else Telling(model, head), shared, write, head=head)
+    head = find_head(loaded.model, shared)
+    telling = model if head is None else Telling(model, head)
+    return Teacher(telling, shared, _in_step(write, together), head=head, together=together)
+
+
+def _in_step(write: Write, together: Together) -> Write:
+    def written(*given: Any) -> list[Row]:
+        with together():
+            return write(*given)
+
+    return written
 
 
 class Telling(nn.Module):
@@ -127,6 +155,7 @@ class Telling(nn.Module):
         super().__init__()
         self.model = model
         self.head = head
+        self.train(model.training)
 
     def forward(self, **inputs: Any) -> Any:
         """Return what the model returns."""
@@ -173,11 +202,10 @@ def reads_probabilities(stage: Config) -> bool:
     return stage.kind == "self_train" or stage.objective.kind not in {"sft", "sequence_kd"}
 
 
-def _foreign_writer(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, vocabulary: int, sampler: Sampler, encoder: Encoder
-) -> Write:
+def _foreign_writer(model: nn.Module, loaded: LoadedTeacher, sampler: Sampler, encoder: Encoder) -> Write:
     """A teacher with its own tokenizer and template; its text is then tokenized for the student."""
-    ends = eos_ids(tokenizer, model)
+    tokenizer, vocabulary = loaded.tokenizer, loaded.vocabulary
+    ends = eos_ids(tokenizer, loaded.members[0])
     own_encoder = Encoder(tokenizer, ends, encoder.options)
     pad = int(tokenizer.pad_token_id)
 

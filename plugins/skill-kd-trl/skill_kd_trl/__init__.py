@@ -130,6 +130,8 @@ def _rollout_problems(spec: Spec) -> Iterator[str]:
             f"launch.strategy: {spec.launch.strategy} shards the student, and this backend cannot measure and export a "
             f"sharded one; take strategy: ddp, or {BUILT_IN}"
         )
+    if spec.launch.shard_teacher:
+        yield f"launch.shard_teacher: TRL reads the teacher whole on every process; drop it, or {BUILT_IN}"
 
 
 # --- whose models -----------------------------------------------------------------------------------------------------
