@@ -223,6 +223,7 @@ def updating(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None]
     from skill_kd.runtime.config import Config
     from skill_kd.runtime.objectives import build_objective
     from skill_kd.runtime.policy import Policy, find_head
+    from skill_kd.runtime.stepping import Plain
     from skill_kd.runtime.teachers import Teacher
     from skill_kd.runtime.training import Term, optimizer_step
     from skill_kd.spec import Spec
@@ -254,6 +255,7 @@ def updating(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None]
         student=student,
         policy=policy,
         optimizer=optimizer,
+        stepper=Plain(accelerator, policy, optimizer, config.training.max_grad_norm),
         teacher=Teacher(teacher, case.vocabulary, lambda *_: [], head=find_head(teacher, case.vocabulary)),
         sampling=SimpleNamespace(sampler=SimpleNamespace(pad=0)),
     )

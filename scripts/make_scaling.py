@@ -46,14 +46,19 @@ class Case:
     """None: behind a server."""
     objective: dict[str, Any]
     lora: bool = False
+    shard_teacher: bool = False
 
 
 LOCAL = {"dtype": "bfloat16", "quantization": "4bit"}
-SERVED = {"kind": "reverse_kl", "on_policy": 1.0}
+SPLIT = {"dtype": "bfloat16"}
+SCORED = {"kind": "reverse_kl", "on_policy": 1.0}
+"""The teacher reads each micro-batch once, and writes nothing but the held-out samples."""
 CASES = (
     *(Case("all weights, teacher in 4 bits on every GPU", gpus, LOCAL, OURS) for gpus in (8, 64)),
-    *(Case("all weights, teacher behind a server", gpus, None, SERVED) for gpus in (8, 64)),
+    *(Case("all weights, teacher behind a server", gpus, None, SCORED) for gpus in (8, 64)),
+    *(Case("all weights, teacher in 16 bits in shards", gpus, SPLIT, SCORED, shard_teacher=True) for gpus in (8, 64)),
     Case("LoRA of rank 16, teacher in 4 bits on every GPU", 8, LOCAL, OURS, lora=True),
+    Case("LoRA of rank 16, teacher in 16 bits in shards", 8, SPLIT, SCORED, lora=True, shard_teacher=True),
 )
 
 COLUMNS = ("case", "GPUs", "student", "teacher", "peak", "in which phase", "fits 80 GB", "received")
@@ -81,6 +86,7 @@ def spec(case: Case, folder: Path) -> Spec:
                 "processes": case.gpus,
                 "nodes": max(1, case.gpus // 8),
                 "strategy": "ddp" if case.lora else "fsdp2",
+                "shard_teacher": case.shard_teacher,
             },
         }
     )
@@ -88,12 +94,17 @@ def spec(case: Case, folder: Path) -> Spec:
 
 def exchanged(case: Case, planned: Plan) -> int:
     """Bytes that a GPU receives in an update, by the formula of references/scaling.md."""
-    others = (case.gpus - 1) / case.gpus
+    others, passes = (case.gpus - 1) / case.gpus, BATCH // case.gpus
+    read = passes * 2 * blocks("70B", planned.teachers[0].parameters) if case.shard_teacher else 0
     if case.lora:  # DDP: an all-reduce of float32 gradients, which is a reduce-scatter and an all-gather.
-        return round(2 * 4 * planned.trainable_parameters * others)
-    weights, passes = planned.student.parameters, BATCH // case.gpus
-    blocks = weights - (2 * LLAMA["vocab_size"] + 1) * SIZES["8B"]["hidden_size"]  # both tables and the last norm
-    return round((passes * (2 * weights + 2 * blocks + 4 * weights) + 2 * weights) * others)
+        return round((2 * 4 * planned.trainable_parameters + read) * others)
+    weights = planned.student.parameters
+    return round((passes * (2 * weights + 2 * blocks("8B", weights) + 4 * weights) + 2 * weights + read) * others)
+
+
+def blocks(model: str, weights: int) -> int:
+    """Return the weights in blocks, of all ``weights``: both tables and the last norm are in none."""
+    return weights - (2 * LLAMA["vocab_size"] + 1) * int(SIZES[model]["hidden_size"])
 
 
 def table() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from skill_kd.spec import Spec
 
@@ -11,22 +10,16 @@ CONFIG, SCRIPT = "accelerate.yaml", "launch.sh"
 
 
 def several(spec: Spec) -> bool:
-    """Whether a launcher is needed; DeepSpeed wants one even for one process."""
-    launch = spec.launch
-    return launch.strategy == "deepspeed" or (launch.strategy != "none" and launch.processes > 1)
+    """Whether a launcher is needed."""
+    return spec.launch.processes > 1
 
 
 def arguments(spec: Spec) -> list[str]:
     """Return the arguments of ``accelerate launch`` on one machine."""
-    # Precision is the script's business, the same under every launcher.
+    # Precision and sharding are the script's business, the same under every launcher. Without the last flag accelerate
+    # starts one process wherever it sees fewer than two GPUs, and says nothing.
     plain = ["--num_processes", str(spec.launch.processes), "--num_machines", "1"]
-    plain += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    if spec.launch.strategy == "deepspeed":
-        flags = [part for name, value in _deepspeed(spec).items() for part in (f"--{name}", json.dumps(value))]
-        return [*plain, "--use_deepspeed", *flags]
-    # Also for fsdp2: the script shards the student by itself. Without this flag accelerate starts one process wherever
-    # it sees fewer than two GPUs, and says nothing.
-    return [*plain, "--multi_gpu"]
+    return [*plain, "--mixed_precision", "no", "--dynamo_backend", "no", "--multi_gpu"]
 
 
 def files(spec: Spec) -> dict[str, str]:
@@ -37,27 +30,14 @@ def files(spec: Spec) -> dict[str, str]:
     return {CONFIG: _config(spec), SCRIPT: _script(spec)} if several(spec) else {}
 
 
-def _deepspeed(spec: Spec) -> dict[str, Any]:
-    return {
-        "zero_stage": 3,
-        # True would shard the teacher while it loads, and leave it empty on all ranks but the first.
-        "zero3_init_flag": False,
-        "zero3_save_16bit_model": True,
-        "gradient_accumulation_steps": spec.training.accumulate,
-        "gradient_clipping": spec.training.max_grad_norm,
-    }
-
-
 def _config(spec: Spec) -> str:
     """Return what `accelerate config` would have asked for, in YAML of which every value is JSON."""
-    deepspeed = spec.launch.strategy == "deepspeed"
     values = {
         "compute_environment": "LOCAL_MACHINE",
-        "distributed_type": "DEEPSPEED" if deepspeed else "MULTI_GPU",
+        "distributed_type": "MULTI_GPU",
         "num_machines": spec.launch.nodes,
         "num_processes": spec.launch.processes,
         "mixed_precision": "no",
-        **({"deepspeed_config": _deepspeed(spec)} if deepspeed else {}),
     }
     return "".join(f"{name}: {json.dumps(value)}\n" for name, value in values.items())
 
@@ -109,6 +89,5 @@ def _script(spec: Spec) -> str:
     nodes = spec.launch.nodes
     told = {"name": spec.name, "nodes": nodes, "each": spec.launch.processes // nodes}
     head = _HEAD + (_HERE if nodes == 1 else _EACH).format(**told) + _SLURM.format(**told)
-    if spec.launch.strategy != "deepspeed":  # which accelerate sets up
-        head += _TORCHRUN.format(**{**told, "nodes": _NODES.format(**told) if nodes > 1 else ""})
+    head += _TORCHRUN.format(**{**told, "nodes": _NODES.format(**told) if nodes > 1 else ""})
     return head + _BODY.format(**told) + (_ONE if nodes == 1 else _MANY)

@@ -580,9 +580,9 @@ class Launch(Section):
     processes: PositiveInt = 1
     """Processes in all, over all nodes; one for each GPU."""
     strategy: Literal["none", "ddp", "fsdp2", "deepspeed"] = "none"
-    """``ddp`` copies the student to each process, ``fsdp2`` and ``deepspeed`` shard it; ``none`` is one process."""
+    """``ddp`` copies the student, ``fsdp2`` shards it, ``deepspeed`` (ZeRO 2) its gradients and moments alone."""
     shard_teacher: bool = False
-    """Split a loaded teacher over the processes too, which then read it in step, by ``ddp`` or ``fsdp2``."""
+    """Split a loaded teacher over the processes too, which then read it in step."""
 
     @model_validator(mode="after")
     def _strategy_fits(self) -> Launch:
@@ -590,8 +590,8 @@ class Launch(Section):
             raise refuse(f"{self.processes} processes need a strategy; ddp if the student fits one device, else fsdp2")
         if self.processes % self.nodes:
             raise refuse(f"{self.processes} processes do not divide over {self.nodes} nodes")
-        if self.shard_teacher and self.strategy not in {"ddp", "fsdp2"}:
-            raise refuse(f"shard_teacher: true does not go with strategy: {self.strategy}; take ddp or fsdp2")
+        if self.shard_teacher and self.strategy == "none":
+            raise refuse("shard_teacher: true splits it over processes, and strategy: none is one; take ddp or fsdp2")
         return self
 
 

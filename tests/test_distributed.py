@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -63,16 +64,20 @@ def spec_of(models: Path, **changes: Any) -> Spec:
 def train(folder: Path, models: Path, processes: int, *arguments: str, **changes: Any) -> list[float]:
     """Train on so many processes; return the losses."""
     launch = {"strategy": "ddp" if processes > 1 else "none", "processes": processes}
-    spec = spec_of(models, **{"launch": launch, **changes})
-    backend = get_backend("transformers")
-    if not folder.exists():
-        write_folder(backend.render(spec), folder)
-    command = [*backend.command(folder / "train.py", spec), *arguments]
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=280
-    )
+    done = start(folder, models, *arguments, **{"launch": launch, **changes})
     assert done.returncode == 0, done.stderr[-4000:]
     return losses_of(folder)
+
+
+def start(folder: Path, models: Path, *arguments: str, **changes: Any) -> subprocess.CompletedProcess[str]:
+    """Run the script of a spec, which is written if there is none, to its end."""
+    spec, backend = spec_of(models, **changes), get_backend("transformers")
+    if not (folder / "train.py").exists():
+        write_folder(backend.render(spec), folder)
+    command = [*backend.command(folder / "train.py", spec), *arguments]
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=280
+    )
 
 
 def losses_of(folder: Path) -> list[float]:
@@ -127,20 +132,19 @@ def test_a_teacher_in_shards_writes_and_scores_though_processes_need_it_unequall
     same_weights(tmp_path / "run", tmp_path / "alone")
 
 
-def test_deepspeed_that_would_be_left_out_in_silence_is_refused(models: Path, tmp_path: Path) -> None:
-    spec = spec_of(models, launch={"strategy": "deepspeed"})
-    write_folder(get_backend("transformers").render(spec), tmp_path / "run")
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "run" / "train.py")],
-        cwd=REPOSITORY,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 2
-    assert "launch.strategy: deepspeed is not in use; it needs a GPU" in done.stderr.splitlines()[-1]
+def test_a_checkpoint_is_not_taken_up_under_another_strategy_nor_a_batch_that_does_not_divide(
+    models: Path, alone: tuple[Path, list[float]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(alone[0] / "checkpoints", folder / "checkpoints")
+    two = {"strategy": "fsdp2", "processes": 2}
+    refused = start(folder, models, "--resume", launch=two)
+    assert refused.returncode != 0
+    assert "was written under another launch.strategy" in refused.stderr
+    spec = {"launch": two, "training": {"batch_size": 6, "precision": "fp32"}, "rollout": {"prompts": 6}}
+    write_folder(get_backend("transformers").render(spec_of(models, **spec)), tmp_path / "uneven")
+    refused = start(tmp_path / "uneven", models, launch={"strategy": "fsdp2", "processes": 4})
+    assert "batch_size 6 does not divide over accumulate 1 × 4 processes" in refused.stderr
 
 
 COUNTING = """

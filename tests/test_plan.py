@@ -163,6 +163,23 @@ def test_sharding_splits_the_student_and_not_the_teacher(models: Path) -> None:
     assert part(four.phases[0], "teacher weights") == part(one.phases[0], "teacher weights")
 
 
+def test_a_teacher_in_shards_leaves_its_tables_two_layers_and_a_share_on_each_process(models: Path) -> None:
+    launch = {"launch__processes": 4, "launch__strategy": "ddp", "launch__shard_teacher": True}
+    found = plan(spec(models, **launch))
+    teacher = found.teachers[0]
+    layers = 2 * sum(linear.parameters for linear in teacher.linears) // teacher.layers
+    here = teacher.parameters // 4 + teacher.embedding_parameters + layers
+    assert part(found.phases[0], "teacher weights") == 2 * here
+    assert any("teacher in shards" in note for note in found.notes)
+
+
+def test_deepspeed_splits_gradients_and_moments_and_copies_its_part_of_the_weights(models: Path) -> None:
+    one, four = plan(spec(models)), plan(spec(models, launch__processes=4, launch__strategy="deepspeed"))
+    weights = part(one.phases[0], "student weights")
+    assert part(four.phases[0], "student weights") == weights + weights // 4
+    assert part(four.phases[0], "optimizer states") == part(one.phases[0], "optimizer states") // 4
+
+
 def test_served_teacher_takes_no_memory_here(models: Path) -> None:
     served = {"url": "http://127.0.0.1:8000/v1", "model": "x", "top_logprobs": 64}
     found = plan(

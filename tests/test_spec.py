@@ -237,6 +237,11 @@ REFUSED: dict[str, tuple[Values, list[str]]] = {
         ["rollout.temperature: 0", "on-policy stages need above 0"],
     ),
     # the rest
+    "a teacher in shards of one process": (values(launch={"shard_teacher": True}), ["shard_teacher: true", "ddp"]),
+    "a quantized teacher in shards": (
+        values(teacher={"model": "a/b", "quantization": "4bit"}, launch={"strategy": "ddp", "shard_teacher": True}),
+        ["launch.shard_teacher", "quantization: 4bit is not"],
+    ),
     "processes without a strategy": (values(launch={"processes": 2}), ["2 processes need a strategy", "ddp", "fsdp2"]),
     "nodes that do not divide": (
         values(launch={"processes": 3, "nodes": 2, "strategy": "ddp"}, training={"batch_size": 3}),
@@ -400,7 +405,7 @@ def all_sections(base: type[Section]) -> Iterator[type[Section]]:
 
 
 def test_a_key_that_resembles_nothing_answers_with_those_there_are() -> None:
-    assert "known: nodes, processes, strategy" in refusal(values(launch={"qqqq": 1}))
+    assert "known: nodes, processes, strategy, shard_teacher" in refusal(values(launch={"qqqq": 1}))
 
 
 # --- nothing but SpecError --------------------------------------------------------------------------------------------

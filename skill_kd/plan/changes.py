@@ -92,6 +92,8 @@ def _candidates(spec: Spec, on_cpu: bool) -> Iterator[list[Settings]]:
         yield [(("training.gradient_checkpointing", True),)]
     if spec.teacher.model is not None and spec.teacher.quantization is None and not on_cpu:
         yield [(("teacher.quantization", "8bit"),), (("teacher.quantization", "4bit"),)]
+    if spec.teacher.model is not None and launch.processes > 1:
+        yield [(("launch.shard_teacher", True),)]
     yield [
         (("rollout.max_new_tokens", spec.rollout.max_new_tokens // part),)
         for part in (2, 4)

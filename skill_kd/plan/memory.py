@@ -94,8 +94,7 @@ def _other_phases(setup: Setup, on_cpu: bool) -> Iterator[Phase]:
     width = DTYPE_BYTES[setup.spec.student.dtype]
     # The student is copied and merged; on the processor the exported folder is read back beside that copy. Shards are
     # put together on the processor, once more.
-    in_shards = setup.sharded and setup.spec.launch.strategy == "fsdp2"
-    copies = (2 if on_cpu else 1) + (1 if on_cpu else -1) * in_shards
+    copies = (2 if on_cpu else 1) + (1 if on_cpu else -1) * setup.sharded
     yield Phase("export", (*lasting(setup), Part("copies of the student", copies * setup.student.parameters * width)))
 
 

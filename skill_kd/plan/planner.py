@@ -90,6 +90,11 @@ def _notes(setup: Setup) -> Iterator[str]:
     yield "times assume what a device reaches of its peak; read them as a range"
     if setup.spec.teacher.served is not None:
         yield "the served teacher's own memory and time are not counted"
+    if setup.spec.launch.shard_teacher:
+        yield (
+            "each pass of a teacher in shards gathers its blocks from all processes, a pass for every token it writes; "
+            "the time of that is not counted"
+        )
     for whose, config in [("student", setup.student), *(("teacher", teacher) for teacher in setup.teachers)]:
         if config.approximate:
             yield f"the {whose}'s type '{config.model_type}' is counted by the Llama formula: approximate"

@@ -83,8 +83,13 @@ class Setup:
 
     @property
     def sharded(self) -> bool:
-        """Whether the student's weights, gradients and optimizer states are split over the processes."""
-        return self.spec.launch.strategy in {"fsdp2", "deepspeed"} and self.spec.launch.processes > 1
+        """Whether the student's weights are split over the processes, as its gradients and optimizer states are."""
+        return self.spec.launch.strategy == "fsdp2" and self.spec.launch.processes > 1
+
+    @property
+    def parts(self) -> int:
+        """Processes over which the student's gradients and optimizer states are split."""
+        return self.spec.launch.processes if self.spec.launch.strategy in {"fsdp2", "deepspeed"} else 1
 
     @property
     def adapts_head(self) -> bool:

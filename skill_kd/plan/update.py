@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from skill_kd.models import ModelConfig
 from skill_kd.plan.loss import ensemble_logits, head_gradient, loss_parts, read_teachers, told
 from skill_kd.plan.setup import DTYPE_BYTES, Setup, extra_terms
-from skill_kd.plan.weights import Part, Phase, forward_weights, gradients, lasting, shards
+from skill_kd.plan.weights import Part, Phase, forward_weights, gradients, lasting
 from skill_kd.spec import Stage
 
 
@@ -23,7 +23,7 @@ def update_phases(setup: Setup, *, on_cpu: bool) -> Iterator[Phase]:
         for phase in _micro_batch(setup, stage, on_cpu):
             yield Phase(f"{phase.name} ({stage.kind})", (*lasts, *phase.parts))
     # On a GPU AdamW works on all weights at once and needs one more copy of them.
-    step = 0 if on_cpu else setup.trainable_bytes // shards(setup)
+    step = 0 if on_cpu else setup.trainable_bytes // setup.parts
     yield Phase("optimizer step", (*lasts, gradients(setup), Part("optimizer scratch", step)))
 
 

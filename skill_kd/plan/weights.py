@@ -60,7 +60,9 @@ def student_weights(setup: Setup) -> int:
     student = setup.spec.student
     adapters = setup.trainable_bytes if student.lora else 0
     base = weight_bytes(setup.student, student.dtype, student.quantization, trained=True)
-    return (base + adapters) // shards(setup)
+    # DeepSpeed keeps the weights whole, and beside them its part of what AdamW changes.
+    own = setup.trainable_bytes // setup.parts if setup.spec.launch.strategy == "deepspeed" else 0
+    return (base + adapters) // (setup.parts if setup.sharded else 1) + own
 
 
 def teacher_weights(setup: Setup) -> int:
@@ -77,16 +79,11 @@ def _shared_out(config: ModelConfig, setup: Setup) -> int:
     return config.parameters // setup.spec.launch.processes + config.embedding_parameters + layers
 
 
-def shards(setup: Setup) -> int:
-    """Parts into which the student's weights, gradients and optimizer states are split."""
-    return setup.spec.launch.processes if setup.sharded else 1
-
-
 def gradients(setup: Setup) -> Part:
     """Gradients of one process, with DDP's buckets."""
     # DDP copies gradients into buckets for the exchange.
     copies = 2 if setup.spec.launch.strategy == "ddp" and setup.spec.launch.processes > 1 else 1
-    return Part("gradients", copies * setup.trainable_bytes // shards(setup))
+    return Part("gradients", copies * setup.trainable_bytes // setup.parts)
 
 
 def lasting(setup: Setup) -> tuple[Part, ...]:
@@ -94,7 +91,7 @@ def lasting(setup: Setup) -> tuple[Part, ...]:
     return (
         Part("student weights", student_weights(setup)),
         # AdamW keeps two moments of every trained weight, in that weight's dtype.
-        Part("optimizer states", 2 * setup.trainable_bytes // shards(setup)),
+        Part("optimizer states", 2 * setup.trainable_bytes // setup.parts),
         Part("teacher weights", teacher_weights(setup)),
     )
 
@@ -112,6 +109,6 @@ def forward_weights(setup: Setup) -> Part:
 
 def read_weights(setup: Setup) -> Part:
     """The same where the student only reads: FSDP2 then has it whole on every process, which waits for no other."""
-    if setup.sharded and setup.spec.launch.strategy == "fsdp2":
+    if setup.sharded:
         return Part("gathered weights", setup.compute_bytes * setup.student.parameters)
     return forward_weights(setup)

@@ -109,7 +109,8 @@ class Checkpoints:
             _save_rows(partial / f"rollouts-{self.accelerator.process_index}.json", pending)
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
-                _write_synced(partial / STATE, json.dumps({**asdict(progress), "inputs": self.inputs}))
+                kept = {"inputs": self.inputs, "kept_by": type(self.state).__name__}
+                _write_synced(partial / STATE, json.dumps({**asdict(progress), **kept}))
                 _seal(partial)
                 self._publish(partial, name)
         if self.accelerator.is_main_process:
@@ -125,10 +126,15 @@ class Checkpoints:
         A best checkpoint that is torn is forgotten, so that a later one can be the best.
 
         Raises:
-            BadInput: what the run reads is not what it was when the checkpoint was written.
+            BadInput: what the run reads has changed since the checkpoint was written, or it is sharded otherwise.
         """
         values: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         self._refuse_other_inputs(values.pop("inputs"), checkpoint)
+        if values.pop("kept_by") != type(self.state).__name__:
+            raise BadInput(
+                f"checkpoint {checkpoint.name} was written under another launch.strategy: none and ddp read each "
+                "other's, fsdp2 and deepspeed their own alone; go on with the one the run began with"
+            )
         self.state.load_state(str(checkpoint))
         self.in_memory = checkpoint.name
         progress = Progress(**values)

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..algorithms.sampling import Decoding
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, State
 from .config import Config
 from .data import Encoder, TrainingData, input_hashes, load_training_data
 from .experience import Sampling, Source
@@ -25,6 +24,7 @@ from .progress import Journal
 from .rollouts import Sampler, draws_for
 from .sharding import Shards
 from .states import Annotator, StatesCache
+from .stepping import Plain, Stepper, Zero
 from .teachers import Teacher, TeacherResponses, open_teacher
 from .training import Run
 
@@ -47,7 +47,7 @@ def open_accelerator(config: Config, folder: Path) -> Accelerator:
     """Find the devices at hand, and seed what draws from torch's global stream.
 
     Raises:
-        BadInput: DeepSpeed is asked for and not in use; accelerate would train on without it, and say nothing.
+        BadInput: a batch does not divide over the processes that were started.
     """
     torch.manual_seed(config.seed)
     accelerator = Accelerator(
@@ -57,10 +57,12 @@ def open_accelerator(config: Config, folder: Path) -> Accelerator:
         log_with=list(config.trackers) or None,
         project_dir=folder,
     )
-    if config.launch.strategy == "deepspeed" and accelerator.distributed_type != DistributedType.DEEPSPEED:
+    training, processes = config.training, accelerator.num_processes
+    if training.batch_size % (training.accumulate * processes):
         raise BadInput(
-            "launch.strategy: deepspeed is not in use; it needs a GPU, and `skill-kd run` or launch.sh to start it; "
-            "on CPUs take ddp or fsdp2"
+            f"training.batch_size {training.batch_size} does not divide over accumulate {training.accumulate} × "
+            f"{processes} processes, as many as were started; start as many as launch.processes says, "
+            f"{config.launch.processes}"
         )
     return accelerator
 
@@ -110,13 +112,21 @@ def open_run(
     training, parts = config.training, open_parts(config, accelerator, student, tokenizer)
     data, sampler, teacher = parts.data, parts.sampler, parts.teacher
     policy = Policy(student, teacher.vocabulary, training.compile_loss)
-    sharded = config.launch.strategy == "fsdp2" and accelerator.num_processes > 1
-    shards = Shards(student, accelerator) if sharded else None
+    strategy = config.launch.strategy if accelerator.num_processes > 1 else "none"
+    shards = Shards(student, accelerator) if strategy == "fsdp2" else None
     optimizer = adamw(policy, training)
-    if shards is None:
-        policy, optimizer = accelerator.prepare(policy, optimizer)
+    stepper: Stepper
+    state: State = accelerator
+    if strategy == "deepspeed":
+        stepper = state = Zero(accelerator, policy, optimizer, training.max_grad_norm)
+        policy = stepper.engine
     else:
-        shards.keep(optimizer)
+        if shards is None:
+            policy, optimizer = accelerator.prepare(policy, optimizer)
+        else:
+            shards.keep(optimizer)
+            state = shards
+        stepper = Plain(accelerator, policy, optimizer, training.max_grad_norm)
     gathered = nullcontext if shards is None else shards.gathered
     cache = StatesCache(folder / "teacher_states", teacher.model, config.teacher.cache_gb) if teacher.model else None
     annotate = Annotator(teacher, sampler.pad, accelerator.device, parts.rows_at_once, cache)
@@ -131,12 +141,13 @@ def open_run(
         parts.encoder,
         policy,
         optimizer,
+        stepper,
         teacher,
         Sampling(sampler, teacher, accelerator.process_index, accelerator.num_processes, annotate, gathered),
         data,
         Source(data.prompts, TeacherResponses(teacher, data.examples, written, sampler.decoding)),
         parts.held_out,
         Journal(folder, accelerator, config),
-        Checkpoints(folder, accelerator, config.checkpoint.keep, shards, input_hashes(config.data)),
+        Checkpoints(folder, accelerator, config.checkpoint.keep, state, input_hashes(config.data)),
         StopRequest(),
     )

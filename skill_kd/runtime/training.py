@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
@@ -40,6 +38,7 @@ from .objectives import Objective, build_objective, coverage_objective
 from .policy import Policy
 from .progress import Journal, short_table
 from .sharding import Shards
+from .stepping import Stepper
 from .teachers import Teacher
 
 LEAST_SAMPLE_SIZE = 0.1
@@ -63,6 +62,7 @@ class Run:
     encoder: Encoder
     policy: Policy
     optimizer: torch.optim.Optimizer
+    stepper: Stepper
     teacher: Teacher
     sampling: Sampling
     data: TrainingData
@@ -82,16 +82,14 @@ def optimizer_step(run: Run, terms: list[Term], update: int) -> Figures:
     with accelerator.autocast():
         rows_by_term = [term.experience.batch(update, run.student) for term in terms]
     loss = float(accelerator.reduce(add_up_gradients(run, terms, rows_by_term), "sum"))
-    norm = accelerator.clip_grad_norm_(run.policy.parameters(), run.config.training.max_grad_norm)
-    grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    grad_norm = run.stepper.norm()
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         raise TrainingStopped(
             f"update {update}: loss {loss}, gradient norm {grad_norm}; the weights before it are kept in "
             "checkpoints/. Lower training.learning_rate, or look at the data of this update"
         )
     rate = run.optimizer.param_groups[0]["lr"]
-    run.optimizer.step()
-    run.optimizer.zero_grad()
+    run.stepper.step()
     seconds = time.perf_counter() - began
     figures = {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate, "seconds": seconds}
     return figures | row_figures(run, rows_by_term[0], seconds)
@@ -104,13 +102,12 @@ def add_up_gradients(run: Run, terms: list[Term], rows_by_term: list[list[Row]])
     loss = torch.zeros((), device=accelerator.device)
     pieces = list(micro_batches(run, terms, rows_by_term))
     for number, (rows, objective, scale) in enumerate(pieces, start=1):
-        # Gradients of all processes are averaged once, at the last micro-batch.
-        with nullcontext() if number == len(pieces) else accelerator.no_sync(run.policy):
+        with run.stepper.micro_batch(last=number == len(pieces)):
             batch = collate(rows, run.sampling.sampler.pad, accelerator.device)
             with accelerator.autocast():
                 teacher = run.teacher.view(batch, objective.temperature) if objective.reads_teacher else None
             addend = scale * run.policy(batch, objective.loss, teacher, objective.temperature)
-            accelerator.backward(addend * accelerator.num_processes)
+            run.stepper.backward(addend * accelerator.num_processes)
             loss += addend.detach()
     return loss
 

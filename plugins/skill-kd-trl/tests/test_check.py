@@ -124,6 +124,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "launch.strategy: fsdp2 shards the student, and this backend cannot measure and export a sharded one; "
         "take strategy: ddp",
     ),
+    "a teacher in shards": (
+        {"launch": {"processes": 2, "strategy": "ddp", "shard_teacher": True}},
+        "launch.shard_teacher: TRL reads the teacher whole on every process",
+    ),
     "DeepSpeed": ({"launch": {"strategy": "deepspeed"}}, "launch.strategy: deepspeed shards the student"),
     "served teacher": ({"teacher": SERVED}, "teacher.served: TRL compares with a teacher that is loaded"),
     "several teachers": (
