@@ -14,6 +14,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 NAME = "knowledge-distillation"
+AGENTS = (".claude", ".agents")
 CLIENT_BY_NODE = ("1.7.4", "1.7.0")
 """For Node 22.20 and newer, and for older ones: the newer client needs ``fs/promises.glob``."""
 LARGEST = 10_000_000
@@ -118,24 +119,27 @@ def test_the_repository_is_small_and_holds_one_skill(
     assert size < LARGEST
 
 
-def test_both_agents_have_the_whole_tree(project: Path, source: Path) -> None:
-    expected = files(source)
-    for agent in (".claude", ".agents"):
-        found = files((project / agent / "skills" / NAME).resolve())
-        assert expected.keys() == found.keys()
-        assert expected == found
+def installed(project: Path, agent: str) -> dict[str, bytes]:
+    """What one agent finds."""
+    return files((project / agent / "skills" / NAME).resolve())
 
 
+@pytest.mark.parametrize("agent", AGENTS)
+def test_each_agent_has_the_whole_tree(project: Path, source: Path, agent: str) -> None:
+    expected, found = files(source), installed(project, agent)
+    assert expected.keys() == found.keys()
+    assert expected == found
+
+
+@pytest.mark.parametrize("agent", AGENTS)
 def test_the_launcher_runs_from_the_project_and_leaves_the_skill_alone(
-    project: Path, environment: dict[str, str]
+    project: Path, environment: dict[str, str], agent: str
 ) -> None:
-    before = files((project / ".claude" / "skills" / NAME).resolve())
-    for agent in (".claude", ".agents"):
-        skill = Path(agent) / "skills" / NAME
-        spec = skill / "examples" / "demo.yaml"
-        done = run([sys.executable, skill / "scripts" / "kd.py", "validate", spec], project, environment)
-        assert "demo is valid" in done.stdout
-    assert files((project / ".claude" / "skills" / NAME).resolve()) == before
+    before, skill = installed(project, agent), Path(agent) / "skills" / NAME
+    spec = skill / "examples" / "demo.yaml"
+    done = run([sys.executable, skill / "scripts" / "kd.py", "validate", spec], project, environment)
+    assert "demo is valid" in done.stdout
+    assert installed(project, agent) == before
 
 
 def test_update_brings_what_is_new(
@@ -147,4 +151,5 @@ def test_update_brings_what_is_new(
     git(source, "commit", "-q", "-m", "newer")
     git(source, "push", "-q", str(bare), "main")
     run([*client, "update", "-y"], project, environment)
-    assert files((project / ".claude" / "skills" / NAME).resolve()) == files(source)
+    for agent in AGENTS:
+        assert installed(project, agent) == files(source)
