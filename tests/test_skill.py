@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from skill_kd.prove.known import KNOWN
+
 REPOSITORY = Path(__file__).parent.parent
 TEXT = (REPOSITORY / "SKILL.md").read_text(encoding="utf-8")
 _, FRONT, BODY = TEXT.split("---\n", 2)
@@ -65,6 +67,44 @@ def test_every_path_that_it_names_exists() -> None:
 def test_each_stage_of_a_students_life_has_a_row() -> None:
     table = BODY.partition("## Which task\n")[2].partition("\n## ")[0]
     assert {"build", "validate", "ship", "operate"} <= set(re.findall(r"^\| (\w+) \|", table, re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    ("name", "formula", "samples", "word", "other"),
+    [
+        ("forward_kl", "KL(teacher ‖ student)", "on teacher samples", "mass-covering", "mode-seeking"),
+        ("reverse_kl", "KL(student ‖ teacher)", "on student samples", "mode-seeking", "mass-covering"),
+    ],
+)
+def test_each_direction_has_its_own_formula_and_word(
+    name: str, formula: str, samples: str, word: str, other: str
+) -> None:
+    (line,) = re.findall(rf"^- `{name}` = (.*)$", BODY, re.MULTILINE)
+    assert line.startswith(f"{formula}, {samples}: {word}.")
+    assert other not in line
+
+
+def test_what_prove_says_of_right_and_swapped_losses_is_quoted_rightly() -> None:
+    said = BODY.replace("\n  ", " ")
+    for quoted in ("the direction is swapped", "Single alone", "Single alone ÷ each response's length"):
+        assert f'{quoted}"' in said
+    assert {"Single alone (`reverse_kl`, on-policy)", "Single alone ÷ each response's length"} <= KNOWN.keys()
+
+
+def test_the_checklist_keeps_its_order() -> None:
+    steps = ["advise", "validate", "plan", "generate", "smoke run", "run", "evaluate", "hand off"]
+    checklist = BODY.partition("## Checklist\n")[2].partition("\n## ")[0]
+    found = re.findall(r"^(\d+)\. \*\*([\w ]+)\*\*", checklist, re.MULTILINE)
+    assert found == [(str(number), step) for number, step in enumerate(steps, 1)]
+    for step, text in zip(steps, re.split(r"^\d+\. ", checklist, flags=re.MULTILINE)[1:], strict=True):
+        assert f"skill-kd {step.split()[-1] if step != 'hand off' else 'handoff'} " in text, "its command stands there"
+
+
+def test_every_reference_is_linked_and_none_lies_deeper() -> None:
+    files = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "references").rglob("*.md")}
+    linked = {target.partition("#")[0] for target in re.findall(r"\]\(([^)]+)\)", BODY)}
+    assert files <= linked
+    assert {name.count("/") for name in files} == {1}
 
 
 def test_the_check_of_the_directions_is_ten_lines_and_any_python_prints_the_right_ones() -> None:
