@@ -11,6 +11,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from skill_kd.evaluate.metrics import KINDS
+from skill_kd.evaluate.policy import Policy
 from skill_kd.guidance import CHOICES, advise
 from skill_kd.spec import Divergence, MiniLLM, Objective, Rollout, Section, Spec
 
@@ -69,6 +71,23 @@ def test_no_two_headings_share_an_anchor(name: str) -> None:
     text = (REPOSITORY / "references" / name).read_text(encoding="utf-8")
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     assert len({re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}) == len(headings)
+
+
+@pytest.mark.parametrize("path", sorted(REFERENCE.parent.glob("*.md")), ids=lambda path: path.name)
+def test_a_long_reference_begins_with_its_contents(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    if len(text.splitlines()) > 100:
+        titles = re.findall(r"^## (.+)$", text, re.MULTILINE)
+        listed = re.findall(r"^- \[(.+?)\]\(#", text.partition("\n## ")[0], re.MULTILINE)
+        assert listed == titles
+
+
+def test_every_metric_of_the_gate_has_a_row() -> None:
+    text = (REFERENCE.parent / "evaluation.md").read_text(encoding="utf-8")
+    table = text.partition("\n## What is measured\n")[2].partition("\n## ")[0]
+    named = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)))
+    assert sorted(named) == sorted(KINDS)
+    assert f"the margin is {Policy().rules.kl_ratio.margin:g}" in table
 
 
 def test_every_objective_stands_with_its_equation_or_its_paper() -> None:

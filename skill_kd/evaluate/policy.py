@@ -77,7 +77,7 @@ class Rules(Section):
     reverse_kl: Rule = _advisory()
     """KL(student ‖ teacher) on student samples, nats a token."""
     kl_ratio: Rule = _advisory(2.0)
-    """forward_kl ÷ reverse_kl: well above 1, the student has lost modes."""
+    """forward_kl ÷ reverse_kl: above 2, the student has lost modes."""
     entropy: Rule = _advisory()
     """Entropy of the student on its own samples ÷ the teacher's on its own; below 1 the student is sharpened."""
     nucleus_precision: Rule = _advisory()
