@@ -1,9 +1,11 @@
 """Put graded runs of any number of configurations side by side, with intervals.
 
-    python evals/aggregate.py iteration-1 [--json]
+    python evals/aggregate.py ~/kd/one [--json]
+    python evals/aggregate.py ~/kd/one --triggers
 
 Cases are the units: runs of one case are averaged, and 95 % intervals come from resampling cases (2000 times, fixed
-seed). Differences between two configurations are paired by case, over the cases that both have.
+seed). Differences between two configurations are paired by case, over the cases that both have. Cases that only one
+skill can meet, ``ours_only``, stand by themselves. Who ran it and when stands below.
 """
 
 from __future__ import annotations
@@ -18,24 +20,31 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+HERE = Path(__file__).resolve().parent
 RESAMPLES = 2000
 Scores = dict[str, dict[str, float]]
 """By configuration and case: the mean share of expectations met."""
 
 
-def read(folder: Path) -> tuple[Scores, dict[str, list[float]]]:
-    """Return the scores and, by configuration, the seconds of each run."""
+def read(folder: Path, kind: str = "eval") -> tuple[Scores, dict[str, list[dict[str, Any]]]]:
+    """Return the scores and, by configuration, what each run tells of itself; ``kind`` is ``eval`` or ``trigger``."""
     rates: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    seconds: dict[str, list[float]] = defaultdict(list)
-    for path in sorted(folder.glob("*/*/run-*/grading.json")):
+    timings: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for path in sorted(folder.glob(f"{kind}-*/*/run-*/grading.json")):
         case, config = path.parts[-4], path.parts[-3]
         rates[config][case].append(json.loads(path.read_text(encoding="utf-8"))["summary"]["pass_rate"])
         timing = path.with_name("timing.json")
         if timing.is_file():
-            seconds[config].append(json.loads(timing.read_text(encoding="utf-8"))["total_duration_seconds"])
+            timings[config].append(json.loads(timing.read_text(encoding="utf-8")))
     return {
         config: {case: statistics.fmean(each) for case, each in of.items()} for config, of in rates.items()
-    }, seconds
+    }, timings
+
+
+def ours_only() -> set[str]:
+    """Return the folders of the cases that are no comparison."""
+    cases = json.loads((HERE / "evals.json").read_text(encoding="utf-8"))["evals"]
+    return {f"eval-{case['id']}" for case in cases if case.get("ours_only")}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -51,19 +60,28 @@ def described(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(values), "low": low, "high": high, "cases": len(values)}
 
 
-def compare(scores: Scores, seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Return each configuration, and each difference of two on the cases that they share."""
-    configurations = {}
-    for config, of in sorted(scores.items()):
-        median = statistics.median(seconds[config]) if seconds.get(config) else None
-        configurations[config] = {**described(list(of.values())), "median_seconds": median}
+def compare(scores: Scores, timings: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Return each configuration, each difference of two on the cases that they share, and who ran it when."""
+    apart, configurations = ours_only(), {}
+    compared = {config: {case: rate for case, rate in of.items() if case not in apart} for config, of in scores.items()}
+    for config, of in sorted(compared.items()):
+        if of:
+            seconds = [each["total_duration_seconds"] for each in timings.get(config, ())]
+            median = statistics.median(seconds) if seconds else None
+            configurations[config] = {**described(list(of.values())), "median_seconds": median}
     differences = []
-    for first, second in combinations(sorted(scores), 2):
-        shared = sorted(scores[first].keys() & scores[second].keys())
+    for first, second in combinations(sorted(compared), 2):
+        shared = sorted(compared[first].keys() & compared[second].keys())
         if shared:
-            apart = described([scores[second][case] - scores[first][case] for case in shared])
-            differences.append({"from": first, "to": second, **apart})
-    return {"configurations": configurations, "differences": differences, "by_case": scores}
+            gaps = [compared[second][case] - compared[first][case] for case in shared]
+            differences.append({"from": first, "to": second, **described(gaps)})
+    return {
+        "configurations": configurations,
+        "differences": differences,
+        "ours_only": {config: {case: of[case] for case in sorted(of.keys() & apart)} for config, of in scores.items()},
+        "by": {config: sorted({f"{run['agent']}, {run['date']}" for run in runs}) for config, runs in timings.items()},
+        "by_case": scores,
+    }
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -74,6 +92,10 @@ def table(found: Mapping[str, Any]) -> str:
         lines.append(f"{name:<28}{_share(each)}{each['cases']:>6}{spent:>10}")
     for each in found["differences"]:
         lines.append(f"{each['from'] + ' → ' + each['to']:<28}{_share(each)}{each['cases']:>6}")
+    for name, of in found["ours_only"].items():
+        lines += [f"{name}, not compared: {case} {rate:.3f}" for case, rate in of.items()]
+    for name, runs in found["by"].items():
+        lines.append(f"{name} by {'; '.join(runs)}")
     return "\n".join(lines)
 
 
@@ -87,11 +109,12 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the runner's --out")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--triggers", action="store_true", help="the trigger queries instead of the cases")
     options = parser.parse_args(args)
-    scores, seconds = read(options.folder)
+    scores, timings = read(options.folder, "trigger" if options.triggers else "eval")
     if not scores:
         parser.error(f"{options.folder}: no graded run; runner.py makes them")
-    found = compare(scores, seconds)
+    found = compare(scores, timings)
     print(json.dumps(found, indent=1) if options.json else table(found))
     return 0
 

@@ -104,14 +104,14 @@ def student(outputs: Path, folder: str = "student", dtype: str | None = None) ->
 
 
 def hand_written(outputs: Path, most: int) -> Grade:
-    """Few lines by hand: generated scripts, which bear their hash, and their ``kd/`` are not counted."""
+    """Few lines by hand, and not none at all: of generated scripts, which bear their hash, and ``kd/`` none count."""
+    found = [path for path in outputs.rglob("*") if path.suffix in (".py", ".yaml", ".yml", ".toml")]
     total = 0
-    for path in outputs.rglob("*"):
-        if path.suffix not in (".py", ".yaml", ".yml", ".toml") or "kd" in path.relative_to(outputs).parts:
-            continue
+    for path in found:
         text = path.read_text(encoding="utf-8", errors="replace")
-        total += 0 if '\n# body = "' in text else sum(bool(line.strip()) for line in text.splitlines())
-    return total <= most, f"{total} lines"
+        if "kd" not in path.relative_to(outputs).parts and '\n# body = "' not in text:
+            total += sum(bool(line.strip()) for line in text.splitlines())
+    return bool(found) and total <= most, f"{total} lines in {len(found)} files"
 
 
 # --- findings ---------------------------------------------------------------------------------------------------------

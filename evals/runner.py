@@ -1,12 +1,13 @@
 """Run an agent on the cases: any agent that is a command line, without the skill or with one of any folder.
 
-    python evals/runner.py --agent 'my-agent --print {prompt}' --config ours --skill . --out iteration-1
-    python evals/runner.py --agent 'my-agent --print {prompt}' --config none --out iteration-1 --runs 3
-    python evals/runner.py --agent 'my-agent --print {prompt}' --config ours --skill . --out iteration-1 --triggers
+    python evals/runner.py --agent 'my-agent --print {prompt}' --label 'my-agent 1.2' --out ~/kd --config none --runs 3
+    python evals/runner.py --agent 'my-agent --print {prompt}' --label 'my-agent 1.2' --out ~/kd --config ours --skill .
+    python evals/runner.py --agent … --label … --out ~/kd --config ours --skill . --triggers
 
 ``{prompt}`` is replaced within its word; without it the prompt goes to stdin. Each run has a workspace of its own, in
 ``OUT/eval-ID/CONFIG/run-N``, with ``outputs/``, ``transcript.txt``, ``timing.json`` and ``grading.json``. A run that
-was graded is not run again. The agent and what it writes run with your rights: use a container without credentials.
+was graded is not run again. OUT must lie outside this repository, where the skill and the answers could be read. The
+agent and what it writes run with your rights: use a container without credentials.
 """
 
 from __future__ import annotations
@@ -28,9 +29,14 @@ import fixtures
 import graders
 
 HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parent
 
 NAME = "knowledge-distillation"
 AGENT_FOLDERS = (".claude/skills", ".agents/skills")
+LAUNCHER = "scripts/kd.py"
+"""Cases marked ``ours_only`` speak of skill-kd by name: who has not got its launcher cannot meet them."""
+LEFT_OUT = ("tests", "benchmarks", "evals", "runs", "iteration-*", ".git", ".venv*", "__pycache__")
+"""Of a skill's folder: what holds right answers, and what is no part of the skill."""
 FIRED = rf"skills/{NAME}|kd\.py|skill-kd"
 """What a transcript shows where the skill was read."""
 
@@ -51,9 +57,14 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--agent", required=True, metavar="COMMAND", help="its command line; {prompt} is filled in")
+    parser.add_argument(
+        "--label", metavar="NAME", help="the agent with its version and model, for who reads the result"
+    )
     parser.add_argument("--config", required=True, metavar="NAME", help="for example none, published or ours")
     parser.add_argument("--skill", type=Path, metavar="DIR", help="the skill that the agent gets; none if left out")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where runs go, for example iteration-1")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="where runs go, outside of this repository"
+    )
     parser.add_argument("--case", action="append", metavar="ID", help="only this case; may be given again")
     parser.add_argument("--runs", type=int, default=1, metavar="N", help="runs of each case")
     parser.add_argument("--timeout", type=float, default=3600, metavar="SECONDS", help="for the agent, each run")
@@ -62,6 +73,10 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(args)
     if options.skill is not None and not (options.skill / "SKILL.md").is_file():
         parser.error(f"--skill {options.skill}: there is no SKILL.md")
+    if options.out.resolve().is_relative_to(REPOSITORY):
+        parser.error(
+            f"--out {options.out}: it lies in {REPOSITORY}, where an agent could read the skill and the answers"
+        )
     known = {case["id"] for case in load_cases()}
     if unknown := set(options.case or ()) - known:
         parser.error(f"--case {', '.join(sorted(unknown))}: unknown; known are {', '.join(sorted(known))}")
@@ -76,8 +91,9 @@ def load_cases() -> list[dict[str, Any]]:
 
 def cases(options: argparse.Namespace) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield folder and case of each run."""
+    ours = options.skill is not None and (options.skill / LAUNCHER).is_file()
     for case in load_cases():
-        if not options.case or case["id"] in options.case:
+        if (not options.case or case["id"] in options.case) and (ours or not case.get("ours_only")):
             for number in range(1, options.runs + 1):
                 yield options.out / f"eval-{case['id']}" / options.config / f"run-{number}", case
 
@@ -98,14 +114,14 @@ def run(folder: Path, case: Mapping[str, Any], options: argparse.Namespace) -> N
     for each in case["files"]:
         fixtures.make(each["kind"], folder, **{name: value for name, value in each.items() if name != "kind"})
     if options.skill is not None:
-        for agent in AGENT_FOLDERS:
-            ignore = shutil.ignore_patterns(".git", "__pycache__", ".venv", "runs", "evals", options.out.name)
-            shutil.copytree(options.skill, folder / agent / NAME, ignore=ignore)
+        for place in AGENT_FOLDERS:
+            shutil.copytree(options.skill, folder / place / NAME, ignore=shutil.ignore_patterns(*LEFT_OUT))
     began = time.monotonic()
     code, transcript = ask(options.agent, case["prompt"], folder.resolve(), options.timeout)
     seconds = time.monotonic() - began
     (folder / "transcript.txt").write_text(transcript, encoding="utf-8")
-    about = {"agent": shlex.split(options.agent)[0], "date": datetime.now(UTC).date().isoformat(), "exit_code": code}
+    agent = options.label or Path(shlex.split(options.agent)[0]).name
+    about = {"agent": agent, "date": datetime.now(UTC).date().isoformat(), "exit_code": code}
     write(folder / "timing.json", {"total_duration_seconds": round(seconds, 1), **about})
     if "trigger" in case:
         fired = bool(re.search(options.fired, transcript))

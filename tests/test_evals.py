@@ -35,12 +35,16 @@ PUBLISHED = """
 import torch
 import torch.nn.functional as F
 
-def reverse_kl_loss(student_logits, teacher_logits, mask=None, temperature=1.0):
+def reverse_kl_loss(student_logits, teacher_logits, temperature=1.0):
     target = F.softmax(teacher_logits / temperature, dim=-1)
     log_student = F.log_softmax(student_logits / temperature, dim=-1)
     return -(target * log_student).sum(dim=-1).mean() * temperature**2
 """
-"""The replaced skill's, written from a description of it: a forward cross-entropy called reverse KL, and no mask."""
+"""The published skill's, written from a description of it: a forward cross-entropy called reverse KL, and no mask."""
+ADAPTED = PUBLISHED.replace("temperature=1.0", "mask, temperature=1.0").replace(
+    "sum(dim=-1).mean()", "sum(-1)[mask].mean()"
+)
+"""As an agent would bend it to a case's arguments."""
 
 
 @pytest.fixture
@@ -82,8 +86,28 @@ def test_half_of_the_trigger_queries_are_near_misses() -> None:
 def test_a_right_reverse_kl_passes_and_the_published_one_fails(outputs: Path) -> None:
     (outputs / "losses.py").write_text(RIGHT)
     assert graded("loss-reverse", outputs) == [True]
-    (outputs / "losses.py").write_text(PUBLISHED)
-    assert graded("loss-reverse", outputs) == [False]
+    for published in (PUBLISHED, ADAPTED):
+        (outputs / "losses.py").write_text(published)
+        assert graded("loss-reverse", outputs) == [False]
+
+
+def test_the_published_loss_is_told_to_be_swapped(outputs: Path) -> None:
+    """Under its own signature, by the proof that a user of the skill is sent to."""
+    asked = "\ndef asked(student, teacher, ids, mask, behaviour):\n    return reverse_kl_loss(student, teacher)\n"
+    (outputs / "losses.py").write_text(PUBLISHED + asked)
+    passed, evidence = graders.loss_proved(outputs, "losses.py", "asked", ["exact", "step_size", "on_policy_only"])
+    assert not passed
+    assert "the direction is swapped" in evidence
+
+
+def test_a_loss_for_coverage_is_forward_kl_and_no_other(outputs: Path) -> None:
+    coverage = RIGHT.replace("reverse_kl_loss", "coverage_loss")
+    (outputs / "losses.py").write_text(coverage.replace("(q.exp() * (q - p))", "(p.exp() * (p - q))"))
+    assert graded("loss-forward", outputs) == [True]
+    (outputs / "losses.py").write_text(coverage)
+    assert graded("loss-forward", outputs) == [False]
+    (outputs / "losses.py").write_text(ADAPTED.replace("reverse_kl_loss", "coverage_loss"))
+    assert graded("loss-forward", outputs) == [False], "a cross-entropy is a constant apart"
 
 
 @pytest.mark.parametrize(
@@ -157,6 +181,21 @@ def test_a_last_stage_of_self_training_does_not_hide_the_objective(outputs: Path
     assert passed, evidence
 
 
+def test_an_objective_is_named_without_knowing_skill_kd(outputs: Path) -> None:
+    right = {"objective": "forward_kl", "reverse_kl_is": "mode-seeking", "forward_kl_is": "mass-covering"}
+    (outputs / "answer.json").write_text(json.dumps({**right, "cross_entropy_to_teacher_is": "forward_kl"}))
+    assert graded("narrow-objective", outputs) == [True, True]
+    (outputs / "answer.json").write_text(
+        json.dumps({**right, "objective": "reverse_kl", "cross_entropy_to_teacher_is": "reverse_kl"})
+    )
+    assert graded("narrow-objective", outputs) == [False, False]
+
+
+def test_only_cases_that_are_ours_alone_speak_of_skill_kd() -> None:
+    for case in CASES.values():
+        assert ("skill-kd" in case["prompt"]) is case.get("ours_only", False), case["id"]
+
+
 def test_directions_the_other_way_round_fail(outputs: Path) -> None:
     write_spec(outputs, kind="forward_kl")
     (outputs / "answer.json").write_text('{"reverse_kl_is": "mode-covering", "forward_kl_is": "mode-seeking"}')
@@ -176,7 +215,7 @@ def test_nothing_at_all_fails_every_check_with_a_reason(outputs: Path) -> None:
             continue
         for row in graders.grade(outputs, case["checks"]):
             assert row["evidence"]
-            assert not row["passed"] or "by hand" in row["text"]
+            assert not row["passed"]
 
 
 # --- scripts on tiny models -------------------------------------------------------------------------------------------
@@ -210,6 +249,17 @@ def test_a_script_must_bring_the_student_nearer_to_the_teacher(tmp_path: Path, o
     assert not graders.script(outputs)[0]
     (outputs / "train.py").write_text("raise SystemExit(3)\n")
     assert "exit code 3" in graders.script(outputs)[1]
+
+
+@pytest.mark.parametrize(("dtype", "passed"), [("bfloat16", True), ("float32", False)])
+def test_what_is_handed_on_is_a_16_bit_folder(tmp_path: Path, outputs: Path, dtype: str, passed: bool) -> None:
+    """The teacher itself is near enough to the teacher."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    fixtures.make("models", tmp_path)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "teacher", dtype=dtype).save_pretrained(outputs / "student")
+    AutoTokenizer.from_pretrained(tmp_path / "teacher").save_pretrained(outputs / "student")
+    assert graded("hand-on", outputs) == [passed]
 
 
 def test_figures_pass_under_their_own_names_only(tmp_path: Path, outputs: Path) -> None:
@@ -268,6 +318,54 @@ def test_logs_begin_to_differ_on_the_day_that_the_cases_name() -> None:
 # --- runner and aggregator --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("place", ["iteration-1", "evals/iteration-1", "."])
+def test_runs_within_the_repository_are_refused(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(EVALS.parent / place)
+    with pytest.raises(SystemExit) as refused:
+        runner.main(["--agent", "false", "--config", "none", "--out", out])
+    assert refused.value.code == 2
+    assert f"--out {out}" in capsys.readouterr().err
+
+
+def test_an_agent_gets_no_answers_with_the_skill(tmp_path: Path) -> None:
+    skill, out = tmp_path / "skill", tmp_path / "out"
+    for name in (
+        "SKILL.md",
+        "scripts/kd.py",
+        "tests/test_evals.py",
+        "benchmarks/x.py",
+        "evals/evals.json",
+        "iteration-1/a",
+    ):
+        (skill / name).parent.mkdir(parents=True, exist_ok=True)
+        (skill / name).write_text("")
+    given = [
+        "--agent",
+        "true",
+        "--config",
+        "ours",
+        "--skill",
+        str(skill),
+        "--out",
+        str(out),
+        "--case",
+        "narrow-objective",
+    ]
+    assert runner.main(given) == 0
+    copy = out / "eval-narrow-objective" / "ours" / "run-1" / ".claude" / "skills" / runner.NAME
+    assert {path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file()} == {
+        "SKILL.md",
+        runner.LAUNCHER,
+    }
+
+
+def test_a_case_that_speaks_of_skill_kd_is_asked_only_where_it_is(tmp_path: Path) -> None:
+    for config, skill in (("none", []), ("ours", ["--skill", str(EVALS.parent)])):
+        options = runner.parse(["--agent", "true", "--config", config, "--out", str(tmp_path), *skill])
+        asked = {case["id"] for _, case in runner.cases(options)}
+        assert CASES.keys() - asked == (set() if skill else {"narrow-spec", "text-teacher"})
+
+
 def test_an_agent_is_run_graded_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     agent = tmp_path / "agent.py"
     agent.write_text(
@@ -281,6 +379,7 @@ def test_an_agent_is_run_graded_and_compared(tmp_path: Path, capsys: pytest.Capt
     skill.mkdir()
     (skill / "SKILL.md").write_text("---\nname: knowledge-distillation\n---\n")
     common = ["--agent", f"{sys.executable} {agent} {{prompt}}", "--out", str(out), "--case", "loss-reverse"]
+    common += ["--label", "an agent 1.2"]
     for config, more in (("none", []), ("published", []), ("ours", ["--skill", str(skill)])):
         assert runner.main([*common, "--config", config, *more]) == 0
     folder = out / "eval-loss-reverse"
@@ -296,6 +395,10 @@ def test_an_agent_is_run_graded_and_compared(tmp_path: Path, capsys: pytest.Capt
     assert {name: each["mean"] for name, each in found["configurations"].items()} == {
         "none": 0.0, "ours": 1.0, "published": 0.0,
     }  # fmt: skip
+    (by,) = found["by"]["ours"]
+    assert by.startswith("an agent 1.2, 20")
+    assert aggregate.main([str(out)]) == 0
+    assert f"ours by {by}" in capsys.readouterr().out
 
 
 def test_a_trigger_counts_as_right_when_the_skill_is_read_where_it_should(tmp_path: Path) -> None:
@@ -303,7 +406,8 @@ def test_a_trigger_counts_as_right_when_the_skill_is_read_where_it_should(tmp_pa
     agent.write_text("import sys\nprint('skills/knowledge-distillation' if 'istil' in sys.stdin.read() else 'no')\n")
     args = ["--agent", f"{sys.executable} {agent}", "--config", "ours", "--out", str(tmp_path / "out"), "--triggers"]
     assert runner.main(args) == 0
-    scores, _ = aggregate.read(tmp_path / "out")
+    assert not aggregate.read(tmp_path / "out")[0], "they are no cases"
+    scores, _ = aggregate.read(tmp_path / "out", "trigger")
     queries = json.loads((EVALS / "triggers.json").read_text())
     right = [("istil" in each["query"]) == each["should_trigger"] for each in queries]
     assert sum(scores["ours"].values()) == sum(right)
@@ -312,8 +416,12 @@ def test_a_trigger_counts_as_right_when_the_skill_is_read_where_it_should(tmp_pa
 
 def test_differences_are_paired_by_case_with_an_interval() -> None:
     base = {f"case-{number}": number / 20 for number in range(10)}
-    scores = {"none": base, "ours": {case: value + 0.3 for case, value in base.items()}, "other": {"case-1": 0.5}}
-    found = aggregate.compare(scores, {"ours": [1.0, 3.0]})
+    ours = {case: value + 0.3 for case, value in base.items()}
+    scores = {"none": base, "ours": {**ours, "eval-narrow-spec": 1.0}, "other": {"case-1": 0.5}}
+    runs = [{"total_duration_seconds": each, "agent": "a", "date": "2026-11-27"} for each in (1.0, 3.0)]
+    found = aggregate.compare(scores, {"ours": runs})
+    assert found["ours_only"]["ours"] == {"eval-narrow-spec": 1.0}
+    assert found["configurations"]["ours"]["cases"] == 10
     difference = next(each for each in found["differences"] if (each["from"], each["to"]) == ("none", "ours"))
     assert difference["low"] == pytest.approx(0.3) == difference["high"]
     none = found["configurations"]["none"]
