@@ -34,9 +34,11 @@ HERE = "--here"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 OFFLINE = re.compile(
     r"NewConnectionError|ConnectTimeout|name resolution|dns error|Could not resolve|Failed to (?:fetch|connect)"
-    r"|error sending request|Network is unreachable|No matching distribution found|ProxyError",
+    r"|error sending request|Network is unreachable|ProxyError",
     re.IGNORECASE,
 )
+TRAINS = ("run", "evaluate", "prove", "demo", "handoff")
+"""Verbs that need more than the core."""
 
 
 class Stop(Exception):
@@ -175,34 +177,58 @@ def lacking(extra: str | None = None) -> list[str]:
 
 def verb(args: list[str]) -> int:
     """Run a verb of the command line, with the bundle's own code."""
-    lack, first = lacking(), args[0] if args else "--help"
+    lack, first, extra = lacking(), args[0] if args else "--help", needed(args)
     if first in ("-h", "--help"):
         print(help_text(), flush=True)
         return 0
     if lack and first == "--version":
         print(f"skill-kd {version()}")
         return 0
+    if lack and first in verbs() and {"-h", "--help"} & set(args):
+        print(f"{verbs()[first]}\n\nIts options are told once its packages are there: {bringing(extra)}", flush=True)
+        return 0
     if lack:
-        raise Stop(f"{sys.executable} lacks {', '.join(lack)}; set up once, outside of the skill: {call('setup')}")
+        raise Stop(f"{sys.executable} lacks {', '.join(lack)}; set up once, outside of the skill: {bringing(extra)}")
     sys.path[:] = [str(BUNDLE), *(each for each in sys.path if each != str(BUNDLE / "scripts"))]
     from skill_kd.cli import main as command_line
 
     code = int(command_line(args))
-    if code == ENVIRONMENT and (
-        lacking("train") or lacking("evaluate")
-    ):  # a model, a server or a plugin is named by the error itself
-        say(f"hint: what is missing, and the command that brings it: {call('doctor')}")
+    if code == ENVIRONMENT:  # a model, a server or a plugin is named by the error itself
+        if extra and (lacking(extra) or lacking("evaluate")):
+            say(f"hint: what brings the packages that are missing: {bringing(extra)}")
+        elif lacking("train") or lacking("evaluate"):
+            say(f"hint: what is missing, and the command that brings it: {call('doctor')}")
     return code
 
 
-def help_text() -> str:
-    """Return the verbs, read off the source of the command line: no package is needed to know them."""
+def needed(args: Sequence[str]) -> str | None:
+    """Return the extra that a call needs beside the core; saved generations are judged without torch."""
+    if not args or args[0] not in TRAINS:
+        return None
+    saved = args[0] == "evaluate" and any(each.startswith("--teacher-generations") for each in args)
+    return "evaluate" if saved else "train"
+
+
+def bringing(extra: str | None) -> str:
+    """Return the one command that brings the packages of the core and of an extra."""
+    cpu = ["--cpu"] * (extra == "train" and sys.platform == "linux" and not gpus())
+    command = call("setup", *([f"--{extra}"] if extra else []), *cpu)
+    return f"unset SKILL_KD_PYTHON, and {command}" if os.environ.get("SKILL_KD_PYTHON") else command
+
+
+def verbs() -> dict[str, str]:
+    """Return what each verb says of itself, read off the source of the command line: that needs no package."""
     tree = ast.parse((BUNDLE / "skill_kd" / "cli.py").read_text(encoding="utf-8"))
-    verbs = {"setup": "Make the environment: once, outside of the skill.", "doctor": "Say what is missing here."}
+    found = {"setup": "Make the environment: once, outside of the skill.", "doctor": "Say what is missing here."}
     for each in tree.body:
         if isinstance(each, ast.FunctionDef) and "cli.command" in map(_decorator, each.decorator_list):
-            verbs[each.name] = (ast.get_docstring(each) or "").partition("\n")[0]
-    lines = [f"  {name:<10} {says}" for name, says in verbs.items()]
+            found[each.name] = (ast.get_docstring(each) or "").replace("\b\n", "")
+    return found
+
+
+def help_text() -> str:
+    """Return the verbs, a line each."""
+    lines = [f"  {name:<10} {says.partition(chr(10))[0]}" for name, says in verbs().items()]
     return f"usage: {call()} VERB …   (VERB --help tells more)\n\n" + "\n".join(lines)
 
 
@@ -223,15 +249,14 @@ def doctor(args: list[str]) -> int:
     options = parser.parse_args(args)
     core, train, evaluate, gpu = lacking(), lacking("train"), lacking("evaluate"), gpus()
     extras, folder = extras_of(environment()), environment()
-    cpu = [] if gpu or sys.platform != "linux" else ["--cpu"]
     writable = os.access(next(each for each in (cache(), *cache().parents) if each.exists()), os.W_OK)
     rows = [
         ("skill", "ok", f"{version()} in {BUNDLE}", ""),
         ("python", "ok", f"{sys.version.split()[0]} in {sys.executable}", ""),
         ("environment", "none" if extras is None else "ok", str(folder), call("setup") if extras is None else ""),
-        ("core", *state(core, call("setup"))),
-        ("train", *state(train, call("setup", "--train", *cpu))),
-        ("evaluate", *state(evaluate, call("setup", "--evaluate"))),
+        ("core", *state(core, bringing(None))),
+        ("train", *state(train, bringing("train"))),
+        ("evaluate", *state(evaluate, bringing("evaluate"))),
         ("gpu", "ok" if gpu else "none", ", ".join(gpu) or "nvidia-smi names none; torch may know another kind", ""),
         ("cache", "ok" if writable else "read-only", str(cache()), "" if writable else "set SKILL_KD_CACHE"),
     ]
@@ -355,6 +380,9 @@ def reason(log: str) -> str:
         return "this Python cannot make environments; install your system's python3-venv, or uv"
     if OFFLINE.search(log):
         return "the package index cannot be reached; connect, or name a mirror with PIP_INDEX_URL, and set up again"
+    if absent := re.search(r"No matching distribution found for (\S+)", log):
+        lacks = "cannot be reached or lacks" if "from versions: none" in log else "has other versions than"
+        return f"the package index {lacks} {absent[1]}; connect, or name another with PIP_INDEX_URL, and set up again"
     last = [line.strip() for line in log.splitlines() if line.strip()][-1:]
     return f"the installation failed: {' '.join(last) or 'without a word'}"
 

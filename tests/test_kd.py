@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shlex
@@ -138,6 +139,37 @@ def test_a_verb_without_its_packages_names_the_one_command(bundle: Path, tmp_pat
     assert words[1:] == [str(bundle.resolve() / "scripts" / "kd.py"), "setup"]
 
 
+@pytest.mark.parametrize(
+    ("args", "extra"),
+    [
+        *((verb, "--train") for verb in (["run", "a.yaml"], ["prove", "a:b"], ["demo"], ["handoff", "runs/a"])),
+        (["evaluate", "runs/a"], "--train"),
+        (["evaluate", "--teacher-generations", "t.jsonl", "--student-generations", "s.jsonl"], "--evaluate"),
+        (["plan", "a.yaml"], None),
+    ],
+)
+def test_the_command_brings_what_the_verb_needs(
+    bundle: Path, tmp_path: Path, bare: Path, args: list[str], extra: str | None
+) -> None:
+    done = kd(bundle, tmp_path, *args, python=bare)
+    words = shlex.split(done.stderr.partition("skill: ")[2])
+    assert [word for word in words if word.startswith("--") and word != "--cpu"] == ([extra] if extra else [])
+
+
+def test_what_a_verb_is_for_is_told_without_packages(bundle: Path, tmp_path: Path, bare: Path) -> None:
+    done = kd(bundle, tmp_path, "evaluate", "--help", python=bare)
+    assert done.returncode == 0
+    assert "skill-kd evaluate runs/demo --prompts fresh.jsonl" in done.stdout
+    assert "\b" not in done.stdout
+    assert "setup --train" in done.stdout.splitlines()[-1]
+
+
+def test_a_named_interpreter_that_lacks_them_is_told_to_be_let_go(bundle: Path, tmp_path: Path, bare: Path) -> None:
+    done = kd(bundle, tmp_path, "run", "a.yaml", changes={"SKILL_KD_PYTHON": str(bare)})
+    assert done.returncode == 5
+    assert "unset SKILL_KD_PYTHON" in done.stderr
+
+
 def test_doctor_names_what_is_missing_with_its_command(bundle: Path, tmp_path: Path, bare: Path) -> None:
     done = kd(bundle, tmp_path, "doctor", "--json", python=bare)
     found = json.loads(done.stdout)
@@ -251,6 +283,61 @@ def test_setup_shows_pinned_commands_outside_the_bundle(bundle: Path, tmp_path: 
     assert not (tmp_path / "cache").exists()
 
 
+@windows
+def test_setup_shows_what_it_asks_of_uv(bundle: Path, tmp_path: Path) -> None:
+    fake = tmp_path / "bin" / "uv"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\nexit 1\n")
+    fake.chmod(0o755)
+    changes = {"PATH": f"{fake.parent}{os.pathsep}{os.environ['PATH']}"}
+    done = kd(bundle, tmp_path, "setup", "--train", "--cpu", "--dry-run", changes=changes)
+    create, add = map(shlex.split, done.stdout.splitlines())
+    folder, root = create[-1], bundle.resolve()
+    assert create == [str(fake), "venv", "--seed", "--clear", "--python", sys.executable, folder]
+    assert add == [
+        str(fake), "pip", "install", "--python", f"{folder}/bin/python", "-c", str(root / "constraints.txt"),
+        "--torch-backend", "cpu", f"skill-kd[evaluate,train] @ {root.as_uri()}",
+    ]  # fmt: skip
+    assert "--torch-backend" not in kd(bundle, tmp_path, "setup", "--train", "--dry-run", changes={
+        **changes, "PIP_EXTRA_INDEX_URL": "",
+    }).stdout  # fmt: skip
+
+
+UV_OFFLINE = """\
+error: Failed to install seed packages into virtual environment
+  cause: No solution found when resolving: `pip`, `setuptools`, `wheel`
+  cause: Failed to fetch: http://127.0.0.1:9/simple/pip/
+  cause: error sending request for url (http://127.0.0.1:9/simple/pip/)
+  cause: client error (Connect)
+"""
+PIP_ABSENT = """\
+ERROR: Could not find a version that satisfies the requirement numpy==9.9 (from skill-kd) (from versions: 1.26.4)
+ERROR: No matching distribution found for numpy==9.9
+"""
+PIP_OFFLINE = f"WARNING: Retrying after connection broken by 'NewConnectionError(…)': /simple/numpy/\n{PIP_ABSENT}"
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        (UV_OFFLINE, "cannot be reached"),
+        (PIP_OFFLINE, "cannot be reached"),
+        (PIP_ABSENT, "has other versions than numpy==9.9"),
+        (PIP_ABSENT.replace("1.26.4", "none"), "cannot be reached or lacks numpy==9.9"),
+        ("OSError: [Errno 28] No space left on device", "the disk is full"),
+        ("one\n  the last word\n\n", "failed: the last word"),
+    ],
+)
+def test_why_an_installation_failed_is_one_line_with_its_mend(log: str, said: str) -> None:
+    place = importlib.util.spec_from_file_location("kd_launcher", REPOSITORY / "scripts" / "kd.py")
+    assert place is not None
+    assert place.loader is not None
+    launcher = importlib.util.module_from_spec(place)
+    place.loader.exec_module(launcher)
+    assert said in launcher.reason(log)
+    assert "\n" not in launcher.reason(log)
+
+
 def test_setup_refuses_a_cache_inside_the_bundle(bundle: Path, tmp_path: Path) -> None:
     done = kd(bundle, tmp_path, "setup", changes={"SKILL_KD_CACHE": str(bundle / "cache")})
     assert done.returncode == 2
@@ -286,7 +373,7 @@ def test_of_two_setups_at_once_one_is_turned_away(bundle: Path, tmp_path: Path) 
 
 
 @pytest.mark.model
-def test_setup_installs_the_core_and_everything_then_runs_in_it(bundle: Path, tmp_path: Path, bare: Path) -> None:
+def test_setup_installs_the_core_then_what_judges_generations(bundle: Path, tmp_path: Path, bare: Path) -> None:
     before = listing(bundle)
     done = kd(bundle, tmp_path, "setup", "--pip")
     assert done.returncode == 0, done.stderr
@@ -301,4 +388,11 @@ def test_setup_installs_the_core_and_everything_then_runs_in_it(bundle: Path, tm
     again = kd(bundle, tmp_path, "setup", "--pip", changes={"PIP_INDEX_URL": "http://127.0.0.1:9/simple"})
     assert again.returncode == 0
     assert "installing" not in again.stderr
+    added = kd(bundle, tmp_path, "setup", "--pip", "--evaluate")
+    assert added.returncode == 0, added.stderr
+    rows = [{"prompt": f"Say {number}.", "response": word} for number in range(3) for word in ("one", "two", "three")]
+    for name, copies in (("t", 2), ("s", 1)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows * copies))
+    saved = ["--teacher-generations", "t.jsonl", "--student-generations", "s.jsonl"]
+    assert kd(bundle, tmp_path, "evaluate", *saved, python=bare).returncode == 4
     assert listing(bundle) == before
