@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 SCRIPT = REPOSITORY / "scripts" / "scan.py"
@@ -48,6 +51,28 @@ def test_an_answer_without_a_finding_fails(tmp_path: Path) -> None:
     code, said = compared(tmp_path, [each for each in every_answer() if each[0] != "DATA_EXFIL_NETWORK_REQUESTS"])
     assert code == 1
     assert "not found: DATA_EXFIL_NETWORK_REQUESTS" in said
+
+
+def test_a_scanner_that_finds_nothing_at_all_is_no_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each scanner is played by a script; the second time skillscan finds what was planted."""
+    blind = '{"findings": [], "results": [], "errors": []}'
+    sees = f'case "$2" in */planted/*) echo \'{blind}\';; *) echo \'{{"findings": [{{"rule_id": "X"}}]}}\';; esac'
+    skill = tmp_path / "planted"
+    skill.mkdir()
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    for name in ("skill-scanner", "skillscan", "bandit"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{blind}'\n")
+        (tmp_path / name).chmod(0o755)
+    with pytest.raises(ValueError, match="was planted"):
+        scan.findings(skill)
+    (tmp_path / "skillscan").write_text(f"#!/bin/sh\n{sees}\n")
+    assert scan.findings(skill) == set()
+
+
+@pytest.mark.skipif(shutil.which("skillscan") is None, reason="skillscan is not installed: pip install skillscan")
+def test_what_was_planted_is_found(tmp_path: Path) -> None:
+    (tmp_path / "SKILL.md").write_text(scan.PLANTED)
+    assert scan.audited(tmp_path / "SKILL.md")
 
 
 def test_each_file_that_an_answer_names_exists() -> None:
