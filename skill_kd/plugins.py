@@ -15,6 +15,7 @@ from importlib import metadata
 
 import pluggy
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from skill_kd import __version__, hookspecs
 from skill_kd.backend import Backend
@@ -80,7 +81,7 @@ class _Registry:
 def _check_version(plugin: metadata.EntryPoint) -> None:
     """Refuse a plugin written for another skill-kd: pip checks that too, but people get past pip."""
     for each in map(Requirement, (plugin.dist.requires if plugin.dist else None) or ()):
-        if each.name == "skill-kd" and not each.specifier.contains(__version__, prereleases=True):
+        if canonicalize_name(each.name) == "skill-kd" and not each.specifier.contains(__version__, prereleases=True):
             raise MissingRequirementError(f"it needs {each}, and this is skill-kd {__version__}; install one that fits")
 
 

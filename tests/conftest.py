@@ -24,10 +24,13 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     site = tmp_path / "site"
     written: list[str] = []
 
-    def install_plugin(distribution: str, backend: str, module: str, source: str | None = None) -> None:
+    def install_plugin(
+        distribution: str, backend: str, module: str, source: str | None = None, requires: str | None = None
+    ) -> None:
         info = site / f"{distribution.replace('-', '_')}-1.0.dist-info"
         info.mkdir(parents=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        needs = f"Requires-Dist: {requires}\n" if requires else ""
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n{needs}")
         (info / "entry_points.txt").write_text(f"[{plugins.GROUP}]\n{backend} = {module}\n")
         if source is not None:
             (site / f"{module}.py").write_text(source)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from skill_kd import plugins
+from skill_kd import __version__, plugins
 from skill_kd.backends.transformers import TransformersBackend
 from skill_kd.errors import ExitCode, MissingRequirementError, SkillKDError
 from skill_kd.testing import FakeBackend
@@ -74,6 +74,18 @@ def test_a_broken_plugin_is_reported_and_the_others_work(install: Install, sourc
     assert reason in plugins.broken()["broken-one:bad"]
     with pytest.raises(MissingRequirementError, match="'broken-one:bad' is installed and broken"):
         plugins.get_backend("bad")
+
+
+@pytest.mark.parametrize("needed", ["skill-kd<0.1", "skill_kd<0.1"])
+def test_a_plugin_for_another_skill_kd_is_named_with_both_versions(install: Install, needed: str) -> None:
+    install("older", "old", "old_plugin", PLUGIN.format(name="old"), requires=needed)
+    assert "old" not in plugins.backends()
+    assert f"it needs {needed}, and this is skill-kd {__version__}" in plugins.broken()["older:old"]
+
+
+def test_a_plugin_for_this_skill_kd_is_taken(install: Install) -> None:
+    install("fitting", "fit", "fit_plugin", PLUGIN.format(name="fit"), requires=f"skill-kd=={__version__}")
+    assert "fit" in plugins.backends()
 
 
 def test_a_name_brought_twice_is_refused_naming_both_plugins(install: Install) -> None:
