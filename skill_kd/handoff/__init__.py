@@ -221,7 +221,7 @@ class _Step:
             "student": self.found["student"],
             "layers_of_teacher": student.from_teacher and student.from_teacher.model_dump(mode="json")["layers"],
             "objective": [stage.model_dump(mode="json") for stage in self.spec.stages],
-            "metrics": self._best_figures(),
+            "metrics": self.found["metrics"],
             "dtype": config.get("dtype") or config.get("torch_dtype"),
             "template_hash": sha256(template) if template.exists() else None,
             "adapters": student.lora and student.lora.model_dump(mode="json"),
@@ -234,11 +234,3 @@ class _Step:
         draft = path.with_name(f".{RECORD}.{os.getpid()}")
         draft.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         draft.replace(path)
-
-    def _best_figures(self) -> dict[str, float]:
-        """Return the held-out figures of the weights that were exported."""
-        stage, _, update = str(self.summary.get("best") or "").partition("-")
-        if not update:
-            return {}
-        measures: dict[str, dict[str, float]] = self.summary.get("measures", {})
-        return measures.get(f"{self.spec.stages[int(stage)].kind}:{int(update)}", {})

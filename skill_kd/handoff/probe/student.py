@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ def student(question: Any) -> Answer:
         "positions": positions(folder),
         "teachers": _revisions(question["spec"]["teacher"]),
         "student": _revisions(question["spec"]["student"]),
+        "metrics": _figures(question),
     }
     if question["data"]:
         answer |= _data(question, tokenizer)
@@ -70,22 +72,54 @@ def _generation_settings(model: Any) -> dict[str, Any]:
 
 
 def _put_weights(model: Any, checkpoint: str | None) -> str | None:
-    """Load a checkpoint of ``runtime.checkpoints`` into ``model``, or return why it cannot be done."""
+    """Load a checkpoint's weights, whole or of the adapters alone, into ``model``, or return why it cannot be done."""
     from safetensors.torch import load_file
 
     from skill_kd.runtime.policy import Policy
 
-    path = Path(checkpoint or "") / "model.safetensors"
-    if checkpoint is None or not path.is_file():
-        return f"no whole set of weights at '{path}'" if checkpoint else "the run names no best checkpoint"
-    policy = Policy(model, 0)
-    result = policy.load_state_dict(load_file(path), strict=False)
-    mine = policy.state_dict()
+    if checkpoint is None:
+        return "the run names no best checkpoint"
+    adapters, whole = (Path(checkpoint) / f"{name}.safetensors" for name in ("adapter_model", "model"))
+    if adapters.is_file() and hasattr(model, "peft_config"):
+        return _put_adapters(model, load_file(adapters))
+    if not whole.is_file():
+        return f"no whole set of weights at '{whole}'"
+    weights = load_file(whole)
+    # Our loop saves the policy around the model, other trainers the model by itself.
+    reasons = [_put_all(holder, weights) for holder in (Policy(model, 0), model)]
+    return None if None in reasons else reasons[0]
+
+
+def _put_all(holder: Any, weights: dict[str, Any]) -> str | None:
+    result = holder.load_state_dict(weights, strict=False)
+    mine = holder.state_dict()
     loaded = {weight.data_ptr() for name, weight in mine.items() if name not in result.missing_keys}
     # Tied weights are saved once, so a missing name may share the memory of one that was loaded.
     lost = [name for name in result.missing_keys if mine[name].data_ptr() not in loaded]
     strange = [*result.unexpected_keys, *lost]
     return f"its names are not this model's: {strange[0]}" if strange else None
+
+
+def _put_adapters(model: Any, weights: dict[str, Any]) -> str | None:
+    from peft import set_peft_model_state_dict
+
+    result = set_peft_model_state_dict(model, weights)
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    strange = [*result.unexpected_keys, *sorted(trained.intersection(result.missing_keys))]
+    return f"its adapters are not this model's: {strange[0]}" if strange else None
+
+
+def _figures(question: Any) -> dict[str, float]:
+    """Return the held-out figures of the weights that were exported; none where their checkpoint is gone."""
+    from skill_kd.runtime.checkpoints import STATE
+
+    state = Path(question["checkpoint"] or "") / STATE
+    if not state.is_file():
+        return {}
+    told = json.loads(state.read_text(encoding="utf-8"))
+    kind = question["spec"]["stages"][told["stage"]]["kind"]
+    figures: dict[str, float] = told["measures"].get(f"{kind}:{told['update']}", {})
+    return figures
 
 
 def _data(question: Any, tokenizer: Any) -> Answer:

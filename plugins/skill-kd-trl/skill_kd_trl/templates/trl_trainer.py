@@ -123,8 +123,13 @@ def count_positions_from_the_first_token(model: PreTrainedModel) -> None:
             given["position_ids"] = position_ids(given["attention_mask"])
         return args, given
 
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    plain.base_model.register_forward_pre_hook(fill_in, with_kwargs=True)
+    without_adapters(model).base_model.register_forward_pre_hook(fill_in, with_kwargs=True)
+
+
+def without_adapters(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model that adapters are wrapped around, or the model itself."""
+    plain: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return plain
 
 
 # --- TRL's trainer ----------------------------------------------------------------------------------------------------
@@ -359,7 +364,8 @@ def main() -> None:
     trainer.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
         student = trainer.accelerator.unwrap_model(run.student, keep_fp32_wrapper=False)
-        student.generation_config = generation_config
+        # Sampling has put the trainer's own there, beneath the adapters too.
+        student.generation_config = without_adapters(student).generation_config = generation_config
         export_student(student, run.tokenizer, run.encoder.eos_ids, FOLDER / "student", CONFIG.student.export_dtype)
         final = {"best": best(trainer.state), "measures": progress.measures, "samples": progress.samples}
         write_json(FOLDER / "summary.json", final)
