@@ -13,8 +13,10 @@ import yaml
 from specs import REPOSITORY, needs_unsloth, values
 
 from skill_kd.handoff import hand_on
+from skill_kd.handoff.files import Task, cli_config
 from skill_kd.run import run
-from skill_kd.specfile import parse_spec
+from skill_kd.spec import Handoff
+from skill_kd.specfile import load_spec, parse_spec
 
 pytestmark = [pytest.mark.script, needs_unsloth]
 
@@ -54,22 +56,53 @@ def test_unsloth_fine_tunes_the_student_and_the_result_loads(
     assert config["rope_theta"] == json.loads((folder / "student/config.json").read_text())["rope_theta"]
 
 
-def test_unsloths_own_cli_takes_the_yaml_and_refuses_what_it_does_not_know(models: Path, tmp_path: Path) -> None:
-    folder = trained(models, tmp_path, "transformers", epochs=1.5)
-    hand_on(folder)
-    config = folder / "handoff" / "unsloth.yaml"
-    command = [sys.executable, "-m", "unsloth_cli", "train", "--dry-run", "-c"]
+@pytest.fixture(scope="module")
+def handed_on(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The hand-off's folder of a finished run."""
+    folder = trained(models, tmp_path_factory.mktemp("handed_on"), "transformers", epochs=1.5)
+    return hand_on(folder).folder
 
-    def dry_run(path: Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, str(path)], cwd=folder, capture_output=True, text=True, check=False)
 
+def dry_run(config: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "unsloth_cli", "train", "--dry-run", "-c", str(config)]
+    return subprocess.run(command, cwd=config.parent, capture_output=True, text=True, check=False)
+
+
+def accepted(config: Path) -> dict[str, Any]:
+    """What Unsloth's CLI makes of a file; all that is written in it is in there."""
     done = dry_run(config)
     assert done.returncode == 0, done.stderr + done.stdout
     told, written = yaml.safe_load(done.stdout), yaml.safe_load(config.read_text())
-    for section in ("data", "training", "lora"):
+    for section in {"data", "training", "lora"} & written.keys():
         assert {key: told[section][key] for key in written[section] if key != "output_dir"} == {
             key: value for key, value in written[section].items() if key != "output_dir"
         }
-    other = tmp_path / "other.yaml"
-    other.write_text(yaml.safe_dump({**written, "epochs": 2}))
+    training: dict[str, Any] = told["training"]
+    return training
+
+
+def test_unsloths_own_cli_takes_the_yaml_and_refuses_what_it_does_not_know(handed_on: Path) -> None:
+    config = handed_on / "unsloth.yaml"
+    assert accepted(config)["training_type"] == "lora"
+    other = handed_on / "other.yaml"
+    other.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "epochs": 2}))
     assert dry_run(other).returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("handoff", "max_steps", "told"),
+    [
+        ({"method": "full"}, -1, {"training_type": "full", "load_in_4bit": False, "max_steps": 0, "num_epochs": 1}),
+        ({"method": "qlora", "epochs": 2}, -1, {"training_type": "lora", "load_in_4bit": True, "num_epochs": 2}),
+        ({"method": "lora", "responses_only": False}, 7, {"max_steps": 7, "train_on_completions": False}),
+    ],
+    ids=["full", "qlora", "max_steps"],
+)
+def test_it_takes_every_method_and_a_trial_of_some_steps(
+    handoff: dict[str, Any], max_steps: int, told: dict[str, Any], handed_on: Path
+) -> None:
+    spec = load_spec(handed_on.parent / "spec.yaml").model_copy(update={"handoff": Handoff(**handoff)})
+    config = handed_on / "variant.yaml"
+    config.write_text(cli_config(Task(spec, None, longest=100, rows=8, max_steps=max_steps)))
+    training = accepted(config)
+    assert {key: training[key] for key in told} == told
