@@ -293,6 +293,16 @@ def test_without_a_checkpoint_the_weights_are_not_said_to_be_equal(done: Path) -
     assert "not compared" in weights["detail"]
 
 
+def test_of_a_quantized_student_all_but_the_weights_is_compared(done: Path) -> None:
+    change_spec(done, "student", quantization="4bit")
+    passed = {each["name"]: each["passed"] for each in hand_on(done).checks}
+    assert [name for name, good in passed.items() if not good] == ["weights"]
+    assert passed["weights"] is None
+    other_tokens(done / "student")
+    with pytest.raises(UsageError, match="tokens: added or moved"):
+        hand_on(done)
+
+
 @pytest.mark.parametrize(
     ("template", "words"), [(None, "has no chat template; give it one"), ("turns", "handoff.responses_only")]
 )

@@ -33,15 +33,15 @@ def student(question: Any) -> Answer:
 
 def _is_the_trained_one(question: Any, config: Any, folder: Path) -> Iterator[Answer]:
     """Compare with the best checkpoint, whose weights the folder should hold, and with the model before training."""
+    from skill_kd.runtime.config import Config
     from skill_kd.runtime.export import rounded
     from skill_kd.runtime.failures import Missing
     from skill_kd.runtime.loading import load_student
 
-    if config.student.quantization:
-        yield check("weights", None, f"not compared: the base was loaded in {config.student.quantization}")
-        return
+    quantization = config.student.quantization
     try:
-        trained, before = load_student(config.student, config.teacher)
+        # All but the weights is the same in full precision, which needs neither a GPU nor bitsandbytes.
+        trained, before = load_student(Config(**{**vars(config.student), "quantization": None}), config.teacher)
     except (Missing, OSError) as error:
         yield check("weights", None, f"not compared: {error}")
         return
@@ -50,7 +50,8 @@ def _is_the_trained_one(question: Any, config: Any, folder: Path) -> Iterator[An
     yield check("chat template", tokenizer.chat_template == before.chat_template, "that of the model before training")
     told = {token: number for token, number in tokenizer.get_vocab().items() if before.get_vocab().get(token) != number}
     yield check("tokens", not set(told) - {tokenizer.pad_token}, f"added or moved: {sorted(told) or 'none'}")
-    if reason := _put_weights(trained, question["checkpoint"]):
+    lossy = f"the base was loaded in {quantization}" if quantization else None
+    if reason := lossy or _put_weights(trained, question["checkpoint"]):
         yield check("weights", None, f"not compared: {reason}")
     else:
         dtype = config.student.dtype
