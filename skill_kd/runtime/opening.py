@@ -26,6 +26,7 @@ from .sharding import Shards
 from .states import Annotator, StatesCache
 from .stepping import Plain, Stepper, Zero
 from .teachers import Teacher, TeacherResponses, open_teacher
+from .trained import Adapters
 from .training import Run
 
 
@@ -121,11 +122,13 @@ def open_run(
         stepper = state = Zero(accelerator, policy, optimizer, training.max_grad_norm)
         policy = stepper.engine
     else:
-        if shards is None:
-            policy, optimizer = accelerator.prepare(policy, optimizer)
-        else:
+        if shards is not None:
             shards.keep(optimizer)
             state = shards
+        else:
+            inner = policy
+            policy, optimizer = accelerator.prepare(policy, optimizer)
+            state = Adapters(accelerator, inner, optimizer) if config.student.lora else accelerator
         stepper = Plain(accelerator, policy, optimizer, training.max_grad_norm)
     gathered = nullcontext if shards is None else shards.gathered
     cache = StatesCache(folder / "teacher_states", teacher.model, config.teacher.cache_gb) if teacher.model else None

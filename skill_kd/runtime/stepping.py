@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from .failures import BadInput, Missing
+from .trained import load_trained, save_trained
 
 BUCKET = 50_000_000
 """Gradients that ZeRO collects before it exchanges them."""
@@ -124,8 +124,7 @@ class Zero:
         """Write what is trained from the main process, and each process's part of the moments."""
         torch.save(self.optimizer.state_dict(), self._part(folder))
         if self.accelerator.is_main_process:
-            weights = {name: weight.detach().clone() for name, weight in self._trained().items()}
-            save_file(weights, Path(folder) / "trained.safetensors")
+            save_trained(self.policy, folder)
 
     def load_state(self, folder: str) -> None:
         """Take up what ``save_state`` wrote.
@@ -139,15 +138,9 @@ class Zero:
                 f"checkpoint {Path(folder).name} of launch.strategy: deepspeed is in {parts} parts, and here are "
                 f"{self.accelerator.num_processes} processes; go on with {parts}, or begin anew with fsdp2"
             )
-        saved = load_file(Path(folder) / "trained.safetensors")
-        with torch.no_grad():
-            for name, weight in self._trained().items():
-                weight.copy_(saved[name])
+        load_trained(self.policy, folder)
         self.engine.optimizer.refresh_fp32_params()
         self.optimizer.load_state_dict(torch.load(self._part(folder), map_location="cpu", weights_only=True))
-
-    def _trained(self) -> dict[str, nn.Parameter]:
-        return {name: weight for name, weight in self.policy.named_parameters() if weight.requires_grad}
 
     def _part(self, folder: str) -> Path:
         return Path(folder) / f"zero-{self.accelerator.process_index}.pt"

@@ -80,23 +80,26 @@ def _put_weights(model: Any, checkpoint: str | None) -> str | None:
 
     if checkpoint is None:
         return "the run names no best checkpoint"
-    adapters, whole = (Path(checkpoint) / f"{name}.safetensors" for name in ("adapter_model", "model"))
+    names = ("adapter_model", "trained", "model", "student")
+    adapters, trained, *whole = (Path(checkpoint) / f"{name}.safetensors" for name in names)
     if adapters.is_file() and hasattr(model, "peft_config"):
         return _put_adapters(model, load_file(adapters))
-    if not whole.is_file():
-        return f"no whole set of weights at '{whole}'"
-    weights = load_file(whole)
-    # Our loop saves the policy around the model, other trainers the model by itself.
-    reasons = [_put_all(holder, weights) for holder in (Policy(model, 0), model)]
+    found = next((file for file in (trained, *whole) if file.is_file()), None)
+    if found is None:
+        return f"no whole set of weights in '{checkpoint}'"
+    weights = load_file(found)
+    # Our loop saves the policy around the model, other trainers and shards the model by itself.
+    reasons = [_put_all(holder, weights, found == trained) for holder in (Policy(model, 0), model)]
     return None if None in reasons else reasons[0]
 
 
-def _put_all(holder: Any, weights: dict[str, Any]) -> str | None:
+def _put_all(holder: Any, weights: dict[str, Any], only_trained: bool) -> str | None:
     result = holder.load_state_dict(weights, strict=False)
-    mine = holder.state_dict()
+    mine = holder.state_dict(keep_vars=True)
     loaded = {weight.data_ptr() for name, weight in mine.items() if name not in result.missing_keys}
     # Tied weights are saved once, so a missing name may share the memory of one that was loaded.
-    lost = [name for name in result.missing_keys if mine[name].data_ptr() not in loaded]
+    asked = [name for name in result.missing_keys if not only_trained or mine[name].requires_grad]
+    lost = [name for name in asked if mine[name].data_ptr() not in loaded]
     strange = [*result.unexpected_keys, *lost]
     return f"its names are not this model's: {strange[0]}" if strange else None
 
