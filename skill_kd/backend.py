@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar
@@ -43,3 +44,7 @@ class Backend(ABC):
     def files(self, spec: Spec) -> dict[str, str]:  # noqa: ARG002 -- for those that have some
         """Return texts by name that ``generate`` puts beside ``train.py``, to start it without skill-kd."""
         return {}
+
+    def install(self, missing: list[str]) -> str:
+        """Return the command that installs ``missing``, some of ``requirements``, told to whoever lacks them."""
+        return shlex.join(["pip", "install", *missing])

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import platform
-import shlex
 import shutil
 import signal
 import time
@@ -100,7 +99,7 @@ def start(job: Job, *, resume: bool = False, on_event: Callable[[Event], None] |
         InterruptedRunError: a signal stopped it.
     """
     if missing := job.missing:
-        install = shlex.join(["pip", "install", *missing])
+        install = job.backend.install(missing)
         raise MissingRequirementError(f"backend '{job.backend.name}' needs {', '.join(missing)}; install: {install}")
     command = job.command(resume)
     with _one_message(job.folder):

@@ -15,6 +15,14 @@ from skill_kd.spec import Spec
 __version__ = "0.1.0"
 
 
+SETUP = (
+    "pip install torch==2.13.0",
+    "pip install --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9",
+    'pip install trl==1.16.0 transformers==5.23.0 "datasets>=4.7,<5" "peft>=0.18" accelerate gguf',
+)
+"""What the tests were run with: a plain install ends with an Unsloth that cannot train on a CPU, or in a conflict."""
+
+
 class UnslothBackend(Backend):
     """Every objective; the losses, the sampler and the loop are the built-in backend's, the student is Unsloth's."""
 
@@ -45,6 +53,10 @@ class UnslothBackend(Backend):
     def command(self, script: Path, spec: Spec) -> list[str]:  # noqa: ARG002 -- the contract's
         """Start one process, new each time: Unsloth keeps state between two models of one process."""
         return [sys.executable, str(script)]
+
+    def install(self, missing: list[str]) -> str:
+        """Return the whole recipe where Unsloth is missing: no command for it alone can be resolved."""
+        return " && ".join(SETUP) if any("unsloth" in each for each in missing) else super().install(missing)
 
 
 def _problems(spec: Spec) -> Iterator[str]:

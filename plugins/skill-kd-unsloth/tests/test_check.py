@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from skill_kd_unsloth import UnslothBackend
-from specs import values
+from skill_kd_unsloth import SETUP, UnslothBackend
+from specs import REPOSITORY, values
 
 from skill_kd import plugins
-from skill_kd.specfile import parse_spec
+from skill_kd.errors import MissingRequirementError
+from skill_kd.folder import write_folder
+from skill_kd.run import run
+from skill_kd.specfile import load_spec, parse_spec
 from skill_kd.testing import check_backend
 
 
@@ -23,10 +28,42 @@ def test_the_contract() -> None:
 
 
 def test_it_is_found_once_installed() -> None:
-    if "unsloth" not in plugins.backends():
-        pytest.skip("this plugin is not installed")
-    assert plugins.get_backend("unsloth").name == "unsloth"
+    plugins.forget()
+    assert isinstance(plugins.get_backend("unsloth"), UnslothBackend)
     assert not plugins.broken()
+
+
+def test_it_takes_the_example_that_all_backends_take() -> None:
+    spec = load_spec(REPOSITORY / "examples/any-backend.yaml")
+    assert UnslothBackend().check(spec) == []
+    check_backend(UnslothBackend, spec)
+
+
+def test_what_installs_unsloth_is_the_recipe_of_the_readme(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "missing", lambda _: ["unsloth>=2026.10.9", "tqdm>=4.66"])
+    with pytest.raises(MissingRequirementError) as caught:
+        run(parse_spec(values(models)), models)
+    readme = (REPOSITORY / "plugins/skill-kd-unsloth/README.md").read_text(encoding="utf-8")
+    assert str(caught.value).endswith("install: " + " && ".join(SETUP))
+    assert "```sh\n" + "\n".join(SETUP) + "\n```" in readme
+    assert UnslothBackend().install(["tqdm>=4.66"]) == "pip install 'tqdm>=4.66'"
+
+
+def test_without_bitsandbytes_a_gpu_is_told_in_one_line(models: Path, tmp_path: Path) -> None:
+    """The import of Unsloth itself would end in a traceback, 16 bits or not."""
+    write_folder(UnslothBackend().render(parse_spec(values(models))), tmp_path / "run")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as util, torch\n"
+        "torch.cuda.is_available = lambda: True\n"
+        "find = util.find_spec\n"
+        "util.find_spec = lambda name, *rest: None if name == 'bitsandbytes' else find(name, *rest)\n"
+    )
+    command = UnslothBackend().command(tmp_path / "run/train.py", parse_spec(values(models)))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 5, done.stderr
+    assert done.stderr.splitlines()[-1].endswith("needs bitsandbytes, in 16 bits too; pip install bitsandbytes")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import os
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -19,6 +21,7 @@ from tiny import build_model, make_tokenizer
 
 from skill_kd.algorithms.sampling import Decoding
 from skill_kd.runtime.batching import Batch, Row, collate
+from skill_kd.runtime.config import Config
 from skill_kd.runtime.data import Encoded
 from skill_kd.runtime.failures import TrainingStopped
 from skill_kd.runtime.policy import find_head, response_logits, response_states
@@ -55,8 +58,8 @@ def model() -> Any:
     return build_model("llama", layers=2, vocabulary=len(tokenizer), tokenizer=tokenizer)
 
 
-def batch() -> Batch:
-    rows = [Row(prompt, (20, 21, 22, 2)[: 2 + n], (True,) * (2 + n), "data") for n, prompt in enumerate(PROMPTS)]
+def batch(prompts: Sequence[tuple[int, ...]] = PROMPTS) -> Batch:
+    rows = [Row(prompt, (20, 21, 22, 2)[: 2 + n], (True,) * (2 + n), "data") for n, prompt in enumerate(prompts)]
     return collate(rows, 0, CPU)
 
 
@@ -125,6 +128,83 @@ def test_logits_that_are_not_what_was_asked_for_stop_the_run(
     template.Guard().watch(watched)
     with pytest.raises(TrainingStopped, match="Unsloth gave logits"):
         response_logits(watched, batch(), 300)
+
+
+@pytest.mark.parametrize("kept", [9, 3], ids=["enough for all columns", "too few"])
+def test_a_text_that_was_cut_is_refused(kept: int, template: ModuleType) -> None:
+    """As Unsloth does it on a GPU, with a warning alone, to what is longer than max_seq_length."""
+    watched, rows = model(), batch(PROMPTS[:2])
+    whole = watched.model.forward
+
+    def forward(**inputs: Any) -> Any:
+        cut = {name: value[:, :kept] if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+        return whole(**cut)
+
+    watched.model.forward = forward
+    template.Guard().watch(watched)
+    with pytest.raises(TrainingStopped, match=f"Unsloth read {kept} of 10 tokens"):
+        response_logits(watched, rows, 300)
+
+
+def test_a_head_that_gets_another_number_of_columns_is_refused(template: ModuleType) -> None:
+    watched = model()
+    asked = watched.forward
+    watched.forward = lambda **inputs: asked(**{**inputs, "logits_to_keep": 4})
+    template.Guard().watch(watched)
+    with pytest.raises(TrainingStopped, match="gave 4 hidden states where 11 were asked for"):
+        response_logits(watched, batch(), 300)
+
+
+def test_hidden_states_that_are_not_finite_stop_the_run(template: ModuleType) -> None:
+    watched = model()
+    watched.model.norm.weight.data.fill_(torch.nan)
+    template.Guard().watch(watched)
+    with pytest.raises(TrainingStopped, match="hidden states that are not finite"):
+        response_logits(watched, batch(), 300)
+
+
+def test_what_unsloth_compiles_goes_beside_the_script(template: ModuleType) -> None:
+    """On a CPU it compiles nothing; tests/gpu looks at the folder."""
+    assert os.environ["UNSLOTH_COMPILE_LOCATION"] == str(Path(template.__file__ or "").parent / "compiled")
+
+
+LORA = Config(r=4, alpha=8, dropout=0.0, targets="all-linear")
+
+
+@pytest.fixture
+def configure(template: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Change values of some sections of the template's configuration."""
+
+    def change(**sections: dict[str, Any]) -> None:
+        config = vars(template.CONFIG)
+        changed = {name: Config(**{**vars(config[name]), **values}) for name, values in sections.items()}
+        monkeypatch.setattr(template, "CONFIG", Config(**{**config, **changed}))
+
+    return change
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("wanted", [False, True])
+def test_activations_are_recomputed_if_the_spec_says_so(
+    wanted: bool, lora: Config | None, template: ModuleType, configure: Callable[..., None]
+) -> None:
+    """Unsloth's own default is to recompute them always."""
+    configure(student={"lora": lora}, training={"gradient_checkpointing": wanted})
+    student, passes = template.load_unsloth_student()[0], []
+    student.train()
+    student.get_decoder().layers[0].mlp.register_forward_pre_hook(lambda *_: passes.append(1))
+    response_logits(student, batch(), 300).logsumexp(-1).sum().backward()
+    assert len(passes) == 1 + wanted
+
+
+def test_adapters_that_were_not_attached_are_missed(
+    template: ModuleType, configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a full fine-tune in the same process Unsloth returns the model as it was, with all weights to train."""
+    configure(student={"lora": LORA})
+    monkeypatch.setattr(template.unsloth.FastLanguageModel, "get_peft_model", lambda given, **_: given)
+    with pytest.raises(TrainingStopped, match="attached no adapters"):
+        template.load_unsloth_student()
 
 
 def test_a_student_that_samples_and_scores_apart_is_refused(template: ModuleType) -> None:

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
+if torch.cuda.is_available() and find_spec("bitsandbytes") is None:
+    sys.stderr.write("error: on a GPU Unsloth needs bitsandbytes, in 16 bits too; pip install bitsandbytes\n")
+    sys.exit(5)
 # Unsloth rewrites the trainers it patches into a folder, by default in whatever folder one stands.
 os.environ["UNSLOTH_COMPILE_LOCATION"] = str(Path(__file__).resolve().parent / "compiled")
 
 import unsloth  # isort: skip -- it patches what is imported after it
 
-import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -62,7 +67,7 @@ def load_unsloth_student() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the student by Unsloth, and its tokenizer as it is: Unsloth's copy has another length and padding side."""
     source, folder = CONFIG.student, student_folder()
     tokenizer = load_tokenizer(source, folder)
-    lora = source.lora
+    lora, checkpointing = source.lora, "unsloth" if CONFIG.training.gradient_checkpointing else False
     try:
         model, _ = unsloth.FastLanguageModel.from_pretrained(
             model_name=folder,
@@ -70,11 +75,11 @@ def load_unsloth_student() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             dtype=getattr(torch, source.dtype),
             load_in_4bit=source.quantization == "4bit",
             full_finetuning=lora is None,
+            use_gradient_checkpointing=checkpointing,
             revision=source.revision,
         )
     except (OSError, ImportError, ValueError, RuntimeError) as error:
         raise Missing(f"Unsloth cannot load '{folder}': {' '.join(str(error).split())[:400]}") from error
-    checkpointing = "unsloth" if CONFIG.training.gradient_checkpointing else False
     if lora is not None:
         model = unsloth.FastLanguageModel.get_peft_model(
             model,
@@ -86,6 +91,8 @@ def load_unsloth_student() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             use_gradient_checkpointing=checkpointing,
             random_state=CONFIG.seed,
         )
+        if not hasattr(model, "peft_config"):
+            raise TrainingStopped("Unsloth attached no adapters: a model was fully trained in this process before")
     elif checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.config.use_cache = True
@@ -101,17 +108,22 @@ class Guard:
     def __init__(self) -> None:
         self.columns_BK: Tensor | None = None
         """Of the hidden states before the head, those that were asked for; None outside a scoring pass."""
+        self.kept = 0
+        """How many hidden states of each row the head shall get."""
+        self.width: int | None = None
+        """Tokens of each row in the forward pass under way."""
 
     def watch(self, model: PreTrainedModel) -> None:
-        """Stand before and behind every forward pass, and before the output head."""
+        """Stand before and behind every forward pass, and on both sides of what reaches the output head."""
         model.register_forward_pre_hook(self.before, with_kwargs=True)
+        model.get_decoder().register_forward_hook(self.at_backbone)
         model.get_output_embeddings().register_forward_pre_hook(self.at_head)
         model.register_forward_hook(self.after, with_kwargs=True)
 
     def before(self, _model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Turn left padding into right padding, for which Unsloth's kernels are written, where nothing is cached."""
         assert kwargs.get("labels") is None, "with labels Unsloth returns no logits, or wrong ones"
-        self.columns_BK = None
+        self.columns_BK, self.width = None, kwargs["input_ids"].shape[1]
         if kwargs.get("use_cache", True) or kwargs.get("attention_mask") is None:
             return args, kwargs
         mask_BL, kept = kwargs["attention_mask"], kwargs["logits_to_keep"]
@@ -119,15 +131,23 @@ class Guard:
         places_L = torch.arange(mask_BL.shape[1], device=mask_BL.device)
         source_BL = (places_L + pads_B1) % len(places_L)
         most = int(pads_B1.max())
-        self.columns_BK = most - pads_B1 + places_L[:kept]
+        self.columns_BK, self.kept = most - pads_B1 + places_L[:kept], kept + most
         moved = {name: kwargs[name].gather(1, source_BL) for name in ("input_ids", "attention_mask")}
         positions_BL = places_L.expand_as(source_BL)
-        return args, {**kwargs, **moved, "position_ids": positions_BL, "logits_to_keep": kept + most}
+        return args, {**kwargs, **moved, "position_ids": positions_BL, "logits_to_keep": self.kept}
+
+    def at_backbone(self, _backbone: nn.Module, _args: Any, output: Any) -> None:
+        """Refuse a text that was cut: counted from its end, the columns would be those of other tokens."""
+        read = output[0].shape[1]
+        if self.width not in {None, read}:
+            raise TrainingStopped(f"Unsloth read {read} of {self.width} tokens; lower data.max_prompt_tokens")
 
     def at_head(self, _head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """Give the head the columns that were asked for, where they stand now."""
         if self.columns_BK is None:
             return None
+        if args[0].shape[1] != self.kept:
+            raise TrainingStopped(f"Unsloth gave {args[0].shape[1]} hidden states where {self.kept} were asked for")
         hidden_BKH = args[0].gather(1, self.columns_BK.unsqueeze(-1).expand(-1, -1, args[0].shape[-1]))
         if not bool(torch.isfinite(hidden_BKH).all()):
             raise TrainingStopped("Unsloth gave hidden states that are not finite; take student.dtype: float32")
@@ -139,7 +159,7 @@ class Guard:
         Raises:
             TrainingStopped: they are absent, of another shape, or not finite.
         """
-        logits = output.logits
+        self.width, logits = None, output.logits
         rows, width = kwargs["input_ids"].shape
         expected = min(width, kwargs.get("logits_to_keep") or width)
         if self.columns_BK is not None:
@@ -188,8 +208,6 @@ def prepare() -> Run:
     """
     accelerator = open_accelerator(CONFIG, FOLDER)
     student, tokenizer = load_unsloth_student()
-    if not any(weight.requires_grad for weight in student.parameters()):
-        raise TrainingStopped("Unsloth attached no adapters: a model was fully trained in this process before")
     run = open_run(CONFIG, FOLDER, accelerator, student, tokenizer)
     check_sampling(run)
     return run
