@@ -24,6 +24,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 LearningRate = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
+Url = Annotated[str, Field(pattern=r"^https?://")]
 Layers = PositiveInt | tuple[Annotated[int, Field(ge=0)], ...]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -80,10 +81,14 @@ class WeightedModel(Section):
     """Commit, tag or branch on the hub."""
 
 
+def _names_user(url: str) -> bool:
+    return "@" in url.split("/")[2]
+
+
 class Served(Section):
     """A teacher behind an OpenAI-compatible endpoint."""
 
-    url: Annotated[str, Field(pattern=r"^https?://")]
+    url: Url
     """Base address, for example http://127.0.0.1:8000/v1."""
     model: Text
     """The name the server knows it by."""
@@ -101,7 +106,7 @@ class Served(Section):
     @model_validator(mode="after")
     def _holds_no_secret(self) -> Served:
         """Both messages keep the value to themselves: it may be a secret, and messages end up in logs."""
-        if "@" in self.url.split("/")[2]:
+        if _names_user(self.url):
             raise refuse("'url' holds a user name or password; name the variable that holds the key in 'api_key_env'")
         if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
             raise refuse("'api_key_env' is no name of an environment variable; the key itself never goes into a spec")
@@ -530,6 +535,20 @@ class Rollout(Section):
     """Passes over one batch of rollouts. Above 1 they are stale: heuristic."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """What samples. vLLM is faster, and its kernels are not those that are trained: heuristic; backend trl only."""
+    vllm_url: Url | None = None
+    """A vLLM server that samples, for example http://127.0.0.1:8000; null starts vLLM in the training process."""
+
+    @model_validator(mode="after")
+    def _server_is_one(self) -> Rollout:
+        if self.vllm_url is None:
+            return self
+        if self.engine != "vllm":
+            raise refuse(f"vllm_url: {self.vllm_url!r} is for engine: vllm; set that, or drop it")
+        if _names_user(self.vllm_url):
+            raise refuse("'vllm_url' holds a user name or password, and this server is asked without any; drop them")
+        if self.vllm_url.rstrip("/").endswith("/v1"):
+            raise refuse(f"vllm_url: {self.vllm_url!r} is the server's OpenAI part; drop /v1 from its end")
+        return self
 
 
 class Training(Section):

@@ -10,17 +10,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
+if torch.cuda.is_available() and find_spec("bitsandbytes") is None:
+    sys.stderr.write("error: on a GPU Unsloth needs bitsandbytes, in 16 bits too; pip install bitsandbytes\n")
+    sys.exit(5)
 # Unsloth rewrites the trainers it patches into a folder, by default in whatever folder one stands.
 os.environ["UNSLOTH_COMPILE_LOCATION"] = str(Path(__file__).resolve().parent / "compiled")
 
 from unsloth import FastLanguageModel, is_bfloat16_supported  # isort: skip -- it patches what is imported after it
 from unsloth.chat_templates import train_on_responses_only  # isort: skip
 
-import torch
 from datasets import load_dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
@@ -78,6 +84,7 @@ def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         dtype=None,  # bfloat16 where the device has it
         load_in_4bit=CONFIG.method == "qlora",
         full_finetuning=CONFIG.method == "full",
+        use_gradient_checkpointing="unsloth",
     )
     if CONFIG.method != "full":
         model = FastLanguageModel.get_peft_model(
@@ -90,8 +97,7 @@ def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             use_gradient_checkpointing="unsloth",
             random_state=CONFIG.seed,
         )
-    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    assert trained, "nothing to train: was another model fine-tuned in this process before?"
+        assert hasattr(model, "peft_config"), "no adapters: was another model fine-tuned in this process before?"
     return model, tokenizer
 
 
@@ -106,7 +112,7 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         return {"text": text.rstrip()}
 
     rows = rows.map(as_text, remove_columns=rows.column_names)
-    half = is_bfloat16_supported()
+    gpu, half = torch.cuda.is_available(), is_bfloat16_supported()
     trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,
@@ -116,20 +122,33 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
             dataset_text_field="text",
             max_length=CONFIG.max_tokens,
             packing=False,
+            padding_free=False,
+            loss_type="nll",
             num_train_epochs=CONFIG.epochs,
             max_steps=CONFIG.max_steps,
             per_device_train_batch_size=CONFIG.batch_size,
             gradient_accumulation_steps=CONFIG.accumulate,
+            auto_find_batch_size=False,
+            gradient_checkpointing=True,
             learning_rate=CONFIG.learning_rate,
             lr_scheduler_type="linear",
             warmup_steps=CONFIG.warmup,
+            optim="adamw_8bit" if gpu else "adamw_torch",
+            adam_beta1=0.9,
+            adam_beta2=0.999,
+            adam_epsilon=1e-8,
             weight_decay=0.01,
             max_grad_norm=1.0,
-            optim="adamw_8bit" if torch.cuda.is_available() else "adamw_torch",
             bf16=half,
-            fp16=torch.cuda.is_available() and not half,
+            fp16=gpu and not half,
             seed=CONFIG.seed,
+            data_seed=CONFIG.seed,
+            torch_empty_cache_steps=250,
+            dataloader_pin_memory=gpu,
             logging_steps=1,
+            logging_nan_inf_filter=False,
+            include_num_input_tokens_seen=False,
+            eval_strategy="no",
             save_strategy="no",
             report_to="none",
         ),

@@ -30,7 +30,7 @@ class TRLBackend(Backend):
     def check(self, spec: Spec) -> list[str]:
         """Return what TRL cannot do or would do silently otherwise; model folders are looked at, nothing is loaded."""
         problems = [*_stage_problems(spec), *_rollout_problems(spec), *_model_problems(spec)]
-        own_engine = spec.rollout.model_copy(update={"engine": "transformers"})
+        own_engine = spec.rollout.model_copy(update={"engine": "transformers", "vllm_url": None})
         return [*TransformersBackend().check(spec.model_copy(update={"rollout": own_engine})), *problems]
 
     def render(self, spec: Spec) -> str:
@@ -111,10 +111,27 @@ def _minillm_problems(field: str, objective: MiniLLM, spec: Spec) -> Iterator[st
             )
 
 
+def _vllm_problems(spec: Spec) -> Iterator[str]:
+    student, server = spec.student, spec.rollout.vllm_url
+    if student.from_teacher is not None:
+        # TRL hands vLLM the name in the model's config, the teacher's; the layers it lacks would stay the teacher's.
+        yield (
+            "rollout.engine: vllm loads a student by its name, and one that student.from_teacher grows has none; "
+            "set student.model, or drop the engine"
+        )
+    if student.quantization == "8bit" or (student.quantization and server):
+        yield (
+            f"student.quantization: {student.quantization} cannot be handed to {'a server' if server else 'vLLM'}; "
+            "drop it, or drop rollout.engine: vllm"
+        )
+
+
 def _rollout_problems(spec: Spec) -> Iterator[str]:
     rollout, batch = spec.rollout, spec.training.batch_size
     if rollout.temperature <= 0:
         yield f"rollout.temperature: {rollout.temperature} is no distribution to sample from; set it above 0"
+    if rollout.engine == "vllm":
+        yield from _vllm_problems(spec)
     if rollout.inner_epochs != 1:
         yield (
             f"rollout.inner_epochs: {rollout.inner_epochs}, and TRL takes one step for each batch of rollouts; "

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from skill_kd_trl import TRLBackend
-from specs import OBJECTIVES, values
+from specs import OBJECTIVES, REPOSITORY, values
 
 from skill_kd import plugins
 from skill_kd.errors import SpecError
 from skill_kd.spec import Spec
-from skill_kd.specfile import parse_spec
+from skill_kd.specfile import load_spec, parse_spec
 from skill_kd.testing import check_backend, minimal_spec
 
 BACKEND = TRLBackend()
@@ -59,6 +59,7 @@ def test_several_processes_are_started_by_accelerate() -> None:
         {"student": {"model": None, "from_teacher": 2}},
         {"rollout": {"top_p": 0.9}},
         {"rollout": {"engine": "vllm"}},
+        {"rollout": {"engine": "vllm", "vllm_url": "http://127.0.0.1:8000"}},
         {"launch": {"processes": 2, "strategy": "ddp"}},
     ],
 )
@@ -119,6 +120,21 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"rollout": {"prompts": 8}},
         "rollout.prompts: 8, and TRL samples anew for each step; set it to training.batch_size, 4",
     ),
+    "vLLM for a student without a name": (
+        {"rollout": {"engine": "vllm"}, "student": {"model": None, "from_teacher": 2}},
+        "rollout.engine: vllm loads a student by its name, and one that student.from_teacher grows has none",
+    ),
+    "vLLM in 8 bits": (
+        {"rollout": {"engine": "vllm"}, "student": {"model": "a/c", "quantization": "8bit", "lora": {}}},
+        "student.quantization: 8bit cannot be handed to vLLM",
+    ),
+    "packed weights for a server": (
+        {
+            "rollout": {"engine": "vllm", "vllm_url": "http://127.0.0.1:8000"},
+            "student": {"model": "a/c", "quantization": "4bit", "lora": {}},
+        },
+        "student.quantization: 4bit cannot be handed to a server",
+    ),
     "sharding": (
         {"launch": {"processes": 2, "strategy": "fsdp2"}},
         "launch.strategy: fsdp2 shards the student, and this backend cannot measure and export a sharded one; "
@@ -167,6 +183,10 @@ def test_what_it_cannot_do_is_refused_with_the_mend(name: str) -> None:
         ({"rollout": {"max_new_tokens": 0}}, "rollout.max_new_tokens"),
         ({"rollout": {"temperature": 0}}, "rollout.temperature: 0"),
         ({"rollout": {"temperature": -1}}, "rollout.temperature"),
+        ({"rollout": {"vllm_url": "http://127.0.0.1:8000"}}, "is for engine: vllm; set that, or drop it"),
+        ({"rollout": {"engine": "vllm", "vllm_url": "127.0.0.1:8000"}}, "rollout.vllm_url"),
+        ({"rollout": {"engine": "vllm", "vllm_url": "http://me:secret@127.0.0.1"}}, "'vllm_url' holds a user name"),
+        ({"rollout": {"engine": "vllm", "vllm_url": "http://127.0.0.1:8000/v1"}}, "drop /v1 from its end"),
         ({"teacher": {"model": None}}, "give exactly one of 'model' (loaded here) and 'served' (an endpoint)"),
     ],
 )
@@ -174,6 +194,12 @@ def test_what_trl_takes_silently_the_spec_refuses(sections: dict[str, Any], word
     with pytest.raises(SpecError) as caught:
         spec_with(**sections)
     assert words in str(caught.value)
+
+
+def test_it_takes_the_example_that_all_backends_take() -> None:
+    spec = load_spec(REPOSITORY / "examples/any-backend.yaml")
+    assert BACKEND.check(spec) == []
+    check_backend(TRLBackend, spec)
 
 
 def test_the_shortest_spec_is_told_all_it_would_have_to_change() -> None:

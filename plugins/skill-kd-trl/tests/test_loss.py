@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import skill_kd_trl
 import torch
 from specs import OBJECTIVES, REPOSITORY, values
 from tiny import make_model
@@ -18,12 +19,13 @@ from tiny import make_model
 from skill_kd.runtime.batching import Row, collate
 from skill_kd.runtime.config import Config
 from skill_kd.runtime.experience import Experience
+from skill_kd.runtime.failures import Missing
 from skill_kd.runtime.loading import load_student, load_teacher
 from skill_kd.runtime.objectives import build_objective
 from skill_kd.runtime.policy import Policy, response_logits
 from skill_kd.specfile import parse_spec
 
-TEMPLATE = Path(__file__).parents[1] / "skill_kd_trl/templates/trl_trainer.py"
+TEMPLATE = Path(skill_kd_trl.__file__).parent / "templates/trl_trainer.py"
 EOS, OTHER = 2, 100
 # Prompts of different lengths, a response that ends, one that ends at once, two that were cut by the length.
 ROWS = [
@@ -198,3 +200,51 @@ def test_vllm_samples_if_the_spec_says_so_and_from_the_same_tokens(models: Path,
     )
     arguments = module.arguments(run)
     assert (arguments.use_vllm, arguments.generation_kwargs) == (True, module.only_tokens(300, 304))
+    assert (arguments.vllm_mode, arguments.vllm_server_base_url) == ("colocate", None)
+
+
+class Server:
+    """In the place of TRL's client of a vLLM server, which asks for a CUDA device."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options, self.synchronised = options, 0
+
+    def sync_weights(self) -> None:
+        self.synchronised += 1
+
+    def generate(self, prompts: list[list[int]], **_: Any) -> tuple[None, list[list[int]], None, None]:
+        return None, [[20, 21, EOS] for _ in prompts], None, None
+
+
+SERVED = {"engine": "vllm", "vllm_url": "http://127.0.0.1:9"}
+
+
+@pytest.fixture
+def has_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: name == "vllm" or found(name, *rest))
+    monkeypatch.setattr("trl.trainer.distillation_trainer.is_vllm_available", lambda: True)
+
+
+def test_a_vllm_server_samples_with_the_weights_of_the_step(
+    models: Path, template: Any, has_vllm: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trl.trainer.distillation_trainer.VLLMGeneration", Server)
+    trainer = trainer_of(template(values(models, {"kind": "reverse_kl"}, rollout=SERVED)))
+    server = trainer.vllm_generation
+    assert (server.options["mode"], server.options["server_base_url"]) == ("server", SERVED["vllm_url"])
+    assert (server.options["temperature"], server.options["max_completion_length"]) == (1.0, 8)
+    trainer.train()
+    assert server.synchronised == trainer.state.global_step == 3
+
+
+def test_a_vllm_server_that_cannot_be_had_is_missing(
+    models: Path, template: Any, has_vllm: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(**_: Any) -> None:
+        raise ConnectionError("The vLLM server can't be reached")
+
+    monkeypatch.setattr("trl.trainer.distillation_trainer.VLLMGeneration", unreachable)
+    module = template(values(models, {"kind": "reverse_kl"}, rollout=SERVED))
+    with pytest.raises(Missing, match=r"rollout\.vllm_url: The vLLM server can't be reached"):
+        trainer_of(module)

@@ -176,14 +176,16 @@ def test_a_student_grown_from_the_teacher_trains(models: Path, script: Any) -> N
 
 
 def test_two_processes_share_a_batch(models: Path, script: Any) -> None:
-    launch = {"processes": 2, "strategy": "ddp"}
-    one, two = script(values(models, REVERSE), "one").train(), script(values(models, REVERSE, launch=launch), "two")
+    # In so small a nucleus only the likeliest token is left: both runs sample the same text.
+    spec = values(models, REVERSE, rollout={"top_p": 1e-6})
+    one, two = script(spec, "one").train(), script({**spec, "launch": {"processes": 2, "strategy": "ddp"}}, "two")
     launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
     two.train(launcher=(*launcher, "--mixed_precision", "no", "--dynamo_backend", "no"))
     assert [event["update"] for event in two.events("update")] == [1, 2, 3]
     assert [event["tokens"] for event in two.events("update")] == [event["tokens"] for event in one.events("update")]
-    # Other samples of the same distributions on the same prompts.
-    assert two.losses == pytest.approx(one.losses, rel=0.3)
+    assert two.losses == pytest.approx(one.losses, rel=1e-4)
+    first, second = (load_file(run.folder / "student/model.safetensors") for run in (one, two))
+    assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in first)
 
 
 def test_trackers_record_what_metrics_jsonl_records(models: Path, script: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,9 @@ def test_unsloth_fine_tunes_the_student_and_the_result_loads(
     assert all(each["passed"] for each in result.checks), result.table()
     assert {"weights", "merged: loads", "merged: tokenizer", "merged: dtype", "merged: trained"} <= names
     assert ("lora: merged" in names) == ("lora" in export)
+    rates = re.findall(r"'learning_rate': '?([-.e0-9]+)", (folder / "handoff/finetune.log").read_text())
+    # Unsloth's own warm-up would take the first of so few steps.
+    assert float(rates[0]) == {"lora": 2e-4, "full": 2e-5}[method]
     assert result.figures["student"]["forward_kl"] != result.figures["finetuned"]["forward_kl"]
     config = json.loads((folder / "handoff/out/merged/config.json").read_text())
     assert (config["dtype"], config["use_cache"]) == ("bfloat16", True)

@@ -232,7 +232,9 @@ def arguments(run: Run) -> DistillationConfig:
         top_p=rollout.top_p,
         max_completion_length=rollout.max_new_tokens,
         generation_kwargs=only_tokens(run.teacher.vocabulary, rows),
-        use_vllm=CONFIG.rollout.engine == "vllm",
+        use_vllm=rollout.engine == "vllm",
+        vllm_mode="server" if rollout.vllm_url else "colocate",
+        vllm_server_base_url=rollout.vllm_url,
         shuffle_dataset=False,
         per_device_train_batch_size=ROWS_AT_ONCE,
         gradient_accumulation_steps=training.accumulate,
@@ -341,7 +343,13 @@ def open_trainer(run: Run, progress: Progress) -> OnPolicyTrainer:
         eos_token_id=sorted(run.encoder.eos_ids),
         pad_token_id=run.tokenizer.pad_token_id,
     )
-    return (MiniLLMTrainer if STAGE.objective.kind == "minillm" else OnPolicyTrainer)(run, progress)
+    trainer = MiniLLMTrainer if STAGE.objective.kind == "minillm" else OnPolicyTrainer
+    if CONFIG.rollout.vllm_url is None:
+        return trainer(run, progress)
+    try:
+        return trainer(run, progress)
+    except (ConnectionError, RuntimeError) as error:
+        raise Missing(f"rollout.vllm_url: {' '.join(str(error).split())[:400]}") from error
 
 
 def main() -> None:
