@@ -178,9 +178,9 @@ def test_a_student_grown_from_the_teacher_trains(models: Path, script: Any) -> N
 def test_two_processes_share_a_batch(models: Path, script: Any) -> None:
     # In so small a nucleus only the likeliest token is left: both runs sample the same text.
     spec = values(models, REVERSE, rollout={"top_p": 1e-6})
-    one, two = script(spec, "one").train(), script({**spec, "launch": {"processes": 2, "strategy": "ddp"}}, "two")
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
-    two.train(launcher=(*launcher, "--mixed_precision", "no", "--dynamo_backend", "no"))
+    split = {**spec, "launch": {"processes": 2, "strategy": "ddp"}}
+    one, two = script(spec, "one").train(), script(split, "two")
+    two.train(launcher=tuple(get_backend("trl").command(two.folder / "train.py", parse_spec(split))[1:-1]))
     assert [event["update"] for event in two.events("update")] == [1, 2, 3]
     assert [event["tokens"] for event in two.events("update")] == [event["tokens"] for event in one.events("update")]
     assert two.losses == pytest.approx(one.losses, rel=1e-4)
@@ -204,6 +204,8 @@ def test_trackers_record_what_metrics_jsonl_records(models: Path, script: Any) -
             "rollout.engine: vllm is not installed; pip install 'trl[vllm]', or drop the key",
             marks=pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed"),
         ),
+        # A batch would be half as large as the spec has it, and nobody would see it.
+        ({"launch": {"processes": 2, "strategy": "ddp"}}, 2, "launch.processes: 2, and 1 started"),
         # Refused before anything is loaded: the models are nowhere.
         (
             {

@@ -73,6 +73,10 @@ def prepare() -> Run:
     accelerator = open_accelerator(CONFIG, FOLDER)
     if accelerator.device.type == "cpu" and CONFIG.training.precision == "bf16":
         raise BadInput("training.precision: bf16, and there is no accelerator here; set precision: fp32")
+    if (started := accelerator.num_processes) != CONFIG.launch.processes:
+        raise BadInput(
+            f"launch.processes: {CONFIG.launch.processes}, and {started} started; use `skill-kd run`, launch.sh"
+        )
     if CONFIG.rollout.engine == "vllm" and importlib.util.find_spec("vllm") is None:
         raise Missing("rollout.engine: vllm is not installed; pip install 'trl[vllm]', or drop the key")
     student, tokenizer = load_student(CONFIG.student, CONFIG.teacher)

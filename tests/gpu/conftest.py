@@ -1,0 +1,16 @@
+"""Tiny models, made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny import make_model
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    make_model(folder / "teacher", layers=3, seed=0)
+    make_model(folder / "student", layers=2, seed=1)
+    return folder
