@@ -566,6 +566,10 @@ class Training(Section):
     """Forward passes each process splits its share of the batch into; changes memory, not the result."""
     max_grad_norm: PositiveFloat = 1.0
     """Norm to which larger gradients are scaled down."""
+    on_bad_loss: Literal["stop", "roll_back"] = "stop"
+    """Whether a loss that is no number ends the run, or takes it back to a checkpoint and on behind the bad rows."""
+    loss_limit: PositiveFloat | None = None
+    """Distance from 0 beyond which a loss has exploded and counts as no number; none, as objectives differ in scale."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's decoupled weight decay."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)

@@ -46,7 +46,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write_spec(models: Path, **sections: Mapping[str, Any]) -> str:
+def write_spec(models: Path, **sections: Any) -> str:
     values: dict[str, Any] = {
         "name": "tiny",
         "teacher": {"model": str(models / "teacher"), "dtype": "float32"},
@@ -58,7 +58,7 @@ def write_spec(models: Path, **sections: Mapping[str, Any]) -> str:
         "checkpoint": {"every": 1, "keep": 20, "measure_prompts": 1},
     }
     for section, changes in sections.items():
-        values[section] = {**values[section], **changes}
+        values[section] = {**values[section], **changes} if isinstance(changes, Mapping) else changes
     Path("spec.yaml").write_text(yaml.safe_dump(values))
     return "spec.yaml"
 
@@ -306,24 +306,71 @@ def test_a_model_that_cannot_be_loaded_is_named(fault: str, models: Path) -> Non
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.script
-def test_a_loss_that_is_no_number_ends_the_run_at_its_step_with_the_checkpoints_before_it(here: Path) -> None:
+def spec_with_a_bad_row(here: Path, weight: float, **training: Any) -> str:
+    """Write a run of two epochs; one row is so long that it meets positions whose embeddings are ``weight``."""
     for name in ("teacher", "student"):
         make_model(here / name, kind="gpt2", layers=1)
     weights = load_file("student/model.safetensors")
-    weights["transformer.wpe.weight"][40:] = math.nan  # of all rows, one is so long that it meets these positions
+    weights["transformer.wpe.weight"][40:] = weight
     save_file(weights, "student/model.safetensors", {"format": "pt"})
     rows = [{"prompt": "hello", "response": "dog"}] * 23 + [{"prompt": "hello " * 30, "response": "dog"}]
     Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Path("held-out.jsonl").write_text(json.dumps({"prompt": "the lazy dog"}) + "\n")
-    spec = write_spec(here, data={"train": "train.jsonl", "held_out": "held-out.jsonl"})
-    message = told(skill_kd("run", spec), 6)
+    return write_spec(here, data={"train": "train.jsonl", "held_out": "held-out.jsonl"}, training=training)
+
+
+@pytest.mark.script
+def test_a_loss_that_is_no_number_ends_the_run_at_its_step_with_the_checkpoints_before_it(here: Path) -> None:
+    message = told(skill_kd("run", spec_with_a_bad_row(here, math.nan)), 6)
     step = int(message.removeprefix("error: update ").partition(":")[0])
     assert "loss nan" in message
     failed_run(Path("runs/tiny"), message, 6)
     kept = sorted(path.name for path in Path("runs/tiny/checkpoints").iterdir())
     assert kept == [f"0-{update:08d}" for update in range(1, step + 1)]
     assert kept, "the long row came first; take another seed"
+
+
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+@pytest.mark.script
+def test_a_run_rolls_back_goes_on_behind_the_bad_rows_and_resumes_from_anywhere_to_the_same_bits(here: Path) -> None:
+    spec = spec_with_a_bad_row(here, 3e38, on_bad_loss="roll_back")  # finite, and a layer norm of it is no number
+    done = skill_kd("run", spec)
+    assert done.returncode == 0, done.stderr
+    whole = Path("runs/tiny")
+    first, second = (event["bad"] for event in events(whole, "roll_back"))
+    assert 0 < first < 6 <= second < 12  # once an epoch
+    taken = [event["update"] - 1 for event in events(whole, "update")]
+    assert taken == [update for update in range(12) if update not in {first, second}]
+    assert f"rolled back to checkpoint 0-{first:08d} (update {first}: loss nan" in done.stderr
+    weights = load_file(whole / "student" / "model.safetensors")
+    assert all(bool(weight.isfinite().all()) for weight in weights.values())
+    whole = shutil.copytree(whole, here / "whole")
+    for last in (first, first + 1):  # killed while it rolled back, or right behind that
+        shutil.rmtree("runs/tiny")
+        folder = interrupted(whole, here)
+        for path in (*folder.glob("checkpoints/*"), folder / "student"):
+            if path.name > f"0-{last:08d}":
+                shutil.rmtree(path)
+        resumed = skill_kd("run", spec, "--resume")
+        assert resumed.returncode == 0, resumed.stderr
+        assert f"going on from checkpoint 0-{last:08d}" in resumed.stderr
+        for file in ("student/model.safetensors", "summary.json"):
+            assert (folder / file).read_bytes() == (whole / file).read_bytes(), (last, file)
+
+
+@pytest.mark.script
+@pytest.mark.parametrize("objective", ["sft", "reverse_kl"])
+def test_a_run_that_cannot_be_mended_by_rolling_back_ends(objective: str, models: Path) -> None:
+    stages = [{"kind": "distill", "updates": 40, "objective": {"kind": objective}, "learning_rate": 0.9}]
+    policy = {"on_bad_loss": "roll_back"}
+    script = edited_script(models, "learning_rate=0.9", "learning_rate=1e30", stages=stages, training=policy)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=240)
+    assert told(done, 6).endswith("(rolled back 3 times before)")
+    assert len(events(script.parent, "roll_back")) == 3
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -339,9 +386,9 @@ def test_memory_that_cannot_be_had_is_told_with_what_to_change(asked: str) -> No
         assert knob in message
 
 
-def edited_script(models: Path, before: str, after: str) -> Path:
+def edited_script(models: Path, before: str, after: str, **sections: Any) -> Path:
     """A generated folder whose train.py a person changed."""
-    assert skill_kd("generate", write_spec(models), "--out", "mine").returncode == 0
+    assert skill_kd("generate", write_spec(models, **sections), "--out", "mine").returncode == 0
     script = Path("mine/train.py")
     text = script.read_text()
     assert before in text

@@ -43,6 +43,8 @@ class Progress:
     """Held-out figures by moment, "stage:update"; the first is "before:0"."""
     samples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     """A few held-out completions by the same moments."""
+    roll_backs: list[str] = field(default_factory=list)
+    """The checkpoints written by each of them."""
 
 
 class State(Protocol):
@@ -77,12 +79,14 @@ class Checkpoints:
         self.inputs = dict(inputs)
         self.in_memory: str | None = None
         """The checkpoint that was saved or loaded last."""
+        self.torn: set[str] = set()
+        """Those that ``newest`` left out."""
 
     def newest(self) -> Path | None:
         """Return the newest whole checkpoint; newer ones that are torn are named on stderr. All processes call it."""
         found: list[str | None] = [None]
         if self.accelerator.is_main_process:
-            found = [next((path.name for path in reversed(self._all()) if _is_whole(path)), None)]
+            found = [self._newest_whole()]
         broadcast_object_list(found)
         return None if found[0] is None else self.folder / found[0]
 
@@ -163,6 +167,13 @@ class Checkpoints:
         broadcast_object_list(whole)
         return whole[0]
 
+    def _newest_whole(self) -> str | None:
+        for path in reversed(self._all()):
+            if _is_whole(path):
+                return path.name
+            self.torn.add(path.name)
+        return None
+
     def _all(self) -> list[Path]:
         """Return every checkpoint, whole or torn, oldest first."""
         return sorted(self.folder.glob("[0-9]*"))
@@ -176,9 +187,8 @@ class Checkpoints:
 
     def _forget_old(self, newest: str, best: str | None) -> None:
         """Keep the newest few. What is named later than the newest was torn, or the run would have gone on from it."""
-        older = [path for path in self._all() if path.name <= newest]
-        torn = [path for path in self._all() if path.name > newest]
-        for path in (*older[: -self.keep], *torn):
+        good = [path for path in self._all() if path.name <= newest and path.name not in self.torn - {newest}]
+        for path in {*self._all()} - {*good[-self.keep :]}:
             if path.name != best:
                 _remove(path)
 

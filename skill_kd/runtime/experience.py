@@ -98,7 +98,7 @@ class Experience:
         self.batch_size: int = config.training.batch_size
         on_policy = objective.on_policy > 0
         self.round_size: int = config.rollout.prompts if on_policy else self.batch_size
-        self.steps = self.round_size // self.batch_size * (config.rollout.inner_epochs if on_policy else 1)
+        self.steps: int = self.round_size // self.batch_size * (config.rollout.inner_epochs if on_policy else 1)
         self.reused = on_policy and config.rollout.inner_epochs > 1
         self.batches: list[list[Row]] = []
 
@@ -113,6 +113,10 @@ class Experience:
             with self.sampling.teacher.together():
                 self.batches = self._round(update // self.steps, student)
         return self.batches[update % len(self.batches)]
+
+    def next_round(self, update: int) -> int:
+        """Return the first update behind the round that ``update`` is part of."""
+        return (update // self.steps + 1) * self.steps
 
     def pending(self, update: int) -> list[list[Row]]:
         """Return the rollouts that updates from ``update`` on will still use, for a checkpoint."""

@@ -101,6 +101,13 @@ class Journal:
             self.bar.set_postfix_str(f"loss {figures['loss']:.4g}, {rate:.0f} tokens/s", refresh=False)
             self.bar.update(1)
 
+    def rolled_back(self, stage: str, bad: int, behind: int, checkpoint: str, reason: str) -> None:
+        """Record that update ``bad``, counted from 0, was not taken, and that the run goes on at ``behind``."""
+        self.event("roll_back", stage=stage, bad=bad, behind=behind, checkpoint=checkpoint, reason=reason)
+        self.note(f"rolled back to checkpoint {checkpoint} ({reason}); going on behind update {behind}")
+        if self.bar is not None:
+            self.bar.update(behind - bad)
+
 
 def _cut_torn_line(path: Path) -> None:
     """A full disk can leave half a line, and what is told next would be lost with it."""

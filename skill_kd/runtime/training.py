@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from ..algorithms.estimators import effective_sample_size
+from .bad_updates import BadUpdate, check_loss, roll_back
 from .batching import Row, collate
 from .checkpoints import Checkpoints, Progress
 from .config import Config
@@ -32,7 +33,7 @@ from .experience import (
     rows_source,
 )
 from .export import export_student, write_json
-from .failures import StoppedBySignal, StopRequest, TrainingStopped
+from .failures import StoppedBySignal, StopRequest
 from .measure import Figures, HeldOut
 from .objectives import Objective, build_objective, coverage_objective
 from .policy import Policy
@@ -83,11 +84,7 @@ def optimizer_step(run: Run, terms: list[Term], update: int) -> Figures:
         rows_by_term = [term.experience.batch(update, run.student) for term in terms]
     loss = float(accelerator.reduce(add_up_gradients(run, terms, rows_by_term), "sum"))
     grad_norm = run.stepper.norm()
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        raise TrainingStopped(
-            f"update {update}: loss {loss}, gradient norm {grad_norm}; the weights before it are kept in "
-            "checkpoints/. Lower training.learning_rate, or look at the data of this update"
-        )
+    check_loss(update, loss, grad_norm, run.config.training.loss_limit)
     rate = run.optimizer.param_groups[0]["lr"]
     run.stepper.step()
     seconds = time.perf_counter() - began
@@ -179,23 +176,46 @@ def train_stage(run: Run, progress: Progress, pending: list[list[Row]]) -> None:
     scheduler = begin_schedule(run, stage.learning_rate, updates, progress.update)
     with run.journal.bar_of(stage.kind, updates, progress.update):
         while progress.update < updates:
-            figures = optimizer_step(run, terms, progress.update)
-            scheduler.step()
-            progress.update += 1
-            run.journal.update(stage.kind, progress.update, figures)
-            if (
-                terms[0].experience.objective.normaliser == "rollouts"
-                and figures.get("effective_sample_size", 1.0) < LEAST_SAMPLE_SIZE
-            ):
-                run.journal.note_once(NOISY_WEIGHTS)
-            if progress.update == updates or progress.update % run.config.checkpoint.every == 0:
-                with run.sampling.gathered():
-                    figure = measure(run, progress, stage.kind)
-                run.checkpoints.save(progress, terms[0].experience.pending(progress.update), figure)
-            elif run.stop.number:
-                run.checkpoints.save(progress, terms[0].experience.pending(progress.update))
+            try:
+                figures = optimizer_step(run, terms, progress.update)
+            except BadUpdate as bad:
+                if run.config.training.on_bad_loss == "stop":
+                    raise
+                go_back(run, progress, bad, min(updates, terms[0].experience.next_round(bad.update)))
+                scheduler = begin_schedule(run, stage.learning_rate, updates, progress.update)
+            else:
+                scheduler.step()
+                progress.update += 1
+                tell(run, terms, stage.kind, progress.update, figures)
+                keep_checkpoint(run, progress, terms, due=progress.update == updates)
             if run.stop.number:
                 raise StoppedBySignal(run.stop.number)
+
+
+def go_back(run: Run, progress: Progress, bad: BadUpdate, behind: int) -> None:
+    """Roll back, behind the rows of a bad update, and tell it."""
+    source = roll_back(run.checkpoints, run.optimizer, progress, bad, behind)
+    stage = run.config.stages[progress.stage].kind
+    run.journal.rolled_back(stage, bad.update, behind, source, str(bad).partition(";")[0])
+
+
+def tell(run: Run, terms: list[Term], stage: str, update: int, figures: Figures) -> None:
+    """Record an update, and once that its weights leave little to learn from."""
+    run.journal.update(stage, update, figures)
+    in_rollouts = terms[0].experience.objective.normaliser == "rollouts"
+    if in_rollouts and figures.get("effective_sample_size", 1.0) < LEAST_SAMPLE_SIZE:
+        run.journal.note_once(NOISY_WEIGHTS)
+
+
+def keep_checkpoint(run: Run, progress: Progress, terms: list[Term], due: bool) -> None:
+    """Measure and save where that is due, at the end of a stage and every so often; save where a signal came."""
+    pending = terms[0].experience.pending(progress.update)
+    if due or progress.update % run.config.checkpoint.every == 0:
+        with run.sampling.gathered():
+            figure = measure(run, progress, run.config.stages[progress.stage].kind)
+        run.checkpoints.save(progress, pending, figure)
+    elif run.stop.number:
+        run.checkpoints.save(progress, pending)
 
 
 def begin_schedule(run: Run, learning_rate: float | None, updates: int, done: int) -> LambdaLR:

@@ -142,6 +142,8 @@ def _rollout_problems(spec: Spec) -> Iterator[str]:
             f"rollout.prompts: {rollout.prompts}, and TRL samples anew for each step; set it to training.batch_size, "
             f"{batch}, or {BUILT_IN}"
         )
+    if spec.training.on_bad_loss == "roll_back":
+        yield f"training.on_bad_loss: roll_back, and TRL's loop does not go back; set on_bad_loss: stop, or {BUILT_IN}"
     if spec.launch.strategy in ("fsdp2", "deepspeed"):
         yield (
             f"launch.strategy: {spec.launch.strategy} shards the student, and this backend cannot measure and export a "

@@ -135,6 +135,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         },
         "student.quantization: 4bit cannot be handed to a server",
     ),
+    "a roll-back": (
+        {"training": {"batch_size": 4, "on_bad_loss": "roll_back"}},
+        "training.on_bad_loss: roll_back, and TRL's loop does not go back; set on_bad_loss: stop",
+    ),
     "sharding": (
         {"launch": {"processes": 2, "strategy": "fsdp2"}},
         "launch.strategy: fsdp2 shards the student, and this backend cannot measure and export a sharded one; "

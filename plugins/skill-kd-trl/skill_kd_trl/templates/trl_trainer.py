@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import math
 import sys
 import time
 import warnings
@@ -28,12 +27,13 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from trl import DistillationConfig, DistillationTrainer
 
 from skill_kd.algorithms.masking import position_ids
+from skill_kd.runtime.bad_updates import check_loss
 from skill_kd.runtime.batching import Batch, epoch_stream
 from skill_kd.runtime.checkpoints import STATE, Progress
 from skill_kd.runtime.config import Config, output_folder
 from skill_kd.runtime.data import Encoded, Encoder, TrainingData
 from skill_kd.runtime.export import export_student, write_json
-from skill_kd.runtime.failures import BadInput, Missing, StoppedBySignal, StopRequest, TrainingStopped, reporting
+from skill_kd.runtime.failures import BadInput, Missing, StoppedBySignal, StopRequest, reporting
 from skill_kd.runtime.loading import load_student
 from skill_kd.runtime.measure import HeldOut
 from skill_kd.runtime.objectives import build_objective
@@ -293,11 +293,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
         if "loss" not in logs:
             return
         loss, grad_norm = float(logs["loss"]), float(logs["grad_norm"])
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise TrainingStopped(
-                f"update {state.global_step - 1}: loss {loss}, gradient norm {grad_norm}; checkpoints/ keeps weights "
-                "from before it. Lower training.learning_rate, or look at the data of this update"
-            )
+        check_loss(state.global_step - 1, loss, grad_norm, CONFIG.training.loss_limit)
         seconds, length = time.perf_counter() - self.began, logs["completions/mean_length"]
         tokens = round(length * CONFIG.training.batch_size)
         figures = {
