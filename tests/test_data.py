@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from skill_kd.runtime.data import (
     Encoded,
     Encoder,
     Example,
+    _jsonl_rows,
     fit_prompts,
     load_split,
     load_training_data,
@@ -45,6 +47,7 @@ def data_config(train: str, **changes: Any) -> Config:
         "max_overlap": 0.0,
         "max_prompt_tokens": 64,
         "long_prompts": "refuse",
+        "pretraining": None,
     }
     return Config(train=train, **{**defaults, **changes})
 
@@ -374,6 +377,39 @@ def test_a_written_response_longer_than_a_rollout_is_cut_and_does_not_teach_to_s
         assert tokenizer.eos_token_id not in row.response
         assert len(row.scored) == len(row.response)
     assert "3 of 3 written responses" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["train", "held_out", "pretraining"])
+@pytest.mark.parametrize("edit", [lambda path: path.write_text('{"prompt": "new"}\n'), Path.unlink])
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    name: str, edit: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its hash would be that of rows which nobody was trained on."""
+    rows = {"train": prompts(3), "held_out": [{"prompt": "another"}], "pretraining": [{"text": "hello"}]}
+    files = {each: jsonl(tmp_path / f"{each}.jsonl", rows[each]) for each in rows}
+    monkeypatch.setattr("skill_kd.runtime.data._jsonl_rows", edited_behind(Path(files[name]), edit))
+    with pytest.raises(BadInput, match=rf"data\.{name}: '.*{name}\.jsonl' changed while it was read"):
+        load_training_data(training_config(files.pop("train"), **files), encoder(make_tokenizer()))
+
+
+def edited_behind(changing: Path, edit: Callable[[Path], object]) -> Callable[[Path], Iterator[tuple[str, object]]]:
+    """Read files as ever, and edit one of them once it was read."""
+
+    def rows(path: Path) -> Iterator[tuple[str, object]]:
+        yield from _jsonl_rows(path)
+        if path == changing:
+            edit(path)
+
+    return rows
+
+
+def test_a_corpus_edited_after_the_start_trains_as_it_was_hashed(tmp_path: Path) -> None:
+    rows, corpus = jsonl(tmp_path / "data.jsonl", prompts(3)), tmp_path / "corpus.jsonl"
+    jsonl(corpus, [{"text": "hello"}])
+    before = hashlib.sha256(corpus.read_bytes()).hexdigest()
+    read = load_training_data(training_config(rows, pretraining=str(corpus)), encoder(make_tokenizer()))
+    jsonl(corpus, [{"text": "another"}])
+    assert (read.corpus, read.hashes["data.pretraining"]) == (["hello"], before)
 
 
 def test_the_chat_template_is_told_the_options_of_the_spec() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from skill_kd.runtime.experience import (
     own_best_samples,
     rows_source,
 )
-from skill_kd.runtime.failures import BadInput
+from skill_kd.runtime.failures import BadInput, StoppedBySignal, StopRequest
 from skill_kd.runtime.measure import repetition
 from skill_kd.runtime.objectives import Objective, build_objective, coverage_objective
 from skill_kd.runtime.rollouts import Draw, Sampler
@@ -263,6 +265,23 @@ def test_self_training_without_a_usable_sample_is_refused() -> None:
     nothing = sampler(eos=frozenset({VOCABULARY + 1}))
     with pytest.raises(BadInput, match=r"none of 4 samples ended.*max_new_tokens"):
         own_best_samples(config(), Config(samples=2, keep=1.0), STUDENT, teacher(), PROMPTS[:2], nothing)
+
+
+def test_self_training_stops_between_two_rectangles_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampled, sample = [], Sampler.sample
+
+    def asked_in_the_second(self: Sampler, model: nn.Module, draws: Sequence[Draw], source: Any) -> list[Row]:
+        sampled.append(len(draws))
+        monkeypatch.setattr(StopRequest, "asked", signal.SIGTERM if len(sampled) == 2 else 0)
+        return sample(self, model, draws, source)
+
+    monkeypatch.setattr(StopRequest, "asked", 0)
+    monkeypatch.setattr(Sampler, "sample", asked_in_the_second)
+    narrow = replace(sampler(eos=ENDS), rows=6)
+    with pytest.raises(StoppedBySignal) as stopped:
+        own_best_samples(config(), Config(samples=3, keep=1.0), STUDENT, teacher(), PROMPTS, narrow)
+    assert stopped.value.exit_code == 128 + signal.SIGTERM
+    assert sampled == [6, 6]
 
 
 def test_draws_of_one_seed_and_row_are_alike_whatever_is_sampled_beside_them() -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -359,16 +359,28 @@ class TrainingData:
     """Prompt and written response, None where the data gives none."""
     held_out_examples: list[Example]
     held_out_prompts: list[Encoded]
+    corpus: list[str] = field(default_factory=list)
+    """Texts of ``data.pretraining``."""
+    hashes: dict[str, str] = field(default_factory=dict)
+    """Of the files that all this was read from, see ``input_hashes``."""
 
 
 def load_training_data(config: Config, encoder: Encoder) -> TrainingData:
-    """Read, split, encode and length-check the data of a run.
+    """Read, split, encode and length-check the data of a run; nothing of it is read again later.
 
     Raises:
         BadInput: naming what is wrong with the data and what to do.
     """
     data = config.data
+    hashes = input_hashes(data)
     split = load_split(data, config.seed)
+    corpus = read_corpus(data.pretraining) if data.pretraining else []
+    # Whoever read them, bytes that hash alike before and after were those that were read.
+    now = input_hashes(data)
+    for name, before in hashes.items():
+        if now.get(name) != before:
+            source = getattr(data, name.partition(".")[2])
+            raise BadInput(f"{name}: '{source}' changed while it was read; start again when it is written")
 
     def fitting(examples: list[Example], what: str) -> tuple[list[Example], list[Encoded]]:
         encoded = [encoder.prompt(example) for example in examples]
@@ -380,4 +392,5 @@ def load_training_data(config: Config, encoder: Encoder) -> TrainingData:
     answered = [encoder.conversation(example) if example.response is not None else None for example in examples]
     answered = cut_responses(answered, data.max_prompt_tokens + config.rollout.max_new_tokens)
     measured = config.checkpoint.measure_prompts
-    return TrainingData(examples, prompts, answered, held_out_examples[:measured], held_out_prompts[:measured])
+    held_out = held_out_examples[:measured], held_out_prompts[:measured]
+    return TrainingData(examples, prompts, answered, *held_out, corpus, hashes)

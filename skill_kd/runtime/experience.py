@@ -18,7 +18,7 @@ from torch import nn
 from .batching import Row, collate, epoch_stream
 from .config import Config
 from .data import Encoded, Encoder, TrainingData
-from .failures import BadInput
+from .failures import BadInput, StoppedBySignal, StopRequest
 from .measure import repetition
 from .objectives import Objective
 from .rollouts import Draw, Sampler
@@ -178,12 +178,17 @@ def own_best_samples(
 
     Raises:
         BadInput: no sample was usable.
+        StoppedBySignal: the run was asked to stop, and this can take long.
     """
     seed = (config.seed, "self_train")
     draws = [
         Draw(prompt, (*seed, number), row) for number in range(stage.samples) for row, prompt in enumerate(prompts)
     ]
-    rows = sampler.sample(student, draws, "student")
+    rows: list[Row] = []
+    for start in range(0, len(draws), sampler.rows):
+        if StopRequest.asked:
+            raise StoppedBySignal(StopRequest.asked)
+        rows += sampler.sample(student, draws[start : start + sampler.rows], "student")
     usable = [
         row for row in rows if row.response[-1] in sampler.decoding.eos_ids and repetition(row.response) <= LOOPING
     ]

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..algorithms.sampling import Decoding
 from .checkpoints import Checkpoints, State
 from .config import Config
-from .data import Encoder, TrainingData, input_hashes, load_training_data
+from .data import Encoder, TrainingData, load_training_data
 from .experience import Sampling, Source
 from .failures import BadInput, StopRequest
 from .loading import check_context, eos_ids, real_vocabulary
@@ -151,6 +151,6 @@ def open_run(
         Source(data.prompts, TeacherResponses(teacher, data.examples, written, sampler.decoding)),
         parts.held_out,
         Journal(folder, accelerator, config),
-        Checkpoints(folder, accelerator, config.checkpoint.keep, state, input_hashes(config.data)),
+        Checkpoints(folder, accelerator, config.checkpoint.keep, state, data.hashes),
         StopRequest(),
     )

@@ -19,7 +19,7 @@ from .bad_updates import BadUpdate, check_loss, roll_back
 from .batching import Row, collate
 from .checkpoints import Checkpoints, Progress
 from .config import Config
-from .data import Encoder, TrainingData, read_corpus
+from .data import Encoder, TrainingData
 from .experience import (
     Experience,
     Sampling,
@@ -158,7 +158,7 @@ def stage_terms(run: Run, stage: Config) -> list[Term]:
     source = data_source(run.data) if objective.responses == "data" else run.teacher_source
     terms = [Term(Experience(run.config, stage.kind, objective, source, run.sampling))]
     if objective.pt_weight:
-        corpus = corpus_source(read_corpus(run.config.data.pretraining), run.encoder, run.config.rollout.max_new_tokens)
+        corpus = corpus_source(run.data.corpus, run.encoder, run.config.rollout.max_new_tokens)
         likelihood = build_objective(Config(kind="sft"))
         terms.append(Term(Experience(run.config, "pretraining", likelihood, corpus, run.sampling), objective.pt_weight))
     if objective.coverage_weight:
