@@ -19,10 +19,12 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import itertools
 import json
 import os
 import random
+import re
 import runpy
 import signal
 import statistics
@@ -60,6 +62,8 @@ PHASES = {
 """Functions of ``kd/runtime`` whose calls are the phases of a run; the innermost one counts."""
 WRITERS = ("accelerate/checkpointing.py", "safetensors/torch.py", "torch/serialization.py")
 Way = Literal["line", "time", "writing"]
+HALF_WRITTEN = re.compile(r"partial-\d+-\d+")
+"""A checkpoint that is being written; one that is being deleted has an ending."""
 KILLS_PER_RUN = 12
 WRITING_SECONDS = 0.025
 """About what one of these checkpoints takes."""
@@ -87,6 +91,7 @@ class Run:
     def __init__(self, folder: Path, spec: dict[str, Any]) -> None:
         self.folder = folder
         self.lines = folder / "lines.json"
+        self.left = Unfinished(folder)
         parsed = parse_spec(spec)
         write_folder(get_backend(parsed.backend).render(parsed), folder)
 
@@ -96,6 +101,7 @@ class Run:
         Raises:
             RuntimeError: it ended otherwise; its log says how.
         """
+        self.left.look_again()
         pid = os.fork()
         if pid == 0:
             os._exit(self._child(moment))
@@ -105,6 +111,12 @@ class Run:
         if code not in {0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM}:
             raise RuntimeError(f"exit code {code}: {(self.folder / 'log').read_text(encoding='utf-8')[-2000:]}")
         return code
+
+    @property
+    def asked(self) -> int:
+        """How often it said that it was asked to stop."""
+        log = self.folder / "log"
+        return log.read_text(encoding="utf-8").count("stopping after a checkpoint") if log.exists() else 0
 
     def _child(self, moment: Moment | None) -> int:
         log = os.open(self.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -128,12 +140,42 @@ class Run:
 
     def _kill(self, pid: int, moment: Moment) -> None:
         if moment.way == "writing":
-            checkpoints = self.folder / "checkpoints"
-            while not list(checkpoints.glob("partial-*")):
+            while not any(map(HALF_WRITTEN.fullmatch, self.left.new())):
                 if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                     return
         time.sleep(moment.seconds)
         os.kill(pid, moment.signal)
+
+
+class Unfinished:
+    """Folders in a run's folder that are half written, those of earlier kills told from those of the last start.
+
+    A name does not tell them, for the next attempt may have the same one. An inode does, as long as the old folder is
+    held open and its inode cannot be given out again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.held: list[int] = []
+
+    def look_again(self) -> None:
+        """Take what is there for what earlier kills have left."""
+        before, self.held = self.held, [os.open(path, os.O_RDONLY) for path in self._all()]
+        for descriptor in before:
+            os.close(descriptor)
+
+    def new(self) -> list[str]:
+        """Return the names of those that are there since the last look."""
+        known, names = {os.fstat(descriptor).st_ino for descriptor in self.held}, []
+        for path in self._all():
+            with contextlib.suppress(FileNotFoundError):  # renamed or removed meanwhile
+                if path.stat().st_ino not in known:
+                    names.append(path.name)
+        return sorted(names)
+
+    def _all(self) -> list[Path]:
+        """Return what is not finished: checkpoints, and the student."""
+        return [path for where in ("", "checkpoints") for path in (self.folder / where).glob("partial-*")]
 
 
 class Watch:
@@ -257,21 +299,20 @@ def differences(killed: Path, untouched: Path) -> list[str]:
 
 
 def chain(run: Run, coming: Iterator[Moment], most: int) -> list[dict[str, Any]]:
-    """Kill a run up to ``most`` times and let it end; a moment that never came is dropped, and ends the chain."""
+    """Stop a run up to ``most`` times and let it end; a moment that never came is dropped, and ends the chain.
+
+    Asked to stop when nothing is left to do but to export, a run comes to its end, which ends the chain as well.
+    """
     killed: list[dict[str, Any]] = []
     while len(killed) < most:
-        moment = next(coming)
-        if (code := run.start(moment)) == 0:
+        moment, asked = next(coming), run.asked
+        code = run.start(moment)
+        if code == 0 and run.asked == asked:
             return killed
-        unfinished = sorted(path.name for path in run.folder.rglob("*partial-*") if path.is_dir())
-        killed.append(
-            {
-                **asdict(moment),
-                "code": code,
-                "updates_told": len(events(run.folder, "update")),
-                "unfinished": unfinished,
-            }
-        )
+        updates = len(events(run.folder, "update"))
+        killed.append({**asdict(moment), "code": code, "updates_told": updates, "unfinished": run.left.new()})
+        if code == 0:
+            return killed
     run.start(None)
     return killed
 
