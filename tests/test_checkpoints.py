@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from skill_kd.runtime import checkpoints
+from skill_kd.runtime.bad_updates import BadUpdate, check_loss, roll_back
 from skill_kd.runtime.batching import Row
 from skill_kd.runtime.checkpoints import CHECKSUMS, STATE, Checkpoints, Progress
 from skill_kd.runtime.failures import BadInput, TrainingStopped
@@ -207,6 +208,15 @@ def test_the_last_good_one_is_not_deleted_while_torn_ones_with_later_names_lie_t
     assert newest_name(run) == "0-00000015"
 
 
+def test_one_that_was_found_torn_takes_no_good_ones_place(tmp_path: Path) -> None:
+    saved(tmp_path, 1, 2, keep=2)
+    cut(tmp_path / "checkpoints" / "0-00000002" / "model.safetensors")
+    run = Trained(tmp_path, keep=2)
+    assert newest_name(run) == "0-00000001"
+    run.checkpoints.save(Progress(update=5), ROWS)  # behind the torn one, as after a request to stop
+    assert names(tmp_path) == ["0-00000001", "0-00000005"]
+
+
 def test_a_torn_one_is_replaced_by_a_whole_one_of_its_name(tmp_path: Path) -> None:
     run = saved(tmp_path, 1, 2)
     cut(tmp_path / "checkpoints" / "0-00000002" / STATE)
@@ -263,6 +273,34 @@ def test_a_save_that_ends_at_any_step_leaves_the_last_good_one_and_does_not_stan
         assert newest_name(run) == "0-00000003"
         assert not [name for name in names(tmp_path / str(number)) if name.startswith("partial")]
     assert number > 15, "fewer steps than a save has"
+
+
+def test_everything_is_forced_to_the_disk_before_the_rename_and_the_rename_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut may undo what was not forced: a name that stands must stand for whole files."""
+    run, forced, before_rename, fsync, rename = Trained(tmp_path), {}, {}, os.fsync, Path.rename
+
+    def force(descriptor: int) -> None:
+        fsync(descriptor)
+        stat = os.fstat(descriptor)
+        forced[stat.st_ino] = (stat.st_size, stat.st_mtime_ns)
+
+    def publish(path: Path, target: Path) -> Path:
+        before_rename.update(forced)
+        forced.clear()
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", force)
+    monkeypatch.setattr(Path, "rename", publish)
+    run.checkpoints.save(Progress(update=1), ROWS)
+    folder = tmp_path / "checkpoints"
+    made = [folder / "0-00000001", *(folder / "0-00000001").rglob("*")]
+    assert {path.name for path in made} >= {*FILES}
+    for path in made:
+        stat = path.stat()
+        assert before_rename.get(stat.st_ino) == (stat.st_size, stat.st_mtime_ns), f"{path.name} was written later"
+    assert folder.stat().st_ino in forced, "the new name is not forced to the disk"
 
 
 def test_what_cannot_be_written_is_told_with_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,3 +376,63 @@ def test_the_best_weights_are_put_back_where_later_ones_are_in_memory(tmp_path: 
     assert not torch.equal(run.weights(), best)
     run.checkpoints.load_best(progress)
     assert torch.equal(run.weights(), best)
+
+
+# --- back to an earlier one -------------------------------------------------------------------------------------------
+
+BAD = BadUpdate(7, "loss nan, gradient norm nan")
+
+
+def going_back(folder: Path, *figures: float | None) -> tuple[Trained, Progress, list[torch.Tensor]]:
+    """Return a run with a checkpoint of each figure, and their weights; those in memory are others."""
+    run, progress, weights = Trained(folder, keep=5), Progress(), []
+    for figure in figures:
+        run.step(progress.update)
+        progress.update += 1
+        run.checkpoints.save(progress, ROWS, figure)
+        weights.append(run.weights())
+    run.step(9)
+    return run, progress, weights
+
+
+def test_a_roll_back_takes_up_the_newest_and_the_second_in_a_row_the_best(tmp_path: Path) -> None:
+    run, progress, weights = going_back(tmp_path, 0.1, 0.2, 0.3)
+    assert roll_back(run.checkpoints, run.optimizer, progress, BAD, behind=8) == "0-00000003"
+    assert torch.equal(run.weights(), weights[2])
+    assert roll_back(run.checkpoints, run.optimizer, progress, BAD, behind=9) == "0-00000001"
+    assert torch.equal(run.weights(), weights[0])
+    assert (progress.update, progress.best, progress.best_figure) == (9, "0-00000001", 0.1)
+    newest = run.checkpoints.newest()
+    assert newest is not None
+    again, pending = Trained(tmp_path).checkpoints.load(newest)
+    assert (again, pending) == (progress, [])
+
+
+def test_the_moments_of_another_stage_are_not_taken_over(tmp_path: Path) -> None:
+    run, progress, _ = going_back(tmp_path, 0.1)
+    roll_back(run.checkpoints, run.optimizer, progress, BAD, behind=8)
+    assert run.optimizer.state
+    progress.stage = 1
+    roll_back(run.checkpoints, run.optimizer, progress, BAD, behind=1)
+    assert not run.optimizer.state
+
+
+def test_a_run_rolls_back_three_times_at_most_and_only_to_what_is_there(tmp_path: Path) -> None:
+    run, progress, _ = going_back(tmp_path / "three", 0.1)
+    for behind in (8, 9, 10):
+        roll_back(run.checkpoints, run.optimizer, progress, BAD, behind)
+    with pytest.raises(TrainingStopped, match=r"update 7: loss nan.*\(rolled back 3 times before\)"):
+        roll_back(run.checkpoints, run.optimizer, progress, BAD, behind=11)
+    run, progress, _ = going_back(tmp_path / "none")
+    with pytest.raises(TrainingStopped, match=r"\(no checkpoint to roll back to\)"):
+        roll_back(run.checkpoints, run.optimizer, progress, BAD, behind=8)
+
+
+@pytest.mark.parametrize("loss", [3.1, -3.1, float("nan"), float("inf")])
+def test_a_loss_beyond_its_limit_counts_as_one_that_is_no_number(loss: float) -> None:
+    check_loss(4, 2.9, 1.0, limit=3)
+    check_loss(4, 1e30, 1.0, limit=None)
+    with pytest.raises(BadUpdate, match=rf"update 4: loss {loss} \(training.loss_limit: 3\), gradient norm 1.0; "):
+        check_loss(4, loss, 1.0, limit=3)
+    with pytest.raises(BadUpdate, match="gradient norm inf"):
+        check_loss(4, 1.0, float("inf"), limit=None)

@@ -22,6 +22,11 @@ pytestmark = pytest.mark.script
 REPOSITORY = Path(__file__).parent.parent
 BENCHMARK = REPOSITORY / "benchmarks" / "kill.py"
 KILLS = 10
+PHASES = (
+    *("loading", "measure", "optimizer step", "rollout", "gradients"),
+    *("writing a checkpoint", "reading a checkpoint", "self-training", "export"),
+)
+"""In the order in which the benchmark takes them."""
 
 
 class Study:
@@ -70,15 +75,32 @@ def test_a_killed_run_did_some_of_its_updates_twice(study: Study) -> None:
 
 
 def test_a_request_to_stop_in_any_phase_loses_nothing(tmp_path: Path) -> None:
-    """Before there is anything to keep it ends the process; after that, a checkpoint comes first."""
-    stopped = Study(tmp_path, 7, "--signal", "TERM")
+    """Before there is anything to keep it ends the process; then a checkpoint comes first; at last, nothing is left."""
+    stopped = Study(tmp_path, len(PHASES), "--signal", "TERM")
     assert [run["differences"] for run in stopped.result["runs"]] == [[]] * len(stopped.result["runs"])
     assert stopped.done.returncode == 0, stopped.done.stdout
     endings = {kill["phase"]: kill["code"] for kill in stopped.kills}
+    assert endings.keys() == set(PHASES)
     assert endings.pop("loading") == -signal.SIGTERM
-    assert {"measure", "rollout", "gradients", "writing a checkpoint"} <= endings.keys()
+    assert endings.pop("export") == 0, "the run was already ending, and does"
     assert set(endings.values()) == {128 + signal.SIGTERM}
     assert not any(kill["unfinished"] for kill in stopped.kills)
+
+
+def test_what_an_earlier_kill_left_is_not_counted_again_even_under_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARK.parent)
+    partial = tmp_path / "checkpoints" / "partial-0-00000003"
+    unfinished = importlib.import_module("kill").Unfinished(tmp_path)
+    partial.mkdir(parents=True)
+    assert unfinished.new() == [partial.name]
+    unfinished.look_again()
+    assert unfinished.new() == []
+    partial.rmdir()
+    partial.mkdir()
+    (tmp_path / "partial-student").mkdir()
+    assert unfinished.new() == [partial.name, "partial-student"]
 
 
 # --- the comparison can fail ------------------------------------------------------------------------------------------

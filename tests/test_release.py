@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from skill_kd import __version__
 
 REPOSITORY = Path(__file__).parent.parent
 RELEASE = REPOSITORY / ".github" / "workflows" / "release.yml"
@@ -60,3 +68,43 @@ def test_the_workflow_finds_the_version() -> None:
 def test_the_audit_looks_up_every_pin_that_setup_installs_and_fails_for_one_it_cannot() -> None:
     steps = jobs(RELEASE.with_name("audit.yml"))["audit"]["steps"]
     assert "pip-audit --strict --no-deps --disable-pip -r constraints.txt" in [step.get("run") for step in steps]
+
+
+def test_a_run_is_killed_sixty_times_each_night() -> None:
+    path = RELEASE.with_name("kill.yml")
+    assert "schedule:" in path.read_text(encoding="utf-8")
+    commands = [step.get("run", "") for step in jobs(path)["kill"]["steps"]]
+    assert any("benchmarks/kill.py --kills 60 " in command for command in commands)
+
+
+# --- what scripts/release.sh made -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dist() -> Path:
+    """What a release consists of; CI makes it, and says where."""
+    folder = os.environ.get("SKILL_KD_DIST")
+    if not folder:
+        pytest.skip("needs what scripts/release.sh makes: SKILL_KD_DIST=dist")
+    return Path(folder).absolute()
+
+
+def test_the_checksums_are_those_of_all_files(dist: Path) -> None:
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=dist, check=True)
+    listed = {line.split()[1] for line in (dist / "SHA256SUMS").read_text(encoding="utf-8").splitlines()}
+    assert listed == {path.name for path in dist.iterdir()} - {"SHA256SUMS"}
+    assert {"".join(Path(name).suffixes[-2:]) for name in listed} >= {".tar.gz", ".cdx.json"}
+    assert any(name.endswith(".whl") for name in listed)
+
+
+def test_the_bill_of_materials_lists_what_the_wheel_needs_as_it_is_pinned(dist: Path) -> None:
+    bill = json.loads((dist / "skill_kd.cdx.json").read_text(encoding="utf-8"))
+    assert bill["bomFormat"] == "CycloneDX"
+    listed = {canonicalize_name(each["name"]): each["version"] for each in bill["components"]}
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {canonicalize_name(Requirement(each).name) for each in project["dependencies"]} < listed.keys()
+    assert listed.pop("skill-kd") == __version__
+    lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    pinned = {canonicalize_name(name): version for name, version in pins.items()}
+    assert listed == {name: pinned[name] for name in listed}
