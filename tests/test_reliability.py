@@ -37,12 +37,25 @@ def test_every_sort_of_fault_has_a_row(fault: str) -> None:
 def test_the_figures_are_those_of_the_study() -> None:
     study = json.loads((TESTS.parent / "benchmarks" / "results" / "kill.json").read_text(encoding="utf-8"))
     kills = [kill for run in study["runs"] for kill in run["kills"]]
-    torn = sum(any(re.match(r"partial-\d", name) for name in kill["unfinished"]) for kill in kills)
+    torn = sum(any(re.fullmatch(r"partial-\d+-\d+", name) for name in kill["unfinished"]) for kill in kills)
     assert f"has killed {len(study['runs'])} runs {len(kills)} times, {torn} of them while" in TEXT
     assert not any(run["differences"] for run in study["runs"])
     share = study["overhead"]["share"]
     assert f"cost {share:.1%}".replace("%", " %") in TEXT
     assert share < 0.03
+
+
+def test_the_hour_is_told_as_it_was() -> None:
+    soak = json.loads((TESTS.parent / "benchmarks" / "results" / "soak.json").read_text(encoding="utf-8"))
+    text = " ".join(TEXT.split())
+    most = soak["least_and_most"]["bytes"][1]
+    second, third, last = (round(each / 1e6) for each in soak["bytes_an_hour"])
+    assert f"for {soak['minutes']} minutes ({soak['updates']} updates" in text
+    assert (
+        f"by {second}, {third} and {last} MB an hour in the second, third and last quarter, to {most / 1e9:.2f} GB"
+        in text
+    )
+    assert f"which had {soak['bytes_an_hour'][-1] / most:.1%}".replace("%", " %") in text
 
 
 def test_the_reference_is_short_and_begins_with_its_contents() -> None:
