@@ -221,6 +221,7 @@ def updating(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None]
 
     from skill_kd.runtime.batching import Row
     from skill_kd.runtime.config import Config
+    from skill_kd.runtime.failures import StopRequest
     from skill_kd.runtime.objectives import build_objective
     from skill_kd.runtime.policy import Policy, find_head
     from skill_kd.runtime.stepping import Plain
@@ -258,6 +259,7 @@ def updating(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None]
         stepper=Plain(accelerator, policy, optimizer, config.training.max_grad_norm),
         teacher=Teacher(teacher, case.vocabulary, lambda *_: [], head=find_head(teacher, case.vocabulary)),
         sampling=SimpleNamespace(sampler=SimpleNamespace(pad=0)),
+        stop=StopRequest(),
     )
     experience = SimpleNamespace(objective=build_objective(config.stages[0].objective), batch=batch)
     return lambda: optimizer_step(run, [Term(experience)], 0), optimizer

@@ -69,6 +69,10 @@ def test_what_it_can_do_has_no_problems(changes: dict[str, object]) -> None:
             "launch.strategy: fsdp2 cannot shard student.quantization: 4bit; take strategy: ddp",
         ),
         (
+            {"training": {"on_bad_loss": "roll_back"}, "launch": {"strategy": "deepspeed"}},
+            "training.on_bad_loss: roll_back, and DeepSpeed does not give back gradients",
+        ),
+        (
             {"student": {"model": "a/b", "quantization": "8bit", "lora": {}}, "launch": {"strategy": "deepspeed"}},
             "launch.strategy: deepspeed cannot shard student.quantization: 8bit",
         ),

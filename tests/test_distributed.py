@@ -147,6 +147,37 @@ def test_a_checkpoint_is_not_taken_up_under_another_strategy_nor_a_batch_that_do
     assert "batch_size 6 does not divide over accumulate 1 × 4 processes" in refused.stderr
 
 
+STOPPING = """
+import os, signal, threading, time
+from pathlib import Path
+
+if os.environ.get("RANK") == "1":
+    def stop():
+        metrics = Path(os.environ["METRICS"])
+        while not (metrics.exists() and metrics.read_text().count('"update"') >= 3):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+"""
+
+
+def test_a_signal_that_reaches_one_process_stops_all_at_the_same_update(
+    models: Path, alone: tuple[Path, list[float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(STOPPING)
+    folder, losses = tmp_path / "run", alone[1]
+    monkeypatch.setitem(ENVIRONMENT, "METRICS", str(folder / "metrics.jsonl"))
+    with monkeypatch.context() as signalled:
+        signalled.setitem(ENVIRONMENT, "PYTHONPATH", str(tmp_path))
+        start(folder, models, launch={"strategy": "ddp", "processes": 2})
+    done = len(losses_of(folder))
+    assert 0 < done < UPDATES
+    assert (folder / "checkpoints" / f"0-{done:08d}").is_dir()
+    assert train(folder, models, 2, "--resume") == pytest.approx(losses, abs=1e-5)
+    same_weights(folder, alone[0])
+
+
 COUNTING = """
 import atexit, json, os
 

@@ -67,6 +67,11 @@ def _student_problems(spec: Spec) -> Iterator[str]:
             f"launch.strategy: {strategy} cannot shard student.quantization: {student.quantization}; "
             "take strategy: ddp, or drop the quantization"
         )
+    if strategy == "deepspeed" and spec.training.on_bad_loss == "roll_back":
+        yield (
+            "training.on_bad_loss: roll_back, and DeepSpeed does not give back gradients that it has added up; "
+            "set on_bad_loss: stop, or launch.strategy: fsdp2"
+        )
     if student.quantization and student.from_teacher:
         yield (
             f"student.quantization: {student.quantization} with from_teacher: a student with fewer layers has to "

@@ -63,8 +63,16 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.number = StopRequest.asked = 0
+        self.agreed = 0
+        """The signal that reached any process when ``agree`` was last called."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._remember)
+
+    def agree(self) -> None:
+        """Ask all processes, which call this together: a signal reaches them at different moments."""
+        from accelerate.utils import gather_object
+
+        self.agreed = max(gather_object([self.number]))
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         if self.number:

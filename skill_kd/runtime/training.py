@@ -87,6 +87,7 @@ def optimizer_step(run: Run, terms: list[Term], update: int) -> Figures:
     check_loss(update, loss, grad_norm, run.config.training.loss_limit)
     rate = run.optimizer.param_groups[0]["lr"]
     run.stepper.step()
+    run.stop.agree()
     seconds = time.perf_counter() - began
     figures = {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate, "seconds": seconds}
     return figures | row_figures(run, rows_by_term[0], seconds)
@@ -188,8 +189,8 @@ def train_stage(run: Run, progress: Progress, pending: list[list[Row]]) -> None:
                 progress.update += 1
                 tell(run, terms, stage.kind, progress.update, figures)
                 keep_checkpoint(run, progress, terms, due=progress.update == updates)
-            if run.stop.number:
-                raise StoppedBySignal(run.stop.number)
+            if run.stop.agreed:
+                raise StoppedBySignal(run.stop.agreed)
 
 
 def go_back(run: Run, progress: Progress, bad: BadUpdate, behind: int) -> None:
@@ -214,7 +215,7 @@ def keep_checkpoint(run: Run, progress: Progress, terms: list[Term], due: bool) 
         with run.sampling.gathered():
             figure = measure(run, progress, run.config.stages[progress.stage].kind)
         run.checkpoints.save(progress, pending, figure)
-    elif run.stop.number:
+    elif run.stop.agreed:
         run.checkpoints.save(progress, pending)
 
 

@@ -285,7 +285,8 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
         """Go no further once a signal came, and keep a checkpoint."""
-        if self.run.stop.number:
+        self.run.stop.agree()
+        if self.run.stop.agreed:
             control.should_save = control.should_training_stop = True
 
     def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
@@ -367,8 +368,8 @@ def main() -> None:
         figure(run, progress, "before")
     with run.journal.bar_of(STAGE.kind, STAGE.updates, progress.update):
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    if run.stop.number and trainer.state.global_step < STAGE.updates:
-        raise StoppedBySignal(run.stop.number)
+    if run.stop.agreed and trainer.state.global_step < STAGE.updates:
+        raise StoppedBySignal(run.stop.agreed)
     trainer.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
         student = trainer.accelerator.unwrap_model(run.student, keep_fp32_wrapper=False)
