@@ -27,6 +27,9 @@ _DRAIN_SECONDS = 5.0
 """How long to wait for output after the trainer ended: something it left behind may hold the pipe for ever."""
 _DRAIN_AFTER_SIGNAL_SECONDS = 120.0
 """A launcher may die of the signal at once while its workers still write their checkpoint."""
+_SECRET_NAME = re.compile(r"(?:KEY|TOKEN|SECRET)$|PASSWORD", re.IGNORECASE)
+_SHORTEST_SECRET = 8
+"""Anything shorter may stand in a log by chance."""
 
 
 @dataclass(frozen=True)
@@ -121,11 +124,13 @@ def _pump(process: subprocess.Popen[bytes], transcript: Transcript) -> None:
 class Transcript:
     """Output as a person reads it afterwards: of a line redrawn by carriage returns only its last state is kept.
 
-    ``file`` is unbuffered: closing it can then no longer fail, and a crash of ours loses nothing.
+    Secrets of the environment are left out of it: a library may print a header. ``file`` is unbuffered: closing it can
+    then no longer fail, and a crash of ours loses nothing.
     """
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
+        self._secrets = _secrets()
         self._pending = b""
         self.last_error = ""
         self._last_line = ""
@@ -150,6 +155,8 @@ class Transcript:
 
     def _keep(self, line: bytes) -> None:
         line = _last_state(line).rstrip(b"\r")
+        for value, name in self._secrets:
+            line = line.replace(value, name)
         text = "".join(filter(str.isprintable, line.decode(errors="replace"))).strip()
         self._last_line = text or self._last_line
         # Launchers of several processes put the rank in brackets before each line.
@@ -163,6 +170,21 @@ class Transcript:
 def _last_state(line: bytes) -> bytes:
     """What stands on the line now. A carriage return at its end overwrites nothing yet."""
     return line[line.rstrip(b"\r").rfind(b"\r") + 1 :]
+
+
+def _secrets() -> list[tuple[bytes, bytes]]:
+    """Return what the environment keeps secret, by the names of its variables, and the words that take its place.
+
+    The longest come first, for one may hold another; each line of a longer one is a secret.
+    """
+    found = {
+        os.fsencode(line): f"<{name}>".encode()
+        for name, value in os.environ.items()
+        if _SECRET_NAME.search(name)
+        for line in value.splitlines()
+        if len(line) >= _SHORTEST_SECRET
+    }
+    return sorted(found.items(), key=lambda secret: len(secret[0]), reverse=True)
 
 
 class _Events:

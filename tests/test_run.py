@@ -80,6 +80,11 @@ def main(how: str) -> None:
             file.flush()
             time.sleep(0.3)
             file.write('"note"}\\n')
+    if how == "leaky":
+        print("Authorization: Bearer", os.environ["THEIR_API_KEY"])
+        print(os.environ["DEPLOY_KEY"], os.environ["DB_PASSWORD"], os.environ["CI_TOKEN"], os.environ["KEYBOARD"])
+        print("error: refused", os.environ["SESSION_TOKEN"], file=sys.stderr)
+        sys.exit(5)
     if how == "crash":
         raise KeyError("no such token")
     if how == "killed":
@@ -557,6 +562,27 @@ def test_the_last_words_are_the_last_error_else_the_last_line(output: bytes, wor
         transcript.feed(output)
         transcript.close()
     assert transcript.last_words == words
+
+
+SECRETS = {
+    "THEIR_API_KEY": "sk-0123456789",
+    "SESSION_TOKEN": "sk-0123456789-and-more",
+    "DB_PASSWORD": "four words with gaps",
+    "DEPLOY_KEY": "first line\nsecond line",
+}
+
+
+def test_secrets_of_the_environment_are_left_out_of_log_and_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**SECRETS, "CI_TOKEN": "1234567", "KEYBOARD": "qwertz-layout"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(MissingRequirementError, match="refused <SESSION_TOKEN>"):
+        run(spec_that("leaky"))
+    written = b"".join(path.read_bytes() for path in Path("runs/demo").rglob("*") if path.is_file())
+    assert not [line for value in SECRETS.values() for line in value.split("\n") if line.encode() in written]
+    log = Path("runs/demo/train.log").read_text().splitlines()
+    assert "Authorization: Bearer <THEIR_API_KEY>" in log
+    assert "<DEPLOY_KEY> <DB_PASSWORD> 1234567 qwertz-layout" in log  # too short, and not called a secret
+    assert Manifest.read(Path("runs/demo")).reason == "refused <SESSION_TOKEN>"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
