@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -39,7 +40,8 @@ torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).parent.parent
 CPU = torch.device("cpu")
-KEY, KEY_VARIABLE = "sk-never-written-anywhere", "SKILL_KD_TEST_KEY"
+KEY, KEY_VARIABLE = "sk-never-written-anywhere", "SKILL_KD_TEST_ENTRY"
+"""The name is none that `skill-kd run` knows for a secret's: nothing is scrubbed here that should not be there."""
 WROTE = "hello world the lazy dog"
 
 
@@ -57,26 +59,79 @@ class Server:
     raw: bytes | None = None
     most: int = 1000
     """Largest number of log-probabilities given."""
+    unsteady: float = 0.0
+    """Of three rows in four, the first request fails: refused, cut midway, or this many seconds late."""
+    dies_at: int = 0
+    """Number of the request in which the server dies."""
+    stays_dead: float | None = None
+    """Seconds until it is back; None: for ever."""
+    lists: tuple[str, ...] | None = ("tiny",)
+    redirect: str = ""
     seen: list[dict[str, Any]] = field(default_factory=list)
     keys: set[str | None] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    under_way: int = 0
+    peak: int = 0
+    """Most requests under way at once."""
     url: str = ""
 
     def __post_init__(self) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
         self.model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
 
-    def reply(self, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+    @contextmanager
+    def listening(self) -> Iterator[Server]:
+        """Be there on one and the same port, from the first time on."""
+        self.start(0)
+        try:
+            yield self
+        finally:
+            self.stop()
+
+    def start(self, port: int) -> None:
+        self.http = ThreadingHTTPServer(("127.0.0.1", port), type("Bound", (Handler,), {"fake": self}))
+        self.http.daemon_threads = True
+        self.http.block_on_close = False
+        self.port: int = self.http.server_address[1]
+        self.url, self.up = f"http://127.0.0.1:{self.port}/v1", True
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}).start()
+
+    def stop(self) -> None:
+        self.up = False
+        self.http.shutdown()
+        self.http.server_close()
+
+    def die(self) -> None:
+        self.stop()
+        if self.stays_dead is not None:
+            threading.Timer(self.stays_dead, self.start, (self.port,)).start()
+
+    def fault(self, body: dict[str, Any]) -> str | None:
+        """Return what goes wrong with a request; in which order the requests come makes no difference."""
+        if not self.unsteady or self.seen.count(body) > 1:
+            return None
+        return (None, "refused", "cut", "late")[sum(body.get("prompt", ())) % 4]
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
         with self.lock:
-            self.seen.append(body)
-            if len(self.seen) <= self.fail_first:
-                return self.status, b'{"error": "Bearer ' + KEY.encode() + b'"}'
-            if self.raw is not None:
-                return 200, self.raw
-            if body.get("prompt_logprobs", 0) > self.most:
-                return 400, json.dumps({"message": f"at most {self.most} logprobs"}).encode()
-            choice = self.scores(body) if path.endswith("/v1/completions") else self.chat()
-            return 200, json.dumps({"choices": [choice]}).encode()
+            self.under_way += 1
+            self.peak = max(self.peak, self.under_way)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.under_way -= 1
+
+    def reply(self, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+        if len(self.seen) <= self.fail_first:
+            return self.status, b'{"error": "Bearer ' + KEY.encode() + b'"}'
+        if self.raw is not None:
+            return 200, self.raw
+        if body.get("prompt_logprobs", 0) > self.most:
+            return 400, json.dumps({"message": f"at most {self.most} logprobs"}).encode()
+        choice = self.scores(body) if path.endswith("/v1/completions") else self.chat()
+        return 200, json.dumps({"choices": [choice]}).encode()
 
     def chat(self) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": WROTE}, "finish_reason": "stop"}
@@ -100,19 +155,37 @@ class Server:
 class Handler(BaseHTTPRequestHandler):
     fake: Server
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def do_GET(self) -> None:
         self.fake.keys.add(self.headers["Authorization"])
-        if self.fake.hang:
-            time.sleep(self.fake.hang)
-        status, content = self.fake.reply(self.path, body)
-        try:
-            self.send_response(status)
+        names = self.fake.lists
+        listed = {"object": "list", "data": [{"id": name} for name in names or ()]}
+        self.send(404 if names is None else 200, json.dumps(listed).encode())
+
+    def do_POST(self) -> None:
+        fake, body = self.fake, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        fake.keys.add(self.headers["Authorization"])
+        with fake.counted():
+            if fake.hang:
+                time.sleep(fake.hang)
+            with fake.lock:
+                fake.seen.append(body)
+                fault = fake.fault(body)
+                dying = len(fake.seen) == fake.dies_at
+                status, content = fake.reply(self.path, body)
+        if dying:
+            fake.die()
+            return
+        if fault == "late":
+            time.sleep(fake.unsteady)
+        self.send(500 if fault == "refused" else status, content, len(content) // 2 if fault == "cut" else None)
+
+    def send(self, status: int, content: bytes, until: int | None = None) -> None:
+        with suppress(OSError):  # the client gave up waiting
+            self.send_response(302 if self.fake.redirect else status)
+            self.send_header("Location", self.fake.redirect)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content)
-        except OSError:  # the client gave up waiting
-            pass
+            self.wfile.write(content[:until])
 
     def log_message(self, *_: object) -> None:
         pass
@@ -122,23 +195,15 @@ class Handler(BaseHTTPRequestHandler):
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     make_model(folder / "teacher", layers=2, seed=0)
+    make_model(folder / "other", layers=2, seed=5)
     make_model(folder / "student", layers=1, seed=1, vocabulary=384)
     return folder
 
 
 @pytest.fixture
 def server(models: Path) -> Iterator[Server]:
-    fake = Server(models / "teacher")
-    http = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"fake": fake}))
-    http.daemon_threads = True
-    http.block_on_close = False
-    fake.url = f"http://127.0.0.1:{http.server_address[1]}/v1"
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield fake
-    http.shutdown()
-    http.server_close()
-    thread.join()
+    with Server(models / "teacher").listening() as fake:
+        yield fake
 
 
 @pytest.fixture(autouse=True)
@@ -255,12 +320,25 @@ def test_passing_faults_are_waited_for(status: int, server: Server) -> None:
     assert 7 in position
 
 
-def test_waits_grow(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_grow_and_no_two_are_alike(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(served.time, "sleep", waits.append)
-    server.fail_first = 3
-    ServedTeacher(address(server)).score([([4, 5], [7])])
-    assert all(full / 2 <= wait <= full for wait, full in zip(waits, (0.001, 0.002, 0.004), strict=True))
+    for _ in range(4):
+        server.fail_first = len(server.seen) + 3
+        ServedTeacher(address(server)).score([([4, 5], [7])])
+    for wait, full in zip(waits, (0.001, 0.002, 0.004) * 4, strict=True):
+        assert full / 2 <= wait <= full
+    assert len(set(waits)) == len(waits)  # or all requests under way would come again at one moment
+
+
+def test_where_some_rows_of_a_batch_fail_all_come_back_as_if_none_had(server: Server) -> None:
+    rows = [([4, 5, 6], [token, 7]) for token in range(40, 60)]
+    teacher = ServedTeacher(address(server, timeout=0.5))
+    undisturbed = ServedTeacher(address(server)).score(rows)
+    server.seen.clear()
+    server.unsteady = 1.0
+    assert teacher.score(rows) == undisturbed
+    assert len(server.seen) == 20 + 15  # each kind of failure befell five of them
 
 
 def test_a_server_that_has_answered_is_waited_for(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
@@ -303,6 +381,35 @@ def test_a_run_that_waits_for_its_server_heeds_a_signal(server: Server, monkeypa
     assert stopped.value.exit_code == 143
 
 
+def test_requests_are_under_way_together_and_never_more_than_asked_for(server: Server) -> None:
+    server.hang = 0.05
+    ServedTeacher(address(server, concurrency=3)).score([([4, 5], [token]) for token in range(40, 52)])
+    assert 1 < server.peak <= 3
+
+
+@pytest.mark.parametrize("outage", ["short", "long"])
+def test_a_server_that_comes_back_with_another_model_is_refused(
+    outage: str, models: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = Setting(models, server, patience=60.0, concurrency=1)
+    teacher, layout = setting.teacher(), collate(setting.rows(), setting.sampler.pad, CPU)
+    before = teacher.token_logp(layout)
+    monkeypatch.setattr(served.time, "sleep", lambda _: None if server.up else server.start(server.port))
+
+    def go_away() -> None:
+        if outage == "short":  # nobody listens, until the first attempt has failed
+            server.stop()
+        else:
+            server.fail_first = len(server.seen) + served.ATTEMPTS
+
+    go_away()
+    torch.testing.assert_close(teacher.token_logp(layout), before, rtol=0, atol=0)  # the same one is welcome
+    server.model = AutoModelForCausalLM.from_pretrained(models / "other", dtype=torch.float32).eval()
+    go_away()
+    with pytest.raises(BadInput, match=r"came back with another model as 'tiny'.*--resume"):
+        teacher.token_logp(layout)
+
+
 def test_rows_come_back_in_the_order_they_were_sent(server: Server) -> None:
     rows = [([4, 5], [token]) for token in range(40, 60)]
     scored = ServedTeacher(address(server, concurrency=8)).score(rows)
@@ -320,6 +427,8 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no log-probabilities": ({"drop": True}, {}, "set top_logprobs: 0"),
     "log-probabilities shifted by one": ({"shift": True}, {"top_logprobs": 1000}, "shifted by one"),
     "more than it gives": ({"most": 20}, {"top_logprobs": 64}, "at most 20 logprobs"),
+    "another model": ({"lists": ("other", "third")}, {}, "'tiny' is not on"),
+    "another model, and only text is asked for": ({"lists": ("other",)}, {"top_logprobs": 0}, "which lists 'other'"),
     "it hangs": ({"hang": 0.3}, {"timeout": 0.05}, "timed out"),
 }
 
@@ -342,6 +451,12 @@ def test_another_tokenizer_behind_the_server_is_refused(models: Path, server: Se
     server.foreign = True
     with pytest.raises(BadInput, match="another tokenizer"):
         Setting(models, server).teacher()
+
+
+@pytest.mark.parametrize("top", [0, 5])
+def test_a_server_that_lists_no_models_is_believed(top: int, models: Path, server: Server) -> None:
+    server.lists = None
+    assert Setting(models, server, top_logprobs=top).teacher().scores == (top > 0)
 
 
 def test_a_refusal_is_not_asked_for_again(models: Path, server: Server) -> None:
@@ -367,25 +482,45 @@ def test_a_refused_key_is_not_repeated(status: int, server: Server, monkeypatch:
     assert KEY not in str(refused.value)
 
 
+@pytest.mark.parametrize("body", [None, {"prompt": "hello"}], ids=["GET", "POST"])
+def test_a_key_does_not_follow_a_redirect_to_another_host(
+    body: dict[str, Any] | None, models: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    with Server(models / "other").listening() as other:
+        server.redirect = f"{other.url.replace('127.0.0.1', 'localhost')}/models"
+        ServedTeacher(address(server, api_key_env=KEY_VARIABLE))._ask("/models", body)
+    assert server.keys == {f"Bearer {KEY}"}
+    assert other.keys == {None}  # it was led there, and told nothing
+
+
 # --- whole runs -------------------------------------------------------------------------------------------------------
 
 
-def train(folder: Path, models: Path, server: Server, objective: dict[str, Any], top: int) -> Any:
-    """Run the trainer on a spec whose teacher is ``server``; return the finished process."""
+REVERSE_KL = {"kind": "reverse_kl"}
+RUN = Path("runs/served")
+
+
+def write_spec(folder: Path, models: Path, server: Server, objective: dict[str, Any], top: int, **address: Any) -> None:
+    teacher = {"url": server.url, "model": "tiny", "top_logprobs": top, "api_key_env": KEY_VARIABLE, **address}
     values = {
         "name": "served",
-        "teacher": {"served": {"url": server.url, "model": "tiny", "top_logprobs": top, "api_key_env": KEY_VARIABLE}},
+        "teacher": {"served": teacher},
         "student": {"model": str(models / "student")},
-        "data": {"train": "examples/data/sft.jsonl", "held_out": 0.2, "max_prompt_tokens": 200},
-        "stages": [{"kind": "distill", "updates": 2, "objective": objective}],
+        "data": {"train": str(REPOSITORY / "examples/data/sft.jsonl"), "held_out": 0.2, "max_prompt_tokens": 200},
+        "stages": [{"kind": "distill", "updates": 3, "objective": objective}],
         "rollout": {"max_new_tokens": 6, "prompts": 2},
         "training": {"batch_size": 2, "precision": "fp32", "learning_rate": 1e-3},
         "checkpoint": {"every": 1, "measure_prompts": 2},
     }
-    (folder / "spec.json").write_text(json.dumps(parse_spec(values).model_dump(mode="json")), encoding="utf-8")
+    (folder / "spec.json").write_text(json.dumps(values), encoding="utf-8")
+
+
+def skill_kd(folder: Path, *arguments: str) -> Any:
+    """Call it on the spec that lies in ``folder``, where it then writes; return the finished process."""
     return subprocess.run(
-        [sys.executable, "templates/transformers_trainer.py", str(folder / "spec.json")],
-        cwd=REPOSITORY,
+        [sys.executable, "-m", "skill_kd", arguments[0], "spec.json", *arguments[1:]],
+        cwd=folder,
         env={**os.environ, KEY_VARIABLE: KEY, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
@@ -394,8 +529,60 @@ def train(folder: Path, models: Path, server: Server, objective: dict[str, Any],
     )
 
 
+def weights(folder: Path) -> bytes:
+    return (folder / RUN / "student" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, int]:
+    """The weights of a run whose server was always there, and how many requests that took."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with Server(models / "teacher").listening() as server:
+        write_spec(folder, models, server, REVERSE_KL, 5)
+        done = skill_kd(folder, "run")
+    assert done.returncode == 0, done.stderr
+    return weights(folder), len(server.seen)
+
+
+@pytest.mark.script
+@pytest.mark.parametrize("fault", ["unsteady", "dies"])
+def test_a_run_whose_server_fails_and_comes_back_gives_the_weights_of_an_undisturbed_one(
+    fault: str, undisturbed: tuple[bytes, int], tmp_path: Path, models: Path, server: Server
+) -> None:
+    expected, requests = undisturbed
+    if fault == "unsteady":
+        server.unsteady = 1.5
+    else:
+        server.dies_at, server.stays_dead = requests * 2 // 3, 9.0  # longer than a passing fault is waited for
+    write_spec(tmp_path, models, server, REVERSE_KL, 5, timeout=1.0)
+    done = skill_kd(tmp_path, "run")
+    assert done.returncode == 0, done.stderr
+    assert len(server.seen) > requests
+    assert weights(tmp_path) == expected
+    assert ("waiting for it" in done.stderr) == (fault == "dies")
+
+
+@pytest.mark.script
+def test_a_run_whose_patience_ends_is_resumed_to_the_weights_of_an_undisturbed_one(
+    undisturbed: tuple[bytes, int], tmp_path: Path, models: Path, server: Server
+) -> None:
+    expected, requests = undisturbed
+    server.dies_at = requests * 2 // 3
+    write_spec(tmp_path, models, server, REVERSE_KL, 5, patience=0.0)
+    done = skill_kd(tmp_path, "run")
+    assert done.returncode == 5, done.stderr
+    manifest = json.loads((tmp_path / RUN / "manifest.json").read_text(encoding="utf-8"))
+    assert (manifest["status"], manifest["exit_code"]) == ("failed", 5)
+    assert f"{server.url} gives no answer" in manifest["reason"]
+    server.start(server.port)
+    done = skill_kd(tmp_path, "run", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "going on from checkpoint 0-" in done.stderr
+    assert weights(tmp_path) == expected
+
+
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (folder / RUN / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [event for event in map(json.loads, lines) if event["event"] == kind]
 
 
@@ -413,29 +600,44 @@ def test_a_student_learns_from_a_server_and_the_key_is_written_nowhere(
     objective: dict[str, Any], top: int, best_by: str, tmp_path: Path, models: Path, server: Server
 ) -> None:
     server.fail_first = 1
-    done = train(tmp_path, models, server, objective, top)
+    write_spec(tmp_path, models, server, objective, top)
+    done = skill_kd(tmp_path, "run")
     assert done.returncode == 0, done.stderr
-    assert len(events(tmp_path, "update")) == 2
+    generated = skill_kd(tmp_path, "generate", "--out", "generated")
+    assert generated.returncode == 0, generated.stderr
+    assert len(events(tmp_path, "update")) == 3
     measured = {event["update"]: event[best_by] for event in events(tmp_path, "held_out") if event["stage"] != "before"}
     assert "reverse_kl" not in events(tmp_path, "held_out")[-1]
-    best = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["best"]
+    best = json.loads((tmp_path / RUN / "summary.json").read_text(encoding="utf-8"))["best"]
     assert best == f"0-{min(measured, key=lambda update: measured[update]):08d}"
     assert server.keys == {f"Bearer {KEY}"}
-    written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(written) > 5
-    assert not [path for path in written if KEY.encode() in path.read_bytes()]
-    assert KEY not in done.stdout + done.stderr
+    written = {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    looked_in = ("manifest.json", "train.log", "metrics.jsonl", "summary.json", "train.py", "student/config.json")
+    assert {"generated/train.py", *(f"{RUN}/{name}" for name in looked_in)} <= written.keys()
+    assert not [name for name, content in written.items() if KEY.encode() in content]
+    assert not [done for done in (done, generated) if KEY in done.stdout + done.stderr]
 
 
 @pytest.mark.script
+@pytest.mark.parametrize(
+    ("fault", "objective", "top", "words"),
+    [
+        (("drop", True), "reverse_kl", 5, "without choices[0].prompt_logprobs"),
+        (("lists", ("other",)), "sequence_kd", 0, "teacher.served.model 'tiny' is not on"),
+    ],
+    ids=["no log-probabilities", "another model"],
+)
 def test_a_run_with_a_false_server_ends_with_one_line_and_its_exit_code(
-    tmp_path: Path, models: Path, server: Server
+    fault: tuple[str, Any], objective: str, top: int, words: str, tmp_path: Path, models: Path, server: Server
 ) -> None:
-    server.drop = True
-    done = train(tmp_path, models, server, {"kind": "reverse_kl"}, 5)
+    setattr(server, *fault)
+    write_spec(tmp_path, models, server, {"kind": objective}, top)
+    done = skill_kd(tmp_path, "run")
     assert done.returncode == 5, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: teacher.served.url")
+    [told] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert words in told
     assert "Traceback" not in done.stderr
+    assert server.seen == [] or top
 
 
 def test_a_tempered_divergence_from_a_server_is_refused() -> None:

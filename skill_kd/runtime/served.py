@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count, repeat
@@ -31,6 +31,8 @@ Without that half left to chance, all requests under way would come again at one
 RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 GONE_STATUS = frozenset({502, 503, 504})
 """What stands before a server that is not there, or one that is not ready, answers for it."""
+NO_LIST_STATUS = frozenset({404, 405, 501})
+"""What a server answers that does not list its models."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,31 @@ class ServedTeacher:
         self.answered = self.waiting = False
         self.down_since: float | None = None
         """When the first request failed after the last that was answered, in seconds of the monotonic clock."""
+        self.check: Callable[[], None] = self.check_name
+        self.away = False
+        """Whether nobody was there since the last check: another server may have come back."""
+
+    def open(self, check: Callable[[], None]) -> None:
+        """Run ``check``, which raises if the server is not the right one, now and whenever one has come back."""
+        self.check = check
+        check()
+
+    def check_name(self) -> None:
+        """Ask whether the server knows the model; one that lists none is believed.
+
+        Raises:
+            Missing: it lists others, which are named.
+        """
+        reply = self._ask("/models")
+        try:
+            names = [str(entry["id"]) for entry in reply["data"]]
+        except (KeyError, TypeError):  # there is no list, or one of another kind
+            return
+        if names and self.served.model not in names:
+            raise Missing(
+                f"teacher.served.model '{self.served.model}' is not on {self.served.url}, which lists "
+                f"{', '.join(map(repr, names[:10]))}; set 'model' to one of these, or serve yours there"
+            )
 
     def answer(
         self,
@@ -90,7 +117,7 @@ class ServedTeacher:
         }
         if template_options:  # vLLM's word for it; other servers may know none, so it is sent only when asked for
             body["chat_template_kwargs"] = dict(template_options)
-        reply = self._post("/chat/completions", body)
+        reply = self._ask("/chat/completions", body)
         try:
             choice = reply["choices"][0]
             return Answer(str(choice["message"]["content"] or ""), choice.get("finish_reason") != "length")
@@ -128,7 +155,7 @@ class ServedTeacher:
             "temperature": 0,
             "prompt_logprobs": top,
         }
-        reply = self._post("/completions", body)
+        reply = self._ask("/completions", body)
         try:
             listed = [_scored(position) for position in reply["choices"][0]["prompt_logprobs"][1:]]
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
@@ -144,10 +171,12 @@ class ServedTeacher:
             )
         return listed
 
-    def _post(self, path: str, body: dict[str, Any]) -> Any:
+    def _ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Return the answer to ``body``; without one, to a plain question that a server need not know: None then."""
         url = self.served.url.rstrip("/") + path  # the spec admits http and https only
         headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310
+        content = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(url, content, headers)  # noqa: S310
         self._authorize(request)
         began = time.monotonic()
         for attempt in count(1):
@@ -155,13 +184,19 @@ class ServedTeacher:
                 with urllib.request.urlopen(request, timeout=self.served.timeout) as response:  # noqa: S310
                     answer = json.load(response)
                 self.answered, self.waiting, self.down_since = True, False, None
+                if self.away:
+                    self.away = False
+                    self.check()
                 return answer
             except urllib.error.HTTPError as error:
                 reason, gone = f"HTTP {error.code} {error.reason}", error.code in GONE_STATUS
+                if body is None and error.code in NO_LIST_STATUS:
+                    return None
                 if error.code not in RETRIED_STATUS:
                     raise Missing(self._refusal(error)) from error
             except (OSError, http.client.HTTPException, ValueError) as error:
                 reason, gone = f"{type(error).__name__}: {error}", not isinstance(error, ValueError)
+                self.away |= isinstance(getattr(error, "reason", error), ConnectionRefusedError)
             self.down_since = self.down_since or time.monotonic()
             if attempt >= ATTEMPTS:
                 self._keep_waiting(reason, gone, min(began, self.down_since))
@@ -178,6 +213,7 @@ class ServedTeacher:
             raise Missing(f"teacher.served.url {self.served.url} gives no answer ({reason}); is the server up?")
         if StopRequest.asked:
             raise StoppedBySignal(StopRequest.asked)
+        self.away = True
         if not self.waiting:
             self.waiting = True
             url, patience = self.served.url, self.served.patience
