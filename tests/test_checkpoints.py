@@ -225,6 +225,22 @@ def test_a_torn_one_is_replaced_by_a_whole_one_of_its_name(tmp_path: Path) -> No
     assert names(tmp_path) == ["0-00000001", "0-00000002"]
 
 
+@pytest.mark.parametrize("theirs", ["a folder", "nowhere"])
+@pytest.mark.parametrize("name", ["partial-0-00000003", "partial-old", "0-00000000", "0-00000003", "0-00000009"])
+def test_a_link_among_checkpoints_is_never_written_or_deleted_through(name: str, theirs: str, tmp_path: Path) -> None:
+    run = saved(tmp_path, 1, 2)
+    target = tmp_path / "theirs"
+    if theirs == "a folder":
+        target.mkdir()
+        (target / STATE).write_text("precious")
+    (tmp_path / "checkpoints" / name).symlink_to(target)
+    run.checkpoints.save(Progress(update=3), ROWS)
+    assert names(tmp_path) == ["0-00000002", "0-00000003"]
+    assert newest_name(run) == "0-00000003"
+    assert not (tmp_path / "checkpoints" / "0-00000003").is_symlink()
+    assert [path.read_text() for path in target.glob("*")] == (["precious"] if theirs == "a folder" else [])
+
+
 STEPS = (
     (shutil, "rmtree"),
     (Path, "mkdir"),

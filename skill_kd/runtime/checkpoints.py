@@ -9,6 +9,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -106,7 +107,7 @@ class Checkpoints:
         with writing(f"checkpoint {name}", partial):
             if self.accelerator.is_main_process:
                 for leftover in self.folder.glob(f"{PARTIAL}*"):
-                    shutil.rmtree(leftover)
+                    _delete(leftover)
                 partial.mkdir(parents=True)
             self.accelerator.wait_for_everyone()
             self.state.save_state(str(partial))
@@ -180,7 +181,7 @@ class Checkpoints:
 
     def _publish(self, partial: Path, name: str) -> None:
         target = self.folder / name
-        if target.exists():  # a torn one: a run goes on behind every whole one
+        if os.path.lexists(target):  # a torn one: a run goes on behind every whole one
             _remove(target)
         partial.rename(target)
         _sync_folder(self.folder)
@@ -285,7 +286,13 @@ def _sync_folder(folder: Path) -> None:
 def _remove(checkpoint: Path) -> None:
     """Delete a checkpoint under another name: a deletion that is cut off leaves nothing that looks like a torn one."""
     doomed = checkpoint.rename(checkpoint.with_name(f"{PARTIAL}{checkpoint.name}.old"))
-    shutil.rmtree(doomed, ignore_errors=True)
+    with suppress(OSError):
+        _delete(doomed)
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder; where a link lies, only the link."""
+    folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
 
 
 def _write_synced(path: Path, text: str) -> None:
