@@ -85,6 +85,7 @@ def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         load_in_4bit=CONFIG.method == "qlora",
         full_finetuning=CONFIG.method == "full",
         use_gradient_checkpointing="unsloth",
+        use_safetensors=True,
     )
     if CONFIG.method != "full":
         model = FastLanguageModel.get_peft_model(

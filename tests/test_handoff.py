@@ -31,10 +31,11 @@ from skill_kd.errors import (
 from skill_kd.handoff import gguf, hand_on, interpreter
 from skill_kd.handoff.files import Task, modelfile, script
 from skill_kd.handoff.probe.__main__ import QUESTIONS
+from skill_kd.handoff.probe.finetuned import _adapter_checks
 from skill_kd.handoff.probe.template import template_parts
 from skill_kd.manifest import Manifest
 from skill_kd.run import run
-from skill_kd.runtime.failures import BadInput
+from skill_kd.runtime.failures import BadInput, Missing
 from skill_kd.spec import Handoff
 from skill_kd.specfile import parse_spec
 from skill_kd.testing import minimal_spec
@@ -284,6 +285,15 @@ def test_a_student_that_is_not_what_the_run_trained_is_refused(name: str, done: 
     with pytest.raises(UsageError, match=re.escape(words)):
         hand_on(done)
     assert not (done / "handoff" / "finetune.py").exists()
+
+
+def test_an_adapter_that_is_a_pickle_is_not_read(tmp_path: Path) -> None:
+    student, adapter = make_model(tmp_path / "student"), tmp_path / "lora"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (adapter / "adapter_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(Missing, match=r"adapter_model\.bin is a pickle"):
+        list(_adapter_checks(student, adapter, tmp_path / "merged"))
 
 
 def test_without_a_checkpoint_the_weights_are_not_said_to_be_equal(done: Path) -> None:

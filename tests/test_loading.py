@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from tiny import EOS, POSITIONS, UNK, build_model, make_model, make_tokenizer
 from torch import nn
-from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM, SmolLM3Config, SmolLM3ForCausalLM
+from transformers import (
+    AutoTokenizer,
+    OPTConfig,
+    OPTForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
+    dynamic_module_utils,
+)
 
 from skill_kd.algorithms.divergences import log_probs
 from skill_kd.runtime.config import Config
@@ -200,8 +212,6 @@ def test_a_model_comes_in_the_dtype_asked_for_with_its_cache_on(tmp_path: Path) 
 
 @pytest.mark.parametrize("model", ["no-one-at-all/no-model", "./no-such-folder", "package:other"])
 def test_a_model_that_cannot_be_had_is_named_in_one_line(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub.constants
-
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     for load in (load_model, load_tokenizer):
         with pytest.raises(Missing, match=model.removeprefix("package:")) as raised:
@@ -215,6 +225,42 @@ def test_a_folder_without_weights_is_named_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(Missing, match="cannot load") as raised:
         load_model(source(), str(folder))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_a_folder_whose_adapter_is_a_pickle_is_refused(load: Callable[..., Any], tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model")
+    adapted = get_peft_model(load_model(source(), str(folder)), LoraConfig(r=2, target_modules=["q_proj"]))
+    adapted.save_pretrained(folder)
+    load(source(), str(folder))
+    adapter = folder / "adapter_model.safetensors"
+    torch.save(load_file(adapter), folder / "adapter_model.bin")
+    load(source(), str(folder))  # the safetensors are what is read
+    adapter.unlink()
+    with pytest.raises(Missing, match=r"adapter_model\.bin is a pickle; save the adapter"):
+        load(source(), str(folder))
+
+
+@pytest.mark.parametrize("commit", ["1" * 40, "2" * 40])
+def test_code_of_another_repository_runs_at_the_pinned_commit_alone(
+    commit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    there, main = tmp_path / "hub" / "models--them--code", "1" * 40
+    (there / "snapshots" / main).mkdir(parents=True)
+    (there / "refs").mkdir()
+    (there / "refs" / "main").write_text(main)
+    ran = tmp_path / "ran"
+    (there / "snapshots" / main / "theirs.py").write_text(f"import os\nos.mkdir({str(ran)!r})\n")
+    folder = make_model(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    names = {"auto_map": {"AutoConfig": "them/code--theirs.Config"}, "model_type": "theirs"}
+    (folder / "config.json").write_text(json.dumps({**config, **names}))
+    with suppress(Missing, AttributeError):  # their module holds no such class
+        load_model(source(trust_remote_code=True, revision=commit), str(folder))
+    assert ran.exists() == (commit == main)
 
 
 # --- ensembles --------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,12 +58,27 @@ def load_model(source: Config, model: str, *, weights: bool = True) -> PreTraine
     return loaded
 
 
+def refuse_pickles(folder: str | Path) -> None:
+    """Refuse a folder whose adapter lies there as a pickle alone; of base weights transformers can be told to do so.
+
+    Raises:
+        Missing: it is one.
+    """
+    pickled, safe = Path(folder, "adapter_model.bin"), Path(folder, "adapter_model.safetensors")
+    if pickled.exists() and not safe.exists():
+        raise Missing(f"cannot load '{folder}': {pickled.name} is a pickle; save the adapter as {safe.name}")
+
+
 def _from_hub(factory: Any, model: str, source: Config, **options: Any) -> Any:
+    place = resolve(model)
+    refuse_pickles(place)
     try:
         return factory.from_pretrained(
-            resolve(model),
+            place,
             revision=source.revision or "main",
             trust_remote_code=getattr(source, "trust_remote_code", False),
+            # Code that a config calls for from another repository would otherwise be what lies on its main branch.
+            code_revision=source.revision,
             **({"use_safetensors": True} if factory is AutoModelForCausalLM else {}),
             **options,
         )

@@ -44,6 +44,9 @@ def _named(prefix: str, finding: Answer) -> Answer:
 def _adapter_checks(folder: Path, adapter: Path, merged: Path) -> Iterator[Answer]:
     from peft import PeftModel
 
+    from skill_kd.runtime.loading import refuse_pickles
+
+    refuse_pickles(adapter)
     model = PeftModel.from_pretrained(load(folder, "float32"), adapter).train(False)
     yield check("lora: loads", True, f"{adapter.name} on the student")
     if merged.is_dir():

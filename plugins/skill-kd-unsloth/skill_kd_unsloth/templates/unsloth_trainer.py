@@ -77,6 +77,7 @@ def load_unsloth_student() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             full_finetuning=lora is None,
             use_gradient_checkpointing=checkpointing,
             revision=source.revision,
+            use_safetensors=True,
         )
     except (OSError, ImportError, ValueError, RuntimeError) as error:
         raise Missing(f"Unsloth cannot load '{folder}': {' '.join(str(error).split())[:400]}") from error
