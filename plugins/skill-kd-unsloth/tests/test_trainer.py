@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from specs import needs_unsloth, values
 
@@ -132,3 +134,12 @@ def test_a_model_that_is_not_there_is_told_in_one_line(models: Path, tmp_path: P
     assert done.returncode == 5, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert sys.executable
+
+
+def test_a_student_whose_weights_are_a_pickle_is_refused(models: Path, tmp_path: Path) -> None:
+    student = shutil.copytree(models / "student", tmp_path / "student")
+    torch.save(load_file(student / "model.safetensors"), student / "pytorch_model.bin")
+    (student / "model.safetensors").unlink()
+    done = Script(tmp_path / "run", values(models, student={"model": str(student)})).run()
+    assert done.returncode == 5, done.stderr
+    assert "no file named model.safetensors" in done.stderr.splitlines()[-1]
