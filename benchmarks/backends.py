@@ -6,7 +6,7 @@
 SmolLM2-135M-Instruct as packaged into 24 of its layers. The spec is as it stands but for its seed and its held-out
 prompts, 96 and not 32: with 16 measured, one and the same student had .854 nats of reverse KL once and .722 then. Each
 plugin may live in an environment of its own; a backend without one is left out. Seeds, prompts and held-out texts are
-the same; rounding differs, and with it, after a few updates, what is sampled. Kept in benchmarks/results/backends.json: the
+the same; rounding differs, and with it, after a few updates, what is sampled. The result file keeps the
 held-out figures of each run before and after, and for each pair of backends the mean difference, seed by seed, with its
 95% t-interval. ``--add`` puts the seeds to those that are there.
 """
