@@ -138,6 +138,17 @@ def test_a_finished_run_is_verified_and_its_next_step_written(far: Path) -> None
     assert longest <= config["max_tokens"] < longest + 64
 
 
+def test_it_says_what_the_gate_said_of_the_student(far: Path) -> None:
+    result = hand_on(far)
+    assert any("verdict was not asked: skill-kd evaluate" in note for note in result.notes)
+    (far / "eval").mkdir()
+    (far / "eval" / "evaluation.json").write_text(json.dumps({"verdict": "NO-GO"}))
+    result = hand_on(far)
+    assert any("the gate's verdict is NO-GO" in note for note in result.notes)
+    assert json.loads((far / "handoff" / "manifest.json").read_text())["verdict"] == "NO-GO"
+    shutil.rmtree(far / "eval")
+
+
 def test_a_student_in_16_bits_is_the_trained_one_rounded(tmp_path: Path) -> None:
     folder = train(tmp_path)
     result = hand_on(folder)

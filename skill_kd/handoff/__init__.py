@@ -123,6 +123,14 @@ class _Step:
             )
         if data is None:
             self.result.notes.append(f"handoff.data names no data; put rows of messages into {self.folder / DATA}")
+        judged = f"is {self.verdict}" if self.verdict else f"was not asked: skill-kd evaluate {self.run}"
+        self.result.notes.append(f"these checks are of files, not of quality; the gate's verdict {judged}")
+
+    @property
+    def verdict(self) -> str | None:
+        """What the gate said of this student when it was last asked; None if it never was."""
+        found = self.run / "eval" / "evaluation.json"
+        return read_json(found).get("verdict") if found.exists() else None
 
     def _refuse(self) -> None:
         if failed := self.result.failed():
@@ -229,6 +237,7 @@ class _Step:
             "layers_of_teacher": student.from_teacher and student.from_teacher.model_dump(mode="json")["layers"],
             "objective": [stage.model_dump(mode="json") for stage in self.spec.stages],
             "metrics": self.found["metrics"],
+            "verdict": self.verdict,
             "dtype": config.get("dtype") or config.get("torch_dtype"),
             "template_hash": sha256(template) if template.exists() else None,
             "adapters": student.lora and student.lora.model_dump(mode="json"),
