@@ -104,7 +104,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("strategy", "processes", "shard_teacher"),
-    [("ddp", 2, False), ("ddp", 2, True), ("fsdp2", 2, False), ("fsdp2", 4, False), ("fsdp2", 4, True)],
+    [("ddp", 2, True), ("ddp", 4, False), ("fsdp2", 2, False), ("fsdp2", 4, True)],
 )
 def test_several_processes_train_to_the_weights_of_one(
     strategy: str,
@@ -114,9 +114,12 @@ def test_several_processes_train_to_the_weights_of_one(
     alone: tuple[Path, list[float]],
     tmp_path: Path,
 ) -> None:
+    """With activations recomputed, which changes nothing either."""
     folder, losses = alone
     launch = {"strategy": strategy, "processes": processes, "shard_teacher": shard_teacher}
-    assert train(tmp_path / "several", models, processes, launch=launch) == pytest.approx(losses, abs=1e-5)
+    training = {"batch_size": 4, "precision": "fp32", "learning_rate": 1e-3, "gradient_checkpointing": True}
+    found = train(tmp_path / "several", models, processes, launch=launch, training=training)
+    assert found == pytest.approx(losses, abs=1e-5)
     same_weights(tmp_path / "several", folder)
 
 

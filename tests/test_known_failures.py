@@ -307,7 +307,7 @@ def server(monkeypatch: pytest.MonkeyPatch, texts: list[str], shift: int = 0) ->
             next(iter(position.values()))["decoded_token"] = text
         return {"choices": [{"prompt_logprobs": [None, *listed[1:]]}]}
 
-    monkeypatch.setattr(ServedTeacher, "_post", post)
+    monkeypatch.setattr(ServedTeacher, "_ask", post)
     return ServedTeacher(Config(url="http://127.0.0.1:1/v1", model="served", top_logprobs=1, concurrency=1))
 
 

@@ -198,6 +198,7 @@ def test_a_served_teacher_is_asked_for_plain_held_out_samples(monkeypatch: pytes
         return [Answer("hello", True) for _ in prompts]
 
     monkeypatch.setattr(ServedTeacher, "answer", answer)
+    monkeypatch.setattr(ServedTeacher, "check_name", lambda _self: None)
     served = {"url": "http://127.0.0.1:1/v1", "model": "m", "top_logprobs": 0}
     held_out(open_teacher(config_of(served=served), TOKENIZER, SHARP, ENCODER), SHARP)
     assert [(each.temperature, each.top_p, each.max_new_tokens) for each in asked] == [(1.0, 1.0, 12)]
