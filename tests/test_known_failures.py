@@ -300,14 +300,16 @@ def test_a_teacher_with_another_chat_template_writes_with_its_own(monkeypatch: p
 def server(monkeypatch: pytest.MonkeyPatch, texts: list[str], shift: int = 0) -> ServedTeacher:
     """A server that lists, for each position, the token that stands ``shift`` positions on, with the text it has."""
 
-    def post(_self: ServedTeacher, _path: str, body: dict[str, Any]) -> object:
+    def answer(_self: ServedTeacher, _path: str, body: dict[str, Any] | None = None) -> object:
+        if body is None:  # it lists no models
+            return None
         ids = body["prompt"]
         listed = [{str(ids[(at + shift) % len(ids)]): {"logprob": -1.0}} for at in range(len(ids))]
         for position, text in zip(listed, itertools.cycle(texts)):
             next(iter(position.values()))["decoded_token"] = text
         return {"choices": [{"prompt_logprobs": [None, *listed[1:]]}]}
 
-    monkeypatch.setattr(ServedTeacher, "_ask", post)
+    monkeypatch.setattr(ServedTeacher, "_ask", answer)
     return ServedTeacher(Config(url="http://127.0.0.1:1/v1", model="served", top_logprobs=1, concurrency=1))
 
 
