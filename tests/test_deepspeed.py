@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_distributed import ENVIRONMENT, KEPT, UPDATES, same_weights, start, train
-from tiny import make_model
+from test_distributed import ENVIRONMENT, KEPT, UPDATES, make_models, same_weights, start, train
 
 pytestmark = [
     pytest.mark.script,
@@ -32,10 +31,7 @@ if "RANK" in os.environ:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    make_model(folder / "teacher", layers=2, seed=0)
-    make_model(folder / "student", layers=1, seed=1, vocabulary=320)
-    return folder
+    return make_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,11 @@ UPDATES, KEPT = 20, 15
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
+    return make_models(tmp_path_factory.mktemp("models"))
+
+
+def make_models(folder: Path) -> Path:
+    """Write a teacher, and a student with more rows in its tables, into ``folder``."""
     make_model(folder / "teacher", layers=2, seed=0)
     make_model(folder / "student", layers=1, seed=1, vocabulary=320)
     return folder

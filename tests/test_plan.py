@@ -171,6 +171,8 @@ def test_a_teacher_in_shards_leaves_its_tables_two_layers_and_a_share_on_each_pr
     here = teacher.parameters // 4 + teacher.embedding_parameters + layers
     assert part(found.phases[0], "teacher weights") == 2 * here
     assert any("teacher in shards" in note for note in found.notes)
+    alone = plan(spec(models, launch__strategy="ddp", launch__shard_teacher=True))
+    assert part(alone.phases[0], "teacher weights") == 2 * teacher.parameters
 
 
 def test_deepspeed_splits_gradients_and_moments_and_copies_its_part_of_the_weights(models: Path) -> None:

@@ -68,7 +68,7 @@ def student_weights(setup: Setup) -> int:
 def teacher_weights(setup: Setup) -> int:
     """Bytes of all teachers that are loaded here, on one process."""
     teacher = setup.spec.teacher
-    if setup.spec.launch.shard_teacher:
+    if setup.spec.launch.shard_teacher and setup.spec.launch.processes > 1:
         return DTYPE_BYTES[teacher.dtype] * sum(_shared_out(config, setup) for config in setup.teachers)
     return sum(weight_bytes(config, teacher.dtype, teacher.quantization) for config in setup.teachers)
 
