@@ -109,7 +109,8 @@ def start(job: Job, *, resume: bool = False, on_event: Callable[[Event], None] |
         elif previous.status == "done":
             return RunResult(job.folder, 0.0)
         else:
-            manifest = replace(_manifest(job, command, job.folder), edited=previous.edited or job.edited)
+            edited = previous.edited or job.edited
+            manifest = replace(_manifest(job, command, job.folder), spec_hash=previous.spec_hash, edited=edited)
         with locked(job.folder) as lock:
             return _train(job.folder, manifest, lock, on_event)
 
@@ -119,7 +120,7 @@ def earlier(job: Job, resume: bool) -> Manifest | None:
 
     Raises:
         UsageError: the folder of a new run exists, or that of a resumed run does not, or its script was edited.
-        SpecError: the run was started with another spec.
+        SpecError: the run was started with another spec. Another number of processes is not another spec.
     """
     if not resume:
         if os.path.lexists(job.folder):
@@ -129,7 +130,7 @@ def earlier(job: Job, resume: bool) -> Manifest | None:
     if not job.folder.is_dir():
         raise UsageError(f"no run folder '{job.folder}' to resume; start it without --resume")
     manifest, script = Manifest.read(job.folder), job.folder / SCRIPT
-    if manifest.spec_hash != job.spec.hash:
+    if manifest.spec_hash != job.spec.hash and not _same_but_for_processes(job):
         raise SpecError(
             f"'{job.folder}' was started with another spec, differing in {_differing_keys(job)}; "
             "undo the change, or begin a new run with another --name"
@@ -190,6 +191,19 @@ def _manifest(job: Job, command: tuple[str, ...], where: Path) -> Manifest:
 
 def _script_hash(where: Path) -> str:
     return hashlib.sha256((where / SCRIPT).read_bytes()).hexdigest()
+
+
+def _same_but_for_processes(job: Job) -> bool:
+    """Whether the run's own script is what ``job`` asks for: it takes however many processes are started."""
+    try:
+        began = prepare_script(job.folder / SCRIPT, name=job.spec.name).spec
+    except SkillKDError:
+        return False
+    asked, whole = job.spec.launch, {"none", "ddp"}
+    launch = began.launch.model_copy(update={"nodes": asked.nodes, "processes": asked.processes})
+    if {launch.strategy, asked.strategy} <= whole:  # one process holds what each of several holds
+        launch = launch.model_copy(update={"strategy": asked.strategy})
+    return began.model_copy(update={"launch": launch}).hash == job.spec.hash
 
 
 def _differing_keys(job: Job) -> str:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -373,6 +374,44 @@ def test_another_spec_cannot_take_over_a_run() -> None:
     stop(spec_that("wait"), signal.SIGINT)
     with pytest.raises(SpecError, match="differing in 'seed', 'rollout'; undo"):
         run(spec_that("wait", seed=7, rollout={"temperature": 0.5}), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ({}, {"processes": 2, "strategy": "ddp"}),
+        ({"processes": 2, "strategy": "ddp"}, {}),
+        ({"processes": 2, "strategy": "fsdp2"}, {"processes": 4, "nodes": 2, "strategy": "fsdp2"}),
+    ],
+)
+def test_a_run_goes_on_with_another_number_of_processes(before: dict[str, object], now: dict[str, object]) -> None:
+    spec = spec_that("wait", launch=before)
+    stop(spec, signal.SIGINT)
+    folder = run(spec_that("wait", launch=now), resume=True).folder
+    manifest = Manifest.read(folder)
+    assert (manifest.status, manifest.spec_hash) == ("done", spec.hash)
+    assert parse_spec(yaml.safe_load((folder / "spec.yaml").read_text())) == spec
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        {"processes": 2, "strategy": "fsdp2"},
+        {"processes": 2, "strategy": "ddp", "shard_teacher": True},
+    ],
+)
+def test_a_run_does_not_go_on_sharded_otherwise(now: dict[str, object]) -> None:
+    stop(spec_that("wait", launch={"processes": 2, "strategy": "ddp"}), signal.SIGINT)
+    with pytest.raises(SpecError, match="differing in 'launch'; undo"):
+        run(spec_that("wait", launch=now), resume=True)
+
+
+def test_a_run_of_a_version_that_knew_fewer_keys_goes_on() -> None:
+    spec = spec_that("wait")
+    stop(spec, signal.SIGINT)
+    folder = Path("runs/demo")
+    replace(Manifest.read(folder), spec_hash="0" * 64).write(folder)
+    assert run(spec, resume=True).student.is_dir()
 
 
 def test_a_script_edited_under_its_checkpoints_is_not_resumed() -> None:
