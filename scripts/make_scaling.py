@@ -15,7 +15,8 @@ from typing import Any
 
 import generated
 
-from skill_kd.plan import Plan, plan
+from skill_kd.plan import exchange, plan
+from skill_kd.plan.setup import read_setup
 from skill_kd.spec import Spec
 
 LLAMA: dict[str, Any] = {
@@ -92,21 +93,6 @@ def spec(case: Case, folder: Path) -> Spec:
     )
 
 
-def exchanged(case: Case, planned: Plan) -> int:
-    """Bytes that a GPU receives in an update, by the formula of references/scaling.md."""
-    others, passes = (case.gpus - 1) / case.gpus, BATCH // case.gpus
-    read = passes * 2 * blocks("70B", planned.teachers[0].parameters) if case.shard_teacher else 0
-    if case.lora:  # DDP: an all-reduce of float32 gradients, which is a reduce-scatter and an all-gather.
-        return round((2 * 4 * planned.trainable_parameters + read) * others)
-    weights = planned.student.parameters
-    return round((passes * (2 * weights + 2 * blocks("8B", weights) + 4 * weights) + 2 * weights + read) * others)
-
-
-def blocks(model: str, weights: int) -> int:
-    """Return the weights in blocks, of all ``weights``: both tables and the last norm are in none."""
-    return weights - (2 * LLAMA["vocab_size"] + 1) * int(SIZES[model]["hidden_size"])
-
-
 def table() -> str:
     """Return the table, a line for each case, in GB."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
@@ -116,12 +102,14 @@ def table() -> str:
             (folder / name).mkdir()
             (folder / name / "config.json").write_text(json.dumps(LLAMA | sizes), encoding="utf-8")
         for case in CASES:
-            lines.append(line(case, plan(spec(case, folder), device="H100")))
+            lines.append(line(case, spec(case, folder)))
     return "\n".join(lines) + "\n"
 
 
-def line(case: Case, planned: Plan) -> str:
+def line(case: Case, asked: Spec) -> str:
     """Return a case's line."""
+    planned, setup = plan(asked, device="H100"), read_setup(asked)
+    received = exchange.of_update(setup, asked.stages[0]) + exchange.of_gathering(setup)
     parts = {part.name: part.bytes for phase in reversed(planned.phases) for part in phase.parts}
     lasting = sum(parts.get(name, 0) for name in ("student weights", "gradients", "optimizer states"))
     cells = [
@@ -132,7 +120,7 @@ def line(case: Case, planned: Plan) -> str:
         f"{planned.peak / 1e9:.1f}",
         planned.phases[0].name,
         "yes" if planned.fits else "no",
-        f"{exchanged(case, planned) / 1e9:.1f}",
+        f"{received / 1e9:.1f}",
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -27,6 +27,8 @@ class Device:
     """Peak float32 FLOP/s, without TF32."""
     bandwidth: float
     """Peak memory bandwidth, bytes/s."""
+    link: float
+    """Peak bytes/s that it receives from others of its machine: over NVLink where there is one, else over PCIe x16."""
     has_bf16: bool = True
     """Whether bfloat16 has matrix units; without them it is emulated, which is slow."""
 
@@ -34,24 +36,24 @@ class Device:
 # Each with NVIDIA's own page or whitepaper. Half of a figure given with sparsity is the dense one.
 _DEVICES = (
     # https://www.nvidia.com/en-us/data-center/tesla-t4/  65 TFLOP/s is float16: Turing has no bfloat16 units.
-    Device("T4", 16 * 10**9, 8.1e12, 8.1e12, 320e9, has_bf16=False),
+    Device("T4", 16 * 10**9, 8.1e12, 8.1e12, 320e9, 16e9, has_bf16=False),
     # https://www.nvidia.com/en-us/data-center/l4/
-    Device("L4", 24 * 10**9, 121e12, 30.3e12, 300e9),
+    Device("L4", 24 * 10**9, 121e12, 30.3e12, 300e9, 32e9),
     # https://www.nvidia.com/en-us/data-center/products/a10-gpu/
-    Device("A10", 24 * 10**9, 125e12, 31.2e12, 600e9),
+    Device("A10", 24 * 10**9, 125e12, 31.2e12, 600e9, 32e9),
     # NVIDIA Ampere GA102 GPU Architecture whitepaper, appendix A
-    Device("RTX 3090", 24 * 10**9, 71e12, 35.6e12, 936e9),
+    Device("RTX 3090", 24 * 10**9, 71e12, 35.6e12, 936e9, 32e9),
     # NVIDIA Ada GPU Architecture whitepaper, appendix A
-    Device("RTX 4090", 24 * 10**9, 165e12, 82.6e12, 1008e9),
+    Device("RTX 4090", 24 * 10**9, 165e12, 82.6e12, 1008e9, 32e9),
     # https://www.nvidia.com/en-us/data-center/a100/ (SXM; the 40 GB version from its 2020 datasheet)
-    Device("A100-40", 40 * 10**9, 312e12, 19.5e12, 1555e9),
-    Device("A100-80", 80 * 10**9, 312e12, 19.5e12, 2039e9),
+    Device("A100-40", 40 * 10**9, 312e12, 19.5e12, 1555e9, 300e9),
+    Device("A100-80", 80 * 10**9, 312e12, 19.5e12, 2039e9, 300e9),
     # https://www.nvidia.com/en-us/data-center/l40s/
-    Device("L40S", 48 * 10**9, 362e12, 91.6e12, 864e9),
+    Device("L40S", 48 * 10**9, 362e12, 91.6e12, 864e9, 32e9),
     # https://www.nvidia.com/en-us/data-center/h100/ (SXM)
-    Device("H100", 80 * 10**9, 989e12, 67e12, 3350e9),
+    Device("H100", 80 * 10**9, 989e12, 67e12, 3350e9, 450e9),
     # https://www.nvidia.com/en-us/data-center/h200/
-    Device("H200", 141 * 10**9, 989e12, 67e12, 4800e9),
+    Device("H200", 141 * 10**9, 989e12, 67e12, 4800e9, 450e9),
 )
 
 # Per core, reached (not peak) by training updates of models of 20M to 135M weights on two server cores: 30e9 to 55e9
@@ -62,6 +64,8 @@ _CORE_BF16_FLOPS = 109e9
 _CORE_EMULATED_FLOPS = 1e9
 _CPU_BANDWIDTH = 20e9
 """Bytes/s. Assumption: two memory channels' worth, half of it reached."""
+_CPU_LINK = 1e9
+"""Bytes/s through gloo over the loopback interface. Assumption."""
 
 
 def known_devices() -> tuple[str, ...]:
@@ -91,7 +95,7 @@ def this_cpu() -> Device:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     has_bf16 = _has_bf16()
     bf16 = _CORE_BF16_FLOPS if has_bf16 else _CORE_EMULATED_FLOPS
-    return Device("cpu", _host_memory(), cores * bf16, cores * _CORE_FP32_FLOPS, _CPU_BANDWIDTH, has_bf16)
+    return Device("cpu", _host_memory(), cores * bf16, cores * _CORE_FP32_FLOPS, _CPU_BANDWIDTH, _CPU_LINK, has_bf16)
 
 
 def _has_bf16() -> bool:

@@ -18,6 +18,8 @@ from tiny import make_model
 
 from skill_kd.folder import write_folder
 from skill_kd.job import generate
+from skill_kd.plan import exchange
+from skill_kd.plan.setup import read_setup
 from skill_kd.plugins import get_backend
 from skill_kd.spec import Spec
 from skill_kd.specfile import parse_spec
@@ -220,17 +222,17 @@ def test_shards_exchange_what_the_formula_of_scaling_says(
     accumulate, found = 2, []
     for updates in (1, 3):
         monkeypatch.setitem(ENVIRONMENT, "COUNTS", str(tmp_path / f"counts-{updates}"))
-        train(
-            tmp_path / f"of-{updates}",
-            models,
-            2,
-            launch={"strategy": "fsdp2", "processes": 2, "shard_teacher": shard_teacher},
-            stages=[{"kind": "distill", "updates": updates, "objective": {"kind": "minillm", "teacher_mix": 0.0}}],
-            rollout={"max_new_tokens": 8, "prompts": 4},
-            training={"batch_size": 4, "accumulate": accumulate, "precision": "fp32"},
-            checkpoint={"every": 100, "measure_prompts": 2},
-        )
+        changes = {
+            "launch": {"strategy": "fsdp2", "processes": 2, "shard_teacher": shard_teacher},
+            "stages": [{"kind": "distill", "updates": updates, "objective": {"kind": "minillm", "teacher_mix": 0.0}}],
+            "rollout": {"max_new_tokens": 8, "prompts": 4},
+            "training": {"batch_size": 4, "accumulate": accumulate, "precision": "fp32"},
+            "checkpoint": {"every": 100, "measure_prompts": 2},
+        }
+        train(tmp_path / f"of-{updates}", models, 2, **changes)
         found.append([json.loads((tmp_path / f"counts-{updates}-{rank}").read_text()) for rank in (0, 1)])
+    setup = read_setup(spec_of(models, **changes))
+    stage = setup.spec.stages[0]
     whole, blocks = sizes(models / "student")
     read = sizes(models / "teacher")[1] if shard_teacher else 0
     for fewer, more in zip(*found, strict=True):  # a GPU receives (P − 1) / P of these
@@ -239,6 +241,7 @@ def test_shards_exchange_what_the_formula_of_scaling_says(
             "all_gather_into_tensor": accumulate * (whole + blocks + read) + whole,
             "reduce_scatter_tensor": accumulate * whole,
         }
+        assert sum(an_update.values()) / 2 == exchange.of_update(setup, stage) + exchange.of_gathering(setup)
 
 
 def sizes(model: Path) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from skill_kd.devices import find_device, known_devices
 from skill_kd.errors import MissingRequirementError, UsageError
 from skill_kd.plan import Plan, loss, plan
 from skill_kd.plan.changes import changed
-from skill_kd.plan.duration import RANGE
+from skill_kd.plan.duration import BANDWIDTH_EFFICIENCY, RANGE
 from skill_kd.plan.loss import HARD_LABEL_COPIES, LOGIT_COPIES, MEASURE_COPIES, SERVED_COPIES, WHOLE_COPIES
 from skill_kd.plan.weights import Phase
 from skill_kd.spec import Spec
@@ -548,6 +548,7 @@ def test_every_device_has_its_figures() -> None:
         device = find_device(name)
         assert device.memory > GB
         assert device.bandwidth > 10**9
+        assert device.link >= 10**9
         assert device.fp32_flops > 10**9
 
 
@@ -585,6 +586,28 @@ def test_a_mixture_costs_the_time_of_its_active_weights(models: Path) -> None:
     mixture = plan(spec(models, "mixture")).teachers[0]
     assert mixture.parameters > 5 * mixture.active_parameters
     assert passes("mixture") < 2 * passes("large")
+
+
+def exchange(models: Path, *, mix: float = 0.0, device: str = "H100", **launch: object) -> float:
+    """Seconds of 200 updates in two micro-batches, by four processes unless ``launch`` says otherwise."""
+    stages = [{"kind": "distill", "updates": 200, "objective": {"kind": "minillm", "teacher_mix": mix}}]
+    launch = {"processes": 4, "strategy": "fsdp2", **launch}
+    found = plan(spec(models, stages=stages, launch=launch, training__accumulate=2), device=device).stages[0]
+    return sum(task.seconds for task in found.tasks if task.name == "exchange between processes")
+
+
+def test_processes_take_time_to_exchange_what_they_share(models: Path) -> None:
+    assert exchange(models, processes=1, strategy="none") == 0
+    assert 0 < exchange(models, strategy="ddp") < exchange(models, strategy="deepspeed") < exchange(models)
+    assert exchange(models) < exchange(models, shard_teacher=True) < exchange(models, shard_teacher=True, mix=0.2)
+    assert exchange(models) < exchange(models, nodes=2) < exchange(models, device="L4")
+
+
+def test_bytes_over_bandwidth_is_the_time_of_an_exchange(models: Path) -> None:
+    """DDP of two processes: half of an all-reduce of float32 gradients, which is a reduce-scatter and an all-gather."""
+    student = plan(spec(models)).student
+    seconds = 200 * 2 * 4 * student.parameters * (1 / 2) / (BANDWIDTH_EFFICIENCY * find_device("H100").link)
+    assert exchange(models, processes=2, strategy="ddp") == pytest.approx(seconds)
 
 
 STAGES = [{"kind": "warm_start", "epochs": 2}, {"kind": "distill", "updates": 10}]

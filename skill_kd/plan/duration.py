@@ -1,8 +1,9 @@
 """Time of each stage in seconds, from the work it does and the speed of a device.
 
 Training and prefill are bound by arithmetic: 2 FLOP a weight and token forward, twice that backward. Decoding reads all
-weights and the key-value cache for every token, and pays for starting each layer's kernels. What a device reaches of
-its peak is an assumption, so times are given as a range, never as one figure.
+weights and the key-value cache for every token, and pays for starting each layer's kernels. Several processes exchange
+weights and gradients, counted as if nothing else went on meanwhile. What a device reaches of its peak is an assumption,
+so times are given as a range, never as one figure.
 """
 
 from __future__ import annotations
@@ -14,8 +15,18 @@ from pathlib import Path
 
 from skill_kd.devices import Device
 from skill_kd.models import ModelConfig
+from skill_kd.plan import exchange
 from skill_kd.plan.memory import cache_bytes
-from skill_kd.plan.setup import DTYPE_BYTES, SAMPLED_AT_ONCE, WRITTEN_AT_ONCE, Setup, extra_terms, teacher_writes
+from skill_kd.plan.setup import (
+    DTYPE_BYTES,
+    SAMPLED_AT_ONCE,
+    WRITTEN_AT_ONCE,
+    Setup,
+    extra_terms,
+    rollout_rounds,
+    teacher_writes,
+    written_responses,
+)
 from skill_kd.plan.weights import weight_bytes
 from skill_kd.spec import Distill, Divergence, MiniLLM, SelfTrain, Spec, Stage, on_policy, reads_teacher_probabilities
 
@@ -29,7 +40,10 @@ CPU_EFFICIENCY = 1.0
 """The processor's figures are already what training reached."""
 
 BANDWIDTH_EFFICIENCY = 0.6
-"""Share of the peak bandwidth that decoding reaches. Assumption."""
+"""Share of the peak bandwidth that decoding, and the exchange between processes, reach. Assumption."""
+
+CARD_BANDWIDTH = 50e9
+"""Bytes/s between machines: a network card of 400 Gb/s for each GPU. Assumption."""
 
 GPU_LAYER_SECONDS = 0.7e-3
 """Seconds to start one layer's kernels from Python for one decoding step. Assumption."""
@@ -115,15 +129,13 @@ def _tasks(clock: _Clock, stage: Stage, updates: int, rows: int | None) -> Itera
         yield Task("rollouts", clock.rollouts(stage, updates, rows))
     if isinstance(stage, SelfTrain):
         yield Task("teacher's scores", clock.teachers_forward((rows or 0) * stage.samples / spec.launch.processes))
-    if teacher_writes(stage):
-        share = 1 - getattr(stage.objective, "on_policy", 0.0) if isinstance(stage, Distill) else 1.0
-        wanted = updates * spec.training.batch_size * share
-        written = min(wanted, rows) if rows else wanted
-        yield Task("teacher's responses", clock.writing(written / spec.launch.processes))
+    written = written_responses(spec, stage, updates, rows)
+    yield Task("teacher's responses", clock.writing(written / spec.launch.processes))
     prompts = spec.checkpoint.measure_prompts
     scoring = 2 * (clock.forward(setup.student, prompts, clock.student_width) + clock.teachers_forward(prompts))
     sampling = clock.decoding(setup.student, prompts, min(prompts, SAMPLED_AT_ONCE), trained=True)
     yield Task("held-out measures", (updates // spec.checkpoint.every) * (scoring + sampling))
+    yield Task("exchange between processes", exchange.of_stage(setup, stage, updates, rows) / clock.link)
 
 
 @dataclass(frozen=True)
@@ -140,6 +152,12 @@ class _Clock:
     @property
     def teacher_width(self) -> int:
         return DTYPE_BYTES[self.setup.spec.teacher.dtype]
+
+    @property
+    def link(self) -> float:
+        """Bytes a second that a process receives."""
+        several = self.setup.spec.launch.nodes > 1
+        return BANDWIDTH_EFFICIENCY * (min(self.device.link, CARD_BANDWIDTH) if several else self.device.link)
 
     def _rate(self, width: int) -> float:
         efficiency = CPU_EFFICIENCY if self.device.name == "cpu" else GPU_EFFICIENCY
@@ -182,7 +200,6 @@ class _Clock:
             return self.decoding(
                 self.setup.student, (rows or 0) * stage.samples / spec.launch.processes, at_once, trained=True
             )
-        rounds = math.ceil(updates * spec.training.batch_size / (spec.rollout.prompts * spec.rollout.inner_epochs))
         share = stage.objective.on_policy if isinstance(stage.objective, Divergence) else 1.0
         responses = share * spec.rollout.prompts / spec.launch.processes
         mix = stage.objective.teacher_mix if isinstance(stage.objective, MiniLLM) else 0.0
@@ -192,4 +209,4 @@ class _Clock:
             seconds += sum(
                 mix * self.decoding(config, responses, at_once, trained=False) for config in self.setup.teachers
             )
-        return rounds * seconds
+        return rollout_rounds(spec, updates) * seconds

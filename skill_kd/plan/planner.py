@@ -92,8 +92,8 @@ def _notes(setup: Setup) -> Iterator[str]:
         yield "the served teacher's own memory and time are not counted"
     if setup.spec.launch.shard_teacher:
         yield (
-            "each pass of a teacher in shards gathers its blocks from all processes, a pass for every token it writes; "
-            "the time of that is not counted"
+            "each pass of a teacher in shards gathers its blocks from all processes, a pass for every token it writes: "
+            "let it score, and write beforehand"
         )
     for whose, config in [("student", setup.student), *(("teacher", teacher) for teacher in setup.teachers)]:
         if config.approximate:

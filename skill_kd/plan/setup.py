@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -164,6 +165,20 @@ def teacher_writes(stage: Stage) -> bool:
     if isinstance(objective, Divergence):
         return objective.responses == "teacher" and objective.on_policy < 1
     return isinstance(objective, SequenceKD)
+
+
+def rollout_rounds(spec: Spec, updates: int) -> int:
+    """Return how often the student samples a batch of rollouts in ``updates`` of an on-policy stage."""
+    return math.ceil(updates * spec.training.batch_size / (spec.rollout.prompts * spec.rollout.inner_epochs))
+
+
+def written_responses(spec: Spec, stage: Stage, updates: int, rows: int | None) -> float:
+    """Return how many responses the teacher writes for all processes in a stage; each is written once."""
+    if not teacher_writes(stage):
+        return 0
+    share = 1 - getattr(stage.objective, "on_policy", 0.0) if isinstance(stage, Distill) else 1.0
+    wanted = updates * spec.training.batch_size * share
+    return min(wanted, rows) if rows else wanted
 
 
 def adapter_parameters(config: ModelConfig, lora: Lora) -> int:

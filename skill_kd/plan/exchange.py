@@ -1,0 +1,94 @@
+"""Bytes that a process receives from the others, as references/scaling.md derives them."""
+
+from __future__ import annotations
+
+import math
+
+from skill_kd.models import ModelConfig
+from skill_kd.plan.setup import (
+    DTYPE_BYTES,
+    WRITTEN_AT_ONCE,
+    Setup,
+    extra_terms,
+    rollout_rounds,
+    teacher_writes,
+    written_responses,
+)
+from skill_kd.spec import Distill, MiniLLM, SelfTrain, Stage, on_policy, reads_teacher_probabilities
+
+
+def of_update(setup: Setup, stage: Stage) -> float:
+    """Return what one update takes but for its rollouts: the student's gradients and weights, the teacher's blocks."""
+    passes = setup.spec.training.accumulate * (1 + extra_terms(stage))
+    gradients = setup.trainable_parameters * (4 if setup.compute_bytes == 2 else DTYPE_BYTES[setup.spec.student.dtype])
+    received: float
+    match setup.spec.launch.strategy:
+        case "fsdp2":  # all weights forward, those of the blocks again backward, a share of each sum of gradients
+            whole, blocks = setup.student.parameters, block_parameters(setup.student)
+            received = passes * (setup.compute_bytes * (whole + blocks) + gradients)
+        case "deepspeed":  # each pass's gradients to whoever holds their part, then the new weights
+            received = (passes + 1) * gradients
+        case _:  # an all-reduce is a reduce-scatter and an all-gather
+            received = 2 * gradients
+    return (received + _scored(setup, stage) * _teachers_blocks(setup)) * _others(setup)
+
+
+def of_stage(setup: Setup, stage: Stage, updates: int, rows: int | None) -> float:
+    """Return what a stage takes; its updates, rollouts, measures, and where it is the first the teacher's samples."""
+    spec = setup.spec
+    measures = updates // spec.checkpoint.every
+    gathered = measures + (rollout_rounds(spec, updates) if on_policy(stage) else 0)
+    passes = _written_passes(setup, stage, updates, rows) + _measured_passes(setup, stage, measures)
+    teachers = passes * _teachers_blocks(setup) * _others(setup)
+    return updates * of_update(setup, stage) + gathered * of_gathering(setup) + teachers
+
+
+def of_gathering(setup: Setup) -> float:
+    """Return what it takes to have the student whole, for a batch of rollouts or a measure."""
+    return setup.compute_bytes * setup.student.parameters * _others(setup) if setup.sharded else 0
+
+
+def block_parameters(config: ModelConfig) -> int:
+    """Return the weights in blocks: both tables and the last norm are in none."""
+    return config.parameters - config.embedding_parameters - config.hidden_size * (2 if config.norm_bias else 1)
+
+
+def _others(setup: Setup) -> float:
+    """Share of everything that lies on other processes."""
+    return 1 - 1 / setup.spec.launch.processes
+
+
+def _teachers_blocks(setup: Setup) -> int:
+    """Bytes that a pass of a teacher in shards gathers."""
+    if not setup.spec.launch.shard_teacher:
+        return 0
+    return DTYPE_BYTES[setup.spec.teacher.dtype] * sum(map(block_parameters, setup.teachers))
+
+
+def _scored(setup: Setup, stage: Stage) -> int:
+    """Passes in which the teacher reads what an update trains on."""
+    if isinstance(stage, SelfTrain) or not reads_teacher_probabilities(stage):
+        return 0
+    covering = teacher_writes(stage) and extra_terms(stage) > 0  # the coverage term reads it once more
+    return (1 + covering) * setup.spec.training.accumulate
+
+
+def _written_passes(setup: Setup, stage: Stage, updates: int, rows: int | None) -> float:
+    """Passes in which the teacher writes, one for every token, or scores what the student wrote for self-training."""
+    spec, processes = setup.spec, setup.spec.launch.processes
+    if isinstance(stage, SelfTrain):
+        return math.ceil((rows or 0) * stage.samples / processes / setup.rows)
+    written = written_responses(spec, stage, updates, rows)
+    passes = math.ceil(written / processes / WRITTEN_AT_ONCE) * setup.new
+    if isinstance(stage, Distill) and isinstance(stage.objective, MiniLLM) and stage.objective.teacher_mix:
+        each = math.ceil(spec.rollout.prompts / processes / setup.sampled_rows(stage))
+        return passes + rollout_rounds(spec, updates) * each * stage.objective.teacher_mix * setup.new
+    return passes
+
+
+def _measured_passes(setup: Setup, stage: Stage, measures: int) -> int:
+    """Passes of held-out measures, which every process makes over all prompts."""
+    prompts = setup.spec.checkpoint.measure_prompts
+    each = 2 * math.ceil(prompts / setup.rows)
+    before = each + math.ceil(prompts / WRITTEN_AT_ONCE) * setup.new
+    return measures * each + (before if stage is setup.spec.stages[0] else 0)
