@@ -24,7 +24,7 @@ leak = {
     "files": lambda: open(os.devnull),
     "bytes": lambda: bytearray(b"x") * (1 << 20),
 }[sys.argv[1]]
-kept = []
+kept = [bytearray(1 << 26)]  # beside which what Python itself takes is little
 while True:
     if (leaked := leak()) is not None:
         kept.append(leaked)
@@ -49,9 +49,9 @@ def test_what_leaks_is_found(leak: str, soak: ModuleType, tmp_path: Path, monkey
     elif leak == "processes":  # which hold threads and memory of their own, and are left behind
         assert names >= {"processes", "processes_left"}
     elif leak == "bytes":
-        assert names == set(soak.MEMORY)
+        assert names == {"bytes", "in_use"}
     else:
-        assert leak in names <= {leak, *soak.MEMORY}
+        assert leak in names <= {leak, "bytes", "in_use"}
 
 
 @pytest.mark.parametrize(("flaws", "code"), [([], 0), (["threads: 8 at least, 7 at most before"], 1)])
@@ -71,7 +71,7 @@ def test_the_exit_code_is_the_verdict(
         ({"processes_left": 1}, "processes_left: 1"),
         ({"partial_files_left": ["partial-1"]}, "partial_files_left: ['partial-1']"),
         ({"bytes_an_hour": [0, 0, 160_000_000]}, "bytes: rising by 3.2% an hour"),
-        ({"in_use_an_hour": [0, 0, 160_000_000]}, "in_use: rising by"),
+        ({"least_in_use": [1000, 1000, 1011]}, "in_use: 1011 at least, 1000 before"),
     ],
 )
 def test_the_hour_that_is_kept_has_no_flaw_and_would_show_one(

@@ -1,8 +1,9 @@
 """On PYTHONPATH: each process tells what its heap has given out, in a file of its own below $SKILL_KD_HEAP.
 
 Resident memory also counts what glibc keeps of what was given back to it, between blocks still in use; a program that
-leaks is told from a heap with gaps only by what is in use. A line each second has the monotonic clock's seconds and the
-most bytes in use since the line before. Python reads this file by its name as it starts; without glibc it does nothing.
+leaks is told from a heap with gaps only by what is in use. A line has the monotonic clock's seconds and the
+fewest bytes in use since the line before. Python reads this file by its name as it starts; it does nothing elsewhere
+than on glibc.
 """
 
 import ctypes
@@ -11,7 +12,8 @@ import threading
 import time
 
 NAMES = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
-EVERY = 0.1
+LINES, PROBES = 0.2, 0.05
+"""Seconds between two of each."""
 
 
 class MallInfo2(ctypes.Structure):
@@ -21,16 +23,16 @@ class MallInfo2(ctypes.Structure):
 
 
 def tell(path: str, mallinfo2: object) -> None:
-    """Write the most that was in use, each second, until the process ends."""
-    most, told = 0, time.monotonic()
+    """Write the least that was in use, again and again, until the process ends."""
+    seen, told = [], 0.0
     with open(path, "w", buffering=1, encoding="ascii") as file:
         while True:
             found = mallinfo2()
-            most = max(most, found.uordblks + found.hblkhd)
-            if (now := time.monotonic()) - told >= 1:
-                file.write(f"{now:.3f} {most}\n")
-                most, told = 0, now
-            time.sleep(EVERY)
+            seen.append(found.uordblks + found.hblkhd)
+            if (now := time.monotonic()) - told >= LINES:
+                file.write(f"{now:.3f} {min(seen)}\n")
+                seen, told = [], now
+            time.sleep(PROBES)
 
 
 if folder := os.environ.get("SKILL_KD_HEAP"):
