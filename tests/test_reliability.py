@@ -50,12 +50,15 @@ def test_the_hour_is_told_as_it_was() -> None:
     text = " ".join(TEXT.split())
     most = soak["least_and_most"]["bytes"][1]
     second, third, last = (round(each / 1e6) for each in soak["bytes_an_hour"])
-    assert f"for {soak['minutes']} minutes ({soak['updates']} updates" in text
+    assert f"for {soak['minutes']:g} minutes ({soak['updates']} updates" in text
     assert (
         f"by {second}, {third} and {last} MB an hour in the second, third and last quarter, to {most / 1e9:.2f} GB"
         in text
     )
     assert f"which had {soak['bytes_an_hour'][-1] / most:.1%}".replace("%", " %") in text
+    least = [round(each / 1e6) for each in soak["least_in_use"]]
+    assert f"The least in use was {least[0]}, {least[1]} and {least[2]} MB in these quarters" in text
+    assert f"which had {least[2] / least[0] - 1:.1%}".replace("%", " %") in text
 
 
 def test_the_reference_is_short_and_begins_with_its_contents() -> None:
