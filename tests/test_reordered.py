@@ -10,7 +10,7 @@ from torch import nn
 
 from skill_kd.algorithms.sampling import Decoding
 from skill_kd.runtime.data import Encoded
-from skill_kd.runtime.reordered import can_reorder, reordered_weights
+from skill_kd.runtime.reordered import MOST_ROWS, can_reorder, reordered_weights
 from skill_kd.runtime.rollouts import Sampler, draws_for
 
 pytestmark = pytest.mark.skipif(not can_reorder(), reason="this torch cannot reorder weights")
@@ -36,6 +36,15 @@ def test_gives_the_product_of_the_layer(shape: tuple[int, ...], bias: bool) -> N
     with reordered_weights(layer):
         assert is_reordered(layer)
         torch.testing.assert_close(layer(states), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("rows", "copied"), [((MOST_ROWS,), True), ((2, MOST_ROWS // 2 + 1), False)])
+def test_the_copy_serves_few_rows_alone(rows: tuple[int, ...], copied: bool) -> None:
+    layer, states = nn.Linear(5, 7), torch.randn(*rows, 5)
+    with reordered_weights(layer):
+        before = layer(states)
+        layer.weight += 1  # which the copy does not see
+        assert torch.equal(layer(states), before) == copied
 
 
 def test_takes_the_weights_of_the_moment() -> None:
