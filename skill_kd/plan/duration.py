@@ -24,11 +24,11 @@ from skill_kd.plan.setup import (
     Setup,
     extra_terms,
     rollout_rounds,
-    teacher_writes,
+    teacher_reads,
     written_responses,
 )
 from skill_kd.plan.weights import weight_bytes
-from skill_kd.spec import Distill, Divergence, MiniLLM, SelfTrain, Spec, Stage, on_policy, reads_teacher_probabilities
+from skill_kd.spec import Distill, Divergence, MiniLLM, SelfTrain, Spec, Stage, on_policy
 
 RANGE = (0.5, 2.0)
 """Low and high end of every time, as multiples of the estimate. Assumption."""
@@ -122,9 +122,7 @@ def _tasks(clock: _Clock, stage: Stage, updates: int, rows: int | None) -> Itera
         "training",
         updates * (1 + extra_terms(stage)) * passes * clock.forward(setup.student, each, clock.student_width),
     )
-    if reads_teacher_probabilities(stage) and not isinstance(stage, SelfTrain):
-        terms = 1 + (teacher_writes(stage) and extra_terms(stage) > 0)  # the coverage term reads it once more
-        yield Task("teacher's forward passes", updates * terms * clock.teachers_forward(each))
+    yield Task("teacher's forward passes", updates * teacher_reads(stage) * clock.teachers_forward(each))
     if on_policy(stage):
         yield Task("rollouts", clock.rollouts(stage, updates, rows))
     if isinstance(stage, SelfTrain):

@@ -11,10 +11,10 @@ from skill_kd.plan.setup import (
     Setup,
     extra_terms,
     rollout_rounds,
-    teacher_writes,
+    teacher_reads,
     written_responses,
 )
-from skill_kd.spec import Distill, MiniLLM, SelfTrain, Stage, on_policy, reads_teacher_probabilities
+from skill_kd.spec import Distill, MiniLLM, SelfTrain, Stage, on_policy
 
 
 def of_update(setup: Setup, stage: Stage) -> float:
@@ -30,7 +30,8 @@ def of_update(setup: Setup, stage: Stage) -> float:
             received = (passes + 1) * gradients
         case _:  # an all-reduce is a reduce-scatter and an all-gather
             received = 2 * gradients
-    return (received + _scored(setup, stage) * _teachers_blocks(setup)) * _others(setup)
+    scored = teacher_reads(stage) * setup.spec.training.accumulate * _teachers_blocks(setup)
+    return (received + scored) * _others(setup)
 
 
 def of_stage(setup: Setup, stage: Stage, updates: int, rows: int | None) -> float:
@@ -63,14 +64,6 @@ def _teachers_blocks(setup: Setup) -> int:
     if not setup.spec.launch.shard_teacher:
         return 0
     return DTYPE_BYTES[setup.spec.teacher.dtype] * sum(map(block_parameters, setup.teachers))
-
-
-def _scored(setup: Setup, stage: Stage) -> int:
-    """Passes in which the teacher reads what an update trains on."""
-    if isinstance(stage, SelfTrain) or not reads_teacher_probabilities(stage):
-        return 0
-    covering = teacher_writes(stage) and extra_terms(stage) > 0  # the coverage term reads it once more
-    return (1 + covering) * setup.spec.training.accumulate
 
 
 def _written_passes(setup: Setup, stage: Stage, updates: int, rows: int | None) -> float:

@@ -16,6 +16,7 @@ from skill_kd.spec import (
     SequenceKD,
     Spec,
     Stage,
+    reads_teacher_probabilities,
 )
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -165,6 +166,13 @@ def teacher_writes(stage: Stage) -> bool:
     if isinstance(objective, Divergence):
         return objective.responses == "teacher" and objective.on_policy < 1
     return isinstance(objective, SequenceKD)
+
+
+def teacher_reads(stage: Stage) -> int:
+    """Return how often the teacher reads a micro-batch to score it: for the objective, and for the coverage term."""
+    if isinstance(stage, SelfTrain) or not reads_teacher_probabilities(stage):
+        return 0
+    return 1 + (teacher_writes(stage) and extra_terms(stage) > 0)
 
 
 def rollout_rounds(spec: Spec, updates: int) -> int:

@@ -13,7 +13,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 ROWS = 16
 """Rows the order is chosen for; it serves more and fewer of them nearly as well."""
@@ -62,6 +61,6 @@ def _is_plain(weight: Tensor) -> bool:
 
 def _linear(layer: nn.Linear, packed: Tensor, states: Tensor) -> Tensor:
     if states.shape[:-1].numel() > MOST_ROWS:
-        return functional.linear(states, layer.weight, layer.bias)
+        return nn.Linear.forward(layer, states)
     product: Tensor = torch.ops.mkldnn._linear_pointwise(states, packed, layer.bias, "none", [], None)
     return product
