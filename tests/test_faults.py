@@ -11,6 +11,7 @@ import os
 import re
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -405,6 +406,38 @@ def test_a_run_out_of_memory_tells_what_the_plan_says(models: Path) -> None:
     assert "rollout.max_new_tokens" in message
     assert re.search(r"the plan says [\d.]+ GB for each process at its peak, the .+: .+ [\d.]+ GB", done.stderr)
     failed_run(Path("runs/tiny"), message, 6)
+
+
+# --- the end of one process of several --------------------------------------------------------------------------------
+
+ENDING = """
+import atexit, sys, time
+import torch, torch.distributed as dist
+from skill_kd.runtime.failures import TrainingStopped, reporting
+
+class Slow:
+    def __del__(self):
+        time.sleep(3)  # the interpreter is being taken down, and the exchange goes on
+
+sys.slow = Slow()
+with reporting():
+    atexit.register(print, "its tracker ended")
+    dist.init_process_group("gloo")
+    for _ in range(20_000):
+        dist.all_reduce(torch.ones(1000), async_op=True)
+    print("done"); {ends}
+"""
+
+
+@pytest.mark.parametrize(("ends", "code"), [("pass", 0), ("raise TrainingStopped('no more')", 6)])
+def test_what_is_still_exchanged_when_a_process_ends_does_not_abort_it(ends: str, code: int) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    environment = {**os.environ, **place, "RANK": "0", "WORLD_SIZE": "1"}
+    command = [sys.executable, "-c", ENDING.replace("{ends}", ends)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (code, "done\nits tracker ended\n"), done.stderr
 
 
 # --- trackers and metrics ---------------------------------------------------------------------------------------------

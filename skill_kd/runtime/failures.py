@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -104,8 +106,11 @@ def writing(what: str, partial: Path) -> Iterator[None]:
 def reporting() -> Iterator[None]:
     """End the process with one ``error:`` line and the right exit code; unexpected errors keep their traceback."""
     _quiet_libraries()
+    # Handlers run last in, first out: whatever the run registers, its trackers for example, still has its turn before.
+    atexit.register(_leave)
     try:
         yield
+        _End.code = 0
     except ScriptError as error:
         _end(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -142,4 +147,23 @@ def _quiet_libraries() -> None:
 
 def _end(reason: str, code: int) -> None:
     print(f"error: {reason}", file=sys.stderr, flush=True)  # noqa: T201
+    _End.code = code
     sys.exit(code)
+
+
+class _End:
+    code: ClassVar[int | None] = None
+    """The exit code, once it is certain."""
+
+
+def _leave() -> None:
+    """End one process of several before its interpreter is taken down.
+
+    A thread of gloo lets go of a tensor some time after the exchange, even after the group is destroyed. If it finds no
+    interpreter then, it aborts the process, and the launcher takes a run that ended well for one that failed.
+    """
+    if _End.code is not None and "RANK" in os.environ:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_End.code)
