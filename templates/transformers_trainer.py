@@ -22,7 +22,9 @@ FOLDER = output_folder(__file__, sys.argv)
 def prepare() -> Run:
     """Load the student, or grow it from the teacher's layers, and put the run together around it."""
     accelerator = open_accelerator(CONFIG, FOLDER)
-    student, tokenizer = load_student(CONFIG.student, CONFIG.teacher)
+    # Of a student in shards the main process hands out the weights; the others need shapes alone.
+    weights = accelerator.is_main_process or CONFIG.launch.strategy != "fsdp2"
+    student, tokenizer = load_student(CONFIG.student, CONFIG.teacher, weights=weights)
     if CONFIG.training.gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
     return open_run(CONFIG, FOLDER, accelerator, student, tokenizer)

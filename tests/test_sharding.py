@@ -1,4 +1,4 @@
-"""A teacher in shards, read by two processes that need it unequally often."""
+"""A teacher in shards, read by two processes that need it unequally often; students that one of them loads."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ from tiny import make_model
 
 pytestmark = pytest.mark.script
 
+
+def start(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    return subprocess.run(
+        [*command, *arguments], env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=240
+    )
+
+
 SCRIPT = """
 import sys
 
@@ -20,41 +28,48 @@ from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 
 from skill_kd.runtime.config import Config
+from skill_kd.runtime.failures import reporting
 from skill_kd.runtime.loading import load_teacher
 from skill_kd.runtime.sharding import InStep
 
-accelerator = Accelerator(cpu=True)
-members = tuple(Config(model=name, weight=1.0, revision=None) for name in sys.argv[1:])
-source = Config(model=members, dtype="float32", quantization=None, revision=None)
-whole = load_teacher(source).model
-empty = load_teacher(source, weights=accelerator.is_main_process).model
-assert accelerator.is_main_process or all(weight.is_meta for weight in empty.parameters())
-split = InStep(empty, accelerator)
-assert not split.training
 
-for name, weight in split.model.named_parameters():
-    in_block = ".layers." in name or ".h." in name
-    full = whole.get_parameter(name)
-    assert isinstance(weight, DTensor) == in_block, name
-    local = weight.to_local() if in_block else weight
-    assert local.numel() == (full.numel() // 2 if in_block else full.numel()), name
+def check():
+    accelerator = Accelerator(cpu=True)
+    members = tuple(Config(model=name, weight=1.0, revision=None) for name in sys.argv[1:])
+    source = Config(model=members, dtype="float32", quantization=None, revision=None)
+    whole = load_teacher(source).model
+    empty = load_teacher(source, weights=accelerator.is_main_process).model
+    assert accelerator.is_main_process or all(weight.is_meta for weight in empty.parameters())
+    split = InStep(empty, accelerator)
+    assert not split.training
 
-with torch.no_grad():
-    rank, passes = accelerator.process_index, (3, 1)[accelerator.process_index]
-    with split.together():
-        for number in range(passes):
-            with split.together():
-                ids = torch.arange(5 + number + rank)[None]
-                torch.testing.assert_close(split(input_ids=ids).logits, whole(input_ids=ids).logits)
-    with split.together():
-        pass
-    try:
-        split(input_ids=ids)
-    except AssertionError as error:
-        assert "together" in str(error)
-    else:
-        raise SystemExit("a pass that nobody joins was begun")
-sys.stdout.write(f"{rank} made {passes}\\n")
+    for name, weight in split.model.named_parameters():
+        in_block = ".layers." in name or ".h." in name
+        full = whole.get_parameter(name)
+        assert isinstance(weight, DTensor) == in_block, name
+        local = weight.to_local() if in_block else weight
+        assert local.numel() == (full.numel() // 2 if in_block else full.numel()), name
+
+    with torch.no_grad():
+        rank, passes = accelerator.process_index, (3, 1)[accelerator.process_index]
+        with split.together():
+            for number in range(passes):
+                with split.together():
+                    ids = torch.arange(5 + number + rank)[None]
+                    torch.testing.assert_close(split(input_ids=ids).logits, whole(input_ids=ids).logits)
+        with split.together():
+            pass
+        try:
+            split(input_ids=ids)
+        except AssertionError as error:
+            assert "together" in str(error)
+        else:
+            raise SystemExit("a pass that nobody joins was begun")
+    sys.stdout.write(f"{rank} made {passes}\\n")
+
+
+with reporting():  # leaves before its interpreter is taken down, at which gloo could abort it
+    check()
 """
 
 
@@ -62,10 +77,69 @@ sys.stdout.write(f"{rank} made {passes}\\n")
 def test_processes_read_in_step(kinds: tuple[str, ...], tmp_path: Path) -> None:
     models = [make_model(tmp_path / kind, kind, layers=2, seed=seed) for seed, kind in enumerate(kinds)]
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(tmp_path / "script.py"), *map(str, models)],
-        env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=240,
-    )  # fmt: skip
+    done = start(tmp_path / "script.py", *map(str, models))
     assert done.returncode == 0, done.stderr[-3000:]
     assert sorted(done.stdout.splitlines()) == ["0 made 3", "1 made 1"]
+
+
+STUDENTS = """
+import sys
+
+import torch
+from accelerate import Accelerator
+
+from skill_kd.runtime.config import Config
+from skill_kd.runtime.failures import reporting
+from skill_kd.runtime.loading import load_student
+from skill_kd.runtime.sharding import Shards
+
+
+def trained(model, named):
+    optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=1.0)
+    model(input_ids=torch.arange(10)[None], labels=torch.arange(10)[None]).loss.backward()
+    optimizer.step()
+    return named()
+
+
+def check(model, grown, adapters):
+    accelerator = Accelerator(cpu=True)
+    layers = Config(layers=2) if grown else None
+    lora = Config(r=2, alpha=4, dropout=0.0, targets="all-linear") if adapters else None
+    name = None if grown else model
+    student = Config(
+        model=name, from_teacher=layers, dtype="float32", quantization=None, revision=None, lora=lora
+    )
+    teacher = Config(model=model, revision=None, trust_remote_code=False)
+    torch.manual_seed(0)
+    whole, _ = load_student(student, teacher)
+    torch.manual_seed(accelerator.process_index)
+    part, _ = load_student(student, teacher, weights=accelerator.is_main_process)
+    base = [weight for name, weight in part.named_parameters() if "lora" not in name]
+    assert all(weight.is_meta != accelerator.is_main_process for weight in base)
+    shards = Shards(part, accelerator)
+    assert not any(weight.is_meta for weight in part.parameters())
+    assert [name for name, _ in part.named_parameters()] == [name for name, _ in whole.named_parameters()]
+    with shards.gathered():
+        for name, weight in whole.named_parameters():
+            torch.testing.assert_close(part.get_parameter(name), weight, rtol=0, atol=0, msg=name)
+    expected = trained(whole, whole.state_dict)
+    found = trained(part, shards.whole)
+    if accelerator.is_main_process:
+        torch.testing.assert_close(dict(found.state_dict()), dict(expected))
+        sys.stdout.write("the same weights\\n")
+
+
+with reporting():
+    check(sys.argv[1], "grown" in sys.argv, "lora" in sys.argv)
+"""
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2", "llama"])
+@pytest.mark.parametrize("how", ["whole", "grown", "lora"])
+def test_the_main_process_alone_loads_a_student_that_goes_into_shards(kind: str, how: str, tmp_path: Path) -> None:
+    """Tied weights stay one weight, and adapters are everywhere what they are on the main process."""
+    model = make_model(tmp_path / kind, kind, layers=3)
+    (tmp_path / "script.py").write_text(STUDENTS)
+    done = start(tmp_path / "script.py", str(model), how)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines() == ["the same weights"]

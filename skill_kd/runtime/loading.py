@@ -145,17 +145,22 @@ def load_teacher(teacher: Config, *, weights: bool = True) -> LoadedTeacher:
 # --- students ---------------------------------------------------------------------------------------------------------
 
 
-def load_student(student: Config, teacher: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the student, or grow it from the teacher's layers, and attach LoRA adapters where the spec asks for them."""
+def load_student(
+    student: Config, teacher: Config, *, weights: bool = True
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the student, or grow it from the teacher's layers, and attach LoRA adapters where the spec asks for them.
+
+    Without ``weights`` it has shapes alone, as ``load_model`` gives them.
+    """
     if student.from_teacher is None:
-        model = load_model(student, student.model)
+        model = load_model(student, student.model, weights=weights)
         tokenizer = load_tokenizer(student, student.model)
     else:
         source = Config(**{**vars(teacher), "dtype": student.dtype, "quantization": None})
         # The spec lets a student grow from one teacher only, alone or as a list of one.
         grown_from = teacher.model[0].model if isinstance(teacher.model, tuple) else teacher.model
         tokenizer = load_tokenizer(source, grown_from)
-        model = grow(load_model(source, grown_from), student.from_teacher.layers)
+        model = grow(load_model(source, grown_from, weights=weights), student.from_teacher.layers)
     _switch_dropout_off(model)
     if student.lora is not None:
         model = _with_lora(model, student)
@@ -221,7 +226,8 @@ def grow(teacher: PreTrainedModel, layers: int | tuple[int, ...]) -> PreTrainedM
         # What is told for each layer: layer_types, no_rope_layers, …
         if "layer" in name and isinstance(value, list) and len(value) == teacher.config.num_hidden_layers:
             setattr(config, name, [value[layer] for layer in kept])
-    student: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=teacher.dtype)
+    with torch.device(teacher.device):
+        student: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=teacher.dtype)
     prefix = _layer_prefix(teacher)
     new_index = {old: new for new, old in enumerate(kept)}
     weights: dict[str, Tensor] = {}

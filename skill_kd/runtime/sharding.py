@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_state_dict,
     set_model_state_dict,
-    set_state_dict,
+    set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -31,13 +31,16 @@ from transformers import PreTrainedModel
 from .failures import BadInput
 
 WEIGHTS, OPTIMIZER = "student.safetensors", "optimizer.pt"
+_GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_HANDED_OUT = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+"""To the main process, and from it: the memory of a machine holds what is whole once, not once for each process."""
 
 
 class Shards:
     """A student in shards, block by block; the rest of it is the outermost block."""
 
     def __init__(self, student: PreTrainedModel, accelerator: Accelerator) -> None:
-        """Split ``student`` in place over all processes.
+        """Split ``student`` in place; what counts is the main process's, the others need shapes alone.
 
         Raises:
             BadInput: its weights have several dtypes, which one block cannot hold.
@@ -79,7 +82,7 @@ class Shards:
 
     def whole(self) -> PreTrainedModel | None:
         """Return the student in one piece on the CPU of the main process, None on the others; all must call it."""
-        weights = get_model_state_dict(self.student, options=_options())
+        weights = get_model_state_dict(self.student, options=_GATHERED)
         if not self.accelerator.is_main_process:
             return None
         model = copy.deepcopy(self.blueprint)
@@ -89,7 +92,7 @@ class Shards:
 
     def save_state(self, folder: str) -> None:
         """Write weights and optimizer states in one piece, from the main process; all must call it."""
-        weights, states = get_state_dict(self.student, self._steps(), options=_options())
+        weights, states = get_state_dict(self.student, self._steps(), options=_GATHERED)
         if self.accelerator.is_main_process:
             # Tied weights are one tensor under two names, which safetensors refuses.
             apart = {name: weight.clone() for name, weight in weights.items() if isinstance(weight, Tensor)}
@@ -98,14 +101,14 @@ class Shards:
 
     def load_state(self, folder: str) -> None:
         """Take up what ``save_state`` wrote, on any number of processes; all must call it."""
-        weights: dict[str, Any] = {**load_file(Path(folder) / WEIGHTS)}
-        set_state_dict(
-            self.student,
-            self._steps(),
-            model_state_dict=weights,
-            optim_state_dict=torch.load(Path(folder) / OPTIMIZER, map_location="cpu", weights_only=True),
-            options=StateDictOptions(full_state_dict=True),
-        )
+        weights: dict[str, Any] = {}
+        states: dict[str, Any] = {}
+        if self.accelerator.is_main_process:
+            weights = {**load_file(Path(folder) / WEIGHTS)}
+            states = torch.load(Path(folder) / OPTIMIZER, map_location="cpu", weights_only=True)
+        # set_state_dict, which does both, takes a process without weights for one that wants the optimizer's alone.
+        set_model_state_dict(self.student, weights, options=_HANDED_OUT)
+        set_optimizer_state_dict(self.student, self._steps(), states, options=_HANDED_OUT)
 
     def _steps(self) -> torch.optim.Optimizer:
         assert self.optimizer is not None
@@ -120,19 +123,12 @@ class InStep(nn.Module):
     """
 
     def __init__(self, model: nn.Module, accelerator: Accelerator) -> None:
-        """Split ``model`` in place; its weights lie on the main process, on the others they have shapes alone."""
+        """Split ``model`` in place; what counts is the main process's, the others need shapes alone."""
         super().__init__()
-        weights = model.state_dict() if accelerator.is_main_process else {}
         self.model = model
         self.accelerator = accelerator
         self.depth = 0
         outermost, *_ = _split(model, accelerator, MixedPrecisionPolicy())
-        set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
-        for module in model.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                here = torch.empty_like(buffer, device=accelerator.device) if buffer.is_meta else buffer
-                setattr(module, name, here.to(accelerator.device))
-                distributed.broadcast(getattr(module, name), 0)
         # Embeddings and output matrix are in no block: they stay whole, for losses that work with them by themselves.
         outermost.set_reshard_after_forward(False, recurse=False)
         outermost.unshard()
@@ -161,18 +157,25 @@ class InStep(nn.Module):
 
 
 def _split(model: nn.Module, accelerator: Accelerator, precision: MixedPrecisionPolicy) -> list[FSDPModule]:
-    """Shard ``model`` block by block, and what is in no block with the outermost module, which is returned first."""
+    """Shard ``model`` block by block, and what is in no block with the outermost module, which is returned first.
+
+    The main process hands out its weights, so that the machine's memory holds them once and not once for each process.
+    """
+    weights = model.state_dict() if accelerator.is_main_process else {}
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     blocks = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     for module in list(model.modules()):
         if type(module).__name__ in blocks:
             fully_shard(module, mesh=mesh, mp_policy=precision)
     fully_shard(model, mesh=mesh, mp_policy=precision)
+    if not accelerator.is_main_process:
+        model.to_empty(device=accelerator.device)
+    set_model_state_dict(model, weights, options=_HANDED_OUT)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(accelerator.device))
+            distributed.broadcast(getattr(module, name), 0)
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
-
-
-def _options() -> StateDictOptions:
-    return StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def _without_weights(model: PreTrainedModel) -> PreTrainedModel:
