@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 from skill_kd import demo as main_job
 from skill_kd.cli import cli
 from skill_kd.demo import DemoResult, Judged, demo, demo_spec
-from skill_kd.errors import MissingRequirementError, SpecError
+from skill_kd.errors import InterruptedRunError, MissingRequirementError, SpecError
 from skill_kd.evaluate import Evaluation, Request, make_policy
 from skill_kd.evaluate.evaluation import without_prompts
 from skill_kd.evaluate.written import Written, write_all
@@ -173,6 +174,20 @@ def test_the_verb_prints_the_table_or_the_data(recorded: list[Spec], runs: Path)
 
 
 # --- which folder and which spec --------------------------------------------------------------------------------------
+
+
+def test_a_stopped_demo_names_the_command_that_goes_on(
+    recorded: list[Spec], runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(spec: Spec, out: Path) -> RunResult:
+        raise InterruptedRunError("stopped by SIGTERM; go on with --resume", signal.SIGTERM)
+
+    monkeypatch.setattr(main_job, "run", run)
+    stopped = CliRunner().invoke(cli, ["demo", "--out", str(runs)])
+    assert isinstance(stopped.exception, InterruptedRunError)
+    assert stopped.exception.exit_code == 143
+    command = f"skill-kd run {runs / 'demo' / 'spec.yaml'} --runs {runs} --resume"
+    assert str(stopped.exception) == f"stopped by SIGTERM; go on with `{command}`"
 
 
 def test_every_demo_keeps_its_folder(recorded: list[Spec], runs: Path) -> None:
