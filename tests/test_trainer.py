@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from tiny import make_model
 
 from skill_kd.folder import write_folder
+from skill_kd.plan.setup import measures
 from skill_kd.plugins import get_backend
 from skill_kd.specfile import parse_spec
 
@@ -147,9 +149,14 @@ def test_all_stages_run_in_order_and_the_best_weights_are_exported(models: Path,
         {"kind": "distill", "updates": 4, "objective": {"kind": "minillm"}},
         {"kind": "self_train", "samples": 4, "keep": 0.5},
     ]
-    run = script(values(models, {}, stages=stages, rollout={"max_new_tokens": 40})).train()
-    order = list(dict.fromkeys(event["stage"] for event in run.events("update")))
+    planned = values(models, {}, stages=stages, rollout={"max_new_tokens": 40}, checkpoint={"every": 3})
+    run = script(planned).train()
+    updates = Counter(event["stage"] for event in run.events("update"))
+    order = list(updates)
     assert order == ["warm_start", "distill", "self_train"]
+    spec = parse_spec(planned)
+    expected = sum(measures(spec, stage, updates[stage.kind]) for stage in spec.stages)
+    assert len(run.events("held_out")) == expected
     measured = [event for event in run.events("held_out") if event["stage"] != "before"]
     best = min(measured, key=lambda event: event["reverse_kl"])
     number = order.index(best["stage"])

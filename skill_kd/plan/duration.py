@@ -23,6 +23,7 @@ from skill_kd.plan.setup import (
     WRITTEN_AT_ONCE,
     Setup,
     extra_terms,
+    measures,
     rollout_rounds,
     teacher_reads,
     written_responses,
@@ -132,7 +133,8 @@ def _tasks(clock: _Clock, stage: Stage, updates: int, rows: int | None) -> Itera
     prompts = spec.checkpoint.measure_prompts
     scoring = 2 * (clock.forward(setup.student, prompts, clock.student_width) + clock.teachers_forward(prompts))
     sampling = clock.decoding(setup.student, prompts, min(prompts, SAMPLED_AT_ONCE), trained=True)
-    yield Task("held-out measures", (updates // spec.checkpoint.every) * (scoring + sampling))
+    samples = clock.writing(prompts) if stage is spec.stages[0] else 0
+    yield Task("held-out measures", measures(spec, stage, updates) * (scoring + sampling) + samples)
     yield Task("exchange between processes", exchange.of_stage(setup, stage, updates, rows) / clock.link)
 
 

@@ -10,6 +10,7 @@ from skill_kd.plan.setup import (
     WRITTEN_AT_ONCE,
     Setup,
     extra_terms,
+    measures,
     rollout_rounds,
     teacher_reads,
     written_responses,
@@ -37,9 +38,8 @@ def of_update(setup: Setup, stage: Stage) -> float:
 def of_stage(setup: Setup, stage: Stage, updates: int, rows: int | None) -> float:
     """Return what a stage takes; its updates, rollouts, measures, and where it is the first the teacher's samples."""
     spec = setup.spec
-    measures = updates // spec.checkpoint.every
-    gathered = measures + (rollout_rounds(spec, updates) if on_policy(stage) else 0)
-    passes = _written_passes(setup, stage, updates, rows) + _measured_passes(setup, stage, measures)
+    gathered = measures(spec, stage, updates) + (rollout_rounds(spec, updates) if on_policy(stage) else 0)
+    passes = _written_passes(setup, stage, updates, rows) + _measured_passes(setup, stage, updates)
     teachers = passes * _teachers_blocks(setup) * _others(setup)
     return updates * of_update(setup, stage) + gathered * of_gathering(setup) + teachers
 
@@ -79,9 +79,8 @@ def _written_passes(setup: Setup, stage: Stage, updates: int, rows: int | None) 
     return passes
 
 
-def _measured_passes(setup: Setup, stage: Stage, measures: int) -> int:
-    """Passes of held-out measures, which every process makes over all prompts."""
+def _measured_passes(setup: Setup, stage: Stage, updates: int) -> int:
+    """Passes of held-out measures, which every process makes over all prompts, and of what teachers write for them."""
     prompts = setup.spec.checkpoint.measure_prompts
-    each = 2 * math.ceil(prompts / setup.rows)
-    before = each + math.ceil(prompts / WRITTEN_AT_ONCE) * setup.new
-    return measures * each + (before if stage is setup.spec.stages[0] else 0)
+    written = math.ceil(prompts / WRITTEN_AT_ONCE) * setup.new if stage is setup.spec.stages[0] else 0
+    return measures(setup.spec, stage, updates) * 2 * math.ceil(prompts / setup.rows) + written

@@ -189,6 +189,11 @@ def written_responses(spec: Spec, stage: Stage, updates: int, rows: int | None) 
     return min(wanted, rows) if rows else wanted
 
 
+def measures(spec: Spec, stage: Stage, updates: int) -> int:
+    """Return how often a stage measures on held-out prompts: every so often, at its end, and before the first one."""
+    return math.ceil(updates / spec.checkpoint.every) + (stage is spec.stages[0])
+
+
 def adapter_parameters(config: ModelConfig, lora: Lora) -> int:
     """Weights of rank-r adapters on the named matrices (``all-linear``: every ``nn.Linear`` but the output matrix)."""
     targets = _targets(lora)
