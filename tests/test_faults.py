@@ -411,33 +411,58 @@ def test_a_run_out_of_memory_tells_what_the_plan_says(models: Path) -> None:
 # --- the end of one process of several --------------------------------------------------------------------------------
 
 ENDING = """
-import atexit, sys, time
+import atexit, os, sys, time
 import torch, torch.distributed as dist
+from pathlib import Path
 from skill_kd.runtime.failures import TrainingStopped, reporting
+
+leaving = Path("leaving")
 
 class Slow:
     def __del__(self):
-        time.sleep(3)  # the interpreter is being taken down, and the exchange goes on
+        time.sleep(2)
 
-sys.slow = Slow()
-with reporting():
-    atexit.register(print, "its tracker ended")
+def hold():
+    # The exchange ends here: gloo's thread wants the interpreter, and gets it when there is none any more.
+    sys.setswitchinterval(1000)
+    leaving.touch()
+    until = time.monotonic() + 2
+    while time.monotonic() < until:
+        pass
+
+def check():
     dist.init_process_group("gloo")
-    for _ in range(20_000):
+    if dist.get_rank() == 0:
+        atexit.register(print, "its tracker ended")
+        sys.last_value = Slow()  # what the interpreter lets go of first
         dist.all_reduce(torch.ones(1000), async_op=True)
-    print("done"); {ends}
+        {ends}
+    else:
+        while not leaving.exists():
+            time.sleep(0.1)
+        dist.all_reduce(torch.ones(1000))
+
+if os.environ["RANK"] == "0":
+    atexit.register(hold)
+with reporting():
+    check()
 """
 
 
-@pytest.mark.parametrize(("ends", "code"), [("pass", 0), ("raise TrainingStopped('no more')", 6)])
+@pytest.mark.parametrize(("ends", "code"), [("print('done')", 0), ("raise TrainingStopped('no more')", 6)])
 def test_what_is_still_exchanged_when_a_process_ends_does_not_abort_it(ends: str, code: int) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    environment = {**os.environ, **place, "RANK": "0", "WORLD_SIZE": "1"}
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
     command = [sys.executable, "-c", ENDING.replace("{ends}", ends)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
-    assert (done.returncode, done.stdout) == (code, "done\nits tracker ended\n"), done.stderr
+    with subprocess.Popen(command, env={**os.environ, **place, "RANK": "1"}) as other:
+        environment = {**os.environ, **place, "RANK": "0"}
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+        finally:
+            other.kill()
+    said = ["done"] * (code == 0)
+    assert (done.returncode, done.stdout.splitlines()) == (code, [*said, "its tracker ended"]), done.stderr
 
 
 # --- trackers and metrics ---------------------------------------------------------------------------------------------

@@ -134,8 +134,7 @@ with reporting():
 """
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "qwen2", "llama"])
-@pytest.mark.parametrize("how", ["whole", "grown", "lora"])
+@pytest.mark.parametrize(("kind", "how"), [("gpt2", "whole"), ("qwen2", "grown"), ("llama", "lora")])
 def test_the_main_process_alone_loads_a_student_that_goes_into_shards(kind: str, how: str, tmp_path: Path) -> None:
     """Tied weights stay one weight, and adapters are everywhere what they are on the main process."""
     model = make_model(tmp_path / kind, kind, layers=3)
