@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skill_kd.errors import InterruptedRunError, SkillKDError
+from skill_kd.errors import SkillKDError
 from skill_kd.evaluate import Request, evaluate
 from skill_kd.render import examples_folder
 from skill_kd.run import RunResult, run
@@ -123,10 +123,10 @@ def demo(
     spec = demo_spec(layers, seed, _free_name(out))
     try:
         result = run(spec, out)
-    except InterruptedRunError as error:  # a demo always starts afresh
+    except SkillKDError as error:  # a demo always starts afresh
         command = shlex.join(["skill-kd", "run", str(out / spec.name / "spec.yaml"), "--runs", str(out), "--resume"])
-        message = str(error).replace("go on with --resume", f"go on with `{command}`")
-        raise InterruptedRunError(message, error.exit_code - 128) from error
+        error.args = (str(error).replace("go on with --resume", f"go on with `{command}`"),)
+        raise
     summary: Any = result.summary
     measures, samples = summary["measures"], summary["samples"]
     moments = {moment.partition(":")[0]: moment for moment in measures}  # the last one of each stage

@@ -180,7 +180,9 @@ def test_a_stopped_demo_names_the_command_that_goes_on(
     recorded: list[Spec], runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(spec: Spec, out: Path) -> RunResult:
-        raise InterruptedRunError("stopped by SIGTERM; go on with --resume", signal.SIGTERM)
+        error = InterruptedRunError("stopped by SIGTERM; go on with --resume", signal.SIGTERM)
+        error.add_note("log: train.log")
+        raise error
 
     monkeypatch.setattr(main_job, "run", run)
     stopped = CliRunner().invoke(cli, ["demo", "--out", str(runs)])
@@ -188,6 +190,7 @@ def test_a_stopped_demo_names_the_command_that_goes_on(
     assert stopped.exception.exit_code == 143
     command = f"skill-kd run {runs / 'demo' / 'spec.yaml'} --runs {runs} --resume"
     assert str(stopped.exception) == f"stopped by SIGTERM; go on with `{command}`"
+    assert stopped.exception.__notes__ == ["log: train.log"]
 
 
 def test_every_demo_keeps_its_folder(recorded: list[Spec], runs: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,11 @@ import pytest
 from skill_kd.devices import find_device, known_devices
 from skill_kd.errors import MissingRequirementError, UsageError
 from skill_kd.plan import Plan, loss, plan
+from skill_kd.plan import exchange as exchanges
 from skill_kd.plan.changes import changed
 from skill_kd.plan.duration import BANDWIDTH_EFFICIENCY, RANGE
 from skill_kd.plan.loss import HARD_LABEL_COPIES, LOGIT_COPIES, MEASURE_COPIES, SERVED_COPIES, WHOLE_COPIES
+from skill_kd.plan.setup import read_setup
 from skill_kd.plan.weights import Phase
 from skill_kd.spec import Spec
 
@@ -594,6 +597,25 @@ def exchange(models: Path, *, mix: float = 0.0, device: str = "H100", **launch: 
     launch = {"processes": 4, "strategy": "fsdp2", **launch}
     found = plan(spec(models, stages=stages, launch=launch, training__accumulate=2), device=device).stages[0]
     return sum(task.seconds for task in found.tasks if task.name == "exchange between processes")
+
+
+def test_the_first_stage_measures_before_it_and_waits_for_the_teachers_held_out_samples(models: Path) -> None:
+    stage = {"kind": "distill", "updates": 200, "objective": {"kind": "reverse_kl"}}
+    launch = {"processes": 4, "strategy": "fsdp2", "shard_teacher": True}
+    changes = {"launch": launch, "checkpoint__every": 70, "checkpoint__measure_prompts": 64}
+    alone = spec(models, stages=[stage], **changes)
+    second = spec(models, stages=[{"kind": "warm_start", "objective": {"kind": "forward_kl"}}, stage], **changes)
+
+    def measured(planned: Spec) -> float:
+        tasks = plan(planned, device="H100").stages[-1].tasks
+        return next(task.seconds for task in tasks if task.name == "held-out measures")
+
+    assert measured(alone) > 4 / 3 * measured(second)  # at 70, 140 and 200, and before; with the teacher's samples
+    setup = read_setup(alone)
+    received, later = (exchanges.of_stage(read_setup(each), each.stages[-1], 200, None) for each in (alone, second))
+    a_pass = 2 * exchanges.block_parameters(setup.teachers[0]) * 3 / 4
+    passes = 2 * math.ceil(64 / setup.rows) + setup.new  # both kinds of samples are scored, 64 written at once
+    assert received - later == pytest.approx(exchanges.of_gathering(setup) + passes * a_pass)
 
 
 def test_processes_take_time_to_exchange_what_they_share(models: Path) -> None:

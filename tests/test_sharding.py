@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_distributed import ENVIRONMENT
+from safetensors.torch import load_file, save_file
+from test_distributed import ENVIRONMENT, REPOSITORY, make_models, spec_of
 from tiny import make_model
+
+from skill_kd.folder import write_folder
+from skill_kd.plugins import get_backend
 
 pytestmark = pytest.mark.script
 
@@ -16,7 +20,13 @@ pytestmark = pytest.mark.script
 def start(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     return subprocess.run(
-        [*command, *arguments], env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=240
+        [*command, *arguments],
+        cwd=REPOSITORY,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
     )
 
 
@@ -84,61 +94,105 @@ def test_processes_read_in_step(kinds: tuple[str, ...], tmp_path: Path) -> None:
 
 STUDENTS = """
 import sys
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
+from skill_kd.runtime import sharding
 from skill_kd.runtime.config import Config
 from skill_kd.runtime.failures import reporting
 from skill_kd.runtime.loading import load_student
-from skill_kd.runtime.sharding import Shards
 
 
-def trained(model, named):
-    optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=1.0)
+def steps_of(model):
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    return torch.optim.SGD(trained, lr=0.1, momentum=0.9)
+
+
+def learn(model, steps):
+    steps.zero_grad()
     model(input_ids=torch.arange(10)[None], labels=torch.arange(10)[None]).loss.backward()
-    optimizer.step()
-    return named()
+    steps.step()
 
 
-def check(model, grown, adapters):
+def same(found, expected, **tolerance):
+    if found is not None:  # on the main process
+        torch.testing.assert_close(dict(found.state_dict()), dict(expected.state_dict()), **tolerance)
+
+
+def check(model, how):
     accelerator = Accelerator(cpu=True)
-    layers = Config(layers=2) if grown else None
-    lora = Config(r=2, alpha=4, dropout=0.0, targets="all-linear") if adapters else None
-    name = None if grown else model
-    student = Config(
-        model=name, from_teacher=layers, dtype="float32", quantization=None, revision=None, lora=lora
-    )
-    teacher = Config(model=model, revision=None, trust_remote_code=False)
+    main = accelerator.is_main_process
+    grown = Config(layers=2) if how == "grown" else None
+    lora = Config(r=2, alpha=4, dropout=0.0, targets="all-linear") if how == "lora" else None
+    source = Config(model=model, dtype="float32", quantization=None, revision=None, trust_remote_code=False)
+    student = Config(**{**vars(source), "from_teacher": grown, "lora": lora})
     torch.manual_seed(0)
-    whole, _ = load_student(student, teacher)
+    whole, _ = load_student(student, source)
     torch.manual_seed(accelerator.process_index)
-    part, _ = load_student(student, teacher, weights=accelerator.is_main_process)
-    base = [weight for name, weight in part.named_parameters() if "lora" not in name]
-    assert all(weight.is_meta != accelerator.is_main_process for weight in base)
-    shards = Shards(part, accelerator)
-    assert not any(weight.is_meta for weight in part.parameters())
+    part, _ = load_student(student, source, weights=main)
+    assert all(weight.is_meta != main for name, weight in part.named_parameters() if "lora" not in name)
+
+    shards = sharding.Shards(part, accelerator)
     assert [name for name, _ in part.named_parameters()] == [name for name, _ in whole.named_parameters()]
     with shards.gathered():
         for name, weight in whole.named_parameters():
             torch.testing.assert_close(part.get_parameter(name), weight, rtol=0, atol=0, msg=name)
-    expected = trained(whole, whole.state_dict)
-    found = trained(part, shards.whole)
-    if accelerator.is_main_process:
-        torch.testing.assert_close(dict(found.state_dict()), dict(expected))
-        sys.stdout.write("the same weights\\n")
+
+    alone, steps = steps_of(whole), steps_of(part)
+    shards.keep(steps)
+    learn(whole, alone)
+    learn(part, steps)
+    same(shards.whole(), whole)
+    folder = str(Path(model).parent)
+    shards.save_state(folder)
+    learn(part, steps)
+    after = shards.whole()
+    if not main:
+        sharding.load_file = torch.load = None  # the main process hands out what it reads
+    part(input_ids=torch.arange(10)[None]).logits.sum().backward()  # a step that is given up
+    steps.state.clear()
+    shards.load_state(folder)
+    same(shards.whole(), whole)
+    learn(part, steps)
+    same(shards.whole(), after, rtol=0, atol=0)
 
 
 with reporting():
-    check(sys.argv[1], "grown" in sys.argv, "lora" in sys.argv)
+    check(*sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize(("kind", "how"), [("gpt2", "whole"), ("qwen2", "grown"), ("llama", "lora")])
+@pytest.mark.parametrize(
+    ("kind", "how"), [("gpt2", "whole"), ("qwen2", "grown"), ("llama", "lora"), ("qwen2", "both tied weights")]
+)
 def test_the_main_process_alone_loads_a_student_that_goes_into_shards(kind: str, how: str, tmp_path: Path) -> None:
     """Tied weights stay one weight, and adapters are everywhere what they are on the main process."""
     model = make_model(tmp_path / kind, kind, layers=3)
+    if how == "both tied weights":  # as some tools write them
+        weights = load_file(model / "model.safetensors")
+        twice = {**weights, "lm_head.weight": weights["model.embed_tokens.weight"].clone()}
+        save_file(twice, model / "model.safetensors", {"format": "pt"})
     (tmp_path / "script.py").write_text(STUDENTS)
     done = start(tmp_path / "script.py", str(model), how)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.splitlines() == ["the same weights"]
+
+
+PREPARED = """
+import sys
+
+sys.path.insert(0, sys.argv[1])
+import train
+
+with train.reporting():
+    assert train.prepare().policy.head is not None
+"""
+
+
+def test_no_process_needs_all_logits_of_a_student_in_shards(tmp_path: Path) -> None:
+    spec = spec_of(make_models(tmp_path), launch={"strategy": "fsdp2", "processes": 2})
+    write_folder(get_backend("transformers").render(spec), tmp_path / "run")
+    (tmp_path / "script.py").write_text(PREPARED)
+    done = start(tmp_path / "script.py", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr[-3000:]

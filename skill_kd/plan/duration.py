@@ -133,7 +133,7 @@ def _tasks(clock: _Clock, stage: Stage, updates: int, rows: int | None) -> Itera
     prompts = spec.checkpoint.measure_prompts
     scoring = 2 * (clock.forward(setup.student, prompts, clock.student_width) + clock.teachers_forward(prompts))
     sampling = clock.decoding(setup.student, prompts, min(prompts, SAMPLED_AT_ONCE), trained=True)
-    samples = clock.writing(prompts) if stage is spec.stages[0] else 0
+    samples = clock.writing(prompts, min(prompts, SAMPLED_AT_ONCE)) if stage is spec.stages[0] else 0
     yield Task("held-out measures", measures(spec, stage, updates) * (scoring + sampling) + samples)
     yield Task("exchange between processes", exchange.of_stage(setup, stage, updates, rows) / clock.link)
 
@@ -189,9 +189,9 @@ class _Clock:
         step = max(read / (BANDWIDTH_EFFICIENCY * self.device.bandwidth), arithmetic) + config.layers * start
         return prefill + math.ceil(responses / at_once) * setup.new * step
 
-    def writing(self, responses: float) -> float:
+    def writing(self, responses: float, at_once: int = WRITTEN_AT_ONCE) -> float:
         """Seconds for the teachers to write responses."""
-        return sum(self.decoding(config, responses, WRITTEN_AT_ONCE, trained=False) for config in self.setup.teachers)
+        return sum(self.decoding(config, responses, at_once, trained=False) for config in self.setup.teachers)
 
     def rollouts(self, stage: Stage, updates: int, rows: int | None) -> float:
         """Seconds of a stage's sampling on one process."""

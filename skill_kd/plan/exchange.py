@@ -7,6 +7,7 @@ import math
 from skill_kd.models import ModelConfig
 from skill_kd.plan.setup import (
     DTYPE_BYTES,
+    SAMPLED_AT_ONCE,
     WRITTEN_AT_ONCE,
     Setup,
     extra_terms,
@@ -82,5 +83,5 @@ def _written_passes(setup: Setup, stage: Stage, updates: int, rows: int | None) 
 def _measured_passes(setup: Setup, stage: Stage, updates: int) -> int:
     """Passes of held-out measures, which every process makes over all prompts, and of what teachers write for them."""
     prompts = setup.spec.checkpoint.measure_prompts
-    written = math.ceil(prompts / WRITTEN_AT_ONCE) * setup.new if stage is setup.spec.stages[0] else 0
+    written = math.ceil(prompts / SAMPLED_AT_ONCE) * setup.new if stage is setup.spec.stages[0] else 0
     return measures(setup.spec, stage, updates) * 2 * math.ceil(prompts / setup.rows) + written

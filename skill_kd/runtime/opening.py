@@ -112,9 +112,11 @@ def open_run(
     """Wrap the student and its optimizer for the devices at hand; raises as ``open_parts``."""
     training, parts = config.training, open_parts(config, accelerator, student, tokenizer)
     data, sampler, teacher = parts.data, parts.sampler, parts.teacher
-    policy = Policy(student, teacher.vocabulary, training.compile_loss)
     strategy = config.launch.strategy if accelerator.num_processes > 1 else "none"
     shards = Shards(student, accelerator) if strategy == "fsdp2" else None
+    gathered = nullcontext if shards is None else shards.gathered
+    with gathered():  # before, a process may have shapes alone, and a policy reads its student once
+        policy = Policy(student, teacher.vocabulary, training.compile_loss)
     optimizer = adamw(policy, training)
     stepper: Stepper
     state: State = accelerator
@@ -130,7 +132,6 @@ def open_run(
             policy, optimizer = accelerator.prepare(policy, optimizer)
             state = Adapters(accelerator, inner, optimizer) if config.student.lora else accelerator
         stepper = Plain(accelerator, policy, optimizer, training.max_grad_norm)
-    gathered = nullcontext if shards is None else shards.gathered
     cache = StatesCache(folder / "teacher_states", teacher.model, config.teacher.cache_gb) if teacher.model else None
     annotate = Annotator(teacher, sampler.pad, accelerator.device, parts.rows_at_once, cache)
     written = draws_for(data.prompts, (config.seed, "teacher"))

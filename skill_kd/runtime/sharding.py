@@ -101,6 +101,7 @@ class Shards:
 
     def load_state(self, folder: str) -> None:
         """Take up what ``save_state`` wrote, on any number of processes; all must call it."""
+        self._steps().zero_grad()  # torch takes states for a step that is over
         weights: dict[str, Any] = {}
         states: dict[str, Any] = {}
         if self.accelerator.is_main_process:
@@ -160,7 +161,11 @@ def _split(model: nn.Module, accelerator: Accelerator, precision: MixedPrecision
     """Shard ``model`` block by block, and what is in no block with the outermost module, which is returned first.
 
     The main process hands out its weights, so that the machine's memory holds them once and not once for each process.
+
+    Raises:
+        BadInput: the processes disagree on which weights there are.
     """
+    _tie_alike(model)
     weights = model.state_dict() if accelerator.is_main_process else {}
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     blocks = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
@@ -176,6 +181,23 @@ def _split(model: nn.Module, accelerator: Accelerator, precision: MixedPrecision
             setattr(module, name, buffer.to(accelerator.device))
             distributed.broadcast(getattr(module, name), 0)
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def _tie_alike(model: nn.Module) -> None:
+    """Tie what the main process has tied: of a folder that holds both, transformers compares the weights themselves."""
+
+    def names() -> list[str]:
+        return [name for name, _ in model.named_parameters()]
+
+    told: list[Any] = [names()]
+    distributed.broadcast_object_list(told, 0)
+    if names() != told[0]:
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel):
+                module.tie_weights()
+    if names() != told[0]:
+        differing = sorted(set(names()) ^ set(told[0]))
+        raise BadInput(f"processes disagree on the weights {differing}; save the model anew with transformers")
 
 
 def _without_weights(model: PreTrainedModel) -> PreTrainedModel:
