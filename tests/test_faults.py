@@ -11,7 +11,6 @@ import os
 import re
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -431,8 +430,9 @@ def hold():
         pass
 
 def check():
-    dist.init_process_group("gloo")
-    if dist.get_rank() == 0:
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo", init_method=Path("store").resolve().as_uri(), rank=rank, world_size=2)
+    if rank == 0:
         atexit.register(print, "its tracker ended")
         sys.last_value = Slow()  # what the interpreter lets go of first
         dist.all_reduce(torch.ones(1000), async_op=True)
@@ -451,14 +451,11 @@ with reporting():
 
 @pytest.mark.parametrize(("ends", "code"), [("print('done')", 0), ("raise TrainingStopped('no more')", 6)])
 def test_what_is_still_exchanged_when_a_process_ends_does_not_abort_it(ends: str, code: int) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
     command = [sys.executable, "-c", ENDING.replace("{ends}", ends)]
-    with subprocess.Popen(command, env={**os.environ, **place, "RANK": "1"}) as other:
-        environment = {**os.environ, **place, "RANK": "0"}
+    with subprocess.Popen(command, env={**os.environ, "RANK": "1"}) as other:
+        main = {**os.environ, "RANK": "0"}
         try:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
+            done = subprocess.run(command, env=main, capture_output=True, text=True, check=False, timeout=240)
         finally:
             other.kill()
     said = ["done"] * (code == 0)

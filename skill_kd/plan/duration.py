@@ -132,8 +132,9 @@ def _tasks(clock: _Clock, stage: Stage, updates: int, rows: int | None) -> Itera
     yield Task("teacher's responses", clock.writing(written / spec.launch.processes))
     prompts = spec.checkpoint.measure_prompts
     scoring = 2 * (clock.forward(setup.student, prompts, clock.student_width) + clock.teachers_forward(prompts))
-    sampling = clock.decoding(setup.student, prompts, min(prompts, SAMPLED_AT_ONCE), trained=True)
-    samples = clock.writing(prompts, min(prompts, SAMPLED_AT_ONCE)) if stage is spec.stages[0] else 0
+    at_once = min(prompts, SAMPLED_AT_ONCE)
+    sampling = clock.decoding(setup.student, prompts, at_once, trained=True)
+    samples = clock.writing(prompts, at_once) if stage is spec.stages[0] else 0
     yield Task("held-out measures", measures(spec, stage, updates) * (scoring + sampling) + samples)
     yield Task("exchange between processes", exchange.of_stage(setup, stage, updates, rows) / clock.link)
 

@@ -102,6 +102,11 @@ def writing(what: str, partial: Path) -> Iterator[None]:
         raise TrainingStopped(f"cannot write {what}: {reason}; {GO_ON}") from error
 
 
+class _End:
+    code: ClassVar[int | None] = None
+    """The exit code, once it is certain."""
+
+
 @contextmanager
 def reporting() -> Iterator[None]:
     """End the process with one ``error:`` line and the right exit code; unexpected errors keep their traceback."""
@@ -149,11 +154,6 @@ def _end(reason: str, code: int) -> None:
     print(f"error: {reason}", file=sys.stderr, flush=True)  # noqa: T201
     _End.code = code
     sys.exit(code)
-
-
-class _End:
-    code: ClassVar[int | None] = None
-    """The exit code, once it is certain."""
 
 
 def _leave() -> None:

@@ -43,7 +43,7 @@ class Shards:
         """Split ``student`` in place; what counts is the main process's, the others need shapes alone.
 
         Raises:
-            BadInput: its weights have several dtypes, which one block cannot hold.
+            BadInput: its weights have several dtypes, which one block cannot hold, or are not the main process's.
         """
         dtypes = {weight.dtype for weight in student.parameters()}
         if len(dtypes) > 1:
