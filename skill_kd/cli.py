@@ -460,7 +460,7 @@ def prove(loss: str, mixes: tuple[float, ...], seeds: int, as_json: bool) -> Exi
 @click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
 @click.option("--data", type=click.Path(path_type=Path), metavar="FILE", help="Data, instead of handoff.data.")
 @click.option("--execute", is_flag=True, help="Also fine-tune, load what came out, and measure what it cost.")
-@click.option("--python", metavar="PATH", help="Interpreter that has Unsloth; the run's own if left out.")
+@click.option("--python", metavar="PATH", help="Python interpreter that has Unsloth (default: this one).")
 @click.option("--max-steps", type=click.IntRange(min=1), metavar="N", help="Optimizer steps of a trial.")
 @click.option("--no-drift", is_flag=True, help="Do not measure drift; it needs the teacher.")
 @click.option("--gguf", "quantisations", multiple=True, metavar="Q", help="Make a GGUF of the student, e.g. q8_0.")

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -352,6 +353,30 @@ def test_what_the_probe_refuses_keeps_its_words_and_its_kind(far: Path, tmp_path
         hand_on(far, data=tmp_path / "nothing.jsonl")
     with pytest.raises(MissingRequirementError, match="cannot start"):
         interpreter.ask(str(tmp_path / "python"), {"ask": "gguf"}, tmp_path)
+
+
+def test_the_program_that_a_manifest_names_is_never_run(far: Path, tmp_path: Path) -> None:
+    planted = tmp_path / "python3"
+    planted.write_text(f"#!/bin/sh\ntouch '{tmp_path}/was-run'\nexit 1\n")
+    planted.chmod(0o755)
+    edit(far / "manifest.json", command=[str(planted), "train.py"])
+    assert not hand_on(far).failed()
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_a_vocabulary_of_49k_tokens_is_compared_at_once(tmp_path: Path) -> None:
+    """Building the vocabulary takes 30 ms: once a token, that took 23 minutes."""
+    code = """
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+from skill_kd.handoff.probe.student import token_changes
+def tokenizer(last):
+    known = {f"t{number}": number for number in range(49_151)} | {last: 49_151}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(known, unk_token="t0")))
+print(*token_changes(tokenizer("new"), tokenizer("old")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == ["new"]
 
 
 @pytest.mark.parametrize(

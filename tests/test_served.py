@@ -23,6 +23,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from skill_kd.algorithms import divergences
 from skill_kd.algorithms.divergences import log_probs
 from skill_kd.algorithms.sampling import Decoding
+from skill_kd.errors import MissingRequirementError
+from skill_kd.evaluate.generations import Prompt
+from skill_kd.evaluate.judge import Judge, compare
+from skill_kd.evaluate.samples import Samples
 from skill_kd.runtime import served
 from skill_kd.runtime.batching import Row, collate
 from skill_kd.runtime.config import Config
@@ -480,6 +484,64 @@ def test_a_refused_key_is_not_repeated(status: int, server: Server, monkeypatch:
         ServedTeacher(address(server, api_key_env=KEY_VARIABLE)).score([([4], [5])])
     assert server.keys == {f"Bearer {KEY}"}
     assert KEY not in str(refused.value)
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Answers every request with its own headers, in the status line and in the body."""
+
+    status: str
+
+    def do_GET(self) -> None:
+        self.do_POST()
+
+    def do_POST(self) -> None:
+        key = self.headers["Authorization"]
+        body = json.dumps({"data": [{"id": key}], "error": key})
+        head = f"{self.status} refused {key}\r\nContent-Length: {len(body)}\r\n\r\n"
+        self.wfile.write((head + body).encode())
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def echo(status: str) -> Iterator[str]:
+    http = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Echo,), {"status": status}))
+    threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}).start()
+    try:
+        yield f"http://127.0.0.1:{http.server_address[1]}/v1"
+    finally:
+        http.shutdown()
+        http.server_close()
+
+
+ECHOES = ("HTTP/1.1 401", "HTTP/1.1 400", "HTTP/1.1 418", "HTTP/1.1 503", "HTTP/1.1 200", "no HTTP", "HTTP/1.1 abc")
+
+
+def test_a_key_that_the_server_echoes_is_in_no_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    leaked, refused = [], 0
+    for status in ECHOES:
+        with echo(status) as url:
+            teacher = Config(url=url, model="m", api_key_env=KEY_VARIABLE, top_logprobs=3, timeout=5.0)
+            teacher = Config(**vars(teacher), concurrency=1, patience=0.0)
+            judge = Judge(url, "m", KEY_VARIABLE, concurrency=1, timeout=5.0, patience=0.0)
+            for ask in (
+                lambda teacher=teacher: ServedTeacher(teacher).check_name(),
+                lambda teacher=teacher: ServedTeacher(teacher).score([([4], [5])]),
+                lambda judge=judge: compare(judge, Samples([Prompt("p")], [["a"]], [["b"]], None, None, ())),
+            ):
+                try:
+                    ask()
+                except (Missing, MissingRequirementError) as error:
+                    refused += 1
+                    leaked += [status] * (KEY in str(error))
+    assert refused == 3 * len(ECHOES)
+    assert not leaked
+    assert KEY not in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize("body", [None, {"prompt": "hello"}], ids=["GET", "POST"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def hand_on(
         run: folder of a finished run.
         data: fine-tuning data, instead of what the spec's ``handoff.data`` names.
         execute: also run the step, load what it made, and measure what it cost.
-        python: interpreter that has Unsloth; that of the run if left out.
+        python: interpreter that has Unsloth; this one if left out.
         max_steps: optimizer steps of a trial; -1 leaves it to ``handoff.epochs``.
         drift: whether ``execute`` measures the held-out figures again, for which it needs the teacher.
         quantisations: GGUF files to make of the distilled student itself, for example ``q8_0``.
@@ -87,8 +88,8 @@ class _Step:
     def __init__(self, run: Path, manifest: Manifest, spec: Spec, python: str | None, force: bool) -> None:
         self.run, self.manifest, self.spec, self.force = run, manifest, spec, force
         self.student, self.folder = run / STUDENT, run / FOLDER
-        self.trainer = interpreter.of_run(manifest)
-        self.python = python or self.trainer
+        self.python = python or sys.executable
+        self.prober = interpreter.with_torch(python)
         self.result = HandoffResult(self.folder)
         self.found: dict[str, Any] = {}
         self.summary = read_json(run / "summary.json") if (run / "summary.json").exists() else {}
@@ -96,7 +97,7 @@ class _Step:
     def _ask(self, kind: str, **question: object) -> dict[str, Any]:
         spec = self.spec.model_dump(mode="json")
         told = {"ask": kind, "spec": spec, "folder": str(self.student), **question}
-        return interpreter.ask(self.trainer, told, interpreter.folder_of(self.manifest))
+        return interpreter.ask(self.prober, told, interpreter.folder_of(self.manifest))
 
     def verify(self) -> None:
         """Look at the student and the data; refuse what nobody should build on."""
@@ -157,7 +158,7 @@ class _Step:
     def quantize(self, quantisation: str) -> None:
         """Make a GGUF file of the distilled student, and read it back."""
         file = self.folder / gguf.file_name(STUDENT, quantisation)
-        gguf.convert(self.student, file, quantisation, self.trainer)
+        gguf.convert(self.student, file, quantisation, self.prober)
         self.result.checks += self._ask("gguf", file=str(file))["checks"]
         self.result.written.append(file.name)
         if failed := self.result.failed():
@@ -183,7 +184,7 @@ class _Step:
             raise error
         for each in self._quantisations:
             file = self.folder / OUT / gguf.file_name(FINETUNED, each)
-            gguf.convert(self.folder / OUT / MERGED, file, each, self.trainer)
+            gguf.convert(self.folder / OUT / MERGED, file, each, self.prober)
         self.result.checks += self._ask("finetuned", out=str(self.folder / OUT))["checks"]
         self.record()
         if failed := self.result.failed():

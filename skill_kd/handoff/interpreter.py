@@ -1,4 +1,4 @@
-"""Questions about models, answered by the interpreter that trained them: this one may have no torch."""
+"""Questions about models, answered in a subprocess: this process loads no torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from skill_kd.render import kd_files
 PROBE = Path(__file__).with_name("probe")
 
 
-def of_run(manifest: Manifest) -> str:
-    """Return the Python that trained, or this one where it is gone or the run was begun by a launcher."""
-    program = Path(manifest.command[0])
-    return str(program) if program.name.startswith("python") and program.is_file() else sys.executable
+def with_torch(named: str | None) -> str:
+    """Return the Python that answers questions about models: this one, or ``named`` if this one lacks torch.
+
+    Never the program that a manifest names: a run folder may come from somebody else.
+    """
+    return sys.executable if named is None or find_spec("torch") is not None else named
 
 
 def folder_of(manifest: Manifest) -> Path:

@@ -182,20 +182,20 @@ class ServedTeacher:
         for attempt in count(1):
             try:
                 with urllib.request.urlopen(request, timeout=self.served.timeout) as response:  # noqa: S310
-                    answer = json.load(response)
+                    answer = json.loads(self._redacted(response.read().decode()))
                 self.answered, self.waiting, self.down_since = True, False, None
                 if self.away:
                     self.away = False
                     self.check()
                 return answer
             except urllib.error.HTTPError as error:
-                reason, gone = f"HTTP {error.code} {error.reason}", error.code in GONE_STATUS
+                reason, gone = self._redacted(f"HTTP {error.code} {error.reason}"), error.code in GONE_STATUS
                 if body is None and error.code in NO_LIST_STATUS:
                     return None
                 if error.code not in RETRIED_STATUS:
                     raise Missing(self._refusal(error)) from error
             except (OSError, http.client.HTTPException, ValueError) as error:
-                reason, gone = f"{type(error).__name__}: {error}", not isinstance(error, ValueError)
+                reason, gone = self._redacted(f"{type(error).__name__}: {error}"), not isinstance(error, ValueError)
                 self.away |= isinstance(getattr(error, "reason", error), ConnectionRefusedError)
             self.down_since = self.down_since or time.monotonic()
             if attempt >= ATTEMPTS:
@@ -220,15 +220,16 @@ class ServedTeacher:
             print(f"note: {url} gives no answer ({reason}); waiting for it, {patience:g} s at most", file=sys.stderr)  # noqa: T201
 
     def _refusal(self, error: urllib.error.HTTPError) -> str:
-        refused = f"teacher.served.url {self.served.url} refuses with HTTP {error.code} {error.reason}"
+        refused = f"teacher.served.url {self.served.url} refuses with HTTP {error.code} {self._redacted(error.reason)}"
         if error.code in {401, 403}:
-            # What the server says here may repeat the key.
             return f"{refused}; name the variable that holds the key in teacher.served.api_key_env, and set it"
-        said = " ".join(error.read(2000).decode("utf-8", "replace").split())
-        if key := os.environ.get(self.served.api_key_env or ""):
-            said = said.replace(key, "<the key>")
-        said = said[:300]
+        said = " ".join(self._redacted(error.read(2000).decode("utf-8", "replace")).split())[:300]
         return f"{refused}: {said or 'no reason given'}; look at 'url', 'model' and 'top_logprobs' of teacher.served"
+
+    def _redacted(self, text: str) -> str:
+        """Return text that the server controls, without the key: some servers echo the headers they were sent."""
+        key = os.environ.get(self.served.api_key_env or "")
+        return text.replace(key, "<the key>") if key else text
 
     def _authorize(self, request: urllib.request.Request) -> None:
         if self.served.api_key_env:

@@ -1,0 +1,289 @@
+"""The summed loss of a batch straight from hidden states: logits exist for a chunk of tokens, never for all of them.
+
+The gradients are computed beside the value, in the forward pass, while a chunk's logits are still there. So a batch
+costs four matrix products (both models' logits, the gradients of hidden states and of the head) where recomputing the
+logits in the backward pass costs six. What is not scored is never projected: padding costs nothing.
+
+The losses are those of ``divergences`` and ``estimators``; here they see small blocks of whole positions, because
+element-wise work is cheap only while it stays in the processor's cache. Shapes: N all scored tokens of a batch, row by
+row, n those of a chunk or block, b some rows of B, C columns of logits with padded vocabulary, V without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .divergences import log_probs
+from .estimators import Weigh, token_logp
+from .fused import fused
+from .heads import Curve, Head
+
+CHUNK_BYTES = 2**27
+"""Size of one model's logits of a chunk, unless that is fewer than ``CHUNK_TOKENS``."""
+CHUNK_TOKENS = 512
+"""Fewest tokens of a chunk: a product of fewer waits for the memory that holds the head."""
+CACHE_BYTES = 2**20
+"""Size of one model's logits in float32 that an element-wise pass takes at once, about a core's second-level cache."""
+FUSED_BYTES = 2**23
+"""The same for compiled passes: they keep a position there by themselves, intermediate results in the third level."""
+BLOCK_TOKENS = 4
+"""Fewest tokens of a block on a CPU: one row of a large vocabulary is too little work for several threads."""
+BLOCK_BYTES = 2**25
+"""The same for devices that want much work at once."""
+
+TokenLoss = Callable[..., Tensor]
+"""(student_logp_nV, teacher_logp_nV or None, ids_n, *weights_n) -> loss_n, each position by itself."""
+Outputs = tuple[Tensor, Tensor | None]
+"""What the heads of student and teacher give for a chunk, [n, V]; scale and cap come later."""
+
+
+@dataclass(frozen=True)
+class States:
+    """What a model says of the response tokens: the hidden states that predict them, and the head they go through."""
+
+    hidden_BTH: Tensor
+    head: Head
+
+
+def summed_loss(
+    student: States,
+    teacher: States | None,
+    ids_BT: Tensor,
+    mask_BT: Tensor,
+    loss: TokenLoss,
+    weights: Sequence[Tensor] | Weigh = (),
+    *,
+    temperature: float = 1.0,
+    compiled: bool = False,
+    chunk_bytes: int | None = None,
+) -> Tensor:
+    """Return Σ loss over the positions where ``mask_BT`` is True: a float32 scalar (float64 from float64 weights).
+
+    ``loss`` gets ``log_probs`` of both models at ``temperature``, ids, and ``weights``: tensors that broadcast to
+    [B, T], or a function that computes them from the token log-probabilities of whole rows. A row that does not fit
+    into a chunk is projected twice for it; ``chunk_bytes`` sets the size of one model's logits there. Weights carry no
+    gradient, and neither does the teacher.
+
+    Products run in the weights' dtype or autocast's; gradients and the sum are accumulated in float32 at least. The
+    gradients exist from the forward pass on and are given out once: a second backward pass raises RuntimeError.
+    ``compiled`` lets torch.compile fuse the element-wise work; where it cannot, a warning says so once.
+    """
+    states_NH, linear = student.hidden_BTH[mask_BT], student.head.linear
+    row_bytes = student.head.vocabulary * _product_dtype(student.head).itemsize
+    size = max(CHUNK_TOKENS, CHUNK_BYTES // row_bytes) if chunk_bytes is None else max(1, chunk_bytes // row_bytes)
+    task = _Task(
+        student=_Projection(states_NH.detach(), student.head, size),
+        teacher=None if teacher is None else _Projection(teacher.hidden_BTH.detach()[mask_BT], teacher.head, size),
+        ids_N=ids_BT[mask_BT],
+        mask_BT=mask_BT,
+        weights=weights if callable(weights) else _at_scored(weights, mask_BT),
+        rule=_Rule(loss, temperature, student.head.curve, None if teacher is None else teacher.head.curve),
+        size=size,
+        gradient=torch.is_grad_enabled(),
+        compiled=compiled,
+    )
+    total: Tensor = _SummedLoss.apply(states_NH, linear.weight, linear.bias, task)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _SummedLoss(torch.autograd.Function):
+    """Computes its gradients where it computes its value, for as long as the logits exist."""
+
+    @staticmethod
+    def forward(ctx: Any, states_NH: Tensor, weight_CH: Tensor, bias_C: Tensor | None, task: _Task) -> Tensor:
+        wide = torch.promote_types(weight_CH.dtype, torch.float32)
+        ctx.gradients = [
+            torch.zeros_like(tensor, dtype=wide) if tensor is not None and needed and task.gradient else None
+            for tensor, needed in zip((states_NH, weight_CH, bias_C), ctx.needs_input_grad, strict=False)
+        ]
+        wanted = any(gradient is not None for gradient in ctx.gradients)
+        total = torch.zeros((), dtype=wide, device=states_NH.device)
+        # The operands are cast once; autocast would look at each product again.
+        with torch.autocast(states_NH.device.type, enabled=False):
+            for span, outputs, weights in task.chunks():
+                total += task.value(span, outputs, weights, wanted)
+                if wanted:
+                    task.student.collect(span, outputs[0], *ctx.gradients)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("summed_loss gives its gradients out once: compute it again for a second backward pass")
+        gradients, ctx.gradients = ctx.gradients, None
+        return (*(None if each is None else each.mul_(grad) for each in gradients), None)
+
+
+class _Projection:
+    """The scored tokens of one model and its head, in the dtype of their products."""
+
+    def __init__(self, states_NH: Tensor, head: Head, size: int) -> None:
+        dtype, V = _product_dtype(head), head.vocabulary
+        self.head, self.states_NH = head, states_NH.to(dtype)
+        self.weight_VH = head.linear.weight.detach()[:V].to(dtype)
+        self.bias_V = None if head.linear.bias is None else head.linear.bias.detach()[:V].to(dtype)
+        self.buffer_nV = states_NH.new_empty(min(size, len(states_NH)), V, dtype=dtype)
+
+    def outputs(self, span: slice) -> Tensor:
+        """Return the head's output for the tokens of ``span``, valid until the next call."""
+        out_nV, states_nH = self.buffer_nV[: span.stop - span.start], self.states_NH[span]
+        if self.bias_V is None:
+            return torch.mm(states_nH, self.weight_VH.T, out=out_nV)
+        return torch.addmm(self.bias_V, states_nH, self.weight_VH.T, out=out_nV)
+
+    def collect(
+        self, span: slice, slope_nV: Tensor, states_NH: Tensor | None, weight_CH: Tensor | None, bias_C: Tensor | None
+    ) -> None:
+        """Take ∂loss/∂(head's output) of ``span`` into the gradients that are wanted."""
+        V = self.head.vocabulary
+        if states_NH is not None:
+            states_NH[span] = slope_nV @ self.weight_VH
+        if weight_CH is not None:
+            if weight_CH.dtype == slope_nV.dtype:
+                weight_CH[:V].addmm_(slope_nV.T, self.states_NH[span])
+            else:
+                weight_CH[:V] += slope_nV.T @ self.states_NH[span]
+        if bias_C is not None:
+            bias_C[:V] += slope_nV.sum(dim=0, dtype=bias_C.dtype)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What is done to each position, all of it element-wise or a sum over the vocabulary."""
+
+    loss: TokenLoss
+    temperature: float
+    student: Curve
+    teacher: Curve | None
+
+    def logp(self, output_nV: Tensor, curve: Curve) -> Tensor:
+        return log_probs(curve(output_nV), self.temperature)
+
+
+def _token_logps(rule: _Rule, student_nV: Tensor, teacher_nV: Tensor, ids_n: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log q and log p of the tokens."""
+    assert rule.teacher is not None
+    student_logp_nV, teacher_logp_nV = rule.logp(student_nV, rule.student), rule.logp(teacher_nV, rule.teacher)
+    return token_logp(student_logp_nV, ids_n), token_logp(teacher_logp_nV, ids_n)
+
+
+def _value(rule: _Rule, student_nV: Tensor, teacher_nV: Tensor | None, ids_n: Tensor, *weights_n: Tensor) -> Tensor:
+    """Return the sum of the loss."""
+    teacher_logp_nV = None if rule.teacher is None or teacher_nV is None else rule.logp(teacher_nV, rule.teacher)
+    return rule.loss(rule.logp(student_nV, rule.student), teacher_logp_nV, ids_n, *weights_n).sum()
+
+
+def _descend(rule: _Rule, student_nV: Tensor, teacher_nV: Tensor | None, ids_n: Tensor, *weights_n: Tensor) -> Tensor:
+    """Return the sum of the loss and overwrite ``student_nV`` with its gradient there."""
+
+    def value_at(output_nV: Tensor) -> Tensor:
+        return _value(rule, output_nV, teacher_nV, ids_n, *weights_n)
+
+    if torch.compiler.is_compiling():  # One graph; a leaf made inside would break it, and eagerly this is slower.
+        slope_nV, value = torch.func.grad_and_value(value_at)(student_nV)
+    else:
+        with torch.enable_grad():
+            leaf_nV = student_nV.detach().requires_grad_()
+            value = value_at(leaf_nV)
+            (slope_nV,) = torch.autograd.grad(value, leaf_nV)
+    student_nV.copy_(slope_nV)
+    total: Tensor = value.detach()
+    return total
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The scored tokens of a batch, and what to do with them."""
+
+    student: _Projection
+    teacher: _Projection | None
+    ids_N: Tensor
+    mask_BT: Tensor
+    weights: list[Tensor] | Weigh
+    rule: _Rule
+    size: int
+    """Tokens in a chunk."""
+    gradient: bool
+    compiled: bool
+
+    def chunks(self) -> Iterator[tuple[slice, Outputs, list[Tensor]]]:
+        """Yield spans of scored tokens, the outputs of both heads there and the weights of the loss."""
+        for rows, tokens in self._groups():
+            spans = _spans(tokens, self.size)
+            weights, outputs = self._weigh(rows, spans) if callable(self.weights) else (self.weights, None)
+            for span in spans:
+                if outputs is None or len(spans) > 1:  # The outputs of a lone chunk are still there.
+                    outputs = self._outputs(span)
+                here = slice(span.start - tokens.start, span.stop - tokens.start)
+                yield span, outputs, [weight_n[here] for weight_n in weights]
+
+    def value(self, span: slice, outputs: Outputs, weights: list[Tensor], wanted: bool) -> Tensor:
+        """Return the sum of the loss over ``span``; if wanted, its gradient replaces the student's outputs."""
+        work = _descend if wanted else _value
+        return torch.stack(self._in_blocks(work, span, outputs, weights)).sum()
+
+    def _outputs(self, span: slice) -> Outputs:
+        return self.student.outputs(span), None if self.teacher is None else self.teacher.outputs(span)
+
+    def _groups(self) -> Iterator[tuple[slice, slice]]:
+        """Yield rows with their tokens: as many whole rows as fit into a chunk, where weights depend on the row."""
+        counts = self.mask_BT.sum(dim=1).tolist() if callable(self.weights) else [len(self.ids_N)]
+        first = start = stop = 0
+        for row, count in enumerate(counts):
+            if stop > start and stop + count - start > self.size:
+                yield slice(first, row), slice(start, stop)
+                first, start = row, stop
+            stop += count
+        yield slice(first, len(counts)), slice(start, stop)
+
+    def _weigh(self, rows: slice, spans: list[slice]) -> tuple[list[Tensor], Outputs | None]:
+        """Return the weights of the tokens in ``rows``, and the outputs of the last span."""
+        assert callable(self.weights)
+        mask_bT, outputs, logps = self.mask_BT[rows], None, []
+        for span in spans:
+            outputs = self._outputs(span)
+            logps += self._in_blocks(_token_logps, span, outputs, [])
+        laid_out = [
+            logp_n[0].new_zeros(mask_bT.shape).masked_scatter(mask_bT, torch.cat(logp_n))
+            for logp_n in zip(*logps, strict=True)
+        ]
+        return _at_scored(self.weights(rows, *laid_out), mask_bT) if logps else [], outputs
+
+    def _in_blocks(self, work: Callable[..., Any], span: slice, outputs: Outputs, weights: list[Tensor]) -> list[Any]:
+        """Return what ``work`` makes of each block of a chunk."""
+        student_nV, teacher_nV = outputs
+        on_cpu = FUSED_BYTES if self.compiled else CACHE_BYTES
+        size = (on_cpu if student_nV.device.type == "cpu" else BLOCK_BYTES) // (4 * student_nV.shape[1])
+        size = max(BLOCK_TOKENS, size)
+        run = partial(fused(work) if self.compiled else work, self.rule)
+        tensors = [student_nV, teacher_nV, self.ids_N[span], *weights]
+        return [
+            run(*(None if tensor is None else tensor[block] for tensor in tensors))
+            for block in _spans(slice(0, len(student_nV)), size)
+        ]
+
+
+def _spans(whole: slice, size: int) -> list[slice]:
+    """Cut into as few parts as ``size`` allows, and those of one length up to 1: compilers like few lengths."""
+    length = whole.stop - whole.start
+    count = -(-length // size)
+    ends = [whole.start + length * part // count for part in range(count + 1)] if count else []
+    return [slice(*ends[part : part + 2]) for part in range(count)]
+
+
+def _at_scored(weights: Sequence[Tensor], mask_BT: Tensor) -> list[Tensor]:
+    return [weight.detach().expand(mask_BT.shape)[mask_BT] for weight in weights]
+
+
+def _product_dtype(head: Head) -> torch.dtype:
+    weight = head.linear.weight
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype

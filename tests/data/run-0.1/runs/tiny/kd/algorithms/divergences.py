@@ -1,0 +1,111 @@
+"""Divergences between two next-token distributions, one value (nats) a position.
+
+Every function takes ``student_logp`` and ``teacher_logp``: log-probabilities [..., V] from ``log_probs`` (float32 or
+float64, normalised over V), and returns [...]. The gradient flows into the student only if the teacher carries none.
+They are finite, in value and in gradient, for finite logits and for masked ones (−inf), because ``log_probs`` bounds
+them from below.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# exp(-1e4) is 0 in float32 and float64, so 0 · log 0 becomes 0 instead of nan. What lies below has no gradient.
+LOG_ZERO = -1e4
+
+Divergence = Callable[[Tensor, Tensor], Tensor]
+
+
+def log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return log-softmax over the last axis, in float32 at least, bounded below by ``LOG_ZERO``."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return torch.log_softmax(wide if temperature == 1 else wide / temperature, dim=-1).clamp(min=LOG_ZERO)
+
+
+def bucketed(logp_BTV: Tensor, ids_BTK: Tensor) -> Tensor:
+    """Return log-probabilities [B, T, K+1] of the named ids and, last, of all other tokens together.
+
+    An id of −1 names no token and gets ``LOG_ZERO``. Exact: nothing is renormalised. Merging outcomes loses
+    information, so a divergence here between two distributions over the same buckets is at most the full one (data
+    processing inequality, for KL, Jensen-Shannon, skew KL and total variation), and equal when all tokens are named.
+    """
+    vocabulary = logp_BTV.shape[-1]
+    absent_BTK = ids_BTK < 0
+    named_BTK = logp_BTV.gather(-1, ids_BTK.clamp(min=0)).masked_fill(absent_BTK, LOG_ZERO)
+    # Ids that name no token mark a column of their own, which is cut off again.
+    taken = torch.zeros(*logp_BTV.shape[:-1], vocabulary + 1, dtype=torch.bool, device=logp_BTV.device)
+    taken.scatter_(-1, ids_BTK.masked_fill(absent_BTK, vocabulary), True)
+    rest_BT1 = logp_BTV.masked_fill(taken[..., :-1], LOG_ZERO).logsumexp(dim=-1, keepdim=True)
+    return torch.cat([named_BTK, rest_BT1], dim=-1)
+
+
+def kl(of: Tensor, against: Tensor) -> Tensor:
+    """Return KL(of ‖ against) = Σ_v of · log(of / against), both given as log-probabilities."""
+    return (of.exp() * (of - against)).sum(dim=-1)
+
+
+def mixture(first_logp: Tensor, second_logp: Tensor, share: float) -> Tensor:
+    """Return log(share · first + (1 − share) · second), for 0 < share < 1."""
+    return torch.logaddexp(first_logp + math.log(share), second_logp + math.log1p(-share))
+
+
+def entropy(logp: Tensor) -> Tensor:
+    """Return the entropy −Σ_v p log p in nats."""
+    return -(logp.exp() * logp).sum(dim=-1)
+
+
+def forward_kl(student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
+    """KL(teacher ‖ student), mass-covering. Hinton et al. 2015 (arXiv 1503.02531); word-level KD, arXiv 1606.07947."""
+    return kl(teacher_logp, student_logp)
+
+
+def reverse_kl(student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
+    """KL(student ‖ teacher), mode-seeking. Per position it is the Single term of MiniLLM, arXiv 2306.08543 Eq 3."""
+    return kl(student_logp, teacher_logp)
+
+
+def jsd(student_logp: Tensor, teacher_logp: Tensor, beta: float) -> Tensor:
+    """Generalized Jensen-Shannon: β KL(p ‖ m) + (1 − β) KL(q ‖ m), m = βp + (1 − β)q. GKD, arXiv 2306.13649 Eq 1."""
+    middle_logp = mixture(teacher_logp, student_logp, beta)
+    return beta * kl(teacher_logp, middle_logp) + (1 - beta) * kl(student_logp, middle_logp)
+
+
+def skew_kl(student_logp: Tensor, teacher_logp: Tensor, skew: float) -> Tensor:
+    """KL(p ‖ s·p + (1 − s)·q). DistiLLM, arXiv 2402.03898 section 3.1."""
+    return kl(teacher_logp, mixture(teacher_logp, student_logp, skew))
+
+
+def skew_reverse_kl(student_logp: Tensor, teacher_logp: Tensor, skew: float) -> Tensor:
+    """KL(q ‖ (1 − s)·p + s·q). DistiLLM, arXiv 2402.03898 section 3.1."""
+    return kl(student_logp, mixture(student_logp, teacher_logp, skew))
+
+
+def adaptive_kl(student_logp: Tensor, teacher_logp: Tensor, head_mass: float) -> Tensor:
+    """Forward and reverse KL, weighted by the gap Σ|p − q| on the teacher's head and tail. arXiv 2404.02657 section 4.
+
+    The head is the smallest set of likeliest teacher tokens whose mass reaches ``head_mass``. The weights are detached.
+    """
+    with torch.no_grad():
+        sorted_p, order = teacher_logp.exp().sort(dim=-1, descending=True)
+        gap = (sorted_p - student_logp.exp().gather(-1, order)).abs()
+        # A token belongs to the head while the mass before it has not reached the threshold.
+        in_head = sorted_p.cumsum(dim=-1) - sorted_p < head_mass
+        head, total = torch.where(in_head, gap, 0.0).sum(dim=-1), gap.sum(dim=-1)
+        head_share = torch.where(total > 0, head / total.clamp(min=torch.finfo(gap.dtype).tiny), 0.5)
+    forward, reverse = forward_kl(student_logp, teacher_logp), reverse_kl(student_logp, teacher_logp)
+    return head_share * forward + (1 - head_share) * reverse
+
+
+def entropy_aware(student_logp: Tensor, teacher_logp: Tensor, entropy_threshold: float) -> Tensor:
+    """Reverse KL, plus forward KL where the teacher's entropy exceeds the threshold (nats). arXiv 2603.07079."""
+    undecided = entropy(teacher_logp).detach() > entropy_threshold
+    return reverse_kl(student_logp, teacher_logp) + undecided * forward_kl(student_logp, teacher_logp)
+
+
+def total_variation(student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
+    """½ Σ_v |p − q|, between 0 and 1. f-DISTILL, arXiv 2307.15190 section 3.3."""
+    return 0.5 * (teacher_logp.exp() - student_logp.exp()).abs().sum(dim=-1)

@@ -1,0 +1,37 @@
+"""torch.compile where it works, and never a failure where it does not."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+
+class _Fused:
+    """A function through torch.compile, or as it is once that has failed."""
+
+    def __init__(self, plain: Callable[..., Any]) -> None:
+        self.plain = plain
+        self.fast: Callable[..., Any] | None = torch.compile(plain, dynamic=True)
+
+    def __call__(self, *args: Any) -> Any:
+        if self.fast is not None:
+            try:
+                return self.fast(*args)
+            except Exception as error:  # Compilers fail in many ways, and none of them is needed.
+                self.fast = None
+                reason = " ".join(str(error).split())[:200]
+                warnings.warn(f"torch.compile cannot be used, going on without it: {reason}", stacklevel=2)
+        return self.plain(*args)
+
+
+@lru_cache
+def fused(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``plain`` through torch.compile, for all sizes of its tensors; a failure is warned of once.
+
+    ``plain`` must write to its arguments only at its end: after a failure it is called again with the same ones.
+    """
+    return _Fused(plain)

@@ -1,0 +1,241 @@
+"""Sampling responses from the student, or from a token-wise mixture of teacher and student (MiniLLM Eq 4).
+
+Every row draws from uniforms of its own, so a response depends on its prompt, the weights and its seed, and not on the
+rows beside it. The mixture flips one coin a position for the whole group of rows: each row's distribution stays exactly
+Eq 4, and a model decodes only where the coin names it. The other one takes the tokens it has not seen as one cached
+chunk when its turn comes, so no separate scoring pass is needed. Keep a group small (``MIXED_GROUP``): rows that share
+coins are correlated, and that part of the gradient's variance does not shrink with the group.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .divergences import LOG_ZERO, log_probs, mixture
+from .estimators import token_logp
+from .masking import is_any, position_ids, through_first_eos
+
+MIXED_GROUP = 16
+"""Most rows that share the coins of teacher-mixed sampling."""
+SCORED_AT_ONCE = 128
+"""Positions whose logits stand in memory together when a rollout is scored."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How next tokens are drawn, the same for every model that takes part."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    eos_ids: frozenset[int]
+    vocabulary: int
+    """Only ids below this are drawn: what lies above is padding of the embedding, or not shared with the teacher."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Sampled responses, T at most ``max_new_tokens``; what stands after a row's first EOS is not part of it."""
+
+    ids_BT: Tensor
+    """long"""
+    mask_BT: Tensor
+    """bool, True through the first EOS."""
+    behaviour_logp_BT: Tensor
+    """float32 (float64 for a float64 model), the log-probability each token was drawn with."""
+    student_logp_BT: Tensor | None = None
+    """The student's own, where a teacher took part."""
+    teacher_hidden_BTH: Tensor | None = None
+    """The teacher's final hidden states that predict each token, where it took part and tells them."""
+
+
+def seeded(*key: object) -> torch.Generator:
+    """Return a CPU generator whose stream is set by ``key`` alone, the same on every machine and process."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
+
+
+def uniforms(keys: Sequence[tuple[object, ...]], steps: int) -> Tensor:
+    """Return float64 [len(keys), steps] in [0, 1): one independent stream for each key."""
+    return torch.stack([torch.rand(steps, dtype=torch.float64, generator=seeded(*key)) for key in keys])
+
+
+def sampling_logp(logits: Tensor, decoding: Decoding) -> Tensor:
+    """Return the log-probabilities [..., V] that tokens are drawn from: tempered, cut to the nucleus, renormalised.
+
+    Temperature 0 is the limit: the likeliest token, the first of equals, has probability 1.
+    """
+    logits = logits[..., : decoding.vocabulary]
+    if decoding.temperature == 0:
+        certain = torch.full_like(log_probs(logits), LOG_ZERO)
+        return certain.scatter(-1, logits.argmax(dim=-1, keepdim=True), 0.0)
+    logp = log_probs(logits, decoding.temperature)
+    if decoding.top_p == 1:
+        return logp
+    sorted_logp, order = logp.sort(dim=-1, descending=True)
+    mass_before = sorted_logp.exp().cumsum(dim=-1) - sorted_logp.exp()
+    outside = torch.zeros_like(logp, dtype=torch.bool).scatter(-1, order, mass_before >= decoding.top_p)
+    return log_probs(logp.masked_fill(outside, -math.inf))
+
+
+def draw(logp_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """Return ids_B by inverting the cumulative distribution, in float64 so that rare tokens keep their chance."""
+    cumulative_BV = logp_BV.exp().cumsum(dim=-1, dtype=torch.float64)
+    target_B1 = uniform_B.to(cumulative_BV).unsqueeze(-1) * cumulative_BV[:, -1:]
+    # 'right' skips tokens of probability 0, whose cumulative value equals their neighbour's.
+    ids_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True)
+    return ids_B1.squeeze(-1).clamp(max=logp_BV.shape[-1] - 1)
+
+
+class _Decoder:
+    """One model with its cache. It catches up on the tokens it has not seen, and scores each of them.
+
+    ``rows`` are those it still reads. A row leaves once the model has scored its last token: neither its cache nor its
+    arithmetic is paid for any longer. R counts them; K, the positions of one pass.
+    """
+
+    def __init__(self, model: nn.Module, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor, decoding: Decoding) -> None:
+        self.model: Any = model
+        self.read = getattr(model, "tell", model)
+        self.decoding = decoding
+        self.rows = torch.arange(len(prompt_ids_BP), device=prompt_ids_BP.device)
+        self.unseen = prompt_ids_BP
+        self.attention_mask = prompt_mask_BP.long()
+        self.unscored = 0
+        self.cache: Any = None
+        self.scores: list[Tensor] = []
+        self.hidden: list[Tensor] = []
+
+    def next_logp(self, ended_B: Tensor) -> Tensor:
+        """Return logp_RV of the next token, by one forward pass over everything unseen; rows that ended leave."""
+        # The prompt's last token predicts the first response token; later, the last token seen was scored when drawn.
+        output = self.read(
+            input_ids=self.unseen,
+            attention_mask=self.attention_mask,
+            position_ids=position_ids(self.attention_mask)[:, -self.unseen.shape[1] :],
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=self.unscored + 1,
+        )
+        self.cache = output.past_key_values
+        # Without one, the next pass would read its few tokens as the whole context, and sample from that unnoticed.
+        if self.cache is None:
+            raise ValueError(
+                "the model returned no cache: put it in eval mode, gradient checkpointing turns caches off"
+            )
+        logp_RKV = sampling_logp(output.logits, self.decoding)
+        if (hidden_RKH := getattr(output, "hidden", None)) is not None:
+            self.hidden.append(self._for_all(hidden_RKH, len(ended_B)))
+        elif self.unscored:
+            drawn_RK = self.unseen[:, -self.unscored :]
+            self.scores.append(self._for_all(token_logp(logp_RKV[:, :-1], drawn_RK), len(ended_B)))
+        self.unseen, self.unscored = self.unseen[:, :0], 0
+        return self._let_go(ended_B, logp_RKV[:, -1])
+
+    def tell(self, ids_B: Tensor, logp_RV: Tensor | None) -> None:
+        """Append a drawn token; ``logp_RV`` is what this model drew it from, None when another model did."""
+        ids_R = ids_B[self.rows]
+        self.unseen = torch.cat([self.unseen, ids_R.unsqueeze(1)], dim=1)
+        self.attention_mask = torch.cat([self.attention_mask, torch.ones_like(self.unseen[:, :1])], dim=1)
+        if logp_RV is None:
+            self.unscored += 1
+        else:
+            self.scores.append(self._for_all(token_logp(logp_RV, ids_R).unsqueeze(1), len(ids_B)))
+
+    def finish(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Score what is left. Return the log-probability [B, T] this model gives every drawn token, 0 where masked,
+        and the final hidden states [B, T, H] that predict them if the model tells any."""
+        if self.unscored:
+            self.next_logp(torch.ones_like(mask_BT[:, 0]))
+        if not self.hidden:
+            return torch.cat(self.scores, dim=1).masked_fill(~mask_BT, 0), None
+        hidden_BTH = torch.cat(self.hidden, dim=1)[:, : ids_BT.shape[1]]
+        return self._score(hidden_BTH, ids_BT, mask_BT), hidden_BTH
+
+    def _score(self, hidden_BTH: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Score all tokens from hidden states: a few large products take half the time of one for each turn."""
+        states_NH, ids_N = hidden_BTH[mask_BT], ids_BT[mask_BT]
+        scores = []
+        for start in range(0, len(ids_N), SCORED_AT_ONCE):
+            span = slice(start, start + SCORED_AT_ONCE)
+            scores.append(token_logp(sampling_logp(self.model.project(states_NH[span]), self.decoding), ids_N[span]))
+        score_N = torch.cat(scores)
+        return score_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, score_N)
+
+    def _for_all(self, value_R: Tensor, size: int) -> Tensor:
+        """Put the values of the rows still read in their places among all B; the others get 0."""
+        value_B = value_R.new_zeros(size, *value_R.shape[1:])
+        value_B[self.rows] = value_R
+        return value_B
+
+    def _let_go(self, ended_B: Tensor, logp_RV: Tensor) -> Tensor:
+        """Drop the rows that ended, all of whose tokens are scored now, from the cache and the rest."""
+        stays_R = ~ended_B[self.rows]
+        select = getattr(self.cache, "batch_select_indices", None)
+        if select is None or bool(stays_R.all()) or not bool(stays_R.any()):
+            return logp_RV
+        select(stays_R.nonzero().squeeze(1))
+        self.rows, self.unseen = self.rows[stays_R], self.unseen[stays_R]
+        self.attention_mask = self.attention_mask[stays_R]
+        return logp_RV[stays_R]
+
+
+@torch.no_grad()
+def sample(
+    student: nn.Module,
+    prompt_ids_BP: Tensor,
+    prompt_mask_BP: Tensor,
+    uniform_BT: Tensor,
+    decoding: Decoding,
+    teacher: nn.Module | None = None,
+    teacher_mix: float = 0.0,
+    coin_T: Tensor | None = None,
+) -> Rollout:
+    """Sample up to ``max_new_tokens`` tokens a row after left-padded prompts.
+
+    Args:
+        student: causal language model with the usual keyword arguments and a cache.
+        prompt_ids_BP: prompts (long), padded on the left; ``prompt_mask_BP`` is True on real tokens.
+        uniform_BT: float64 in [0, 1), one for each token to draw, from ``uniforms``.
+        teacher: draws position t where ``coin_T[t]`` < ``teacher_mix``, which is α of Eq 4. A model with
+            ``tell`` gives the logits of the last position alone and, as ``hidden``, what its head was given at the
+            others; its ``project`` makes logits of that.
+        coin_T: float64 in [0, 1), shared by all rows.
+
+    Returns:
+        Rollout whose ``behaviour_logp_BT`` is log p̃ of Eq 4, or log q without a teacher.
+    """
+    student_decoder = _Decoder(student, prompt_ids_BP, prompt_mask_BP, decoding)
+    decoders = [student_decoder]
+    speakers = [student_decoder] * decoding.max_new_tokens
+    if teacher is not None and coin_T is not None and teacher_mix > 0:
+        teacher_decoder = _Decoder(teacher, prompt_ids_BP, prompt_mask_BP, decoding)
+        decoders.append(teacher_decoder)
+        speakers = [teacher_decoder if coin < teacher_mix else student_decoder for coin in coin_T.tolist()]
+    ended_B = torch.zeros(len(prompt_ids_BP), dtype=torch.bool, device=prompt_ids_BP.device)
+    drawn: list[Tensor] = []
+    for step, speaker in enumerate(speakers):
+        logp_RV = speaker.next_logp(ended_B)
+        ids_B = torch.zeros_like(ended_B, dtype=torch.long)
+        ids_B[speaker.rows] = draw(logp_RV, uniform_BT[speaker.rows, step])
+        for decoder in decoders:
+            decoder.tell(ids_B, logp_RV if decoder is speaker else None)
+        drawn.append(ids_B)
+        ended_B |= is_any(ids_B, decoding.eos_ids)
+        if bool(ended_B.all()):
+            break
+    ids_BT = torch.stack(drawn, dim=1)
+    mask_BT = through_first_eos(ids_BT, decoding.eos_ids)
+    student_logp_BT, _ = student_decoder.finish(ids_BT, mask_BT)
+    if len(decoders) == 1:
+        return Rollout(ids_BT, mask_BT, student_logp_BT)
+    teacher_logp_BT, teacher_hidden_BTH = teacher_decoder.finish(ids_BT, mask_BT)
+    behaviour_logp_BT = mixture(teacher_logp_BT, student_logp_BT, teacher_mix)
+    return Rollout(ids_BT, mask_BT, behaviour_logp_BT, student_logp_BT, teacher_hidden_BTH)

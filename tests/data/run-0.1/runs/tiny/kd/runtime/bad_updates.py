@@ -1,0 +1,71 @@
+"""An update that would ruin the weights: seen before its step, and answered as ``training.on_bad_loss`` says."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from .checkpoints import Checkpoints, Progress
+from .failures import TrainingStopped
+
+MOST_ROLL_BACKS = 3
+"""Of a run. Whoever needs more has a rate too high or data that no skipping mends."""
+
+
+class BadUpdate(TrainingStopped):
+    """A loss or gradient that is no number, or a loss beyond ``training.loss_limit``; its step is not taken."""
+
+    def __init__(self, update: int, figures: str) -> None:
+        """``update`` counts from 0 in its stage."""
+        super().__init__(
+            f"update {update}: {figures}; checkpoints/ keeps weights from before it. Lower training.learning_rate, "
+            "or look at the data of this update"
+        )
+        self.update = update
+
+
+def check_loss(update: int, loss: float, grad_norm: float, limit: float | None) -> None:
+    """Let a sound update pass; a loss may be below 0, so ``limit`` is how far from 0 it may be.
+
+    Raises:
+        BadUpdate: it is not sound.
+    """
+    if math.isfinite(loss) and math.isfinite(grad_norm) and abs(loss) <= (limit or math.inf):
+        return
+    beyond = "" if limit is None else f" (training.loss_limit: {limit:g})"
+    raise BadUpdate(update, f"loss {loss}{beyond}, gradient norm {grad_norm}")
+
+
+def roll_back(
+    checkpoints: Checkpoints, optimizer: torch.optim.Optimizer, progress: Progress, bad: BadUpdate, behind: int
+) -> str:
+    """Take up weights and optimizer of the newest good checkpoint, and go on at update ``behind``; all processes call.
+
+    The rows since that checkpoint are skipped: learnt from again, they would lead to the same update. A checkpoint is
+    written at once, so that a run killed from here on goes on from here. Where the newest one is itself the work of a
+    roll-back, the best one is taken: weights can be ruined and saved before it shows.
+
+    Returns:
+        What was taken up.
+
+    Raises:
+        TrainingStopped: there is nothing to go back to, or it was done often enough.
+    """
+    newest = checkpoints.newest()
+    if newest is None or len(progress.roll_backs) >= MOST_ROLL_BACKS:
+        reason = "no checkpoint to roll back to" if newest is None else f"rolled back {MOST_ROLL_BACKS} times before"
+        raise TrainingStopped(f"{bad} ({reason})") from bad
+    found, _ = checkpoints.load(newest)
+    source = newest.name
+    if progress.roll_backs and source == progress.roll_backs[-1] and found.best:
+        checkpoints.load_best(found)
+        source = found.best
+    optimizer.zero_grad()
+    if int(source.partition("-")[0]) != progress.stage:
+        optimizer.state.clear()  # as at the beginning of a stage
+    progress.best, progress.best_figure = found.best, found.best_figure
+    progress.update = behind
+    progress.roll_backs.append(f"{progress.stage}-{behind:08d}")
+    checkpoints.save(progress, [])
+    return source

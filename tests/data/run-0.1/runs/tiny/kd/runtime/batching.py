@@ -1,0 +1,119 @@
+"""Rows of tokens, and the rectangles that models take: prompts padded on the left, responses on the right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..algorithms.masking import position_ids
+from ..algorithms.sampling import seeded
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt with a response to learn from."""
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+    scored: tuple[bool, ...]
+    """Which response tokens count."""
+    source: Literal["student", "teacher", "data"]
+    """Who wrote the response."""
+    behaviour_logp: tuple[float, ...] | None = None
+    """Log-probability (nats) each token was sampled with; None when nobody sampled it here."""
+    student_logp: tuple[float, ...] | None = None
+    """The student's own, where a teacher took part in the sampling."""
+    teacher_states: Tensor | None = field(default=None, compare=False, repr=False)
+    """The teacher's final hidden states [T, H] that predict the response, where they are known already."""
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Row:
+        """Read a row back from JSON."""
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**fields)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``of`` reads: everything but the teacher's states, which can be had again."""
+        return {name: value for name, value in vars(self).items() if name != "teacher_states"}
+
+    @property
+    def tokens(self) -> int:
+        """Return the number of scored tokens."""
+        return sum(self.scored)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows as tensors. L = P + T: the responses of all rows begin at column P."""
+
+    ids_BL: Tensor
+    attention_mask_BL: Tensor
+    position_ids_BL: Tensor
+    response_BT: Tensor
+    """Response tokens (long), 0 where padded."""
+    mask_BT: Tensor
+    """bool, True on scored response tokens."""
+    behaviour_logp_BT: Tensor | None
+    """float32, None unless every row was sampled by a known policy."""
+    from_data_B: Tensor
+    """bool, True where the response was written in the data."""
+    teacher_states_BTH: Tensor | None = None
+    """The teacher's final hidden states, None unless those of every row are known."""
+
+    @property
+    def width(self) -> int:
+        """Return T, the columns of the response window."""
+        return self.response_BT.shape[1]
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Return ids (long) and a bool mask, [B, longest], padded on the left."""
+    longest = max(len(row) for row in rows)
+    ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], dtype=torch.long)
+    mask = torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows])
+    return ids, mask
+
+
+def collate(rows: Sequence[Row], pad: int, device: torch.device) -> Batch:
+    """Lay rows out as one rectangle; what the padding holds is never read."""
+    prompts_BP, prompt_mask_BP = pad_left([row.prompt for row in rows], pad)
+    longest = max(len(row.response) for row in rows)
+
+    def right(values: Sequence[float], dtype: torch.dtype) -> Tensor:
+        return torch.tensor([*values, *[0] * (longest - len(values))], dtype=dtype)
+
+    response_BT = torch.stack([right(row.response, torch.long) for row in rows])
+    real_BT = torch.stack([right([1] * len(row.response), torch.bool) for row in rows])
+    attention_BL = torch.cat([prompt_mask_BP, real_BT], dim=1).long()
+    sampled = [row.behaviour_logp for row in rows if row.behaviour_logp is not None]
+    states = [row.teacher_states.to(device) for row in rows if row.teacher_states is not None]
+    behaviour_BT = torch.stack([right(logp, torch.float32) for logp in sampled]) if len(sampled) == len(rows) else None
+    return Batch(
+        ids_BL=torch.cat([prompts_BP, response_BT], dim=1).to(device),
+        attention_mask_BL=attention_BL.to(device),
+        position_ids_BL=position_ids(attention_BL).to(device),
+        response_BT=response_BT.to(device),
+        mask_BT=torch.stack([right(row.scored, torch.bool) for row in rows]).to(device),
+        behaviour_logp_BT=behaviour_BT.to(device) if behaviour_BT is not None else None,
+        from_data_B=torch.tensor([row.source == "data" for row in rows], device=device),
+        teacher_states_BTH=pad_sequence(states, batch_first=True) if len(states) == len(rows) else None,
+    )
+
+
+def epoch_stream(size: int, seed_key: tuple[object, ...], start: int = 0) -> Iterator[int]:
+    """Yield indices below ``size`` for ever, in a fresh seeded order each epoch, from position ``start`` on.
+
+    The position alone says where the stream stands, so a resumed run needs no other state.
+    """
+    epoch, offset = divmod(start, size)
+    while True:
+        order = torch.randperm(size, generator=seeded(*seed_key, epoch)).tolist()
+        yield from order[offset:]
+        epoch, offset = epoch + 1, 0

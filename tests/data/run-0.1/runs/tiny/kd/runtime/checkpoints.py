@@ -1,0 +1,302 @@
+"""Checkpoints: written under another name, forced to the disk, renamed; read only if every checksum is right."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors.torch import load_file, save_file
+
+from .batching import Row
+from .failures import BadInput, writing
+from .measure import Figures
+
+STATE = "progress.json"
+CHECKSUMS = "checksums.json"
+"""Written last: size in bytes and CRC-32 of every other file, by its path in the checkpoint."""
+PARTIAL = "partial-"
+"""Begins the name of what is being written or deleted."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands. All randomness follows from (seed, stage, update), so this and the weights are the state."""
+
+    stage: int = 0
+    update: int = 0
+    """Optimizer steps done in this stage."""
+    best: str | None = None
+    """Checkpoint with the lowest held-out figure so far."""
+    best_figure: float | None = None
+    measures: dict[str, Figures] = field(default_factory=dict)
+    """Held-out figures by moment, "stage:update"; the first is "before:0"."""
+    samples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    """A few held-out completions by the same moments."""
+    roll_backs: list[str] = field(default_factory=list)
+    """The checkpoints written by each of them."""
+
+
+class State(Protocol):
+    """What keeps weights and optimizer; all processes call it."""
+
+    def save_state(self, output_dir: str, /) -> object:
+        """Write them into a folder."""
+
+    def load_state(self, input_dir: str, /) -> object:
+        """Take them up from there."""
+
+
+class Checkpoints:
+    """The checkpoints of one run folder: the newest ``keep`` and the best one."""
+
+    def __init__(
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        keep: int,
+        state: State | None = None,
+        inputs: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """``state`` keeps weights and optimizer; without one, those that ``accelerator`` prepared are kept by it.
+
+        ``inputs`` are hashes of what the run reads, by field; a run goes on only with those it began with.
+        """
+        self.folder = folder / "checkpoints"
+        self.accelerator = accelerator
+        self.state: State = accelerator if state is None else state
+        self.keep = keep
+        self.inputs = dict(inputs)
+        self.in_memory: str | None = None
+        """The checkpoint that was saved or loaded last."""
+        self.torn: set[str] = set()
+        """Those that ``newest`` left out."""
+
+    def newest(self) -> Path | None:
+        """Return the newest whole checkpoint; newer ones that are torn are named on stderr. All processes call it."""
+        found: list[str | None] = [None]
+        if self.accelerator.is_main_process:
+            found = [self._newest_whole()]
+        broadcast_object_list(found)
+        return None if found[0] is None else self.folder / found[0]
+
+    def save(self, progress: Progress, pending: Sequence[Sequence[Row]], figure: float | None = None) -> None:
+        """Write weights, optimizer, progress, and this process's rollouts that later updates will use again.
+
+        ``figure``, lower is better, decides whether this checkpoint is the best one.
+
+        Raises:
+            TrainingStopped: it cannot be written; the checkpoints before it are as they were.
+        """
+        name = f"{progress.stage}-{progress.update:08d}"
+        lowest = math.inf if progress.best_figure is None else progress.best_figure
+        if figure is not None and figure < lowest:  # never true of nan
+            progress.best, progress.best_figure = name, figure
+        partial = self.folder / f"{PARTIAL}{name}"
+        with writing(f"checkpoint {name}", partial):
+            if self.accelerator.is_main_process:
+                for leftover in self.folder.glob(f"{PARTIAL}*"):
+                    _delete(leftover)
+                partial.mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
+            self.state.save_state(str(partial))
+            _save_rows(partial / f"rollouts-{self.accelerator.process_index}.json", pending)
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                kept = {"inputs": self.inputs, "kept_by": type(self.state).__name__}
+                _write_synced(partial / STATE, json.dumps({**asdict(progress), **kept}))
+                _seal(partial)
+                self._publish(partial, name)
+        if self.accelerator.is_main_process:
+            self._forget_old(name, progress.best)
+        self.in_memory = name
+        self.accelerator.wait_for_everyone()
+
+    def load(self, checkpoint: Path) -> tuple[Progress, list[list[Row]]]:
+        """Restore weights, optimizer and random state; return the progress and the rollouts still in use.
+
+        The rollouts are those of all processes that wrote the checkpoint: another number of them may go on with it.
+
+        A best checkpoint that is torn is forgotten, so that a later one can be the best.
+
+        Raises:
+            BadInput: what the run reads has changed since the checkpoint was written, or it is sharded otherwise.
+        """
+        values: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        self._refuse_other_inputs(values.pop("inputs"), checkpoint)
+        if values.pop("kept_by") != type(self.state).__name__:
+            raise BadInput(
+                f"checkpoint {checkpoint.name} was written under another launch.strategy: none and ddp read each "
+                "other's, fsdp2 and deepspeed their own alone; go on with the one the run began with"
+            )
+        self.state.load_state(str(checkpoint))
+        self.in_memory = checkpoint.name
+        progress = Progress(**values)
+        if not self._has_best(progress):
+            progress.best = progress.best_figure = None
+        files = sorted(checkpoint.glob("rollouts-*.json"), key=lambda file: int(file.stem.partition("-")[2]))
+        # Each process held one part of every batch, in the order of its number.
+        parts = zip(*(_saved_rows(file) for file in files), strict=True)
+        return progress, [[row for part in of_each for row in part] for of_each in parts]
+
+    def load_best(self, progress: Progress) -> None:
+        """Put the best checkpoint's weights into the student, where another one is in memory.
+
+        If it is torn, the weights in memory stay and ``progress`` names their checkpoint as the best.
+        """
+        if not self._has_best(progress):
+            progress.best = self.in_memory
+        elif progress.best not in {None, self.in_memory}:
+            self.state.load_state(str(self.folder / str(progress.best)))
+
+    def _has_best(self, progress: Progress) -> bool:
+        """Return whether the best checkpoint, if one is named, is whole. All processes call it."""
+        whole = [progress.best in {None, self.in_memory}]
+        if not whole[0] and self.accelerator.is_main_process:
+            whole = [_is_whole(self.folder / str(progress.best))]
+        broadcast_object_list(whole)
+        return whole[0]
+
+    def _newest_whole(self) -> str | None:
+        for path in reversed(self._all()):
+            if _is_whole(path):
+                return path.name
+            self.torn.add(path.name)
+        return None
+
+    def _all(self) -> list[Path]:
+        """Return every checkpoint, whole or torn, oldest first."""
+        return sorted(self.folder.glob("[0-9]*"))
+
+    def _publish(self, partial: Path, name: str) -> None:
+        target = self.folder / name
+        if os.path.lexists(target):  # a torn one: a run goes on behind every whole one
+            _remove(target)
+        partial.rename(target)
+        _sync_folder(self.folder)
+
+    def _forget_old(self, newest: str, best: str | None) -> None:
+        """Keep the newest few. What is named later than the newest was torn, or the run would have gone on from it."""
+        good = [path for path in self._all() if path.name <= newest and path.name not in self.torn - {newest}]
+        for path in {*self._all()} - {*good[-self.keep :]}:
+            if path.name != best:
+                _remove(path)
+
+    def _refuse_other_inputs(self, before: Mapping[str, str], checkpoint: Path) -> None:
+        for field_name in sorted({*before, *self.inputs}):
+            then, now = before.get(field_name, "absent"), self.inputs.get(field_name, "absent")
+            if then != now:
+                raise BadInput(
+                    f"{field_name}: its content has changed since checkpoint {checkpoint.name} (SHA-256 {then[:12]}, "
+                    f"now {now[:12]}); put the old file back, or begin a new run under another --name"
+                )
+
+
+def _save_rows(path: Path, batches: Sequence[Sequence[Row]]) -> None:
+    """Write rows as JSON, and beside it the teacher's states: made again, they would differ in their last bits."""
+    states = {
+        f"{number}.{place}": row.teacher_states.contiguous()
+        for number, batch in enumerate(batches)
+        for place, row in enumerate(batch)
+        if row.teacher_states is not None
+    }
+    save_file(states, path.with_suffix(".safetensors"))
+    _write_synced(path, json.dumps([[row.to_json() for row in batch] for batch in batches]))
+
+
+def _saved_rows(path: Path) -> list[list[Row]]:
+    states = load_file(path.with_suffix(".safetensors"))
+    return [
+        [replace(Row.of(row), teacher_states=states.get(f"{number}.{place}")) for place, row in enumerate(batch)]
+        for number, batch in enumerate(json.loads(path.read_text(encoding="utf-8")))
+    ]
+
+
+# --- what is on the disk ----------------------------------------------------------------------------------------------
+
+
+def flaw(checkpoint: Path) -> str | None:
+    """Return what is wrong with the files of a checkpoint; None if all are as they were written."""
+    try:
+        expected = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{CHECKSUMS} cannot be read"
+    if not isinstance(expected, dict) or STATE not in expected:
+        return f"{CHECKSUMS} does not list {STATE}"
+    for name, written in expected.items():
+        try:
+            found = _checksum(checkpoint / name)
+        except (OSError, ValueError) as error:
+            return f"{name} cannot be read ({getattr(error, 'strerror', None) or error})"
+        if found != written:
+            return f"{name} is not as it was written"
+    return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    wrong = flaw(checkpoint)
+    if wrong:
+        print(f"note: checkpoint {checkpoint.name} is torn and left out: {wrong}", file=sys.stderr)  # noqa: T201
+    return wrong is None
+
+
+def _checksum(path: Path) -> list[int]:
+    """Return size and CRC-32: it is damage that is looked for, not malice, and weights are large."""
+    size = code = 0
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            size, code = size + len(piece), zlib.crc32(piece, code)
+    return [size, code]
+
+
+def _seal(folder: Path) -> None:
+    """Force every file to the disk and write down what each holds."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    checksums = {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
+    _write_synced(folder / CHECKSUMS, json.dumps(checksums))
+    for path in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        _sync_folder(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force names and renames to the disk; Windows has no such thing."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Delete a checkpoint under another name: a deletion that is cut off leaves nothing that looks like a torn one."""
+    doomed = checkpoint.rename(checkpoint.with_name(f"{PARTIAL}{checkpoint.name}.old"))
+    with suppress(OSError):
+        _delete(doomed)
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder; where a link lies, only the link."""
+    folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

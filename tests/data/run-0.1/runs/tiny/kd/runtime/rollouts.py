@@ -1,0 +1,95 @@
+"""Responses sampled for training, as rows: by the student, by teacher and student together, or by the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ..algorithms.sampling import MIXED_GROUP, Decoding, Rollout, sample, seeded, uniforms
+from .batching import Row, pad_left
+from .data import Encoded
+from .reordered import reordered_weights
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One response to sample. Its random stream is set by ``seed`` and ``row``, whatever is sampled beside it."""
+
+    prompt: Encoded
+    seed: tuple[object, ...]
+    """Names the batch: run seed, stage, update."""
+    row: int
+    """Place in the whole batch, over all processes."""
+
+
+def draws_for(prompts: Sequence[Encoded], seed: tuple[object, ...]) -> list[Draw]:
+    """Return one draw for each prompt."""
+    return [Draw(prompt, seed, row) for row, prompt in enumerate(prompts)]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Samples responses in rectangles of at most ``rows`` prompts."""
+
+    decoding: Decoding
+    pad: int
+    device: torch.device
+    rows: int = 64
+
+    def sample(self, model: nn.Module, draws: Sequence[Draw], source: Literal["student", "teacher"]) -> list[Row]:
+        """Sample one response for each draw from ``model`` alone."""
+        chunks = [draws[start : start + self.rows] for start in range(0, len(draws), self.rows)]
+        with reordered_weights(model):
+            return [row for chunk in chunks for row in self._rows(model, chunk, source)]
+
+    def sample_mixed(self, student: nn.Module, teacher: nn.Module, mix: float, draws: Sequence[Draw]) -> list[Row]:
+        """Sample from the token-wise mixture of MiniLLM Eq 4, in groups of rows that share their coins."""
+        if mix == 0:
+            return self.sample(student, draws, "student")
+        groups = groupby(draws, key=lambda draw: (draw.seed, draw.row // MIXED_GROUP))
+        rows: list[Row] = []
+        with reordered_weights(student, teacher):
+            for (seed, group), members in groups:
+                steps = self.decoding.max_new_tokens
+                coins = torch.rand(steps, dtype=torch.float64, generator=seeded(*seed, "coins", group))
+                rows += self._rows(student, list(members), "student", teacher, mix, coins)
+        return rows
+
+    def _rows(
+        self,
+        model: nn.Module,
+        draws: Sequence[Draw],
+        source: Literal["student", "teacher"],
+        teacher: nn.Module | None = None,
+        mix: float = 0.0,
+        coins: torch.Tensor | None = None,
+    ) -> list[Row]:
+        prompts_BP, mask_BP = pad_left([draw.prompt.prompt for draw in draws], self.pad)
+        uniform_BT = uniforms([(*draw.seed, draw.row) for draw in draws], self.decoding.max_new_tokens)
+        place = (prompts_BP.to(self.device), mask_BP.to(self.device), uniform_BT.to(self.device))
+        was_training = model.training
+        model.train(False)
+        try:
+            rollout = sample(model, *place, self.decoding, teacher, mix, coins)
+        finally:
+            model.train(was_training)
+        return [_row(draw, rollout, index, source) for index, draw in enumerate(draws)]
+
+
+def _row(draw: Draw, rollout: Rollout, index: int, source: Literal["student", "teacher"]) -> Row:
+    length = int(rollout.mask_BT[index].sum())
+    own_BT, states_BTH = rollout.student_logp_BT, rollout.teacher_hidden_BTH
+    return Row(
+        prompt=draw.prompt.prompt,
+        response=tuple(rollout.ids_BT[index, :length].tolist()),
+        scored=(True,) * length,
+        source=source,
+        behaviour_logp=tuple(rollout.behaviour_logp_BT[index, :length].tolist()),
+        student_logp=None if own_BT is None else tuple(own_BT[index, :length].tolist()),
+        teacher_states=None if states_BTH is None else states_BTH[index, :length].clone(),
+    )

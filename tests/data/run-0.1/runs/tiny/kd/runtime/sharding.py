@@ -1,0 +1,209 @@
+"""FSDP2: models whose weights are split over the processes, the student's gradients and optimizer states with them.
+
+torch's ``fully_shard`` does the work, on CPUs too, where accelerate's plugin for it does not switch on. A student is
+gathered whole to sample, since each process decodes for its own rows. A teacher that is split because it fits no device
+is never whole anywhere: its blocks are gathered for each pass and let go.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor, distributed, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from transformers import PreTrainedModel
+
+from .failures import BadInput
+
+WEIGHTS, OPTIMIZER = "student.safetensors", "optimizer.pt"
+_GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_HANDED_OUT = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+"""To the main process, and from it: the memory of a machine holds what is whole once, not once for each process."""
+
+
+class Shards:
+    """A student in shards, block by block; the rest of it is the outermost block."""
+
+    def __init__(self, student: PreTrainedModel, accelerator: Accelerator) -> None:
+        """Split ``student`` in place; what counts is the main process's, the others need shapes alone.
+
+        Raises:
+            BadInput: its weights have several dtypes, which one block cannot hold, or are not the main process's.
+        """
+        dtypes = {weight.dtype for weight in student.parameters()}
+        if len(dtypes) > 1:
+            raise BadInput(
+                f"launch.strategy: fsdp2 needs student weights of one dtype, and there are {sorted(map(str, dtypes))}; "
+                "set student.dtype: float32, or strategy: ddp"
+            )
+        self.student = student
+        self.accelerator = accelerator
+        self.blueprint = _without_weights(student)
+        self.optimizer: torch.optim.Optimizer | None = None
+        # What autocast does for other strategies: weights are gathered and used in 16 bits, gradients summed in 32.
+        in_bf16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        precision = in_bf16 if accelerator.mixed_precision == "bf16" else MixedPrecisionPolicy()
+        self.parts = _split(student, accelerator, precision)
+
+    def keep(self, optimizer: torch.optim.Optimizer) -> None:
+        """Save and load the states of ``optimizer`` too."""
+        for group in optimizer.param_groups:
+            # A schedule adds it, and loading refuses groups that have other keys than the saved ones.
+            group.setdefault("initial_lr", group["lr"])
+        self.optimizer = optimizer
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Within, every process holds all weights: it may read as often as its own rows need, and wait for nobody."""
+        for part in self.parts:
+            part.set_reshard_after_forward(False, recurse=False)
+            part.unshard()
+        try:
+            yield
+        finally:
+            for part in self.parts:
+                part.set_reshard_after_forward(part is not self.student, recurse=False)
+                part.reshard()
+
+    def whole(self) -> PreTrainedModel | None:
+        """Return the student in one piece on the CPU of the main process, None on the others; all must call it."""
+        weights = get_model_state_dict(self.student, options=_GATHERED)
+        if not self.accelerator.is_main_process:
+            return None
+        model = copy.deepcopy(self.blueprint)
+        model.load_state_dict(weights, assign=True)
+        model.tie_weights()
+        return model
+
+    def save_state(self, folder: str) -> None:
+        """Write weights and optimizer states in one piece, from the main process; all must call it."""
+        weights, states = get_state_dict(self.student, self._steps(), options=_GATHERED)
+        if self.accelerator.is_main_process:
+            # Tied weights are one tensor under two names, which safetensors refuses.
+            apart = {name: weight.clone() for name, weight in weights.items() if isinstance(weight, Tensor)}
+            save_file(apart, Path(folder) / WEIGHTS)
+            torch.save(states, Path(folder) / OPTIMIZER)
+
+    def load_state(self, folder: str) -> None:
+        """Take up what ``save_state`` wrote, on any number of processes; all must call it."""
+        self._steps().zero_grad()  # torch takes states for a step that is over
+        weights: dict[str, Any] = {}
+        states: dict[str, Any] = {}
+        if self.accelerator.is_main_process:
+            weights = {**load_file(Path(folder) / WEIGHTS)}
+            states = torch.load(Path(folder) / OPTIMIZER, map_location="cpu", weights_only=True)
+        # set_state_dict, which does both, takes a process without weights for one that wants the optimizer's alone.
+        set_model_state_dict(self.student, weights, options=_HANDED_OUT)
+        set_optimizer_state_dict(self.student, self._steps(), states, options=_HANDED_OUT)
+
+    def _steps(self) -> torch.optim.Optimizer:
+        assert self.optimizer is not None
+        return self.optimizer
+
+
+class InStep(nn.Module):
+    """A frozen model in shards, which all processes read in step, each for rows of its own.
+
+    A pass gathers every block from all processes, so all must make equally many. Whoever reads does so within
+    ``together``: a process that is done with its rows goes on with passes over one token until no other has any left.
+    """
+
+    def __init__(self, model: nn.Module, accelerator: Accelerator) -> None:
+        """Split ``model`` in place; what counts is the main process's, the others need shapes alone."""
+        super().__init__()
+        self.model = model
+        self.accelerator = accelerator
+        self.depth = 0
+        outermost, *_ = _split(model, accelerator, MixedPrecisionPolicy())
+        # Embeddings and output matrix are in no block: they stay whole, for losses that work with them by themselves.
+        outermost.set_reshard_after_forward(False, recurse=False)
+        outermost.unshard()
+        self.train(model.training)
+
+    def forward(self, **inputs: Any) -> Any:
+        """Return what the model returns."""
+        assert self.depth, "a pass outside together() would wait for the other processes forever"
+        self._anyone(reads=True)
+        return self.model(**inputs)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Within, read as often as one's own rows need; all processes enter and leave. May be nested."""
+        self.depth += 1
+        yield
+        self.depth -= 1
+        while self.depth == 0 and self._anyone(reads=False):
+            ids_BL = torch.zeros(1, 1, dtype=torch.long, device=self.accelerator.device)
+            with torch.no_grad():
+                self.model(input_ids=ids_BL, use_cache=False)
+
+    def _anyone(self, *, reads: bool) -> bool:
+        here = torch.tensor(float(reads), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(here, "sum") > 0)
+
+
+def _split(model: nn.Module, accelerator: Accelerator, precision: MixedPrecisionPolicy) -> list[FSDPModule]:
+    """Shard ``model`` block by block, and what is in no block with the outermost module, which is returned first.
+
+    The main process hands out its weights, so that the machine's memory holds them once and not once for each process.
+
+    Raises:
+        BadInput: the processes disagree on which weights there are.
+    """
+    _tie_alike(model)
+    weights = model.state_dict() if accelerator.is_main_process else {}
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    blocks = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    for module in list(model.modules()):
+        if type(module).__name__ in blocks:
+            fully_shard(module, mesh=mesh, mp_policy=precision)
+    fully_shard(model, mesh=mesh, mp_policy=precision)
+    if not accelerator.is_main_process:
+        model.to_empty(device=accelerator.device)
+    set_model_state_dict(model, weights, options=_HANDED_OUT)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(accelerator.device))
+            distributed.broadcast(getattr(module, name), 0)
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def _tie_alike(model: nn.Module) -> None:
+    """Tie what the main process has tied: of a folder that holds both, transformers compares the weights themselves."""
+
+    def names() -> list[str]:
+        return [name for name, _ in model.named_parameters()]
+
+    told: list[Any] = [names()]
+    distributed.broadcast_object_list(told, 0)
+    if names() != told[0]:
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel):
+                module.tie_weights()
+    if names() != told[0]:
+        differing = sorted(set(names()) ^ set(told[0]))
+        raise BadInput(f"processes disagree on the weights {differing}; save the model anew with transformers")
+
+
+def _without_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy whose weights have shapes and no memory."""
+    empty = {
+        id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), weight.requires_grad)
+        for weight in model.parameters()
+    }
+    return copy.deepcopy(model, empty)

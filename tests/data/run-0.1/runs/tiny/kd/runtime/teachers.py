@@ -1,0 +1,326 @@
+"""The teacher as training sees it: a distribution over the student's tokens where it has one, a writer in any case.
+
+A teacher with the student's tokenizer gives both. One with another tokenizer only writes, and so does one behind an
+endpoint, unless the endpoint tells log-probabilities: then the likeliest tokens are known, and the rest as one mass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from ..algorithms.chunked import States
+from ..algorithms.divergences import log_probs
+from ..algorithms.estimators import token_logp
+from ..algorithms.heads import Head
+from ..algorithms.sampling import Decoding
+from .batching import Batch, Row
+from .config import Config
+from .data import Encoder, Example
+from .failures import BadInput
+from .loading import LoadedTeacher, check_context, eos_ids, load_teacher, shared_vocabulary
+from .policy import TeacherView, Told, TopK, find_head, response_logits, response_states
+from .rollouts import Draw, Sampler
+from .served import ServedTeacher
+from .sharding import InStep
+
+Write = Callable[[Sequence[Example], Sequence[Draw], Decoding], list[Row]]
+"""Sample one teacher response for each example; the draws carry the student's prompt tokens and the seeds.
+
+Of the decoding, length, temperature and nucleus count; a teacher has a vocabulary, and may have ends, of its own.
+"""
+
+Together = Callable[[], AbstractContextManager[None]]
+
+PROBE = "The quick brown fox jumps over the lazy dog, and 12 times 12 makes 144."
+ANOTHER_MODEL = 1.0
+"""A difference (nats) at a token of the probe that rounding does not make: logits of 16 bits are an eighth apart."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """``model`` is None when it is not loaded here; ``vocabulary`` counts the ids both models share."""
+
+    model: nn.Module | None
+    vocabulary: int
+    write: Write
+    server: ServedTeacher | None = None
+    """Tells log-probabilities where no model is loaded; None when only text can be had."""
+    head: Head | None = None
+    """Makes logits of the model's hidden states; None where the model needs its own way to do it."""
+    together: Together = nullcontext
+    """Where the model is split over the processes, all enter and leave it, and read as they please within."""
+
+    @property
+    def scores(self) -> bool:
+        """Whether log-probabilities can be had."""
+        return self.model is not None or self.server is not None
+
+    @torch.no_grad()
+    def view(self, batch: Batch, temperature: float = 1.0) -> TeacherView:
+        """Return the cheapest exact form of the teacher's distributions at the response positions.
+
+        ``temperature`` is in log-probabilities only; hidden states have none.
+        """
+        if self.head is not None and batch.teacher_states_BTH is not None:
+            return States(batch.teacher_states_BTH, self.head)
+        if self.head is not None and self.model is not None:
+            with self.together():
+                return response_states(self.model, batch, self.head)
+        return self.logp(batch, temperature)
+
+    @torch.no_grad()
+    def logp(self, batch: Batch, temperature: float = 1.0) -> Told:
+        """Return log-probabilities (float32) at the response positions: [B, T, V], or what a server tells of them."""
+        if self.server is not None:
+            assert temperature == 1  # the spec refuses another one
+            return TopK.of(self.server.score(_unpadded(batch)), self.vocabulary, batch.response_BT.device)
+        assert self.model is not None
+        with self.together():
+            return log_probs(response_logits(self.model, batch, self.vocabulary), temperature)
+
+    def token_logp(self, batch: Batch) -> Tensor:
+        """Return the log-probability [B, T] of each response token."""
+        told = self.logp(batch)
+        if isinstance(told, TopK):
+            return token_logp(told.logp_BTK1, told.buckets(batch.response_BT))
+        return token_logp(told, batch.response_BT)
+
+
+def open_teacher(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    sampler: Sampler,
+    encoder: Encoder,
+    over: Accelerator | None = None,
+) -> Teacher:
+    """Load or reach the teacher the spec names, and check what the objectives ask of it.
+
+    A loaded one is split over the processes of ``over``, where that is given.
+
+    Raises:
+        BadInput: an objective reads probabilities, and the tokenizers or their chat templates differ.
+        Missing: model or server cannot be had.
+    """
+    vocabulary = sampler.decoding.vocabulary
+    if config.teacher.served is not None:
+        server = ServedTeacher(config.teacher.served)
+        told = config.teacher.served.top_logprobs > 0
+        server.open(_probe(server, tokenizer) if told else server.check_name)
+        return Teacher(None, vocabulary, _served_writer(server, encoder), server if told else None)
+    loaded = load_teacher(config.teacher, weights=over is None or over.is_main_process)
+    for member in loaded.members:
+        check_context(member, config.data.max_prompt_tokens + config.rollout.max_new_tokens, "the teacher")
+    model: nn.Module = loaded.model.to(sampler.device) if over is None else InStep(loaded.model, over)
+    together = model.together if isinstance(model, InStep) else nullcontext
+    try:
+        shared = shared_vocabulary(tokenizer, loaded.tokenizer, min(vocabulary, loaded.vocabulary))
+        check_template(encoder, loaded.tokenizer)
+    except BadInput:
+        if any(reads_probabilities(stage) for stage in config.stages):
+            raise
+        foreign = _foreign_writer(model, loaded, sampler, encoder)
+        return Teacher(None, vocabulary, _in_step(foreign, together), together=together)
+    if max(sampler.decoding.eos_ids) >= shared:
+        raise BadInput("the teacher does not know the student's end-of-sequence token; no response could ever end")
+
+    def write(_examples: Sequence[Example], draws: Sequence[Draw], decoding: Decoding) -> list[Row]:
+        own = replace(sampler, decoding=replace(decoding, vocabulary=shared))
+        return own.sample(model, draws, "teacher")
+
+    head = find_head(loaded.model, shared)
+    telling = model if head is None else Telling(model, head)
+    return Teacher(telling, shared, _in_step(write, together), head=head, together=together)
+
+
+def _in_step(write: Write, together: Together) -> Write:
+    def written(*given: Any) -> list[Row]:
+        with together():
+            return write(*given)
+
+    return written
+
+
+class Telling(nn.Module):
+    """A model that also tells the hidden states its head is given, so that a sampler need not have them made again."""
+
+    def __init__(self, model: nn.Module, head: Head) -> None:
+        super().__init__()
+        self.model = model
+        self.head = head
+        self.train(model.training)
+
+    def forward(self, **inputs: Any) -> Any:
+        """Return what the model returns."""
+        return self.model(**inputs)
+
+    def tell(self, **inputs: Any) -> SimpleNamespace:
+        """Return ``past_key_values``, ``hidden`` as ``logits_to_keep`` asks, and ``logits`` of the last position."""
+        seen: list[Tensor] = []
+
+        def note(_linear: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+            seen.append(args[0])
+            return (args[0][:, -1:],)
+
+        hook = self.head.linear.register_forward_pre_hook(note)
+        try:
+            output = self.model(**inputs)
+        finally:
+            hook.remove()
+        return SimpleNamespace(logits=output.logits, past_key_values=output.past_key_values, hidden=seen[0])
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Return the logits [..., V] of hidden states [..., H]."""
+        return self.head.curve(self.head.linear(hidden))
+
+
+def check_template(encoder: Encoder, theirs: PreTrainedTokenizerBase) -> None:
+    """Refuse a teacher that renders a prompt otherwise: its probabilities would be of prompts it never saw.
+
+    Raises:
+        BadInput: the chat templates of student and teacher differ in how they render a prompt.
+    """
+    probe = Example((("user", PROBE),), None)
+    ours, other = encoder.prompt(probe).prompt, Encoder(theirs, encoder.eos_ids).prompt(probe).prompt
+    if ours != other:
+        rendered = [str(each.decode(ids)) for each, ids in ((encoder.tokenizer, ours), (theirs, other))]
+        raise BadInput(
+            f"the student's chat template renders a prompt as {rendered[0]!r}, the teacher's as {rendered[1]!r}; "
+            "give the student the teacher's chat template, or take kind: sequence_kd, whose teacher writes with its own"
+        )
+
+
+def reads_probabilities(stage: Config) -> bool:
+    """Whether a stage needs the teacher's distribution, not only its text."""
+    return stage.kind == "self_train" or stage.objective.kind not in {"sft", "sequence_kd"}
+
+
+def _foreign_writer(model: nn.Module, loaded: LoadedTeacher, sampler: Sampler, encoder: Encoder) -> Write:
+    """A teacher with its own tokenizer and template; its text is then tokenized for the student."""
+    tokenizer, vocabulary = loaded.tokenizer, loaded.vocabulary
+    ends = eos_ids(tokenizer, loaded.members[0])
+    own_encoder = Encoder(tokenizer, ends, encoder.options)
+    pad = int(tokenizer.pad_token_id)
+
+    def write(examples: Sequence[Example], draws: Sequence[Draw], decoding: Decoding) -> list[Row]:
+        own = replace(sampler, decoding=replace(decoding, eos_ids=ends, vocabulary=vocabulary), pad=pad)
+        theirs = [
+            replace(draw, prompt=own_encoder.prompt(example)) for example, draw in zip(examples, draws, strict=True)
+        ]
+        rows = own.sample(model, theirs, "teacher")
+        texts = [tokenizer.decode(row.response, skip_special_tokens=True) for row in rows]
+        finished = [row.response[-1] in ends for row in rows]
+        return [
+            _text_row(*parts, encoder, decoding.max_new_tokens) for parts in zip(draws, texts, finished, strict=True)
+        ]
+
+    return write
+
+
+def _probe(server: ServedTeacher, tokenizer: PreTrainedTokenizerBase) -> Callable[[], None]:
+    """Return a check that refuses a server of another model, and later one that tells otherwise than the first time."""
+    first: list[float] = []
+
+    def check() -> None:
+        server.check_name()
+        told = _probed(server, tokenizer)
+        first[:] = first or told
+        if max(abs(now - then) for now, then in zip(told, first, strict=True)) > ANOTHER_MODEL:
+            raise BadInput(
+                f"teacher.served.url {server.served.url} came back with another model as '{server.served.model}'; "
+                "serve the one that the run began with, and go on with --resume"
+            )
+
+    return check
+
+
+def _probed(server: ServedTeacher, tokenizer: PreTrainedTokenizerBase) -> list[float]:
+    """Return the log-probabilities of the probe's tokens, all but the first.
+
+    Refuse a server whose log-probabilities are absent, belong to other positions or to another tokenizer: there are
+    some that drop them silently, and others that shift them by one. The likeliest token alone is asked for first: the
+    longer the list, the likelier a shifted one holds the token that stands there by chance.
+    """
+    ids: list[int] = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+    listed = server.prompt_logprobs(ids, 1)
+    server.prompt_logprobs(ids, server.served.top_logprobs)
+    texts = [
+        (tokenizer.decode([token]).strip(), named[token].text) for token, named in zip(ids[1:], listed, strict=True)
+    ]
+    differ = [(ours, text.strip()) for ours, text in texts if text is not None and text.strip() != ours]
+    # Servers write spaces and parts of characters each in their own way; another tokenizer differs nearly everywhere.
+    if len(differ) > len(texts) / 2:
+        ours, theirs = differ[0]
+        raise BadInput(
+            f"teacher.served.model '{server.served.model}' has another tokenizer: {theirs!r} there is {ours!r} "
+            "in the student; serve a teacher of the student's family, or set top_logprobs: 0 and kind: sequence_kd"
+        )
+    return [named[token].logp for token, named in zip(ids[1:], listed, strict=True)]
+
+
+def _unpadded(batch: Batch) -> list[tuple[list[int], list[int]]]:
+    """Return the prompt ids and the response ids of each row."""
+    start = batch.ids_BL.shape[1] - batch.width
+    real_BL = batch.attention_mask_BL.bool()
+    return [
+        (ids[:start][real[:start]].tolist(), ids[start:][real[start:]].tolist())
+        for ids, real in zip(batch.ids_BL, real_BL, strict=True)
+    ]
+
+
+def _served_writer(server: ServedTeacher, encoder: Encoder) -> Write:
+    def write(examples: Sequence[Example], draws: Sequence[Draw], decoding: Decoding) -> list[Row]:
+        conversations = [example.messages for example in examples]
+        answers = server.answer(conversations, [(*draw.seed, draw.row) for draw in draws], decoding, encoder.options)
+        return [
+            _text_row(draw, answer.text, answer.finished, encoder, decoding.max_new_tokens)
+            for draw, answer in zip(draws, answers, strict=True)
+        ]
+
+    return write
+
+
+def _text_row(draw: Draw, text: str, finished: bool, encoder: Encoder, max_new_tokens: int) -> Row:
+    encoded = encoder.answer(draw.prompt, text)
+    # A response cut by the length limit did not end, and must not teach the student to end there.
+    response = encoded.response if finished else encoded.response[:-1]
+    response = response[:max_new_tokens] or encoded.response[-1:]
+    return Row(draw.prompt.prompt, response, (True,) * len(response), "teacher")
+
+
+class TeacherResponses:
+    """Teacher responses to the training prompts, each written once, when first asked for."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        examples: Sequence[Example],
+        draws: Sequence[Draw],
+        decoding: Decoding,
+        batch: int = 32,
+    ) -> None:
+        self.teacher = teacher
+        self.decoding = decoding
+        self.examples = examples
+        self.draws = draws
+        self.batch = batch
+        self.rows: dict[int, Row] = {}
+
+    @torch.no_grad()
+    def __call__(self, indices: Sequence[int]) -> list[Row]:
+        """Return the teacher's response to each prompt."""
+        wanted = [index for index in dict.fromkeys(indices) if index not in self.rows]
+        for start in range(0, len(wanted), self.batch):
+            chunk = wanted[start : start + self.batch]
+            examples, draws = [self.examples[i] for i in chunk], [self.draws[i] for i in chunk]
+            written = self.teacher.write(examples, draws, self.decoding)
+            self.rows.update(zip(chunk, written, strict=True))
+        return [self.rows[index] for index in indices]

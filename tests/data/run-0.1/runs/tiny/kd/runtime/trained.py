@@ -1,0 +1,49 @@
+"""What is trained of a student, by itself: a base that stays as it is, quantized perhaps, is in no checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+WEIGHTS, OPTIMIZER = "trained.safetensors", "optimizer.pt"
+
+
+def save_trained(policy: nn.Module, folder: str) -> None:
+    """Write the weights of ``policy`` that have gradients."""
+    save_file({name: weight.detach().clone() for name, weight in _trained(policy).items()}, Path(folder) / WEIGHTS)
+
+
+@torch.no_grad()
+def load_trained(policy: nn.Module, folder: str) -> None:
+    """Put what ``save_trained`` wrote in place."""
+    saved = load_file(Path(folder) / WEIGHTS)
+    for name, weight in _trained(policy).items():
+        weight.copy_(saved[name])
+
+
+def _trained(policy: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
+
+
+class Adapters:
+    """Keeps the adapters of a student and their optimizer."""
+
+    def __init__(self, accelerator: Accelerator, policy: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.accelerator = accelerator
+        self.policy = policy
+        self.optimizer = optimizer
+
+    def save_state(self, folder: str) -> None:
+        """Write both from the main process, which has all that the others have."""
+        if self.accelerator.is_main_process:
+            save_trained(self.policy, folder)
+            torch.save(self.optimizer.state_dict(), Path(folder) / OPTIMIZER)
+
+    def load_state(self, folder: str) -> None:
+        """Take up what ``save_state`` wrote."""
+        load_trained(self.policy, folder)
+        self.optimizer.load_state_dict(torch.load(Path(folder) / OPTIMIZER, map_location="cpu", weights_only=True))
