@@ -32,9 +32,9 @@ from skill_kd.demo import PROMPTS
 from skill_kd.evaluate import make_policy, models
 from skill_kd.evaluate.generations import read_rows
 from skill_kd.evaluate.models import ROWS, Source, Writer
-from skill_kd.runtime import loading
-from skill_kd.runtime.batching import Row, collate
-from skill_kd.runtime.data import parse_example
+from skill_kd.kd.dataset.batch import Row, collate
+from skill_kd.kd.dataset.reading import parse_example
+from skill_kd.kd.model import loading
 
 RESULTS = Path(__file__).parent / "results" / "evaluate_speed.json"
 LIMIT = 1.3

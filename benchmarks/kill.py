@@ -59,7 +59,7 @@ PHASES = {
     "own_best_samples": "self-training",
     "export_student": "export",
 }
-"""Functions of ``kd/runtime`` whose calls are the phases of a run; the innermost one counts."""
+"""Functions of ``kd/`` whose calls are the phases of a run; the innermost one counts."""
 WRITERS = ("accelerate/checkpointing.py", "safetensors/torch.py", "torch/serialization.py")
 Way = Literal["line", "time", "writing"]
 HALF_WRITTEN = re.compile(r"partial-\d+-\d+")
@@ -350,7 +350,7 @@ def overhead(work: Path, repeats: int) -> dict[str, Any]:
     """
     from accelerate import Accelerator
 
-    from skill_kd.runtime.checkpoints import Checkpoints, Progress
+    from skill_kd.kd.train.checkpoints import Checkpoints, Progress
     from skill_kd.spec import Checkpoint
 
     shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152}

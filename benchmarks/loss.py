@@ -88,14 +88,14 @@ class Problem:
         return work
 
     def _autograd(self) -> Any:
-        from skill_kd.algorithms.divergences import log_probs, reverse_kl
+        from skill_kd.kd.losses.divergences import log_probs, reverse_kl
 
         teacher_logp = log_probs(self.teacher(self.teacher_states))
         return self._descended(reverse_kl(log_probs(self.student(self.states)), teacher_logp).sum())
 
     def _ours(self, compiled: bool) -> Any:
-        from skill_kd.algorithms.chunked import States, summed_loss
-        from skill_kd.algorithms.heads import Head
+        from skill_kd.kd.losses.chunked import States, summed_loss
+        from skill_kd.kd.losses.lm_head import Head
 
         student = States(self.states, Head(self.student, self.vocabulary))
         teacher = States(self.teacher_states, Head(self.teacher, self.vocabulary))
@@ -125,7 +125,7 @@ class Problem:
 
 def reverse_kl_at(student_logp: Any, teacher_logp: Any, _ids: Any) -> Any:
     """Reverse KL as a loss of positions."""
-    from skill_kd.algorithms.divergences import reverse_kl
+    from skill_kd.kd.losses.divergences import reverse_kl
 
     return reverse_kl(student_logp, teacher_logp)
 

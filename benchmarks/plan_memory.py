@@ -219,14 +219,14 @@ def updating(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None]
     import torch
     from accelerate import Accelerator
 
-    from skill_kd.runtime.batching import Row
-    from skill_kd.runtime.config import Config
-    from skill_kd.runtime.failures import StopRequest
-    from skill_kd.runtime.objectives import build_objective
-    from skill_kd.runtime.policy import Policy, find_head
-    from skill_kd.runtime.stepping import Plain
-    from skill_kd.runtime.teachers import Teacher
-    from skill_kd.runtime.training import Term, optimizer_step
+    from skill_kd.kd.config import Config
+    from skill_kd.kd.dataset.batch import Row
+    from skill_kd.kd.errors import StopRequest
+    from skill_kd.kd.model.student import Policy, find_head
+    from skill_kd.kd.teacher.teacher import Teacher
+    from skill_kd.kd.train.loop import Term, optimizer_step
+    from skill_kd.kd.train.objectives import build_objective
+    from skill_kd.kd.train.stepper import Plain
     from skill_kd.spec import Spec
 
     config = Config.of(Spec.model_validate(case.spec(Path(tempfile.mkdtemp()))).model_dump(mode="json"))
@@ -269,10 +269,10 @@ def sampling(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None]
     """Return one batch of rollouts as the trainer samples it, and an optimizer that holds its states meanwhile."""
     import torch
 
-    from skill_kd.algorithms.sampling import Decoding, sample, uniforms
-    from skill_kd.runtime.policy import find_head
-    from skill_kd.runtime.reordered import reordered_weights
-    from skill_kd.runtime.teachers import Telling
+    from skill_kd.kd.model.student import find_head
+    from skill_kd.kd.rollouts.decoding import Decoding, sample, uniforms
+    from skill_kd.kd.rollouts.reordered import reordered_weights
+    from skill_kd.kd.teacher.teacher import Telling
 
     student.train(False)
     mix = 0.0 if case.estimator == "exact" else 0.2
@@ -294,11 +294,11 @@ def measuring(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None
     """Return the trainer's held-out measure, and an optimizer that holds its states meanwhile."""
     import torch
 
-    from skill_kd.algorithms.sampling import Decoding
-    from skill_kd.runtime.data import Encoded
-    from skill_kd.runtime.measure import HeldOut
-    from skill_kd.runtime.rollouts import Sampler, draws_for
-    from skill_kd.runtime.teachers import Teacher
+    from skill_kd.kd.dataset.reading import Encoded
+    from skill_kd.kd.rollouts.decoding import Decoding
+    from skill_kd.kd.rollouts.sampler import Sampler, draws_for
+    from skill_kd.kd.teacher.teacher import Teacher
+    from skill_kd.kd.train.held_out import HeldOut
 
     decoding = Decoding(case.new, 1.0, 1.0, frozenset({0}), case.vocabulary)
     sampler = Sampler(decoding, 0, torch.device("cpu"))

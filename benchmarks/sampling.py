@@ -27,16 +27,16 @@ from typing import Any
 import torch
 from machine import keep, machine
 
-from skill_kd.algorithms.divergences import log_probs, mixture
-from skill_kd.algorithms.masking import position_ids
-from skill_kd.algorithms.sampling import Decoding, draw, sample, seeded, uniforms
 from skill_kd.demo import PROMPTS
-from skill_kd.runtime.batching import Row, collate, pad_left
-from skill_kd.runtime.config import Config
-from skill_kd.runtime.loading import grow, load_model, load_tokenizer
-from skill_kd.runtime.policy import find_head, response_states
-from skill_kd.runtime.reordered import reordered_weights
-from skill_kd.runtime.teachers import Telling
+from skill_kd.kd.config import Config
+from skill_kd.kd.dataset.batch import Row, collate, pad_left
+from skill_kd.kd.losses.divergences import log_probs, mixture
+from skill_kd.kd.losses.masking import position_ids
+from skill_kd.kd.model.loading import grow, load_model, load_tokenizer
+from skill_kd.kd.model.student import find_head, response_states
+from skill_kd.kd.rollouts.decoding import Decoding, draw, sample, seeded, uniforms
+from skill_kd.kd.rollouts.reordered import reordered_weights
+from skill_kd.kd.teacher.teacher import Telling
 
 RESULTS = Path(__file__).with_name("results") / "sampling.json"
 ALPHA = 0.2

@@ -18,7 +18,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from skill_kd.algorithms.divergences import forward_kl, reverse_kl
+from skill_kd.kd.losses.divergences import forward_kl, reverse_kl
 from skill_kd.prove.enumeration import Loss, Responses, all_responses, gradient_variance
 from skill_kd.prove.judging import compare, policies
 from skill_kd.prove.known import KNOWN, pads_trained

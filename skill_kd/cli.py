@@ -443,7 +443,7 @@ def prove(loss: str, mixes: tuple[float, ...], seeds: int, as_json: bool) -> Exi
 
     \b
     Example:
-      skill-kd prove skill_kd.algorithms.estimators:minillm_exact
+      skill-kd prove skill_kd.kd.losses.estimators:minillm_exact
       skill-kd prove my_losses.py:reverse_kl_loss --teacher-mix 0
     """
     from skill_kd import prove as proof

@@ -31,7 +31,7 @@ Value: TypeAlias = Union[bool, int, float, str, list["Value"], dict[str, "Value"
 
 _PACKAGE = Path(__file__).parent
 _LINE_LENGTH = 120
-_OUR_IMPORT = re.compile(r"^(\s*(?:from|import)\s+)skill_kd(?=\.(?:algorithms|runtime)\b)")
+_OUR_IMPORT = re.compile(r"^(\s*(?:from|import)\s+)skill_kd\.kd(?=[.\s])")
 _HEADER = re.compile(r"^# /// script\n((?:#(?: .*)?\n)+?)# ///\n", re.MULTILINE)  # PEP 723
 _BODY_LINE = re.compile(r'^# body = "[0-9a-f]{64}"\n', re.MULTILINE)
 
@@ -80,7 +80,7 @@ def render(template: Path, spec: Spec, backend: Backend) -> str:
 
     Raises:
         SkillKDError: the template breaks the contract: not one marked ``CONFIG = …`` line, or an import of skill_kd
-            beyond ``skill_kd.algorithms`` and ``skill_kd.runtime``.
+            beyond ``skill_kd.kd``.
     """
     return fill(template.read_text(encoding="utf-8"), spec, backend, source=template.name)
 
@@ -97,8 +97,7 @@ def fill(template: str, spec: Spec, backend: Backend, source: str = "template") 
     for token in _tokens(script):
         if token.type == tokenize.NAME and token.string == "skill_kd":
             raise SkillKDError(
-                f"{source}: '{token.line.strip()}' needs skill_kd where the script runs; "
-                "import from skill_kd.algorithms and skill_kd.runtime alone"
+                f"{source}: '{token.line.strip()}' needs skill_kd where the script runs; import from skill_kd.kd alone"
             )
     return _header(spec, backend, template, script) + script
 
@@ -267,14 +266,9 @@ def _evaluated(node: ast.expr) -> object:
 
 
 def kd_files() -> dict[str, bytes]:
-    """Return what belongs into ``kd/``, by path inside it: our algorithms and runtime, byte for byte."""
-    about = f'"""The algorithms and runtime of skill-kd {__version__}, unchanged; train.py imports them from here."""\n'
-    copies = {
-        path.relative_to(_PACKAGE).as_posix(): path.read_bytes()
-        for name in ("algorithms", "runtime")
-        for path in sorted((_PACKAGE / name).rglob("*.py"))
-    }
-    return {"__init__.py": about.encode(), **copies}
+    """Return the files of ``kd/``, by path inside it: ``skill_kd/kd``, byte for byte."""
+    source = _PACKAGE / "kd"
+    return {path.relative_to(source).as_posix(): path.read_bytes() for path in sorted(source.rglob("*.py"))}
 
 
 def files_hash(files: dict[str, bytes]) -> str:

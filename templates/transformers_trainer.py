@@ -1,7 +1,7 @@
 """Distil a teacher into a student, on transformers and accelerate.
 
-``CONFIG`` says what it trains on and how. In the folder beside this file, ``runtime/opening.py`` puts the parts
-together, ``runtime/training.py`` is the loop that trains them, and ``algorithms/`` has the losses and the sampler.
+``CONFIG`` says what it trains on and how. Next to this file, ``kd/train/setup.py`` builds the parts of a run,
+``kd/train/loop.py`` is the training loop, ``kd/losses/`` has the losses and ``kd/rollouts/`` the sampler.
 Run it with ``python train.py``; stop it with Ctrl-C and go on with ``python train.py --resume``.
 """
 
@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import sys
 
-from skill_kd.runtime.config import Config, output_folder
-from skill_kd.runtime.failures import reporting
-from skill_kd.runtime.loading import load_student
-from skill_kd.runtime.opening import open_accelerator, open_run
-from skill_kd.runtime.training import Run, train
+from skill_kd.kd.config import Config, output_folder
+from skill_kd.kd.errors import reporting
+from skill_kd.kd.model.loading import load_student
+from skill_kd.kd.train.loop import Run, train
+from skill_kd.kd.train.setup import open_accelerator, open_run
 
 CONFIG = Config.read(sys.argv[1])  # kd: config
 FOLDER = output_folder(__file__, sys.argv)

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import build_model, make_tokenizer
 
-from skill_kd.runtime.batching import Row, collate, epoch_stream, pad_left
-from skill_kd.runtime.policy import response_logits
+from skill_kd.kd.dataset.batch import Row, collate, epoch_stream, pad_left
+from skill_kd.kd.model.student import response_logits
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")

@@ -16,11 +16,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from skill_kd.runtime import checkpoints
-from skill_kd.runtime.bad_updates import BadUpdate, check_loss, roll_back
-from skill_kd.runtime.batching import Row
-from skill_kd.runtime.checkpoints import CHECKSUMS, STATE, Checkpoints, Progress
-from skill_kd.runtime.failures import BadInput, TrainingStopped
+from skill_kd.kd.dataset.batch import Row
+from skill_kd.kd.errors import BadInput, TrainingStopped
+from skill_kd.kd.train import checkpoints
+from skill_kd.kd.train.checkpoints import CHECKSUMS, STATE, Checkpoints, Progress
+from skill_kd.kd.train.roll_back import BadUpdate, check_loss, roll_back
 
 ROWS = [[Row((1, 2), (3,), (True,), "student", (-0.5,))], [Row((4,), (5, 6), (True, False), "teacher")]]
 

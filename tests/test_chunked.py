@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from skill_kd.algorithms import divergences
-from skill_kd.algorithms.chunked import States, TokenLoss, summed_loss
-from skill_kd.algorithms.divergences import log_probs
-from skill_kd.algorithms.estimators import (
+from skill_kd.kd.losses import divergences
+from skill_kd.kd.losses.chunked import States, TokenLoss, summed_loss
+from skill_kd.kd.losses.compiled import fused
+from skill_kd.kd.losses.divergences import log_probs
+from skill_kd.kd.losses.estimators import (
     Weigh,
     exact_loss,
     exact_weights,
@@ -27,8 +28,7 @@ from skill_kd.algorithms.estimators import (
     paper_weights,
     token_logp,
 )
-from skill_kd.algorithms.fused import fused
-from skill_kd.algorithms.heads import Curve, Head
+from skill_kd.kd.losses.lm_head import Curve, Head
 
 torch.set_num_threads(1)
 

@@ -14,8 +14,8 @@ import pytest
 from tiny import EOS, UNK, make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from skill_kd.runtime.config import Config
-from skill_kd.runtime.data import (
+from skill_kd.kd.config import Config
+from skill_kd.kd.dataset.reading import (
     Encoded,
     Encoder,
     Example,
@@ -27,7 +27,7 @@ from skill_kd.runtime.data import (
     read_corpus,
     read_examples,
 )
-from skill_kd.runtime.failures import BadInput, Missing
+from skill_kd.kd.errors import BadInput, Missing
 
 
 def jsonl(path: Path, rows: Sequence[object]) -> str:
@@ -387,7 +387,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     """Its hash would be that of rows which nobody was trained on."""
     rows = {"train": prompts(3), "held_out": [{"prompt": "another"}], "pretraining": [{"text": "hello"}]}
     files = {each: jsonl(tmp_path / f"{each}.jsonl", rows[each]) for each in rows}
-    monkeypatch.setattr("skill_kd.runtime.data._jsonl_rows", edited_behind(Path(files[name]), edit))
+    monkeypatch.setattr("skill_kd.kd.dataset.reading._jsonl_rows", edited_behind(Path(files[name]), edit))
     with pytest.raises(BadInput, match=rf"data\.{name}: '.*{name}\.jsonl' changed while it was read"):
         load_training_data(training_config(files.pop("train"), **files), encoder(make_tokenizer()))
 

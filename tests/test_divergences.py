@@ -8,8 +8,8 @@ import reference
 import torch
 from torch import Tensor
 
-from skill_kd.algorithms import divergences
-from skill_kd.algorithms.divergences import LOG_ZERO, log_probs
+from skill_kd.kd.losses import divergences
+from skill_kd.kd.losses.divergences import LOG_ZERO, log_probs
 
 torch.set_num_threads(1)  # Tensors this small only lose time to threads.
 

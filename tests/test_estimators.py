@@ -12,14 +12,8 @@ import reference
 import torch
 from torch import Tensor
 
-from skill_kd.algorithms.divergences import log_probs, reverse_kl
-from skill_kd.algorithms.estimators import (
-    effective_sample_size,
-    log_weights,
-    minillm_exact,
-    minillm_paper,
-    token_logp,
-)
+from skill_kd.kd.losses.divergences import log_probs, reverse_kl
+from skill_kd.kd.losses.estimators import effective_sample_size, log_weights, minillm_exact, minillm_paper, token_logp
 from skill_kd.prove import enumeration, known
 from skill_kd.prove.enumeration import Loss, Responses, cosine, exact_gradient, expected_gradient, random_policy
 from skill_kd.prove.judging import policies

@@ -136,7 +136,7 @@ def test_a_review_must_name_what_was_wrong(outputs: Path) -> None:
 
 def test_a_proof_passes_the_exact_loss_and_no_forward_one(outputs: Path) -> None:
     signature = "def sequence_reverse_kl(student, teacher, ids, mask, behaviour):\n"
-    exact = "from skill_kd.algorithms.estimators import minillm_exact as exact\n"
+    exact = "from skill_kd.kd.losses.estimators import minillm_exact as exact\n"
     (outputs / "losses.py").write_text(f"{exact}{signature}    return exact(student, teacher, ids, mask, behaviour)\n")
     assert graded("loss-minillm", outputs) == [True]
     forward = "    return -(teacher.exp() * student).sum(-1) * mask\n"

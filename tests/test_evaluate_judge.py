@@ -17,7 +17,7 @@ from skill_kd.evaluate import Request
 from skill_kd.evaluate.generations import Prompt
 from skill_kd.evaluate.judge import Judge, compare
 from skill_kd.evaluate.samples import Samples
-from skill_kd.runtime import served
+from skill_kd.kd.teacher import served
 
 Opinion = Callable[[str, str], str]
 """(response A, response B) -> what the judge says"""

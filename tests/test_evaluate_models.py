@@ -30,8 +30,8 @@ from skill_kd.evaluate import (  # noqa: E402
 from skill_kd.evaluate.models import Source  # noqa: E402
 from skill_kd.evaluate.sampling import Task  # noqa: E402
 from skill_kd.evaluate.written import subject_of_run  # noqa: E402
-from skill_kd.runtime.batching import Row, collate  # noqa: E402
-from skill_kd.runtime.data import Example  # noqa: E402
+from skill_kd.kd.dataset.batch import Row, collate  # noqa: E402
+from skill_kd.kd.dataset.reading import Example  # noqa: E402
 from skill_kd.specfile import parse_spec  # noqa: E402
 
 TOP_P = 0.9
@@ -237,7 +237,7 @@ def test_a_model_whose_numbers_are_none_is_named(broken: str, home: Path, tmp_pa
 
 
 def test_no_response_is_timed_with_laying_out_the_weights(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from skill_kd.runtime import reordered
+    from skill_kd.kd.rollouts import reordered
 
     if not reordered.can_reorder():
         pytest.skip("this torch cannot reorder weights")

@@ -137,7 +137,7 @@ def test_the_backend_in_the_reference_keeps_the_contract(tmp_path: Path, monkeyp
 
 
 def test_every_name_the_reference_gives_exists() -> None:
-    names = set(re.findall(r"`((?:skill_kd\.|runtime\.)[\w.]+)`", REFERENCE))
+    names = set(re.findall(r"`((?:skill_kd\.|kd\.)[\w.]+)`", REFERENCE))
     assert len(names) > 12
     for name in names:
         full = name if name.startswith("skill_kd.") else f"skill_kd.{name}"

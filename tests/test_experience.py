@@ -14,11 +14,14 @@ import torch
 from tiny import build_model, make_tokenizer
 from torch import nn
 
-from skill_kd.algorithms.sampling import Decoding
-from skill_kd.runtime.batching import Row, collate, epoch_stream
-from skill_kd.runtime.config import Config
-from skill_kd.runtime.data import Encoded, Encoder, Example, TrainingData
-from skill_kd.runtime.experience import (
+from skill_kd.kd.config import Config
+from skill_kd.kd.dataset.batch import Row, collate, epoch_stream
+from skill_kd.kd.dataset.reading import Encoded, Encoder, Example, TrainingData
+from skill_kd.kd.errors import BadInput, StoppedBySignal, StopRequest
+from skill_kd.kd.rollouts.decoding import Decoding
+from skill_kd.kd.rollouts.sampler import Draw, Sampler
+from skill_kd.kd.teacher.teacher import Teacher
+from skill_kd.kd.train.experience import (
     Experience,
     Sampling,
     Source,
@@ -29,11 +32,8 @@ from skill_kd.runtime.experience import (
     own_best_samples,
     rows_source,
 )
-from skill_kd.runtime.failures import BadInput, StoppedBySignal, StopRequest
-from skill_kd.runtime.measure import repetition
-from skill_kd.runtime.objectives import Objective, build_objective, coverage_objective
-from skill_kd.runtime.rollouts import Draw, Sampler
-from skill_kd.runtime.teachers import Teacher
+from skill_kd.kd.train.held_out import repetition
+from skill_kd.kd.train.objectives import Objective, build_objective, coverage_objective
 
 torch.set_num_threads(1)
 

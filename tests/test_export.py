@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from tiny import EOS, build_model, make_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from skill_kd.runtime import export
-from skill_kd.runtime.export import export_student
-from skill_kd.runtime.failures import TrainingStopped
+from skill_kd.kd.errors import TrainingStopped
+from skill_kd.kd.model import export
+from skill_kd.kd.model.export import export_student
 
 PROBE = torch.tensor([[5, 9, 30, 12, 7]])
 

@@ -24,8 +24,8 @@ from accelerate.tracking import GeneralTracker
 from safetensors.torch import load_file, save_file
 from tiny import make_model
 
-from skill_kd.runtime.config import Config
-from skill_kd.runtime.progress import Journal
+from skill_kd.kd.config import Config
+from skill_kd.kd.train.journal import Journal
 
 REPOSITORY = Path(__file__).parent.parent
 DATA = REPOSITORY / "examples" / "data" / "sft.jsonl"
@@ -378,7 +378,7 @@ def test_a_run_that_cannot_be_mended_by_rolling_back_ends(objective: str, models
 
 @pytest.mark.parametrize("asked", ["torch.empty(1 << 50, dtype=torch.uint8)", "bytes(1 << 60)"])
 def test_memory_that_cannot_be_had_is_told_with_what_to_change(asked: str) -> None:
-    script = f"import torch\nfrom skill_kd.runtime.failures import reporting\nwith reporting(): {asked}"
+    script = f"import torch\nfrom skill_kd.kd.errors import reporting\nwith reporting(): {asked}"
     command = [sys.executable, "-c", script]
     message = told(subprocess.run(command, capture_output=True, text=True, check=False, timeout=120), 6)
     assert message.startswith("error: out of memory: ")
@@ -413,7 +413,7 @@ ENDING = """
 import atexit, os, sys, time
 import torch, torch.distributed as dist
 from pathlib import Path
-from skill_kd.runtime.failures import TrainingStopped, reporting
+from skill_kd.kd.errors import TrainingStopped, reporting
 
 leaving = Path("leaving")
 

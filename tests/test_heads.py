@@ -10,7 +10,7 @@ from tiny import build_model, make_tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from skill_kd.algorithms.heads import Curve, Head
+from skill_kd.kd.losses.lm_head import Curve, Head
 
 torch.set_num_threads(1)
 

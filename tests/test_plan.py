@@ -295,7 +295,7 @@ def benchmark() -> ModuleType:
 
 def test_chunks_and_blocks_are_those_of_the_trainer() -> None:
     pytest.importorskip("torch")
-    from skill_kd.algorithms import chunked
+    from skill_kd.kd.losses import chunked
 
     assert loss.CHUNK_BYTES == chunked.CHUNK_BYTES
     assert loss.CHUNK_TOKENS == chunked.CHUNK_TOKENS
@@ -334,7 +334,7 @@ def test_whole_rows_take_the_copies_of_a_block_and_of_the_scored_positions(
 def test_a_served_teacher_costs_the_same_whatever_the_loss(benchmark: ModuleType, kind: str) -> None:
     import torch
 
-    from skill_kd.runtime.policy import TopK
+    from skill_kd.kd.model.student import TopK
 
     told = TopK.of([[{1: -1.0, 2: -2.0}] * NEW] * ROWS, VOCABULARY, torch.device("cpu"))
     mix = {"teacher_mix": 0.0} if kind == "minillm" else {}
@@ -342,9 +342,9 @@ def test_a_served_teacher_costs_the_same_whatever_the_loss(benchmark: ModuleType
 
 
 def built(objective: dict[str, Any]) -> Any:
-    """The runtime's objective from that of a spec."""
-    from skill_kd.runtime.config import Config
-    from skill_kd.runtime.objectives import build_objective
+    """The trainer's objective from that of a spec."""
+    from skill_kd.kd.config import Config
+    from skill_kd.kd.train.objectives import build_objective
 
     plain: dict[str, Any] = {
         "name": "x",
@@ -361,8 +361,8 @@ def block_copies(benchmark: ModuleType, objective: dict[str, Any]) -> float:
     """Tensors [n, V] that the trainer's work on a block adds to what the two output matrices made of it."""
     import torch
 
-    from skill_kd.algorithms.chunked import _descend, _Rule
-    from skill_kd.algorithms.heads import Curve
+    from skill_kd.kd.losses.chunked import _descend, _Rule
+    from skill_kd.kd.losses.lm_head import Curve
 
     kind = built(objective)
     student = torch.randn(ROWS * NEW, VOCABULARY)
@@ -378,10 +378,10 @@ def whole_copies(benchmark: ModuleType, objective: dict[str, Any], told: Any = N
     """Tensors [B, T, V] alive at the peak of a loss of whole rows and its gradient, the teacher's among them."""
     import torch
 
-    from skill_kd.algorithms.divergences import log_probs
-    from skill_kd.algorithms.masking import masked_sum
-    from skill_kd.runtime.batching import Row, collate
-    from skill_kd.runtime.policy import on_shared_outcomes
+    from skill_kd.kd.dataset.batch import Row, collate
+    from skill_kd.kd.losses.divergences import log_probs
+    from skill_kd.kd.losses.masking import masked_sum
+    from skill_kd.kd.model.student import on_shared_outcomes
 
     kind = built(objective)
     row = Row((1,), tuple(range(1, NEW + 1)), (True,) * NEW, "data", (-1.0,) * NEW)

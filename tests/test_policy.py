@@ -10,13 +10,13 @@ import torch
 from tiny import build_model, make_tokenizer
 from torch import Tensor
 
-from skill_kd.algorithms import divergences
-from skill_kd.algorithms.divergences import LOG_ZERO, bucketed, log_probs
-from skill_kd.algorithms.estimators import token_logp
-from skill_kd.runtime.batching import Batch, Row, collate
-from skill_kd.runtime.config import Config
-from skill_kd.runtime.objectives import build_objective
-from skill_kd.runtime.policy import LEAST_REST, Policy, TopK, find_head, on_shared_outcomes, response_states
+from skill_kd.kd.config import Config
+from skill_kd.kd.dataset.batch import Batch, Row, collate
+from skill_kd.kd.losses import divergences
+from skill_kd.kd.losses.divergences import LOG_ZERO, bucketed, log_probs
+from skill_kd.kd.losses.estimators import token_logp
+from skill_kd.kd.model.student import LEAST_REST, Policy, TopK, find_head, on_shared_outcomes, response_states
+from skill_kd.kd.train.objectives import build_objective
 
 torch.set_num_threads(1)
 

@@ -18,19 +18,19 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from skill_kd.algorithms.divergences import log_probs
-from skill_kd.algorithms.estimators import Weigh, minillm_exact, token_logp
-from skill_kd.algorithms.masking import suffix_sum
-from skill_kd.algorithms.sampling import Decoding, sample, uniforms
 from skill_kd.cli import main
 from skill_kd.errors import ExitCode, UsageError
+from skill_kd.kd.config import Config
+from skill_kd.kd.dataset.batch import Batch, Row, collate, pad_left
+from skill_kd.kd.losses.divergences import log_probs
+from skill_kd.kd.losses.estimators import Weigh, minillm_exact, token_logp
+from skill_kd.kd.losses.masking import suffix_sum
+from skill_kd.kd.model.student import Loss, Policy, find_head, response_logits, response_states
+from skill_kd.kd.rollouts.decoding import Decoding, sample, uniforms
+from skill_kd.kd.train.objectives import Objective, build_objective
 from skill_kd.prove import Verdict, judging, load_loss
 from skill_kd.prove.enumeration import all_responses
 from skill_kd.prove.known import KNOWN
-from skill_kd.runtime.batching import Batch, Row, collate, pad_left
-from skill_kd.runtime.config import Config
-from skill_kd.runtime.objectives import Objective, build_objective
-from skill_kd.runtime.policy import Loss, Policy, find_head, response_logits, response_states
 from skill_kd.spec import MiniLLM
 
 torch.set_num_threads(1)
@@ -387,7 +387,7 @@ def test_json_holds_every_case() -> None:
 
 MINE = """
 from helper_of_{name} import scale
-from skill_kd.algorithms.divergences import reverse_kl
+from skill_kd.kd.losses.divergences import reverse_kl
 
 def single(student, teacher, ids, mask, behaviour):
     return scale(reverse_kl(student, teacher)) * mask
@@ -442,10 +442,10 @@ def test_what_cannot_be_loaded_is_told_in_one_line(name: str, words: str, folder
 @pytest.mark.parametrize(
     ("name", "code"),
     [
-        ("skill_kd.algorithms.estimators:minillm_exact", ExitCode.OK),
-        ("skill_kd.algorithms.estimators:minillm_paper", ExitCode.NO_GO),
-        ("skill_kd.algorithms.estimators:no_such_loss", ExitCode.USAGE),
-        ("skill_kd.algorithms.estimators:log_weights", ExitCode.USAGE),
+        ("skill_kd.kd.losses.estimators:minillm_exact", ExitCode.OK),
+        ("skill_kd.kd.losses.estimators:minillm_paper", ExitCode.NO_GO),
+        ("skill_kd.kd.losses.estimators:no_such_loss", ExitCode.USAGE),
+        ("skill_kd.kd.losses.estimators:log_weights", ExitCode.USAGE),
     ],
 )
 def test_the_verb_ends_with_its_exit_code(name: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from skill_kd import __version__
 from skill_kd.backends.transformers import TransformersBackend
 from skill_kd.errors import SkillKDError, SpecError, UsageError
-from skill_kd.folder import write_folder
+from skill_kd.jobs.folder import write_folder
 from skill_kd.render import (
     config_literal,
     examples_folder,
@@ -36,25 +36,25 @@ from skill_kd.testing import FakeBackend, minimal_spec
 
 TEMPLATE = '''"""A template. It says so, and mentions the mark:
 
-from skill_kd.runtime.config import this is no import
+from skill_kd.kd.config import this is no import
 
 # kd: config
 """
 
 import sys
 
-from skill_kd.algorithms.masking import (
+from skill_kd.kd.losses.masking import (
     response_mask,
 )
-from skill_kd.runtime.config import Config
+from skill_kd.kd.config import Config
 
 CONFIG = Config.read(sys.argv[1])  # kd: config
-TEXT = "from skill_kd.runtime import nothing  # kd: config"
+TEXT = "from skill_kd.kd import nothing  # kd: config"
 
 
 def main() -> None:
     """Show it."""
-    from skill_kd.runtime import config as late
+    from skill_kd.kd import config as late
 
     print(CONFIG.name, sys.argv, late, response_mask, "\\u00e9 é")
 
@@ -176,9 +176,9 @@ def test_only_the_marked_line_and_our_imports_change() -> None:
     marked = template.index("CONFIG = Config.read(sys.argv[1])  # kd: config")
     expected = template[:marked] + template[marked + 1 :]
     changed = {
-        line: line.replace("skill_kd", "kd") for line in expected if re.match(r"\s*from skill_kd\..*import", line)
+        line: line.replace("skill_kd.kd", "kd") for line in expected if re.match(r"\s*from skill_kd\..*import", line)
     }
-    docstring = "from skill_kd.runtime.config import this is no import"
+    docstring = "from skill_kd.kd.config import this is no import"
     assert len(changed) == 4
     expected = [line if line == docstring else changed.get(line, line) for line in expected]
     assert outside_config(fill(TEMPLATE, minimal_spec(), BACKEND)) == expected
@@ -195,7 +195,7 @@ def test_only_the_marked_line_and_our_imports_change() -> None:
         ("CONFIG = (  # kd: config\n    1\n)\n", "exactly one line"),
         ("CONFIG = 1  # kd: config\nfrom skill_kd.render import fill\n", "needs skill_kd"),
         ("CONFIG = 1  # kd: config\nimport skill_kd\n", "needs skill_kd"),
-        ("CONFIG = 1  # kd: config\nimport skill_kd.runtime.data\nskill_kd.runtime.data.x\n", "needs skill_kd"),
+        ("CONFIG = 1  # kd: config\nimport skill_kd.kd.dataset.reading\nskill_kd.kd.data.x\n", "needs skill_kd"),
     ],
 )
 def test_a_template_that_breaks_the_contract_is_refused_by_name(tmp_path: Path, template: str, reason: str) -> None:
@@ -297,11 +297,10 @@ def test_templates_and_examples_are_found() -> None:
 def test_kd_is_a_copy_byte_for_byte() -> None:
     package = Path(sys.modules["skill_kd"].__file__ or "").parent
     files = kd_files()
-    assert {name.split("/")[0] for name in files} == {"__init__.py", "algorithms", "runtime"}
-    for name, content in files.items():
-        if name != "__init__.py":
-            assert content == (package / name).read_bytes()
-    assert __version__ in files["__init__.py"].decode()
+    assert files == {
+        path.relative_to(package / "kd").as_posix(): path.read_bytes() for path in (package / "kd").rglob("*.py")
+    }
+    assert {"__init__.py", "config.py", "train/loop.py", "losses/divergences.py"} <= files.keys()
 
 
 def ruff(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -8,10 +8,10 @@ import tiny
 import torch
 from torch import nn
 
-from skill_kd.algorithms.sampling import Decoding
-from skill_kd.runtime.data import Encoded
-from skill_kd.runtime.reordered import MOST_ROWS, can_reorder, reordered_weights
-from skill_kd.runtime.rollouts import Sampler, draws_for
+from skill_kd.kd.dataset.reading import Encoded
+from skill_kd.kd.rollouts.decoding import Decoding
+from skill_kd.kd.rollouts.reordered import MOST_ROWS, can_reorder, reordered_weights
+from skill_kd.kd.rollouts.sampler import Sampler, draws_for
 
 pytestmark = pytest.mark.skipif(not can_reorder(), reason="this torch cannot reorder weights")
 
@@ -106,7 +106,7 @@ def test_a_sampler_draws_the_same_tokens_with_it(kind: str, monkeypatch: pytest.
     with_it = sampler.sample_mixed(student, teacher, 0.3, draws), sampler.sample(student, draws, "student")
     assert set(seen) == {True}
     assert not is_reordered(student.lm_head)
-    monkeypatch.setattr("skill_kd.runtime.reordered.can_reorder", lambda: False)
+    monkeypatch.setattr("skill_kd.kd.rollouts.reordered.can_reorder", lambda: False)
     without = sampler.sample_mixed(student, teacher, 0.3, draws), sampler.sample(student, draws, "student")
     assert not any(seen[len(seen) // 2 :])
     for ours, theirs in zip(with_it, without, strict=True):

@@ -43,7 +43,7 @@ import sys
 import time
 from pathlib import Path
 
-from skill_kd.runtime.config import Config
+from skill_kd.kd.config import Config
 
 CONFIG = Config.read(sys.argv[1])  # kd: config
 HERE = Path(__file__).parent
@@ -169,7 +169,7 @@ def test_a_run_leaves_everything_in_its_folder(tmp_path: Path) -> None:
     expected = {"spec.yaml", "train.py", "kd", "manifest.json", "metrics.jsonl", "train.log", "student", "summary.json"}
     assert expected <= {path.name for path in folder.iterdir()}
     assert parse_spec(yaml.safe_load((folder / "spec.yaml").read_text())) == spec
-    assert (folder / "kd" / "runtime" / "config.py").is_file()
+    assert (folder / "kd" / "config.py").is_file()
     assert seen == events_of(result) == [{"event": "done", "resumed": False, "cwd": str(tmp_path)}]
     assert [path.name for path in Path("runs").iterdir()] == ["demo"]
 
@@ -487,7 +487,7 @@ def test_an_untouched_script_is_not_called_edited_and_takes_another_name() -> No
 
 def test_an_edited_kd_is_an_edit() -> None:
     write_folder(Trainer().render(spec_that()), Path("mine"))
-    with Path("mine/kd/runtime/config.py").open("a") as file:
+    with Path("mine/kd/config.py").open("a") as file:
         file.write("# mine\n")
     assert Manifest.read(run_script(Path("mine/train.py")).folder).edited
 

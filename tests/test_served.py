@@ -20,24 +20,24 @@ import torch
 from tiny import make_model, make_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from skill_kd.algorithms import divergences
-from skill_kd.algorithms.divergences import log_probs
-from skill_kd.algorithms.sampling import Decoding
 from skill_kd.errors import MissingRequirementError
 from skill_kd.evaluate.generations import Prompt
 from skill_kd.evaluate.judge import Judge, compare
 from skill_kd.evaluate.samples import Samples
-from skill_kd.runtime import served
-from skill_kd.runtime.batching import Row, collate
-from skill_kd.runtime.config import Config
-from skill_kd.runtime.data import Encoder, Example
-from skill_kd.runtime.experience import own_best_samples
-from skill_kd.runtime.failures import BadInput, Missing, StoppedBySignal, StopRequest
-from skill_kd.runtime.measure import HeldOut
-from skill_kd.runtime.policy import TopK, on_shared_outcomes
-from skill_kd.runtime.rollouts import Sampler, draws_for
-from skill_kd.runtime.served import ServedTeacher
-from skill_kd.runtime.teachers import Teacher, open_teacher
+from skill_kd.kd.config import Config
+from skill_kd.kd.dataset.batch import Row, collate
+from skill_kd.kd.dataset.reading import Encoder, Example
+from skill_kd.kd.errors import BadInput, Missing, StoppedBySignal, StopRequest
+from skill_kd.kd.losses import divergences
+from skill_kd.kd.losses.divergences import log_probs
+from skill_kd.kd.model.student import TopK, on_shared_outcomes
+from skill_kd.kd.rollouts.decoding import Decoding
+from skill_kd.kd.rollouts.sampler import Sampler, draws_for
+from skill_kd.kd.teacher import served
+from skill_kd.kd.teacher.served import ServedTeacher
+from skill_kd.kd.teacher.teacher import Teacher, open_teacher
+from skill_kd.kd.train.experience import own_best_samples
+from skill_kd.kd.train.held_out import HeldOut
 from skill_kd.specfile import parse_spec
 
 torch.set_num_threads(1)

@@ -37,10 +37,10 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 
-from skill_kd.runtime.config import Config
-from skill_kd.runtime.failures import reporting
-from skill_kd.runtime.loading import load_teacher
-from skill_kd.runtime.sharding import InStep
+from skill_kd.kd.config import Config
+from skill_kd.kd.errors import reporting
+from skill_kd.kd.model.loading import load_teacher
+from skill_kd.kd.model.sharding import InStep
 
 
 def check():
@@ -99,10 +99,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from skill_kd.runtime import sharding
-from skill_kd.runtime.config import Config
-from skill_kd.runtime.failures import reporting
-from skill_kd.runtime.loading import load_student
+from skill_kd.kd.model import sharding
+from skill_kd.kd.config import Config
+from skill_kd.kd.errors import reporting
+from skill_kd.kd.model.loading import load_student
 
 
 def steps_of(model):

@@ -10,13 +10,13 @@ import torch
 from tiny import build_model, make_tokenizer
 from torch import Tensor, nn
 
-from skill_kd.algorithms.sampling import Decoding
-from skill_kd.runtime.batching import Row, collate
-from skill_kd.runtime.data import Encoded
-from skill_kd.runtime.policy import all_logp, find_head
-from skill_kd.runtime.rollouts import Draw, Sampler
-from skill_kd.runtime.states import Annotator, StatesCache
-from skill_kd.runtime.teachers import Teacher, Telling
+from skill_kd.kd.dataset.batch import Row, collate
+from skill_kd.kd.dataset.reading import Encoded
+from skill_kd.kd.model.student import all_logp, find_head
+from skill_kd.kd.rollouts.decoding import Decoding
+from skill_kd.kd.rollouts.sampler import Draw, Sampler
+from skill_kd.kd.teacher.state_cache import Annotator, StatesCache
+from skill_kd.kd.teacher.teacher import Teacher, Telling
 
 torch.set_num_threads(1)
 

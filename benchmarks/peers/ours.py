@@ -16,22 +16,22 @@ from typing import Any
 import torch
 from plain_minillm import minillm_loss
 
-from skill_kd.algorithms.divergences import log_probs
-from skill_kd.algorithms.estimators import minillm_paper
-from skill_kd.algorithms.masking import masked_sum
-from skill_kd.algorithms.sampling import Decoding
 from skill_kd.demo import PROMPTS
-from skill_kd.runtime.batching import collate, epoch_stream
-from skill_kd.runtime.config import Config
-from skill_kd.runtime.data import Encoded, Encoder, load_split, load_training_data
-from skill_kd.runtime.export import export_student
-from skill_kd.runtime.loading import eos_ids, grow, load_model, load_tokenizer, real_vocabulary
-from skill_kd.runtime.measure import HeldOut
-from skill_kd.runtime.objectives import build_objective
-from skill_kd.runtime.packaged import resolve
-from skill_kd.runtime.policy import Policy, find_head
-from skill_kd.runtime.rollouts import Sampler, draws_for
-from skill_kd.runtime.teachers import Teacher, Telling, open_teacher
+from skill_kd.kd.config import Config
+from skill_kd.kd.dataset.batch import collate, epoch_stream
+from skill_kd.kd.dataset.reading import Encoded, Encoder, load_split, load_training_data
+from skill_kd.kd.losses.divergences import log_probs
+from skill_kd.kd.losses.estimators import minillm_paper
+from skill_kd.kd.losses.masking import masked_sum
+from skill_kd.kd.model.export import export_student
+from skill_kd.kd.model.loading import eos_ids, grow, load_model, load_tokenizer, real_vocabulary
+from skill_kd.kd.model.packaged import resolve
+from skill_kd.kd.model.student import Policy, find_head
+from skill_kd.kd.rollouts.decoding import Decoding
+from skill_kd.kd.rollouts.sampler import Sampler, draws_for
+from skill_kd.kd.teacher.teacher import Teacher, Telling, open_teacher
+from skill_kd.kd.train.held_out import HeldOut
+from skill_kd.kd.train.objectives import build_objective
 
 SOURCE = Config(dtype="float32", quantization=None, revision=None, trust_remote_code=False)
 HELD_OUT = 0.1

@@ -87,9 +87,9 @@ def _asked(judge: Judge, questions: Sequence[tuple[str, str, str]]) -> list[str 
 
 def _words_of(judge: Judge, questions: Sequence[tuple[str, str, str]]) -> list[str | None]:
     with plain_errors():
-        from skill_kd.algorithms.sampling import Decoding
-        from skill_kd.runtime.config import Config
-        from skill_kd.runtime.served import ServedTeacher
+        from skill_kd.kd.config import Config
+        from skill_kd.kd.rollouts.decoding import Decoding
+        from skill_kd.kd.teacher.served import ServedTeacher
 
         server = ServedTeacher(Config(**vars(judge)))
         decoding = Decoding(8, 0.0, 1.0, frozenset(), 0)

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from skill_kd.runtime.batching import Row
-    from skill_kd.runtime.config import Config
-    from skill_kd.runtime.data import Encoder, Example
-    from skill_kd.runtime.rollouts import Sampler
+    from skill_kd.kd.config import Config
+    from skill_kd.kd.dataset.batch import Row
+    from skill_kd.kd.dataset.reading import Encoder, Example
+    from skill_kd.kd.rollouts.sampler import Sampler
 
 ROWS = 8
 """Responses that both models read together."""
@@ -33,9 +33,9 @@ BINS = 10
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn what the runtime raises into this package's errors, with the same words."""
+    """Turn what ``skill_kd.kd`` raises into this package's errors, with the same words."""
     try:
-        from skill_kd.runtime.failures import ScriptError
+        from skill_kd.kd.errors import ScriptError
     except ImportError as error:
         raise MissingRequirementError(
             "evaluating models needs torch and transformers: pip install 'skill-kd[train,evaluate]'; "
@@ -59,8 +59,8 @@ class Source:
     trust_remote_code: bool = False
 
     def config(self) -> Config:
-        """Return it as the runtime's loader reads it."""
-        from skill_kd.runtime.config import Config
+        """Return it as ``skill_kd.kd``'s loader reads it."""
+        from skill_kd.kd.config import Config
 
         return Config(**vars(self))
 
@@ -77,7 +77,7 @@ class Writer:
 
     def write(self, examples: Sequence[Example], count: int, seed: tuple[object, ...], first: int) -> list[list[Row]]:
         """Sample ``count`` responses for each example; the same seed and place give the same ones."""
-        from skill_kd.runtime.rollouts import Draw
+        from skill_kd.kd.rollouts.sampler import Draw
 
         prompts = [self.encoder.prompt(example) for example in examples]
         draws = [
@@ -98,10 +98,10 @@ class Writer:
 
 def open_writer(source: Source, max_new_tokens: int, device: torch.device) -> Writer:
     """Load a model for evaluation: frozen, in inference mode, sampling its whole distribution at temperature 1."""
-    from skill_kd.algorithms.sampling import Decoding
-    from skill_kd.runtime import loading
-    from skill_kd.runtime.data import Encoder
-    from skill_kd.runtime.rollouts import Sampler
+    from skill_kd.kd.dataset.reading import Encoder
+    from skill_kd.kd.model import loading
+    from skill_kd.kd.rollouts.decoding import Decoding
+    from skill_kd.kd.rollouts.sampler import Sampler
 
     tokenizer = loading.load_tokenizer(source.config(), source.model)
     loaded = loading.load_model(source.config(), source.model)
@@ -121,8 +121,8 @@ def accelerator() -> torch.device:
 
 def shared(student: Writer, teacher: Writer) -> tuple[int, str | None]:
     """Return how many leading token ids both know alike, and why probabilities cannot be compared, or None."""
-    from skill_kd.runtime.failures import BadInput
-    from skill_kd.runtime.loading import shared_vocabulary
+    from skill_kd.kd.errors import BadInput
+    from skill_kd.kd.model.loading import shared_vocabulary
 
     limit = min(student.sampler.decoding.vocabulary, teacher.sampler.decoding.vocabulary)
     try:
@@ -143,7 +143,7 @@ def read(
         UsageError: a model gives no finite numbers.
     """
     from skill_kd.evaluate.probabilities import figures
-    from skill_kd.runtime.batching import collate
+    from skill_kd.kd.dataset.batch import collate
 
     found: dict[str, list[list[float]]] = {}
     for start in range(0, len(rows), ROWS):
@@ -196,7 +196,7 @@ def timed(writers: Mapping[str, Writer], examples: Sequence[Example], seed: int)
     """
     import torch
 
-    from skill_kd.runtime.reordered import reordered_weights
+    from skill_kd.kd.rollouts.reordered import reordered_weights
 
     seconds: dict[str, list[float]] = {name: [] for name in writers}
     tokens, memory = dict.fromkeys(writers, 0), dict.fromkeys(writers, 0)

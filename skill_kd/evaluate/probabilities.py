@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from skill_kd.runtime.batching import Batch
+    from skill_kd.kd.dataset.batch import Batch
 
 LOGITS = 2**25
 """Logits of one model that exist at once, at most, unless a single position of all rows has more: 128 MiB in float32.
@@ -81,7 +81,7 @@ def _of_segment(
 
 
 def _of_block(student_logits_NV: Tensor, teacher_logits_NV: Tensor, ids_N: Tensor, top_p: float) -> dict[str, Tensor]:
-    from skill_kd.algorithms import divergences
+    from skill_kd.kd.losses import divergences
 
     student, teacher = divergences.log_probs(student_logits_NV), divergences.log_probs(teacher_logits_NV)
     found = {

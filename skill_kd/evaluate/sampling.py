@@ -23,7 +23,7 @@ from skill_kd.evaluate.policy import Policy
 from skill_kd.evaluate.readings import measured
 
 if TYPE_CHECKING:
-    from skill_kd.runtime.data import Example
+    from skill_kd.kd.dataset.reading import Example
 
 FORMAT = 2
 """Of what is kept in the folder; another one is not gone on with."""
@@ -88,7 +88,7 @@ def prompt_keys(path: Path) -> list[str]:
 
 
 def _prompts(path: Path) -> tuple[list[dict[str, object]], list[Example]]:
-    from skill_kd.runtime.data import parse_example
+    from skill_kd.kd.dataset.reading import parse_example
 
     rows: dict[str, dict[str, object]] = {}
     examples: dict[str, Example] = {}

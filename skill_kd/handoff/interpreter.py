@@ -41,7 +41,7 @@ def ask(python: str, question: dict[str, Any], where: Path) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory(prefix="skill-kd-") as temporary:
         place = Path(temporary)
-        for name, content in {**kd_files(), **_probe_files()}.items():
+        for name, content in {**_kd_files(), **_probe_files()}.items():
             (place / "skill_kd" / name).parent.mkdir(parents=True, exist_ok=True)
             (place / "skill_kd" / name).write_bytes(content)
         asked, answered = place / "question.json", place / "answer.json"
@@ -50,6 +50,10 @@ def ask(python: str, question: dict[str, Any], where: Path) -> dict[str, Any]:
         _run([python, "-P", "-m", "skill_kd.handoff.probe", str(asked), str(answered)], where, place)
         answer: dict[str, Any] = json.loads(answered.read_text(encoding="utf-8"))
         return answer
+
+
+def _kd_files() -> dict[str, bytes]:
+    return {f"kd/{name}": content for name, content in kd_files().items()}
 
 
 def _probe_files() -> dict[str, bytes]:

@@ -1,6 +1,6 @@
 """Losses that people train with, right ones and wrong ones: what ``prove`` compares a loss with, by name.
 
-r_t = log p(y_t) − log q(y_t), R_t = Σ_{t' >= t} r_t', Single and Long as in ``algorithms.estimators``. All share its
+r_t = log p(y_t) − log q(y_t), R_t = Σ_{t' >= t} r_t', Single and Long as in ``kd.losses.estimators``. All share its
 signature and mask; Π and w are importance weights q/p̃, 1 when the student itself sampled.
 """
 
@@ -12,9 +12,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from skill_kd.algorithms.divergences import forward_kl, reverse_kl
-from skill_kd.algorithms.estimators import log_weights, minillm_exact, minillm_paper, token_logp
-from skill_kd.algorithms.masking import suffix_sum
+from skill_kd.kd.losses.divergences import forward_kl, reverse_kl
+from skill_kd.kd.losses.estimators import log_weights, minillm_exact, minillm_paper, token_logp
+from skill_kd.kd.losses.masking import suffix_sum
 from skill_kd.prove.enumeration import EOS, Loss
 
 _DISCOUNT = 0.95

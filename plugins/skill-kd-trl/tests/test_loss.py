@@ -16,13 +16,13 @@ import torch
 from specs import OBJECTIVES, REPOSITORY, values
 from tiny import make_model
 
-from skill_kd.runtime.batching import Row, collate
-from skill_kd.runtime.config import Config
-from skill_kd.runtime.experience import Experience
-from skill_kd.runtime.failures import Missing
-from skill_kd.runtime.loading import load_student, load_teacher
-from skill_kd.runtime.objectives import build_objective
-from skill_kd.runtime.policy import Policy, response_logits
+from skill_kd.kd.config import Config
+from skill_kd.kd.dataset.batch import Row, collate
+from skill_kd.kd.errors import Missing
+from skill_kd.kd.model.loading import load_student, load_teacher
+from skill_kd.kd.model.student import Policy, response_logits
+from skill_kd.kd.train.experience import Experience
+from skill_kd.kd.train.objectives import build_objective
 from skill_kd.specfile import parse_spec
 
 TEMPLATE = Path(skill_kd_trl.__file__).parent / "templates/trl_trainer.py"

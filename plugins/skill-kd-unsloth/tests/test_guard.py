@@ -19,13 +19,13 @@ from skill_kd_unsloth import UnslothBackend
 from specs import needs_unsloth, values
 from tiny import build_model, make_tokenizer
 
-from skill_kd.algorithms.sampling import Decoding
-from skill_kd.runtime.batching import Batch, Row, collate
-from skill_kd.runtime.config import Config
-from skill_kd.runtime.data import Encoded
-from skill_kd.runtime.failures import TrainingStopped
-from skill_kd.runtime.policy import find_head, response_logits, response_states
-from skill_kd.runtime.rollouts import Draw, Sampler
+from skill_kd.kd.config import Config
+from skill_kd.kd.dataset.batch import Batch, Row, collate
+from skill_kd.kd.dataset.reading import Encoded
+from skill_kd.kd.errors import TrainingStopped
+from skill_kd.kd.model.student import find_head, response_logits, response_states
+from skill_kd.kd.rollouts.decoding import Decoding
+from skill_kd.kd.rollouts.sampler import Draw, Sampler
 from skill_kd.specfile import parse_spec
 
 pytestmark = needs_unsloth

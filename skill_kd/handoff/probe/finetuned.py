@@ -16,7 +16,7 @@ UNKNOWN = re.compile("model with architecture .* is not supported")
 
 def finetuned(question: Any) -> Answer:
     """Load every export of the fine-tune, and hold it against the student and against each other."""
-    from skill_kd.runtime.export import rounded
+    from skill_kd.kd.model.export import rounded
 
     folder, out = Path(question["folder"]), Path(question["out"])
     checks: list[Answer] = []
@@ -44,7 +44,7 @@ def _named(prefix: str, finding: Answer) -> Answer:
 def _adapter_checks(folder: Path, adapter: Path, merged: Path) -> Iterator[Answer]:
     from peft import PeftModel
 
-    from skill_kd.runtime.loading import refuse_pickles
+    from skill_kd.kd.model.loading import refuse_pickles
 
     refuse_pickles(adapter)
     model = PeftModel.from_pretrained(load(folder, "float32"), adapter).train(False)

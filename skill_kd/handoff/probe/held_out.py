@@ -14,13 +14,13 @@ def measure(question: Any) -> Answer:
 
     import torch
 
-    from skill_kd.algorithms.sampling import Decoding
-    from skill_kd.runtime.config import Config
-    from skill_kd.runtime.data import Encoder, load_training_data
-    from skill_kd.runtime.loading import eos_ids, real_vocabulary
-    from skill_kd.runtime.measure import HeldOut
-    from skill_kd.runtime.rollouts import Sampler, draws_for
-    from skill_kd.runtime.teachers import open_teacher
+    from skill_kd.kd.config import Config
+    from skill_kd.kd.dataset.reading import Encoder, load_training_data
+    from skill_kd.kd.model.loading import eos_ids, real_vocabulary
+    from skill_kd.kd.rollouts.decoding import Decoding
+    from skill_kd.kd.rollouts.sampler import Sampler, draws_for
+    from skill_kd.kd.teacher.teacher import open_teacher
+    from skill_kd.kd.train.held_out import HeldOut
 
     config = Config.of(question["spec"])
     first = Path(next(iter(question["folders"].values())))

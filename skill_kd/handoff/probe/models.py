@@ -27,8 +27,8 @@ def load_tokenizer(folder: Path) -> Any:
 
 def load(folder: Path, dtype: str) -> Any:
     """Load the model of a folder, in inference mode."""
-    from skill_kd.runtime.config import Config
-    from skill_kd.runtime.loading import load_model
+    from skill_kd.kd.config import Config
+    from skill_kd.kd.model.loading import load_model
 
     return load_model(Config(dtype=dtype, quantization=None, revision=None), str(folder)).train(False)
 
@@ -69,7 +69,7 @@ def findings(folder: Path, dtype: str) -> list[Answer]:
     """Load a folder as anybody would, and look at what tools trip over."""
     import torch
 
-    from skill_kd.runtime.loading import eos_ids
+    from skill_kd.kd.model.loading import eos_ids
 
     model, tokenizer = load(folder, dtype), load_tokenizer(folder)
     finite = all(bool(torch.isfinite(each).all()) for each in logits(model, tokenizer))

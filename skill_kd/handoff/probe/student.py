@@ -13,7 +13,7 @@ from .template import template_parts
 
 def student(question: Any) -> Answer:
     """Hold the exported folder against the run's best checkpoint and the model it grew from, and read the data."""
-    from skill_kd.runtime.config import Config
+    from skill_kd.kd.config import Config
 
     config, folder = Config.of(question["spec"]), Path(question["folder"])
     tokenizer = load_tokenizer(folder)
@@ -33,10 +33,10 @@ def student(question: Any) -> Answer:
 
 def _is_the_trained_one(question: Any, config: Any, folder: Path) -> Iterator[Answer]:
     """Compare with the best checkpoint, whose weights the folder should hold, and with the model before training."""
-    from skill_kd.runtime.config import Config
-    from skill_kd.runtime.export import rounded
-    from skill_kd.runtime.failures import Missing
-    from skill_kd.runtime.loading import load_student
+    from skill_kd.kd.config import Config
+    from skill_kd.kd.errors import Missing
+    from skill_kd.kd.model.export import rounded
+    from skill_kd.kd.model.loading import load_student
 
     quantization = config.student.quantization
     try:
@@ -82,7 +82,7 @@ def _put_weights(model: Any, checkpoint: str | None) -> str | None:
     """Load a checkpoint's weights, whole or of the adapters alone, into ``model``, or return why it cannot be done."""
     from safetensors.torch import load_file
 
-    from skill_kd.runtime.policy import Policy
+    from skill_kd.kd.model.student import Policy
 
     if checkpoint is None:
         return "the run names no best checkpoint"
@@ -121,7 +121,7 @@ def _put_adapters(model: Any, weights: dict[str, Any]) -> str | None:
 
 def _figures(question: Any) -> dict[str, float]:
     """Return the held-out figures of the weights that were exported; none where their checkpoint is gone."""
-    from skill_kd.runtime.checkpoints import STATE
+    from skill_kd.kd.train.checkpoints import STATE
 
     state = Path(question["checkpoint"] or "") / STATE
     if not state.is_file():
@@ -134,8 +134,8 @@ def _figures(question: Any) -> dict[str, float]:
 
 def _data(question: Any, tokenizer: Any) -> Answer:
     """Read the fine-tuning data as rows of messages, and say how long the longest is, in tokens."""
-    from skill_kd.runtime.data import read_examples
-    from skill_kd.runtime.failures import BadInput
+    from skill_kd.kd.dataset.reading import read_examples
+    from skill_kd.kd.errors import BadInput
 
     examples = read_examples(question["data"], "train", 0.0)
     open_ended = sum(example.response is None for example in examples)

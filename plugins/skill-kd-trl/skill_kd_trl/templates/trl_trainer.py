@@ -26,22 +26,22 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 
-from skill_kd.algorithms.masking import position_ids
-from skill_kd.runtime.bad_updates import check_loss
-from skill_kd.runtime.batching import Batch, epoch_stream
-from skill_kd.runtime.checkpoints import STATE, Progress
-from skill_kd.runtime.config import Config, output_folder
-from skill_kd.runtime.data import Encoded, Encoder, TrainingData
-from skill_kd.runtime.export import export_student, write_json
-from skill_kd.runtime.failures import BadInput, Missing, StoppedBySignal, StopRequest, reporting
-from skill_kd.runtime.loading import load_student
-from skill_kd.runtime.measure import HeldOut
-from skill_kd.runtime.objectives import build_objective
-from skill_kd.runtime.opening import adamw, open_accelerator, open_parts
-from skill_kd.runtime.policy import Policy
-from skill_kd.runtime.progress import Journal
-from skill_kd.runtime.teachers import Teacher, Telling
-from skill_kd.runtime.training import measure
+from skill_kd.kd.config import Config, output_folder
+from skill_kd.kd.dataset.batch import Batch, epoch_stream
+from skill_kd.kd.dataset.reading import Encoded, Encoder, TrainingData
+from skill_kd.kd.errors import BadInput, Missing, StoppedBySignal, StopRequest, reporting
+from skill_kd.kd.losses.masking import position_ids
+from skill_kd.kd.model.export import export_student, write_json
+from skill_kd.kd.model.loading import load_student
+from skill_kd.kd.model.student import Policy
+from skill_kd.kd.teacher.teacher import Teacher, Telling
+from skill_kd.kd.train.checkpoints import STATE, Progress
+from skill_kd.kd.train.held_out import HeldOut
+from skill_kd.kd.train.journal import Journal
+from skill_kd.kd.train.loop import measure
+from skill_kd.kd.train.objectives import build_objective
+from skill_kd.kd.train.roll_back import check_loss
+from skill_kd.kd.train.setup import adamw, open_accelerator, open_parts
 
 CONFIG = Config.read(sys.argv[1])  # kd: config
 FOLDER = output_folder(__file__, sys.argv)

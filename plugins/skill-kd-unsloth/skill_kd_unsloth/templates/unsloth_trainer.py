@@ -1,7 +1,7 @@
 """Distil a teacher into a student that Unsloth loads: 4-bit, 16-bit or full; the loop and the losses are ours.
 
-``CONFIG`` says what it trains on and how. In the folder beside this file, ``runtime/opening.py`` puts the parts
-together, ``runtime/training.py`` is the loop that trains them, and ``algorithms/`` has the losses and the sampler.
+``CONFIG`` says what it trains on and how. Next to this file, ``kd/train/setup.py`` builds the parts of a run,
+``kd/train/loop.py`` is the training loop, ``kd/losses/`` has the losses and ``kd/rollouts/`` the sampler.
 Run it with ``python train.py``; stop it with Ctrl-C and go on with ``python train.py --resume``.
 """
 
@@ -26,16 +26,16 @@ import unsloth  # isort: skip -- it patches what is imported after it
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from skill_kd.algorithms.divergences import log_probs
-from skill_kd.algorithms.estimators import token_logp
-from skill_kd.runtime.batching import collate
-from skill_kd.runtime.config import Config, output_folder
-from skill_kd.runtime.failures import Missing, TrainingStopped, reporting
-from skill_kd.runtime.loading import load_student, load_tokenizer
-from skill_kd.runtime.opening import open_accelerator, open_run
-from skill_kd.runtime.packaged import resolve
-from skill_kd.runtime.policy import response_logits
-from skill_kd.runtime.training import Run, train
+from skill_kd.kd.config import Config, output_folder
+from skill_kd.kd.dataset.batch import collate
+from skill_kd.kd.errors import Missing, TrainingStopped, reporting
+from skill_kd.kd.losses.divergences import log_probs
+from skill_kd.kd.losses.estimators import token_logp
+from skill_kd.kd.model.loading import load_student, load_tokenizer
+from skill_kd.kd.model.packaged import resolve
+from skill_kd.kd.model.student import response_logits
+from skill_kd.kd.train.loop import Run, train
+from skill_kd.kd.train.setup import open_accelerator, open_run
 
 CONFIG = Config.read(sys.argv[1])  # kd: config
 FOLDER = output_folder(__file__, sys.argv)

@@ -14,12 +14,16 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
-from ..algorithms.estimators import effective_sample_size
-from .bad_updates import BadUpdate, check_loss, roll_back
-from .batching import Row, collate
+from ..config import Config
+from ..dataset.batch import Row, collate
+from ..dataset.reading import Encoder, TrainingData
+from ..errors import StoppedBySignal, StopRequest
+from ..losses.estimators import effective_sample_size
+from ..model.export import export_student, write_json
+from ..model.sharding import Shards
+from ..model.student import Policy
+from ..teacher.teacher import Teacher
 from .checkpoints import Checkpoints, Progress
-from .config import Config
-from .data import Encoder, TrainingData
 from .experience import (
     Experience,
     Sampling,
@@ -32,15 +36,11 @@ from .experience import (
     own_best_samples,
     rows_source,
 )
-from .export import export_student, write_json
-from .failures import StoppedBySignal, StopRequest
-from .measure import Figures, HeldOut
+from .held_out import Figures, HeldOut
+from .journal import Journal, short_table
 from .objectives import Objective, build_objective, coverage_objective
-from .policy import Policy
-from .progress import Journal, short_table
-from .sharding import Shards
-from .stepping import Stepper
-from .teachers import Teacher
+from .roll_back import BadUpdate, check_loss, roll_back
+from .stepper import Stepper
 
 LEAST_SAMPLE_SIZE = 0.1
 NOISY_WEIGHTS = (

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..algorithms.chunked import States, TokenLoss, summed_loss
-from ..algorithms.divergences import LOG_ZERO, bucketed, log_probs
-from ..algorithms.estimators import Weigh, position_losses
-from ..algorithms.heads import Head
-from ..algorithms.masking import masked_sum
-from .batching import Batch
+from ..dataset.batch import Batch
+from ..losses.chunked import States, TokenLoss, summed_loss
+from ..losses.divergences import LOG_ZERO, bucketed, log_probs
+from ..losses.estimators import Weigh, position_losses
+from ..losses.lm_head import Head
+from ..losses.masking import masked_sum
 
 LEAST_REST = torch.finfo(torch.float32).eps
 """Mass of the unnamed tokens below which it is lost in the rounding of the named ones."""

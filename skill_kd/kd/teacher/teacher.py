@@ -17,20 +17,20 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..algorithms.chunked import States
-from ..algorithms.divergences import log_probs
-from ..algorithms.estimators import token_logp
-from ..algorithms.heads import Head
-from ..algorithms.sampling import Decoding
-from .batching import Batch, Row
-from .config import Config
-from .data import Encoder, Example
-from .failures import BadInput
-from .loading import LoadedTeacher, check_context, eos_ids, load_teacher, shared_vocabulary
-from .policy import TeacherView, Told, TopK, find_head, response_logits, response_states
-from .rollouts import Draw, Sampler
+from ..config import Config
+from ..dataset.batch import Batch, Row
+from ..dataset.reading import Encoder, Example
+from ..errors import BadInput
+from ..losses.chunked import States
+from ..losses.divergences import log_probs
+from ..losses.estimators import token_logp
+from ..losses.lm_head import Head
+from ..model.loading import LoadedTeacher, check_context, eos_ids, load_teacher, shared_vocabulary
+from ..model.sharding import InStep
+from ..model.student import TeacherView, Told, TopK, find_head, response_logits, response_states
+from ..rollouts.decoding import Decoding
+from ..rollouts.sampler import Draw, Sampler
 from .served import ServedTeacher
-from .sharding import InStep
 
 Write = Callable[[Sequence[Example], Sequence[Draw], Decoding], list[Row]]
 """Sample one teacher response for each example; the draws carry the student's prompt tokens and the seeds.

@@ -28,7 +28,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
-from .failures import BadInput
+from ..errors import BadInput
 
 WEIGHTS, OPTIMIZER = "student.safetensors", "optimizer.pt"
 _GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from .failures import TrainingStopped, writing
+from ..errors import TrainingStopped, writing
 
 
 def export_student(

@@ -6,8 +6,8 @@ import math
 
 import torch
 
+from ..errors import TrainingStopped
 from .checkpoints import Checkpoints, Progress
-from .failures import TrainingStopped
 
 MOST_ROLL_BACKS = 3
 """Of a run. Whoever needs more has a rate too high or data that no skipping mends."""

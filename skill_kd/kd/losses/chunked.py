@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .compiled import fused
 from .divergences import log_probs
 from .estimators import Weigh, token_logp
-from .fused import fused
-from .heads import Curve, Head
+from .lm_head import Curve, Head
 
 CHUNK_BYTES = 2**27
 """Size of one model's logits of a chunk, unless that is fewer than ``CHUNK_TOKENS``."""

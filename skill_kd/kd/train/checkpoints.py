@@ -19,9 +19,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 
-from .batching import Row
-from .failures import BadInput, writing
-from .measure import Figures
+from ..dataset.batch import Row
+from ..errors import BadInput, writing
+from .held_out import Figures
 
 STATE = "progress.json"
 CHECKSUMS = "checksums.json"

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..algorithms.chunked import States
-from .batching import Row, collate
-from .teachers import Teacher
+from ..dataset.batch import Row, collate
+from ..losses.chunked import States
+from .teacher import Teacher
 
 
 class StatesCache:

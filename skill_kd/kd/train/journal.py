@@ -15,8 +15,8 @@ from typing import Never
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from .config import Config
-from .measure import Figures
+from ..config import Config
+from .held_out import Figures
 
 
 class Journal:

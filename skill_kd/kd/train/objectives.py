@@ -10,12 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..algorithms import divergences
-from ..algorithms.divergences import Divergence
-from ..algorithms.estimators import Weigh, exact_loss, exact_weights, paper_loss, paper_weights, token_logp
-from .batching import Batch, Row
-from .config import Config
-from .policy import Loss
+from ..config import Config
+from ..dataset.batch import Batch, Row
+from ..losses import divergences
+from ..losses.divergences import Divergence
+from ..losses.estimators import Weigh, exact_loss, exact_weights, paper_loss, paper_weights, token_logp
+from ..model.student import Loss
 
 _DIVERGENCES: dict[str, Callable[..., Tensor]] = {
     "forward_kl": divergences.forward_kl,

@@ -21,9 +21,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..algorithms.divergences import log_probs
-from .config import Config
-from .failures import BadInput, Missing
+from ..config import Config
+from ..errors import BadInput, Missing
+from ..losses.divergences import log_probs
 from .packaged import resolve
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..algorithms.masking import position_ids
-from ..algorithms.sampling import seeded
+from ..losses.masking import position_ids
+from ..rollouts.decoding import seeded
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..algorithms import divergences
-from ..algorithms.chunked import CHUNK_BYTES
-from ..algorithms.divergences import log_probs
-from ..algorithms.estimators import token_logp
-from ..algorithms.masking import masked_sum
-from .batching import Batch, Row, collate
-from .data import Example
-from .policy import Told, TopK, on_shared_outcomes, response_logits
-from .rollouts import Draw, Sampler
-from .teachers import Teacher
+from ..dataset.batch import Batch, Row, collate
+from ..dataset.reading import Example
+from ..losses import divergences
+from ..losses.chunked import CHUNK_BYTES
+from ..losses.divergences import log_probs
+from ..losses.estimators import token_logp
+from ..losses.masking import masked_sum
+from ..model.student import Told, TopK, on_shared_outcomes, response_logits
+from ..rollouts.sampler import Draw, Sampler
+from ..teacher.teacher import Teacher
 
 Figures = dict[str, float]
 """Names are those of metrics.jsonl: nats per token, tokens per response, shares between 0 and 1."""

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ..algorithms.sampling import MIXED_GROUP, Decoding, Rollout, sample, seeded, uniforms
-from .batching import Row, pad_left
-from .data import Encoded
+from ..dataset.batch import Row, pad_left
+from ..dataset.reading import Encoded
+from .decoding import MIXED_GROUP, Decoding, Rollout, sample, seeded, uniforms
 from .reordered import reordered_weights
 
 

@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from .failures import BadInput, Missing
-from .trained import load_trained, save_trained
+from ..errors import BadInput, Missing
+from .adapters import load_trained, save_trained
 
 BUCKET = 50_000_000
 """Gradients that ZeRO collects before it exchanges them."""

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .divergences import LOG_ZERO, log_probs, mixture
-from .estimators import token_logp
-from .masking import is_any, position_ids, through_first_eos
+from ..losses.divergences import LOG_ZERO, log_probs, mixture
+from ..losses.estimators import token_logp
+from ..losses.masking import is_any, position_ids, through_first_eos
 
 MIXED_GROUP = 16
 """Most rows that share the coins of teacher-mixed sampling."""

@@ -17,10 +17,10 @@ from itertools import count, repeat
 from types import MappingProxyType
 from typing import Any
 
-from ..algorithms.divergences import LOG_ZERO
-from ..algorithms.sampling import Decoding, seeded
-from .config import Config
-from .failures import Missing, StoppedBySignal, StopRequest
+from ..config import Config
+from ..errors import Missing, StoppedBySignal, StopRequest
+from ..losses.divergences import LOG_ZERO
+from ..rollouts.decoding import Decoding, seeded
 
 ATTEMPTS = 5
 BACKOFF, LONGEST_WAIT = 0.5, 15.0

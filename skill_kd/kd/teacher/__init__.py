@@ -1,0 +1,1 @@
+"""The teacher: its distributions and its responses."""
