@@ -21,7 +21,7 @@ from machine import keep, machine
 from skill_kd.demo import demo_spec
 from skill_kd.run import run
 from skill_kd.spec import Spec
-from skill_kd.specfile import parse_spec
+from skill_kd.spec.file import parse_spec
 
 WARM_UPDATES = 12
 FIGURES = ("forward_kl", "reverse_kl", "student_entropy", "distinct_2", "length", "repetition", "ended")

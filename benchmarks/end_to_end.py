@@ -45,7 +45,7 @@ from machine import keep, machine
 
 from skill_kd.job import prepare
 from skill_kd.spec import MiniLLM, Spec
-from skill_kd.specfile import parse_spec
+from skill_kd.spec.file import parse_spec
 
 RESULTS = Path(__file__).with_name("results") / "end_to_end.json"
 PEERS = Path(__file__).with_name("peers")

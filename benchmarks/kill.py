@@ -44,7 +44,7 @@ from safetensors.torch import load_file
 
 from skill_kd.folder import write_folder
 from skill_kd.plugins import get_backend
-from skill_kd.specfile import parse_spec
+from skill_kd.spec.file import parse_spec
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "kill.json"

@@ -81,7 +81,7 @@ def spec(outputs: Path, file: str, kinds: Sequence[str], coverage: bool = False)
     done = _kd(outputs, "validate", file, "--json")
     if done.returncode:
         return False, done.stdout or done.stderr
-    from skill_kd.specfile import load_spec
+    from skill_kd.spec.file import load_spec
 
     objectives = [stage.objective for stage in load_spec(outputs / file).stages if stage.kind != "self_train"]
     objective = objectives[-1]

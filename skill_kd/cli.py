@@ -541,7 +541,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _load(path: Path, **overrides: str | None) -> Spec:
-    from skill_kd.specfile import load_spec
+    from skill_kd.spec.file import load_spec
 
     return load_spec(path, **{key: value for key, value in overrides.items() if value is not None})
 

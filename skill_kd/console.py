@@ -107,7 +107,7 @@ def given_values(pairs: Sequence[str]) -> dict[str, object]:
     Raises:
         UsageError: there is no ``=``, or the value cannot be read.
     """
-    from skill_kd.specfile import read_value
+    from skill_kd.spec.file import read_value
 
     found: dict[str, object] = {}
     for pair in pairs:

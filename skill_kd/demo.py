@@ -15,7 +15,7 @@ from skill_kd.evaluate import Request, evaluate
 from skill_kd.render import examples_folder
 from skill_kd.run import RunResult, run
 from skill_kd.spec import Spec
-from skill_kd.specfile import parse_spec, read_values
+from skill_kd.spec.file import parse_spec, read_values
 
 PROMPTS = Path(__file__).with_name("demo_prompts.jsonl")
 JUDGED, SAMPLES = 8, 2

@@ -14,7 +14,7 @@ from skill_kd.errors import SpecError, UsageError
 from skill_kd.folder import KD, SCRIPT, drift, edited_parts, fill_folder, to_notebook, write_folder
 from skill_kd.render import is_edited, read_config, read_stamp
 from skill_kd.spec import SelfTrain, Spec
-from skill_kd.specfile import parse_spec
+from skill_kd.spec.file import parse_spec
 
 RUNS = Path("runs")
 """Where run folders go unless told otherwise."""

@@ -31,7 +31,7 @@ from skill_kd.job import RUNS, Job, prepare, prepare_script
 from skill_kd.manifest import Lock, Manifest, locked, now
 from skill_kd.process import Ending, Event, supervise
 from skill_kd.spec import Spec
-from skill_kd.specfile import read_values
+from skill_kd.spec.file import read_values
 
 RESOLVED = "spec.yaml"
 _ERRORS = {

@@ -22,7 +22,7 @@ from skill_kd.backend import Backend
 from skill_kd.hookspecs import hookimpl
 from skill_kd.render import fill, is_edited, read_config, read_requirements, read_stamp
 from skill_kd.spec import Spec
-from skill_kd.specfile import parse_spec
+from skill_kd.spec.file import parse_spec
 
 _HOSTILE = '"""; import os; """ # kd: config {{x}} %s \\n \u202e'
 

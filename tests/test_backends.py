@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from skill_kd.backends.transformers import TransformersBackend
 from skill_kd.errors import UsageError
 from skill_kd.spec import Spec
-from skill_kd.specfile import parse_spec
+from skill_kd.spec.file import parse_spec
 from skill_kd.testing import check_backend, minimal_spec
 
 BACKEND = TransformersBackend()

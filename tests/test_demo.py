@@ -20,7 +20,7 @@ from skill_kd.evaluate.evaluation import without_prompts
 from skill_kd.evaluate.written import Written, write_all
 from skill_kd.run import RunResult
 from skill_kd.spec import Spec
-from skill_kd.specfile import parse_spec
+from skill_kd.spec.file import parse_spec
 
 FIGURES = ("forward_kl", "reverse_kl", "held_out_nll", "length", "repetition", "distinct_2", "ended")
 TEACHER = {"held_out_nll": 1.25, "length": 30.0, "repetition": 0.01, "distinct_2": 0.97, "ended": 0.6}

@@ -22,7 +22,7 @@ from skill_kd.plan import exchange
 from skill_kd.plan.setup import read_setup
 from skill_kd.plugins import get_backend
 from skill_kd.spec import Spec
-from skill_kd.specfile import parse_spec
+from skill_kd.spec.file import parse_spec
 
 pytestmark = pytest.mark.script
 

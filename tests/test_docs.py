@@ -18,7 +18,7 @@ import yaml
 
 from skill_kd.cli import cli
 from skill_kd.spec import Section, Spec
-from skill_kd.specfile import parse_spec
+from skill_kd.spec.file import parse_spec
 
 REPOSITORY = Path(__file__).parent.parent
 DOCUMENTS = [

@@ -32,7 +32,7 @@ from skill_kd.evaluate.sampling import Task  # noqa: E402
 from skill_kd.evaluate.written import subject_of_run  # noqa: E402
 from skill_kd.kd.dataset.batch import Row, collate  # noqa: E402
 from skill_kd.kd.dataset.reading import Example  # noqa: E402
-from skill_kd.specfile import parse_spec  # noqa: E402
+from skill_kd.spec.file import parse_spec  # noqa: E402
 
 TOP_P = 0.9
 

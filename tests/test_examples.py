@@ -14,7 +14,7 @@ from skill_kd import plugins
 from skill_kd.folder import write_folder
 from skill_kd.render import examples_folder
 from skill_kd.spec import Spec
-from skill_kd.specfile import load_spec
+from skill_kd.spec.file import load_spec
 
 REPOSITORY = Path(__file__).parent.parent
 EXAMPLES = sorted(examples_folder().glob("*.yaml"))

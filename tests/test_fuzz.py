@@ -24,7 +24,7 @@ from skill_kd.process import _Events
 from skill_kd.render import is_edited, read_config, read_requirements, read_stamp
 from skill_kd.run import RunResult
 from skill_kd.spec import Spec
-from skill_kd.specfile import load_spec, parse_spec
+from skill_kd.spec.file import load_spec, parse_spec
 from skill_kd.testing import minimal_spec
 
 bounded = settings(

@@ -24,7 +24,7 @@ from skill_kd.guidance import (
     pilot,
 )
 from skill_kd.spec import OffPolicyObjective, Spec, all_kinds
-from skill_kd.specfile import load_spec, parse_spec
+from skill_kd.spec.file import load_spec, parse_spec
 
 NEEDS = list(
     itertools.product(get_args(Matters), get_args(Teacher), get_args(Budget), (32, 1024), (False, True), (None, 300))

@@ -38,7 +38,7 @@ from skill_kd.kd.errors import BadInput, Missing
 from skill_kd.manifest import Manifest
 from skill_kd.run import run
 from skill_kd.spec import Handoff
-from skill_kd.specfile import parse_spec
+from skill_kd.spec.file import parse_spec
 from skill_kd.testing import minimal_spec
 
 pytestmark = pytest.mark.script

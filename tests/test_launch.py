@@ -16,7 +16,7 @@ from skill_kd.errors import UsageError
 from skill_kd.job import check_generated, generate
 from skill_kd.launch import arguments, files
 from skill_kd.spec import Spec
-from skill_kd.specfile import parse_spec
+from skill_kd.spec.file import parse_spec
 
 TWO_MACHINES = {"strategy": "ddp", "nodes": 2, "processes": 4}
 ASKED = """\

@@ -23,7 +23,7 @@ from skill_kd.kd.rollouts.sampler import Draw, Sampler, draws_for
 from skill_kd.kd.teacher.served import Answer, ServedTeacher
 from skill_kd.kd.teacher.teacher import Teacher, open_teacher
 from skill_kd.kd.train.held_out import HeldOut, distinct_n, ngrams, repetition
-from skill_kd.specfile import parse_spec
+from skill_kd.spec.file import parse_spec
 
 torch.set_num_threads(1)
 

@@ -707,7 +707,8 @@ def test_data_holds_what_the_text_says(models: Path) -> None:
 def test_planning_imports_no_torch(models: Path) -> None:
     (models / "spec.json").write_text(spec(models).model_dump_json(), encoding="utf-8")
     code = (
-        "import sys; from pathlib import Path; from skill_kd.plan import plan; from skill_kd.specfile import load_spec;"
+        "import sys; from pathlib import Path\n"
+        "from skill_kd.plan import plan; from skill_kd.spec.file import load_spec;"
         "found = plan(load_spec(Path(sys.argv[1])), device='T4'); found.table(); found.to_json();"
         "sys.exit(bool({'torch', 'numpy', 'transformers'} & set(sys.modules)))"
     )

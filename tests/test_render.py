@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from skill_kd.jobs.folder import write_folder
 
 from skill_kd import __version__
 from skill_kd.backends.transformers import TransformersBackend
 from skill_kd.errors import SkillKDError, SpecError, UsageError
-from skill_kd.jobs.folder import write_folder
 from skill_kd.render import (
     config_literal,
     examples_folder,
@@ -31,7 +31,7 @@ from skill_kd.render import (
     templates_folder,
 )
 from skill_kd.spec import Spec
-from skill_kd.specfile import load_spec, parse_spec
+from skill_kd.spec.file import load_spec, parse_spec
 from skill_kd.testing import FakeBackend, minimal_spec
 
 TEMPLATE = '''"""A template. It says so, and mentions the mark:

@@ -31,7 +31,7 @@ from skill_kd.process import Event, Transcript
 from skill_kd.render import fill
 from skill_kd.run import RunResult, run, run_script
 from skill_kd.spec import Spec
-from skill_kd.specfile import parse_spec
+from skill_kd.spec.file import parse_spec
 from skill_kd.testing import FakeBackend
 
 TEMPLATE = '''"""A trainer that trains nothing; student.model says how it ends."""

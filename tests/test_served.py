@@ -38,7 +38,7 @@ from skill_kd.kd.teacher.served import ServedTeacher
 from skill_kd.kd.teacher.teacher import Teacher, open_teacher
 from skill_kd.kd.train.experience import own_best_samples
 from skill_kd.kd.train.held_out import HeldOut
-from skill_kd.specfile import parse_spec
+from skill_kd.spec.file import parse_spec
 
 torch.set_num_threads(1)
 

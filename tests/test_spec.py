@@ -31,7 +31,7 @@ from skill_kd.spec import (
     on_policy,
     reads_teacher_probabilities,
 )
-from skill_kd.specfile import parse_spec
+from skill_kd.spec.file import parse_spec
 
 Values = dict[str, Any]
 

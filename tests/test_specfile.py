@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from skill_kd.errors import SpecError
 from skill_kd.spec import Spec
-from skill_kd.specfile import MAX_ALIASES, MAX_BYTES, load_spec, read_values
+from skill_kd.spec.file import MAX_ALIASES, MAX_BYTES, load_spec, read_values
 
 YAML = """\
 name: tiny

@@ -15,7 +15,7 @@ from skill_kd.backend import Backend
 from skill_kd.folder import write_folder
 from skill_kd.render import fill
 from skill_kd.spec import Spec
-from skill_kd.specfile import parse_spec
+from skill_kd.spec.file import parse_spec
 from skill_kd.testing import FakeBackend, check_backend, minimal_spec
 
 TEMPLATE = "from types import SimpleNamespace as Config\n\nCONFIG = Config()  # kd: config\n"

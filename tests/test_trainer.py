@@ -19,7 +19,7 @@ from tiny import make_model
 from skill_kd.folder import write_folder
 from skill_kd.plan.setup import measures
 from skill_kd.plugins import get_backend
-from skill_kd.specfile import parse_spec
+from skill_kd.spec.file import parse_spec
 
 pytestmark = pytest.mark.script
 

@@ -17,7 +17,7 @@ from skill_kd.diagnose.windows import PROMPT
 from skill_kd.errors import UsageError
 from skill_kd.guidance import pilot
 from skill_kd.spec import Spec
-from skill_kd.specfile import parse_spec
+from skill_kd.spec.file import parse_spec
 
 PROMPTS, SAMPLES = 50, 8
 """Of a replay: prompts, and answers drawn for each from both models."""

@@ -18,7 +18,7 @@ from skill_kd.evaluate.written import Subject, Written, subject_of_folder, subje
 from skill_kd.manifest import NAME as MANIFEST
 from skill_kd.manifest import Manifest
 from skill_kd.spec import Spec
-from skill_kd.specfile import load_spec
+from skill_kd.spec.file import load_spec
 
 
 @dataclass(frozen=True)

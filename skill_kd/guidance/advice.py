@@ -10,7 +10,7 @@ from typing import Any, get_args
 from skill_kd.errors import UsageError
 from skill_kd.guidance.specs import pilot, put, skeleton, write_specs
 from skill_kd.guidance.table import BY_KEY, CHOICES, LONG, ON_POLICY, Budget, Choice, Matters, Teacher
-from skill_kd.specfile import parse_spec
+from skill_kd.spec.file import parse_spec
 
 Settings = tuple[tuple[str, object, str], ...]
 """Spec path, value, why."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from skill_kd.errors import UsageError
 from skill_kd.guidance.table import BY_KEY
-from skill_kd.specfile import parse_spec
+from skill_kd.spec.file import parse_spec
 
 Values = dict[str, Any]
 """A spec as in a file."""

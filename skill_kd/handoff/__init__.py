@@ -19,7 +19,7 @@ from skill_kd.handoff.result import HandoffResult
 from skill_kd.manifest import Lock, Manifest, locked, now
 from skill_kd.process import supervise
 from skill_kd.spec import Handoff, Spec
-from skill_kd.specfile import load_spec, parse_spec
+from skill_kd.spec.file import load_spec, parse_spec
 
 FOLDER, STUDENT, RECORD, LOG = "handoff", "student", "manifest.json", "finetune.log"
 

@@ -14,7 +14,7 @@ import torch
 
 from skill_kd import plugins
 from skill_kd.folder import write_folder
-from skill_kd.specfile import parse_spec
+from skill_kd.spec.file import parse_spec
 
 REPOSITORY = Path(__file__).parents[2]
 IMITATION = {"kind": "forward_kl", "on_policy": 0, "responses": "data"}

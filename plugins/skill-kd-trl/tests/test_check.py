@@ -15,7 +15,7 @@ from specs import OBJECTIVES, REPOSITORY, values
 from skill_kd import plugins
 from skill_kd.errors import SpecError
 from skill_kd.spec import Spec
-from skill_kd.specfile import load_spec, parse_spec
+from skill_kd.spec.file import load_spec, parse_spec
 from skill_kd.testing import check_backend, minimal_spec
 
 BACKEND = TRLBackend()

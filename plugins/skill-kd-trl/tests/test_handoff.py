@@ -14,7 +14,7 @@ from skill_kd.errors import UsageError
 from skill_kd.handoff import hand_on
 from skill_kd.manifest import Manifest
 from skill_kd.run import run
-from skill_kd.specfile import parse_spec
+from skill_kd.spec.file import parse_spec
 
 pytestmark = pytest.mark.script
 

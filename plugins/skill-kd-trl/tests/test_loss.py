@@ -23,7 +23,7 @@ from skill_kd.kd.model.loading import load_student, load_teacher
 from skill_kd.kd.model.student import Policy, response_logits
 from skill_kd.kd.train.experience import Experience
 from skill_kd.kd.train.objectives import build_objective
-from skill_kd.specfile import parse_spec
+from skill_kd.spec.file import parse_spec
 
 TEMPLATE = Path(skill_kd_trl.__file__).parent / "templates/trl_trainer.py"
 EOS, OTHER = 2, 100

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from skill_kd.folder import write_folder
 from skill_kd.plugins import get_backend
-from skill_kd.specfile import parse_spec
+from skill_kd.spec.file import parse_spec
 
 pytestmark = pytest.mark.script
 

@@ -15,7 +15,7 @@ from skill_kd import plugins
 from skill_kd.errors import MissingRequirementError
 from skill_kd.folder import write_folder
 from skill_kd.run import run
-from skill_kd.specfile import load_spec, parse_spec
+from skill_kd.spec.file import load_spec, parse_spec
 from skill_kd.testing import check_backend
 
 

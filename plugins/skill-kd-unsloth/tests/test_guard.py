@@ -26,7 +26,7 @@ from skill_kd.kd.errors import TrainingStopped
 from skill_kd.kd.model.student import find_head, response_logits, response_states
 from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.sampler import Draw, Sampler
-from skill_kd.specfile import parse_spec
+from skill_kd.spec.file import parse_spec
 
 pytestmark = needs_unsloth
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from skill_kd.handoff import hand_on
 from skill_kd.handoff.files import Task, cli_config
 from skill_kd.run import run
 from skill_kd.spec import Handoff
-from skill_kd.specfile import load_spec, parse_spec
+from skill_kd.spec.file import load_spec, parse_spec
 
 pytestmark = [pytest.mark.script, needs_unsloth]
 
