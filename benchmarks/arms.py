@@ -19,7 +19,7 @@ from demo import interval
 from machine import keep, machine
 
 from skill_kd.demo import demo_spec
-from skill_kd.run import run
+from skill_kd.jobs.run import run
 from skill_kd.spec import Spec
 from skill_kd.spec.file import parse_spec
 

@@ -43,7 +43,7 @@ from typing import Any
 
 from machine import keep, machine
 
-from skill_kd.job import prepare
+from skill_kd.jobs.job import prepare
 from skill_kd.spec import MiniLLM, Spec
 from skill_kd.spec.file import parse_spec
 

@@ -42,7 +42,7 @@ import transformers
 from machine import keep, machine
 from safetensors.torch import load_file
 
-from skill_kd.folder import write_folder
+from skill_kd.jobs.folder import write_folder
 from skill_kd.plugins import get_backend
 from skill_kd.spec.file import parse_spec
 

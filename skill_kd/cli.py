@@ -52,7 +52,7 @@ def validate(spec: Path, backend: str | None, as_json: bool) -> None:
       skill-kd validate examples/demo.yaml
     """
     from skill_kd import plugins
-    from skill_kd.job import accepted_backend, summary
+    from skill_kd.jobs.job import accepted_backend, summary
 
     loaded = _load(spec, backend=backend)
     installed = loaded.backend in plugins.backends()
@@ -134,7 +134,7 @@ def generate(
       skill-kd generate examples/demo.yaml -o my-run
       skill-kd generate examples/demo.yaml --format ipynb
     """
-    from skill_kd import job
+    from skill_kd.jobs import job
 
     loaded = _load(spec, backend=backend)
     target, notebook = out or Path(loaded.name), kind == "ipynb"
@@ -170,8 +170,8 @@ def run(
       skill-kd run examples/demo.yaml --resume
       skill-kd run my-run/train.py --name edited
     """
-    from skill_kd import job as jobs
-    from skill_kd import run as runner
+    from skill_kd.jobs import job as jobs
+    from skill_kd.jobs import run as runner
 
     if spec.suffix != ".py":
         job = jobs.prepare(_load(spec, name=name, backend=backend), runs)

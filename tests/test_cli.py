@@ -16,7 +16,7 @@ import yaml
 
 from skill_kd import __version__, plugins
 from skill_kd.cli import cli, main
-from skill_kd.manifest import Manifest
+from skill_kd.jobs.manifest import Manifest
 from skill_kd.testing import FakeBackend, minimal_spec
 
 SURFACE = {

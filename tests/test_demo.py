@@ -18,7 +18,7 @@ from skill_kd.errors import InterruptedRunError, MissingRequirementError, SpecEr
 from skill_kd.evaluate import Evaluation, Request, make_policy
 from skill_kd.evaluate.evaluation import without_prompts
 from skill_kd.evaluate.written import Written, write_all
-from skill_kd.run import RunResult
+from skill_kd.jobs.run import RunResult
 from skill_kd.spec import Spec
 from skill_kd.spec.file import parse_spec
 

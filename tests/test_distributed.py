@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 from tiny import make_model
 
-from skill_kd.folder import write_folder
-from skill_kd.job import generate
+from skill_kd.jobs.folder import write_folder
+from skill_kd.jobs.job import generate
 from skill_kd.plan import exchange
 from skill_kd.plan.setup import read_setup
 from skill_kd.plugins import get_backend

@@ -312,7 +312,7 @@ def test_a_model_that_is_not_there_is_named(home: Path, tmp_path: Path, monkeypa
 
 def a_run(folder: Path, home: Path, **evaluation: object) -> Path:
     """A run folder as `skill-kd run` leaves it."""
-    from skill_kd.manifest import Manifest
+    from skill_kd.jobs.manifest import Manifest
 
     folder.mkdir()
     spec = parse_spec(

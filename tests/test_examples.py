@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from skill_kd import plugins
-from skill_kd.folder import write_folder
+from skill_kd.jobs.folder import write_folder
 from skill_kd.render import examples_folder
 from skill_kd.spec import Spec
 from skill_kd.spec.file import load_spec

@@ -10,10 +10,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from skill_kd import folder as folders
 from skill_kd import render
 from skill_kd.errors import UsageError
-from skill_kd.folder import drift, edited_parts, to_notebook, write_folder
+from skill_kd.jobs import folder as folders
+from skill_kd.jobs.folder import drift, edited_parts, to_notebook, write_folder
 from skill_kd.spec import Spec
 from skill_kd.testing import FakeBackend
 

@@ -17,12 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from skill_kd.errors import SkillKDError, SpecError, UsageError
+from skill_kd.jobs.manifest import Manifest
+from skill_kd.jobs.process import _Events
+from skill_kd.jobs.run import RunResult
 from skill_kd.kd.train.checkpoints import CHECKSUMS, STATE, _seal, flaw
-from skill_kd.manifest import Manifest
 from skill_kd.plugins import get_backend
-from skill_kd.process import _Events
 from skill_kd.render import is_edited, read_config, read_requirements, read_stamp
-from skill_kd.run import RunResult
 from skill_kd.spec import Spec
 from skill_kd.spec.file import load_spec, parse_spec
 from skill_kd.testing import minimal_spec

@@ -34,9 +34,9 @@ from skill_kd.handoff.files import Task, modelfile, script
 from skill_kd.handoff.probe.__main__ import QUESTIONS
 from skill_kd.handoff.probe.finetuned import _adapter_checks
 from skill_kd.handoff.probe.template import template_parts
+from skill_kd.jobs.manifest import Manifest
+from skill_kd.jobs.run import run
 from skill_kd.kd.errors import BadInput, Missing
-from skill_kd.manifest import Manifest
-from skill_kd.run import run
 from skill_kd.spec import Handoff
 from skill_kd.spec.file import parse_spec
 from skill_kd.testing import minimal_spec

@@ -24,12 +24,12 @@ from skill_kd.errors import (
     TrainingFailedError,
     UsageError,
 )
-from skill_kd.folder import write_folder
-from skill_kd.job import check_generated, generate, prepare
-from skill_kd.manifest import Manifest, locked
-from skill_kd.process import Event, Transcript
+from skill_kd.jobs.folder import write_folder
+from skill_kd.jobs.job import check_generated, generate, prepare
+from skill_kd.jobs.manifest import Manifest, locked
+from skill_kd.jobs.process import Event, Transcript
+from skill_kd.jobs.run import RunResult, run, run_script
 from skill_kd.render import fill
-from skill_kd.run import RunResult, run, run_script
 from skill_kd.spec import Spec
 from skill_kd.spec.file import parse_spec
 from skill_kd.testing import FakeBackend

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from test_distributed import ENVIRONMENT, REPOSITORY, make_models, spec_of
 from tiny import make_model
 
-from skill_kd.folder import write_folder
+from skill_kd.jobs.folder import write_folder
 from skill_kd.plugins import get_backend
 
 pytestmark = pytest.mark.script

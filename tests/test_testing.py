@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from skill_kd.backend import Backend
-from skill_kd.folder import write_folder
+from skill_kd.jobs.folder import write_folder
 from skill_kd.render import fill
 from skill_kd.spec import Spec
 from skill_kd.spec.file import parse_spec

@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import load_file
 from tiny import make_model
 
-from skill_kd.folder import write_folder
+from skill_kd.jobs.folder import write_folder
 from skill_kd.plan.setup import measures
 from skill_kd.plugins import get_backend
 from skill_kd.spec.file import parse_spec

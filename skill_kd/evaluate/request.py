@@ -15,8 +15,8 @@ from skill_kd.evaluate.models import Source, plain_errors
 from skill_kd.evaluate.policy import Policy, make_policy
 from skill_kd.evaluate.result import Evaluation
 from skill_kd.evaluate.written import Subject, Written, subject_of_folder, subject_of_run, write_all
-from skill_kd.manifest import NAME as MANIFEST
-from skill_kd.manifest import Manifest
+from skill_kd.jobs.manifest import NAME as MANIFEST
+from skill_kd.jobs.manifest import Manifest
 from skill_kd.spec import Spec
 from skill_kd.spec.file import load_spec
 

@@ -16,8 +16,8 @@ from skill_kd.handoff import gguf, interpreter
 from skill_kd.handoff.files import DATA, FINETUNED, MERGED, OUT, SCRIPT, SETUP, SETUP_CPU, Task, files
 from skill_kd.handoff.folder import read_json, sha256, standalone
 from skill_kd.handoff.result import HandoffResult
-from skill_kd.manifest import Lock, Manifest, locked, now
-from skill_kd.process import supervise
+from skill_kd.jobs.manifest import Lock, Manifest, locked, now
+from skill_kd.jobs.process import supervise
 from skill_kd.spec import Handoff, Spec
 from skill_kd.spec.file import load_spec, parse_spec
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from skill_kd.errors import ExitCode, MissingRequirementError, SkillKDError, UsageError
-from skill_kd.manifest import Manifest
+from skill_kd.jobs.manifest import Manifest
 from skill_kd.render import kd_files
 
 PROBE = Path(__file__).with_name("probe")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from skill_kd import plugins
-from skill_kd.folder import write_folder
+from skill_kd.jobs.folder import write_folder
 from skill_kd.spec.file import parse_spec
 
 REPOSITORY = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import torch
 from cuda import REPOSITORY, first_measure, losses, needs, train, values
 
 from skill_kd.handoff import hand_on
-from skill_kd.run import run
+from skill_kd.jobs.run import run
 from skill_kd.spec.file import parse_spec
 
 pytestmark = [pytest.mark.script, needs("unsloth", "bitsandbytes", backend="unsloth")]

@@ -12,8 +12,8 @@ from specs import OBJECTIVES, REPOSITORY, values
 
 from skill_kd.errors import UsageError
 from skill_kd.handoff import hand_on
-from skill_kd.manifest import Manifest
-from skill_kd.run import run
+from skill_kd.jobs.manifest import Manifest
+from skill_kd.jobs.run import run
 from skill_kd.spec.file import parse_spec
 
 pytestmark = pytest.mark.script

@@ -19,7 +19,7 @@ from specs import OBJECTIVES, REPOSITORY, values
 from tiny import make_model
 from transformers import AutoModelForCausalLM
 
-from skill_kd.folder import write_folder
+from skill_kd.jobs.folder import write_folder
 from skill_kd.plugins import get_backend
 from skill_kd.spec.file import parse_spec
 

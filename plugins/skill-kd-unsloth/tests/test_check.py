@@ -13,8 +13,8 @@ from specs import REPOSITORY, values
 
 from skill_kd import plugins
 from skill_kd.errors import MissingRequirementError
-from skill_kd.folder import write_folder
-from skill_kd.run import run
+from skill_kd.jobs.folder import write_folder
+from skill_kd.jobs.run import run
 from skill_kd.spec.file import load_spec, parse_spec
 from skill_kd.testing import check_backend
 

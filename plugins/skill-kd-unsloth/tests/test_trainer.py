@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from specs import needs_unsloth, values
 
-from skill_kd.folder import write_folder
+from skill_kd.jobs.folder import write_folder
 from skill_kd.plugins import get_backend
 from skill_kd.spec.file import parse_spec
 

@@ -26,10 +26,10 @@ from skill_kd.errors import (
     TrainingFailedError,
     UsageError,
 )
-from skill_kd.folder import SCRIPT
-from skill_kd.job import RUNS, Job, prepare, prepare_script
-from skill_kd.manifest import Lock, Manifest, locked, now
-from skill_kd.process import Ending, Event, supervise
+from skill_kd.jobs.folder import SCRIPT
+from skill_kd.jobs.job import RUNS, Job, prepare, prepare_script
+from skill_kd.jobs.manifest import Lock, Manifest, locked, now
+from skill_kd.jobs.process import Ending, Event, supervise
 from skill_kd.spec import Spec
 from skill_kd.spec.file import read_values
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from skill_kd import plugins
 from skill_kd.backend import Backend
 from skill_kd.errors import SpecError, UsageError
-from skill_kd.folder import KD, SCRIPT, drift, edited_parts, fill_folder, to_notebook, write_folder
+from skill_kd.jobs.folder import KD, SCRIPT, drift, edited_parts, fill_folder, to_notebook, write_folder
 from skill_kd.render import is_edited, read_config, read_stamp
 from skill_kd.spec import SelfTrain, Spec
 from skill_kd.spec.file import parse_spec
