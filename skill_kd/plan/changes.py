@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from pydantic import ValidationError
 
-from skill_kd.plan.result import Change, Settings
+from skill_kd.plan.plan_result import Change, Settings
 from skill_kd.spec import Spec
 
 _WORTHWHILE = 0.02

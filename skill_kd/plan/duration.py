@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from skill_kd.devices import Device
-from skill_kd.models import ModelConfig
 from skill_kd.plan import exchange
+from skill_kd.plan.devices import Device
 from skill_kd.plan.memory import cache_bytes
+from skill_kd.plan.model_source import ModelConfig
 from skill_kd.plan.setup import (
     DTYPE_BYTES,
     SAMPLED_AT_ONCE,

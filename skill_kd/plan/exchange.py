@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from skill_kd.models import ModelConfig
+from skill_kd.plan.model_source import ModelConfig
 from skill_kd.plan.setup import (
     DTYPE_BYTES,
     SAMPLED_AT_ONCE,

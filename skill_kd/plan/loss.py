@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from skill_kd.models import ModelConfig
+from skill_kd.plan.model_source import ModelConfig
 from skill_kd.plan.setup import DTYPE_BYTES, Setup
 from skill_kd.plan.weights import Part
 from skill_kd.spec import Divergence, SelfTrain, Stage, reads_teacher_probabilities

@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from skill_kd.models import ModelConfig
 from skill_kd.plan.loss import measured_logits, scored_logits
+from skill_kd.plan.model_source import ModelConfig
 from skill_kd.plan.setup import DTYPE_BYTES, SAMPLED_AT_ONCE, WRITTEN_AT_ONCE, Setup, teacher_writes
 from skill_kd.plan.update import update_phases
 from skill_kd.plan.weights import Part, Phase, lasting, read_weights

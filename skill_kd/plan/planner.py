@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from skill_kd.devices import Device, find_device
 from skill_kd.errors import UsageError
 from skill_kd.plan.changes import recipe, single_changes
+from skill_kd.plan.devices import Device, find_device
 from skill_kd.plan.duration import count_rows, durations
 from skill_kd.plan.memory import phases
-from skill_kd.plan.result import Plan
+from skill_kd.plan.plan_result import Plan
 from skill_kd.plan.setup import DTYPE_BYTES, Setup, read_setup
 from skill_kd.spec import Spec
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from skill_kd.models import ModelConfig, read_config, with_layers
+from skill_kd.plan.model_source import ModelConfig, read_config, with_layers
 from skill_kd.spec import (
     Distill,
     Divergence,

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from skill_kd.models import ModelConfig
 from skill_kd.plan.loss import ensemble_logits, head_gradient, loss_parts, read_teachers, told
+from skill_kd.plan.model_source import ModelConfig
 from skill_kd.plan.setup import DTYPE_BYTES, Setup, extra_terms
 from skill_kd.plan.weights import Part, Phase, forward_weights, gradients, lasting
 from skill_kd.spec import Stage

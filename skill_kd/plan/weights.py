@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from skill_kd.models import ModelConfig
+from skill_kd.plan.model_source import ModelConfig
 from skill_kd.plan.setup import DTYPE_BYTES, Setup
 
 BITS4 = 0.5 + 4 / 64

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from skill_kd.devices import Device
-from skill_kd.models import ModelConfig
+from skill_kd.plan.devices import Device
 from skill_kd.plan.duration import RANGE, StageTime
+from skill_kd.plan.model_source import ModelConfig
 from skill_kd.plan.weights import Phase
 
 Settings = tuple[tuple[str, object], ...]

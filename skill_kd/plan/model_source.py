@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from skill_kd.errors import MissingRequirementError, UsageError
-from skill_kd.modelconfig import Linear, ModelConfig, parse_config, with_layers
+from skill_kd.plan.model_shape import Linear, ModelConfig, parse_config, with_layers
 
 __all__ = ["Linear", "ModelConfig", "parse_config", "read_config", "with_layers"]
 
