@@ -12,9 +12,9 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
+from skill_kd.backends.launch import arguments, files
 from skill_kd.errors import UsageError
 from skill_kd.jobs.job import check_generated, generate
-from skill_kd.launch import arguments, files
 from skill_kd.spec import Spec
 from skill_kd.spec.file import parse_spec
 

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from skill_kd import __version__, launch
+from skill_kd import __version__
 from skill_kd.backend import Backend
+from skill_kd.backends import launch
 from skill_kd.errors import UsageError
 from skill_kd.hookspecs import hookimpl
 from skill_kd.render import render, templates_folder
