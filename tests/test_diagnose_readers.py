@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from skill_kd.diagnose.readers import FORMATS, Fields, detect, parse, reader
-from skill_kd.diagnose.rows import BAD, DROPS, Row, asked, number, seconds, text_of
-from skill_kd.diagnose.scan import Options, Scan, scan
-from skill_kd.diagnose.sources import Source
+from skill_kd.diagnose.changes.scan import Options, Scan, scan
+from skill_kd.diagnose.formats.readers import FORMATS, Fields, detect, parse, reader
+from skill_kd.diagnose.formats.rows import BAD, DROPS, Row, asked, number, seconds, text_of
+from skill_kd.diagnose.formats.sources import Source
 from skill_kd.errors import UsageError
 
 LOGS = Path(__file__).parent / "data" / "logs"

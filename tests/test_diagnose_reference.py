@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from skill_kd.diagnose import FORMATS
-from skill_kd.diagnose.detectors import DETECTORS
+from skill_kd.diagnose.changes.detectors import DETECTORS
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "references" / "diagnosis.md").read_text(encoding="utf-8")

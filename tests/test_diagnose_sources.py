@@ -17,12 +17,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from skill_kd.diagnose import lines as splitting
-from skill_kd.diagnose.measures import measure_all
-from skill_kd.diagnose.readers import FORMATS, Fields
-from skill_kd.diagnose.rows import BAD, DROPS
-from skill_kd.diagnose.scan import Options, Scan, scan, window_unit
-from skill_kd.diagnose.windows import Windows
+from skill_kd.diagnose.changes.measures import measure_all
+from skill_kd.diagnose.changes.scan import Options, Scan, scan, window_unit
+from skill_kd.diagnose.changes.windows import Windows
+from skill_kd.diagnose.formats import lines as splitting
+from skill_kd.diagnose.formats.readers import FORMATS, Fields
+from skill_kd.diagnose.formats.rows import BAD, DROPS
 from skill_kd.errors import ExitCode, MissingRequirementError, SkillKDError, UsageError
 
 TAILS = ("", ' one " and {', "[ a \\", '\\"}', "\t")

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skill_kd.diagnose.changes import (
+from skill_kd.diagnose.changes.detectors import BY_KEY, DETECTORS, alike, cells, matches
+from skill_kd.diagnose.changes.measures import Measured, WindowSample, assign_topics, hedge, measure
+from skill_kd.diagnose.changes.statistics import (
     Cell,
     change_point,
     mean_interval,
@@ -21,11 +23,18 @@ from skill_kd.diagnose.changes import (
     t_tail,
     wilson,
 )
-from skill_kd.diagnose.detectors import BY_KEY, DETECTORS, alike, cells, matches
-from skill_kd.diagnose.measures import Measured, WindowSample, assign_topics, hedge, measure
-from skill_kd.diagnose.redact import redact, salted
-from skill_kd.diagnose.rows import Row
-from skill_kd.diagnose.windows import MOST_WINDOWS, SAMPLE, Sampled, Window, Windows, bin_length, length_bin, text_hash
+from skill_kd.diagnose.changes.windows import (
+    MOST_WINDOWS,
+    SAMPLE,
+    Sampled,
+    Window,
+    Windows,
+    bin_length,
+    length_bin,
+    text_hash,
+)
+from skill_kd.diagnose.formats.rows import Row
+from skill_kd.diagnose.report.redact import redact, salted
 from skill_kd.guidance import BY_KEY as GUIDANCE
 
 SETTING = ("m", "1", "9", "s")
@@ -248,7 +257,7 @@ def test_repeated_answers_are_those_to_different_prompts_with_numbers_folded() -
 
 
 def test_hash_sampling_keeps_the_share_of_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skill_kd.diagnose.windows.MOST_HASHES", 500)
+    monkeypatch.setattr("skill_kd.diagnose.changes.windows.MOST_HASHES", 500)
     letters = ["".join(each) for each in itertools.product("abcdefghij", repeat=4)]
     rows = [(text, text + turn, 0.9) for text in letters for turn in ("xy" if text < "d" else "x")]
     window = fill(rows)

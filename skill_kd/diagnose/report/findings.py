@@ -7,9 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from skill_kd.diagnose.judge import Sign
-from skill_kd.diagnose.measures import OPENING, Measured, WindowSample
-from skill_kd.diagnose.redact import redact
+from skill_kd.diagnose.changes.measures import OPENING, Measured, WindowSample
+from skill_kd.diagnose.changes.signs import Sign
+from skill_kd.diagnose.report.redact import redact
 from skill_kd.textstats import opening, words
 
 SHOWN = 8

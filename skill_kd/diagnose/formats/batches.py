@@ -8,11 +8,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from skill_kd.diagnose.lines import Block
-from skill_kd.diagnose.openai import is_batch
-from skill_kd.diagnose.readers import parse
-from skill_kd.diagnose.rows import mapping, name
-from skill_kd.diagnose.sources import Source
+from skill_kd.diagnose.formats.lines import Block
+from skill_kd.diagnose.formats.openai import is_batch
+from skill_kd.diagnose.formats.readers import parse
+from skill_kd.diagnose.formats.rows import mapping, name
+from skill_kd.diagnose.formats.sources import Source
 from skill_kd.errors import SkillKDError
 
 _TAKEN = ("messages", "input", "prompt", "instructions", "model", "temperature")

@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from skill_kd.diagnose.detectors import DETECTORS, Detector
-from skill_kd.diagnose.files import PROMPTS, SAMPLES
-from skill_kd.diagnose.findings import Finding
-from skill_kd.diagnose.judge import Sign
+from skill_kd.diagnose.changes.detectors import DETECTORS, Detector
+from skill_kd.diagnose.changes.signs import Sign
+from skill_kd.diagnose.report.findings import Finding
+from skill_kd.diagnose.report.pilot import PROMPTS, SAMPLES
 from skill_kd.guidance import BY_KEY
 
 if TYPE_CHECKING:
-    from skill_kd.diagnose.result import Diagnosis
+    from skill_kd.diagnose.report.diagnosis_result import Diagnosis
 
 REPLAY = (
     f"replay {PROMPTS} prompts of the log × {SAMPLES} answers each, from student and teacher, same settings: "

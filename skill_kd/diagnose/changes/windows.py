@@ -15,7 +15,7 @@ from hashlib import blake2b
 from operator import itemgetter
 from typing import NamedTuple
 
-from skill_kd.diagnose.rows import Row
+from skill_kd.diagnose.formats.rows import Row
 
 SAMPLE = 256
 """Rows of each window that the costly detectors read."""

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from skill_kd.diagnose.detectors import BY_KEY, DETECTORS, Detector
-from skill_kd.diagnose.findings import Finding, Phrase
-from skill_kd.diagnose.result import Diagnosis
-from skill_kd.diagnose.text import REPLAY, explained_in_words, gap, shown
+from skill_kd.diagnose.changes.detectors import BY_KEY, DETECTORS, Detector
+from skill_kd.diagnose.report.diagnosis_result import Diagnosis
+from skill_kd.diagnose.report.findings import Finding, Phrase
+from skill_kd.diagnose.report.text import REPLAY, explained_in_words, gap, shown
 from skill_kd.guidance import BY_KEY as GUIDANCE
 from skill_kd.report.markup import Markup, join, tag
 from skill_kd.report.page import Section, bullets, folded, page, pairs, paragraph, sample, verdict, write

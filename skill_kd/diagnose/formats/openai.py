@@ -7,7 +7,19 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from skill_kd.diagnose.rows import Record, Row, Rows, asked, first, mapping, name, number, seconds, text_of, word
+from skill_kd.diagnose.formats.rows import (
+    Record,
+    Row,
+    Rows,
+    asked,
+    first,
+    mapping,
+    name,
+    number,
+    seconds,
+    text_of,
+    word,
+)
 
 _TIMES = ("time", "timestamp", "start_time", "startTime", "created_at", "created", "request_time", "ts")
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "max_new_tokens")

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from skill_kd.diagnose.windows import Sampled, Setting, Windows, length_bin, text_hash
+from skill_kd.diagnose.changes.windows import Sampled, Setting, Windows, length_bin, text_hash
 from skill_kd.textstats import NearDuplicates, compression, looping, opening, refusal, words
 
 OPENING = 5

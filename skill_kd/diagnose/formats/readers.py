@@ -8,9 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from skill_kd.diagnose.openai import is_batch, is_openai, read_batch, read_openai
-from skill_kd.diagnose.rows import Record, Row, Rows, asked, first, name, number, seconds, text_of, word
-from skill_kd.diagnose.tracing import is_langfuse, is_langsmith, is_otel, read_langfuse, read_langsmith, read_otel
+from skill_kd.diagnose.formats.openai import is_batch, is_openai, read_batch, read_openai
+from skill_kd.diagnose.formats.rows import Record, Row, Rows, asked, first, name, number, seconds, text_of, word
+from skill_kd.diagnose.formats.tracing import (
+    is_langfuse,
+    is_langsmith,
+    is_otel,
+    read_langfuse,
+    read_langsmith,
+    read_otel,
+)
 from skill_kd.errors import UsageError
 
 try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from skill_kd.diagnose.openai import answers, is_answer
-from skill_kd.diagnose.rows import (
+from skill_kd.diagnose.formats.openai import answers, is_answer
+from skill_kd.diagnose.formats.rows import (
     Record,
     Row,
     Rows,

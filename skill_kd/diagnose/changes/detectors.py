@@ -12,9 +12,9 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from skill_kd.diagnose.changes import SIDE, Cell, Stratum
-from skill_kd.diagnose.measures import Measured, WindowSample, length_band
-from skill_kd.diagnose.windows import SETTINGS
+from skill_kd.diagnose.changes.measures import Measured, WindowSample, length_band
+from skill_kd.diagnose.changes.statistics import SIDE, Cell, Stratum
+from skill_kd.diagnose.changes.windows import SETTINGS
 
 Kind = Literal["share", "match", "mean"]
 Direction = Literal["up", "down", "both"]

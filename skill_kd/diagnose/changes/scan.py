@@ -14,12 +14,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from skill_kd.diagnose.batches import requests_of
-from skill_kd.diagnose.lines import LONGEST, Block
-from skill_kd.diagnose.readers import Fields, detect, parse, reader
-from skill_kd.diagnose.rows import BAD, Rows
-from skill_kd.diagnose.sources import Source
-from skill_kd.diagnose.windows import Windows
+from skill_kd.diagnose.changes.windows import Windows
+from skill_kd.diagnose.formats.batches import requests_of
+from skill_kd.diagnose.formats.lines import LONGEST, Block
+from skill_kd.diagnose.formats.readers import Fields, detect, parse, reader
+from skill_kd.diagnose.formats.rows import BAD, Rows
+from skill_kd.diagnose.formats.sources import Source
 from skill_kd.errors import UsageError
 
 MOST_BAD = 0.05

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from skill_kd.diagnose.measures import WindowSample
-from skill_kd.diagnose.windows import PROMPT
+from skill_kd.diagnose.changes.measures import WindowSample
+from skill_kd.diagnose.changes.windows import PROMPT
 from skill_kd.errors import UsageError
 from skill_kd.guidance import pilot
 from skill_kd.spec import Spec

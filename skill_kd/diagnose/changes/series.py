@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from skill_kd.diagnose.changes import mean_interval, wilson
-from skill_kd.diagnose.detectors import DETECTORS, Detector, matches
-from skill_kd.diagnose.measures import WindowSample
-from skill_kd.diagnose.windows import Window, bin_length
+from skill_kd.diagnose.changes.detectors import DETECTORS, Detector, matches
+from skill_kd.diagnose.changes.measures import WindowSample
+from skill_kd.diagnose.changes.statistics import mean_interval, wilson
+from skill_kd.diagnose.changes.windows import Window, bin_length
 from skill_kd.textstats import entropy
 
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from skill_kd.diagnose.changes import (
+from skill_kd.diagnose.changes.detectors import DETECTORS, FACTORS, Detector, Strata, alike, cells, effect, level
+from skill_kd.diagnose.changes.measures import Measured, WindowSample
+from skill_kd.diagnose.changes.statistics import (
     FEWEST_WINDOWS,
     SIDE,
     Cells,
@@ -18,8 +20,6 @@ from skill_kd.diagnose.changes import (
     t_quantile,
     wilson,
 )
-from skill_kd.diagnose.detectors import DETECTORS, FACTORS, Detector, Strata, alike, cells, effect, level
-from skill_kd.diagnose.measures import Measured, WindowSample
 
 ALPHA = 0.05
 """Chance of any false alarm in a whole log, shared by the detectors (Bonferroni)."""

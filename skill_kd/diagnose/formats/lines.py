@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from skill_kd.diagnose.openai import joined_lines
+from skill_kd.diagnose.formats.openai import joined_lines
 from skill_kd.errors import UsageError
 
 BLOCK = 1 << 20

@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
-from skill_kd.diagnose.changes import FEWEST_WINDOWS
-from skill_kd.diagnose.files import Pilot
-from skill_kd.diagnose.findings import Finding, Phrase
-from skill_kd.diagnose.judge import Sign
-from skill_kd.diagnose.scan import Scan
-from skill_kd.diagnose.series import Point
-from skill_kd.diagnose.text import REPLAY, terminal
+from skill_kd.diagnose.changes.scan import Scan
+from skill_kd.diagnose.changes.series import Point
+from skill_kd.diagnose.changes.signs import Sign
+from skill_kd.diagnose.changes.statistics import FEWEST_WINDOWS
+from skill_kd.diagnose.report.findings import Finding, Phrase
+from skill_kd.diagnose.report.pilot import Pilot
+from skill_kd.diagnose.report.text import REPLAY, terminal
 from skill_kd.guidance import BY_KEY
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from skill_kd.diagnose.lines import BLOCK, Block, split
+from skill_kd.diagnose.formats.lines import BLOCK, Block, split
 from skill_kd.errors import MissingRequirementError, UsageError
 
 
