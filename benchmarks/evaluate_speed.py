@@ -29,9 +29,10 @@ import torch
 from machine import keep, machine
 
 from skill_kd.demo import PROMPTS
-from skill_kd.evaluate import make_policy, models
+from skill_kd.evaluate import make_policy
+from skill_kd.evaluate import opened_models as models
 from skill_kd.evaluate.generations import read_rows
-from skill_kd.evaluate.models import ROWS, Source, Writer
+from skill_kd.evaluate.opened_models import ROWS, Source, Writer
 from skill_kd.kd.dataset.batch import Row, collate
 from skill_kd.kd.dataset.reading import parse_example
 from skill_kd.kd.model import loading

@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 from skill_kd.errors import MissingRequirementError, UsageError
 from skill_kd.evaluate import Request
 from skill_kd.evaluate.generations import Prompt
-from skill_kd.evaluate.judge import Judge, compare
+from skill_kd.evaluate.pairwise_judge import Judge, compare
 from skill_kd.evaluate.samples import Samples
 from skill_kd.kd.teacher import served
 

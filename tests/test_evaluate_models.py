@@ -27,7 +27,7 @@ from skill_kd.evaluate import (  # noqa: E402
     probabilities,
     sampling,
 )
-from skill_kd.evaluate.models import Source  # noqa: E402
+from skill_kd.evaluate.opened_models import Source  # noqa: E402
 from skill_kd.evaluate.sampling import Task  # noqa: E402
 from skill_kd.evaluate.written import subject_of_run  # noqa: E402
 from skill_kd.kd.dataset.batch import Row, collate  # noqa: E402

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from skill_kd.jobs.folder import write_folder
 
 from skill_kd import __version__
 from skill_kd.backends.transformers import TransformersBackend
 from skill_kd.errors import SkillKDError, SpecError, UsageError
+from skill_kd.jobs.folder import write_folder
 from skill_kd.render import (
     config_literal,
     examples_folder,

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from skill_kd.errors import MissingRequirementError
 from skill_kd.evaluate.generations import Prompt
-from skill_kd.evaluate.judge import Judge, compare
+from skill_kd.evaluate.pairwise_judge import Judge, compare
 from skill_kd.evaluate.samples import Samples
 from skill_kd.kd.config import Config
 from skill_kd.kd.dataset.batch import Row, collate

@@ -4,9 +4,9 @@ GO: every blocking metric of the policy passes. NO-GO: one fails. INCONCLUSIVE: 
 """
 
 from skill_kd.evaluate.evaluation import Files, Measured, evaluate_generations
+from skill_kd.evaluate.evaluation_result import Evaluation
 from skill_kd.evaluate.policy import PRESETS, Policy, make_policy
 from skill_kd.evaluate.request import Request, evaluate
-from skill_kd.evaluate.result import Evaluation
 
 __all__ = [
     "PRESETS",

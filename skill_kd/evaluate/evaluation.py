@@ -14,6 +14,7 @@ from typing import Any
 from skill_kd import __version__
 from skill_kd.errors import UsageError
 from skill_kd.evaluate import findings, gate, metrics, sides
+from skill_kd.evaluate.evaluation_result import Evaluation
 from skill_kd.evaluate.generations import (
     Generations,
     Prompt,
@@ -22,9 +23,8 @@ from skill_kd.evaluate.generations import (
     read_rows,
     refuse_overlap,
 )
-from skill_kd.evaluate.judge import Judge, compare
+from skill_kd.evaluate.pairwise_judge import Judge, compare
 from skill_kd.evaluate.policy import Policy
-from skill_kd.evaluate.result import Evaluation
 from skill_kd.evaluate.samples import Samples, pair, with_references
 from skill_kd.evaluate.statistics import Columns, require_scipy
 

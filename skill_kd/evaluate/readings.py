@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from skill_kd.evaluate.evaluation import Measured
-from skill_kd.evaluate.models import BINS, bucket
+from skill_kd.evaluate.opened_models import BINS, bucket
 from skill_kd.evaluate.statistics import Columns
 
 if TYPE_CHECKING:

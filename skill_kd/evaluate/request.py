@@ -9,11 +9,11 @@ from pathlib import Path
 from skill_kd.errors import UsageError
 from skill_kd.evaluate import harness, sampling
 from skill_kd.evaluate.evaluation import Files, Measured, evaluate_generations, read_prompts, without_prompts
+from skill_kd.evaluate.evaluation_result import Evaluation
 from skill_kd.evaluate.generations import refuse_overlap, write_rows
-from skill_kd.evaluate.judge import Judge
-from skill_kd.evaluate.models import Source, plain_errors
+from skill_kd.evaluate.opened_models import Source, plain_errors
+from skill_kd.evaluate.pairwise_judge import Judge
 from skill_kd.evaluate.policy import Policy, make_policy
-from skill_kd.evaluate.result import Evaluation
 from skill_kd.evaluate.written import Subject, Written, subject_of_folder, subject_of_run, write_all
 from skill_kd.jobs.manifest import NAME as MANIFEST
 from skill_kd.jobs.manifest import Manifest

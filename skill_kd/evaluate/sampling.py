@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skill_kd.errors import UsageError
-from skill_kd.evaluate import models
+from skill_kd.evaluate import opened_models as models
 from skill_kd.evaluate.evaluation import Files, Measured, read_prompts
 from skill_kd.evaluate.generations import prompt_key, read_rows, write_rows
-from skill_kd.evaluate.models import Source, Writer
+from skill_kd.evaluate.opened_models import Source, Writer
 from skill_kd.evaluate.policy import Policy
 from skill_kd.evaluate.readings import measured
 

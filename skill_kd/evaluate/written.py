@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skill_kd.errors import UsageError
-from skill_kd.evaluate.result import Evaluation
+from skill_kd.evaluate.evaluation_result import Evaluation
 from skill_kd.report.card import Training, model_card, write_card
 from skill_kd.report.evaluation import decision_page
 from skill_kd.report.page import write

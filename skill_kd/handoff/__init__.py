@@ -15,7 +15,7 @@ from skill_kd.errors import InterruptedRunError, MissingRequirementError, Traini
 from skill_kd.handoff import gguf, interpreter
 from skill_kd.handoff.files import DATA, FINETUNED, MERGED, OUT, SCRIPT, SETUP, SETUP_CPU, Task, files
 from skill_kd.handoff.folder import read_json, sha256, standalone
-from skill_kd.handoff.result import HandoffResult
+from skill_kd.handoff.handoff_result import HandoffResult
 from skill_kd.jobs.manifest import Lock, Manifest, locked, now
 from skill_kd.jobs.process import supervise
 from skill_kd.spec import Handoff, Spec

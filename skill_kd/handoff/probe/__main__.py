@@ -10,7 +10,7 @@ from typing import Any
 
 from .finetuned import finetuned, gguf
 from .held_out import measure
-from .models import Answer
+from .model_folder import Answer
 from .student import student
 
 QUESTIONS: dict[str, Callable[[Any], Answer]] = {

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .models import ROUNDING, Answer, check, difference, findings, load, load_tokenizer, logits
+from .model_folder import ROUNDING, Answer, check, difference, findings, load, load_tokenizer, logits
 
 UNKNOWN = re.compile("model with architecture .* is not supported")
 """What transformers says of a sound GGUF file of a model that it reads from no such file."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .models import Answer, load, load_tokenizer
+from .model_folder import Answer, load, load_tokenizer
 
 
 def measure(question: Any) -> Answer:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .models import ROUNDING, Answer, check, difference, findings, load, load_tokenizer, positions
+from .model_folder import ROUNDING, Answer, check, difference, findings, load, load_tokenizer, positions
 from .template import template_parts
 
 

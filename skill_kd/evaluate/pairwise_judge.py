@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from skill_kd.errors import SkillKDError
-from skill_kd.evaluate.models import plain_errors
+from skill_kd.evaluate.opened_models import plain_errors
 from skill_kd.evaluate.samples import Samples
 
 if TYPE_CHECKING:
