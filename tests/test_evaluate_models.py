@@ -23,10 +23,10 @@ from skill_kd.evaluate import (  # noqa: E402
     evaluate,
     evaluate_generations,
     make_policy,
-    models,
     probabilities,
     sampling,
 )
+from skill_kd.evaluate import opened_models as models  # noqa: E402
 from skill_kd.evaluate.opened_models import Source  # noqa: E402
 from skill_kd.evaluate.sampling import Task  # noqa: E402
 from skill_kd.evaluate.written import subject_of_run  # noqa: E402
