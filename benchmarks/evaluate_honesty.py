@@ -5,7 +5,7 @@ are counted on another. ``derived`` is the tightest margin that a student like i
 
     nice python benchmarks/evaluate_honesty.py [--simulations 200] [--out benchmarks/results/evaluate_honesty.json]
 
-scripts/make_honesty.py makes the tables of references/evaluation.md from the results.
+dev/make_honesty.py makes the tables of references/evaluation.md from the results.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from skill_kd.guidance import CHOICES, advise
 from skill_kd.spec import Divergence, MiniLLM, Objective, Rollout, Section, Spec
 
 REPOSITORY = Path(__file__).parent.parent
-SCRIPT = REPOSITORY / "scripts" / "make_spec_reference.py"
+SCRIPT = REPOSITORY / "dev" / "make_spec_reference.py"
 REFERENCE = REPOSITORY / "references" / "spec.md"
 
 
@@ -28,11 +28,11 @@ def make(*arguments: str, script: Path = SCRIPT) -> subprocess.CompletedProcess[
 def test_the_reference_of_the_spec_has_not_drifted() -> None:
     done = make()
     assert done.returncode == 0, done.stderr.decode()
-    assert done.stdout == REFERENCE.read_bytes(), "run: python scripts/make_spec_reference.py > references/spec.md"
+    assert done.stdout == REFERENCE.read_bytes(), "run: python dev/make_spec_reference.py > references/spec.md"
 
 
 def test_check_tells_drift_by_its_exit_code(tmp_path: Path) -> None:
-    script, copy = tmp_path / "scripts" / SCRIPT.name, tmp_path / "references" / "spec.md"
+    script, copy = tmp_path / "dev" / SCRIPT.name, tmp_path / "references" / "spec.md"
     script.parent.mkdir()
     copy.parent.mkdir()
     script.write_bytes(SCRIPT.read_bytes())
@@ -99,7 +99,7 @@ def test_every_objective_stands_with_its_equation_or_its_paper() -> None:
 
 # --- objectives.md ----------------------------------------------------------------------------------------------------
 
-OBJECTIVES_SCRIPT = REPOSITORY / "scripts" / "make_objectives_reference.py"
+OBJECTIVES_SCRIPT = REPOSITORY / "dev" / "make_objectives_reference.py"
 OBJECTIVES = REPOSITORY / "references" / "objectives.md"
 
 
@@ -118,7 +118,7 @@ def section(title: str) -> str:
 
 
 def test_the_generated_parts_have_not_drifted_and_are_made_anew_where_they_have(tmp_path: Path) -> None:
-    script = tmp_path / "scripts" / OBJECTIVES_SCRIPT.name
+    script = tmp_path / "dev" / OBJECTIVES_SCRIPT.name
     script.parent.mkdir()
     (tmp_path / "references").mkdir()
     script.write_bytes(OBJECTIVES_SCRIPT.read_bytes())
@@ -131,7 +131,7 @@ def test_the_generated_parts_have_not_drifted_and_are_made_anew_where_they_have(
     assert b"objectives.md has drifted" in refused.stderr
     assert b"directions.svg has drifted" in refused.stderr
     assert make(script=script).returncode == 0
-    again = "run: python scripts/make_objectives_reference.py"
+    again = "run: python dev/make_objectives_reference.py"
     assert copy.read_text(encoding="utf-8") == objectives(), again
     assert (copy.parent / "directions.svg").read_bytes() == (OBJECTIVES.parent / "directions.svg").read_bytes(), again
     assert sorted(path.name for path in copy.parent.iterdir()) == ["directions.svg", "objectives.md"]
@@ -215,6 +215,4 @@ def test_the_objectives_are_short_and_begin_with_their_contents() -> None:
 )
 def test_a_generated_table_is_what_its_script_makes(script: str) -> None:
     root = Path(__file__).parent.parent
-    assert (
-        subprocess.run([sys.executable, str(Path("scripts", script)), "--check"], cwd=root, check=False).returncode == 0
-    )
+    assert subprocess.run([sys.executable, str(Path("dev", script)), "--check"], cwd=root, check=False).returncode == 0

@@ -77,7 +77,7 @@ def test_a_run_is_killed_sixty_times_each_night() -> None:
     assert any("benchmarks/kill.py --kills 60 " in command for command in commands)
 
 
-# --- what scripts/release.sh made -------------------------------------------------------------------------------------
+# --- what dev/release.sh made -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def dist() -> Path:
     """What a release consists of; CI makes it, and says where."""
     folder = os.environ.get("SKILL_KD_DIST")
     if not folder:
-        pytest.skip("needs what scripts/release.sh makes: SKILL_KD_DIST=dist")
+        pytest.skip("needs what dev/release.sh makes: SKILL_KD_DIST=dist")
     return Path(folder).absolute()
 
 

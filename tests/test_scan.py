@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
-SCRIPT = REPOSITORY / "scripts" / "scan.py"
+SCRIPT = REPOSITORY / "dev" / "scan.py"
 sys.path.insert(0, str(SCRIPT.parent))
 
 import scan  # noqa: E402

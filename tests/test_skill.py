@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parent.parent
 TEXT = (REPOSITORY / "SKILL.md").read_text(encoding="utf-8")
 _, FRONT, BODY = TEXT.split("---\n", 2)
 FIELDS = {"name", "description", "license", "compatibility", "metadata", "allowed-tools"}
-ROOMS = "references|scripts|examples|templates|plugins|evals|skill_kd|docs|benchmarks|tests"
+ROOMS = "references|scripts|dev|examples|templates|plugins|evals|skill_kd|docs|benchmarks|tests"
 
 
 def front() -> dict[str, Any]:

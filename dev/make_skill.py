@@ -1,6 +1,6 @@
 """Put the table of objectives, from ``skill_kd.guidance``, between its markers in SKILL.md.
 
-python scripts/make_skill.py [--check]
+python dev/make_skill.py [--check]
 """
 
 from __future__ import annotations

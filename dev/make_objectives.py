@@ -1,6 +1,6 @@
 """Put the measured comparison of objectives between its markers in references/objectives.md.
 
-python scripts/make_objectives.py [--check]
+python dev/make_objectives.py [--check]
 """
 
 from __future__ import annotations

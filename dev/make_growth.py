@@ -1,6 +1,6 @@
 """Put the table of how an update grows between its markers in benchmarks/README.md, and draw results/growth.svg.
 
-python scripts/make_growth.py [--check]
+python dev/make_growth.py [--check]
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Write the generated parts of references/objectives.md, between their markers, and the picture beside it.
 
-python scripts/make_objectives_reference.py
-python scripts/make_objectives_reference.py --check     # exit code 1 if a file has drifted
+python dev/make_objectives_reference.py
+python dev/make_objectives_reference.py --check     # exit code 1 if a file has drifted
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from skill_kd.prove.judging import compare, policies
 from skill_kd.prove.known import KNOWN, pads_trained
 
 REFERENCES = Path(__file__).parent.parent / "references"
-COMMAND = "python scripts/make_objectives_reference.py"
+COMMAND = "python dev/make_objectives_reference.py"
 
 # --- the bias of estimators -------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Put the gate's margins and error rates between their markers in references/evaluation.md.
 
-python scripts/make_honesty.py [--check]
+python dev/make_honesty.py [--check]
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Write the reference of the spec, references/spec.md, from the models themselves.
 
-python scripts/make_spec_reference.py > references/spec.md
-python scripts/make_spec_reference.py --check     # exit code 1 if the file has drifted
+python dev/make_spec_reference.py > references/spec.md
+python dev/make_spec_reference.py --check     # exit code 1 if the file has drifted
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from skill_kd.spec import Divergence, Spec
 
 TARGET = Path(__file__).parent.parent / "references" / "spec.md"
-COMMAND = "python scripts/make_spec_reference.py"
+COMMAND = "python dev/make_spec_reference.py"
 
 INTRODUCTION = f"""\
 <!-- Written by `{COMMAND}`; edit the docstrings in skill_kd/spec/__init__.py instead. -->

@@ -1,6 +1,6 @@
 """Put the table of what a GPU holds and exchanges, 8B from 70B on H100s, between its markers in references/scaling.md.
 
-python scripts/make_scaling.py [--check]
+python dev/make_scaling.py [--check]
 
 The plan makes it, from the two models' published sizes, which stand here because nothing may be downloaded for it.
 """

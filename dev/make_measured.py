@@ -1,6 +1,6 @@
 """Put the table of measured figures, from benchmarks/results, between its markers in README.md.
 
-python scripts/make_measured.py [--check]
+python dev/make_measured.py [--check]
 """
 
 from __future__ import annotations

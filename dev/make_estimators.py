@@ -1,6 +1,6 @@
 """Put the measured comparison of MiniLLM's estimators between its markers in references/objectives.md.
 
-python scripts/make_estimators.py [--check]
+python dev/make_estimators.py [--check]
 """
 
 from __future__ import annotations
