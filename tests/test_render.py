@@ -43,10 +43,10 @@ from skill_kd.kd.config import this is no import
 
 import sys
 
+from skill_kd.kd.config import Config
 from skill_kd.kd.losses.masking import (
     response_mask,
 )
-from skill_kd.kd.config import Config
 
 CONFIG = Config.read(sys.argv[1])  # kd: config
 TEXT = "from skill_kd.kd import nothing  # kd: config"
