@@ -221,8 +221,8 @@ def updating(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None]
 
     from skill_kd.kd.config import Config
     from skill_kd.kd.dataset.batch import Row
-    from skill_kd.kd.errors import StopRequest
     from skill_kd.kd.model.student import Policy, find_head
+    from skill_kd.kd.signals import StopRequest
     from skill_kd.kd.teacher.teacher import Teacher
     from skill_kd.kd.train.loop import Term, optimizer_step
     from skill_kd.kd.train.objectives import build_objective
@@ -270,8 +270,9 @@ def sampling(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None]
     import torch
 
     from skill_kd.kd.model.student import find_head
-    from skill_kd.kd.rollouts.decoding import Decoding, sample, uniforms
+    from skill_kd.kd.rollouts.decoding import Decoding, sample
     from skill_kd.kd.rollouts.reordered import reordered_weights
+    from skill_kd.kd.seeds import uniforms
     from skill_kd.kd.teacher.teacher import Telling
 
     student.train(False)

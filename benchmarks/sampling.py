@@ -34,8 +34,9 @@ from skill_kd.kd.losses.divergences import log_probs, mixture
 from skill_kd.kd.losses.masking import position_ids
 from skill_kd.kd.model.loading import grow, load_model, load_tokenizer
 from skill_kd.kd.model.student import find_head, response_states
-from skill_kd.kd.rollouts.decoding import Decoding, draw, sample, seeded, uniforms
+from skill_kd.kd.rollouts.decoding import Decoding, draw, sample
 from skill_kd.kd.rollouts.reordered import reordered_weights
+from skill_kd.kd.seeds import seeded, uniforms
 from skill_kd.kd.teacher.teacher import Telling
 
 RESULTS = Path(__file__).with_name("results") / "sampling.json"

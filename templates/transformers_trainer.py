@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 
 from skill_kd.kd.config import Config, output_folder
-from skill_kd.kd.errors import reporting
 from skill_kd.kd.model.loading import load_student
+from skill_kd.kd.reporting import reporting
 from skill_kd.kd.train.loop import Run, train
 from skill_kd.kd.train.setup import open_accelerator, open_run
 

@@ -17,9 +17,10 @@ from torch import nn
 from skill_kd.kd.config import Config
 from skill_kd.kd.dataset.batch import Row, collate, epoch_stream
 from skill_kd.kd.dataset.reading import Encoded, Encoder, Example, TrainingData
-from skill_kd.kd.errors import BadInput, StoppedBySignal, StopRequest
+from skill_kd.kd.errors import BadInput, StoppedBySignal
 from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.sampler import Draw, Sampler
+from skill_kd.kd.signals import StopRequest
 from skill_kd.kd.teacher.teacher import Teacher
 from skill_kd.kd.train.experience import (
     Experience,

@@ -26,7 +26,8 @@ from skill_kd.kd.losses.divergences import log_probs
 from skill_kd.kd.losses.estimators import Weigh, minillm_exact, token_logp
 from skill_kd.kd.losses.masking import suffix_sum
 from skill_kd.kd.model.student import Loss, Policy, find_head, response_logits, response_states
-from skill_kd.kd.rollouts.decoding import Decoding, sample, uniforms
+from skill_kd.kd.rollouts.decoding import Decoding, sample
+from skill_kd.kd.seeds import uniforms
 from skill_kd.kd.train.objectives import Objective, build_objective
 from skill_kd.prove import Verdict, judging, load_loss
 from skill_kd.prove.enumeration import all_responses

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from skill_kd.kd.losses.divergences import log_probs
 from skill_kd.kd.losses.estimators import minillm_exact
-from skill_kd.kd.rollouts.decoding import MIXED_GROUP, Decoding, Rollout, draw, sample, sampling_logp, seeded, uniforms
+from skill_kd.kd.rollouts.decoding import MIXED_GROUP, Decoding, Rollout, draw, sample, sampling_logp
+from skill_kd.kd.seeds import seeded, uniforms
 from skill_kd.prove import enumeration
 from skill_kd.prove.enumeration import Responses
 

@@ -27,12 +27,13 @@ from skill_kd.evaluate.samples import Samples
 from skill_kd.kd.config import Config
 from skill_kd.kd.dataset.batch import Row, collate
 from skill_kd.kd.dataset.reading import Encoder, Example
-from skill_kd.kd.errors import BadInput, Missing, StoppedBySignal, StopRequest
+from skill_kd.kd.errors import BadInput, Missing, StoppedBySignal
 from skill_kd.kd.losses import divergences
 from skill_kd.kd.losses.divergences import log_probs
 from skill_kd.kd.model.student import TopK, on_shared_outcomes
 from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.sampler import Sampler, draws_for
+from skill_kd.kd.signals import StopRequest
 from skill_kd.kd.teacher import served
 from skill_kd.kd.teacher.served import ServedTeacher
 from skill_kd.kd.teacher.teacher import Teacher, open_teacher

@@ -23,7 +23,7 @@ QUESTIONS: dict[str, Callable[[Any], Answer]] = {
 
 def main() -> None:
     """Answer, or end with one line and an exit code as a trainer script does."""
-    from skill_kd.kd.errors import reporting
+    from skill_kd.kd.reporting import reporting
 
     with reporting():
         question = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))

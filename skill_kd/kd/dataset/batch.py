@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..losses.masking import position_ids
-from ..rollouts.decoding import seeded
+from ..seeds import seeded
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import Config
 from ..errors import BadInput, Missing
-from ..rollouts.decoding import seeded
+from ..seeds import seeded
 
 Message = dict[str, str]
 NAMED_BAD_ROWS = 3

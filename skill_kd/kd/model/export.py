@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import TrainingStopped, writing
+from ..errors import TrainingStopped
+from ..files import writing
 
 
 def export_student(

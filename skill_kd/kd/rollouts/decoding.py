@@ -9,9 +9,7 @@ coins are correlated, and that part of the gradient's variance does not shrink w
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,17 +52,6 @@ class Rollout:
     """The student's own, where a teacher took part."""
     teacher_hidden_BTH: Tensor | None = None
     """The teacher's final hidden states that predict each token, where it took part and tells them."""
-
-
-def seeded(*key: object) -> torch.Generator:
-    """Return a CPU generator whose stream is set by ``key`` alone, the same on every machine and process."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
-
-
-def uniforms(keys: Sequence[tuple[object, ...]], steps: int) -> Tensor:
-    """Return float64 [len(keys), steps] in [0, 1): one independent stream for each key."""
-    return torch.stack([torch.rand(steps, dtype=torch.float64, generator=seeded(*key)) for key in keys])
 
 
 def sampling_logp(logits: Tensor, decoding: Decoding) -> Tensor:

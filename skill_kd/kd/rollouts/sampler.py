@@ -12,7 +12,8 @@ from torch import nn
 
 from ..dataset.batch import Row, pad_left
 from ..dataset.reading import Encoded
-from .decoding import MIXED_GROUP, Decoding, Rollout, sample, seeded, uniforms
+from ..seeds import seeded, uniforms
+from .decoding import MIXED_GROUP, Decoding, Rollout, sample
 from .reordered import reordered_weights
 
 

@@ -18,9 +18,11 @@ from types import MappingProxyType
 from typing import Any
 
 from ..config import Config
-from ..errors import Missing, StoppedBySignal, StopRequest
+from ..errors import Missing, StoppedBySignal
 from ..losses.divergences import LOG_ZERO
-from ..rollouts.decoding import Decoding, seeded
+from ..rollouts.decoding import Decoding
+from ..seeds import seeded
+from ..signals import StopRequest
 
 ATTEMPTS = 5
 BACKOFF, LONGEST_WAIT = 0.5, 15.0

@@ -20,7 +20,8 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 
 from ..dataset.batch import Row
-from ..errors import BadInput, writing
+from ..errors import BadInput
+from ..files import writing
 from .held_out import Figures
 
 STATE = "progress.json"

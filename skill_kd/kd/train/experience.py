@@ -18,8 +18,9 @@ from torch import nn
 from ..config import Config
 from ..dataset.batch import Row, collate, epoch_stream
 from ..dataset.reading import Encoded, Encoder, TrainingData
-from ..errors import BadInput, StoppedBySignal, StopRequest
+from ..errors import BadInput, StoppedBySignal
 from ..rollouts.sampler import Draw, Sampler
+from ..signals import StopRequest
 from ..teacher.state_cache import Annotator
 from ..teacher.teacher import Teacher
 from .held_out import repetition

@@ -17,11 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 from ..config import Config
 from ..dataset.batch import Row, collate
 from ..dataset.reading import Encoder, TrainingData
-from ..errors import StoppedBySignal, StopRequest
+from ..errors import StoppedBySignal
 from ..losses.estimators import effective_sample_size
 from ..model.export import export_student, write_json
 from ..model.sharding import Shards
 from ..model.student import Policy
+from ..signals import StopRequest
 from ..teacher.teacher import Teacher
 from .checkpoints import Checkpoints, Progress
 from .experience import (

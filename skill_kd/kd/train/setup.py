@@ -13,12 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import Config
 from ..dataset.reading import Encoder, TrainingData, load_training_data
-from ..errors import BadInput, StopRequest
+from ..errors import BadInput
 from ..model.loading import check_context, eos_ids, real_vocabulary
 from ..model.sharding import Shards
 from ..model.student import Policy
 from ..rollouts.decoding import Decoding
 from ..rollouts.sampler import Sampler, draws_for
+from ..signals import StopRequest
 from ..teacher.state_cache import Annotator, StatesCache
 from ..teacher.teacher import Teacher, TeacherResponses, open_teacher
 from .adapters import Adapters

@@ -28,12 +28,13 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from skill_kd.kd.config import Config, output_folder
 from skill_kd.kd.dataset.batch import collate
-from skill_kd.kd.errors import Missing, TrainingStopped, reporting
+from skill_kd.kd.errors import Missing, TrainingStopped
 from skill_kd.kd.losses.divergences import log_probs
 from skill_kd.kd.losses.estimators import token_logp
 from skill_kd.kd.model.loading import load_student, load_tokenizer
 from skill_kd.kd.model.packaged import resolve
 from skill_kd.kd.model.student import response_logits
+from skill_kd.kd.reporting import reporting
 from skill_kd.kd.train.loop import Run, train
 from skill_kd.kd.train.setup import open_accelerator, open_run
 

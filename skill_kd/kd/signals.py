@@ -1,0 +1,35 @@
+"""SIGINT and SIGTERM, remembered until the loop can stop."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import ClassVar
+
+
+class StopRequest:
+    """Remembers SIGINT and SIGTERM, so that the loop stops between two updates; the second one stops at once."""
+
+    asked: ClassVar[int] = 0
+    """The signal that came to this process, for what waits in the middle of an update."""
+
+    def __init__(self) -> None:
+        self.number = StopRequest.asked = 0
+        self.agreed = 0
+        """The signal that reached any process when ``agree`` was last called."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._remember)
+
+    def agree(self) -> None:
+        """Ask all processes, which call this together: a signal reaches them at different moments."""
+        from accelerate.utils import gather_object
+
+        self.agreed = max(gather_object([self.number]))
+
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        if self.number:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.number = StopRequest.asked = number
+        print("stopping after a checkpoint; once more stops at once", file=sys.stderr)  # noqa: T201
