@@ -8,8 +8,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "skill_kd"
 
@@ -103,53 +101,86 @@ def named(path: Path) -> str:
 
 CORE = [path for path in sources(PACKAGE) if room(path) not in (*COPIED, "templates", "examples")]
 LIGHT = [path for path in CORE if room(path) not in TORCH]
-TEMPLATES = [*sources(ROOT / "templates"), *ROOT.glob("plugins/*/*/templates/*.py")]
+TEMPLATES = [*sources(ROOT / "templates"), *sorted(ROOT.glob("plugins/*/*/templates/*.py"))]
 PLUGINS = [path for path in sources(ROOT / "plugins") if "tests" not in path.parts and path not in TEMPLATES]
 
 
-@pytest.mark.parametrize("path", CORE, ids=named)
-def test_core_imports_downwards_only(path: Path) -> None:
+def upward(path: Path) -> Iterator[str]:
+    """What a module of the core imports that is not below it."""
     here = room(path)
-    assert here in FLOOR, f"give '{here}' its place in FLOORS"
+    if here not in FLOOR:
+        yield f"{named(path)}: give '{here}' its place in FLOORS"
+        return
     for each in imports(path):
-        for other in each.rooms - {here, *COPIED}:
-            assert FLOOR.get(other, 99) < FLOOR[here], (
-                f"line {each.line}: {here} imports {other}, which is not below it"
-            )
+        for other in sorted(each.rooms - {here, *COPIED}):
+            if FLOOR.get(other, 99) >= FLOOR[here]:
+                yield f"{named(path)}, line {each.line}: {here} imports {other}, which is not below it"
 
 
-@pytest.mark.parametrize("path", LIGHT, ids=named)
-def test_core_loads_nothing_heavy_before_it_is_needed(path: Path) -> None:
-    for each in imports(path):
-        if each.eager:
-            heavy = each.roots & HEAVY | each.rooms & {*COPIED, *TORCH}
-            assert not heavy, f"line {each.line}: import {', '.join(heavy)} inside the function that needs it"
+def test_core_imports_downwards_only() -> None:
+    assert CORE
+    failures = [failure for path in CORE for failure in upward(path)]
+    assert not failures, "\n".join(failures)
 
 
-@pytest.mark.parametrize("path", sources(PACKAGE / "algorithms"), ids=named)
-def test_algorithms_need_the_standard_library_and_torch_alone(path: Path) -> None:
+def test_core_loads_nothing_heavy_before_it_is_needed() -> None:
+    assert LIGHT
+    failures = [
+        f"{named(path)}, line {each.line}: import {', '.join(sorted(heavy))} inside the function that needs it"
+        for path in LIGHT
+        for each in imports(path)
+        if each.eager and (heavy := each.roots & HEAVY | each.rooms & {*COPIED, *TORCH})
+    ]
+    assert not failures, "\n".join(failures)
+
+
+def strange(path: Path) -> Iterator[str]:
+    """What a module of algorithms imports besides its neighbours, the standard library and torch."""
     for each in imports(path):
         if each.relative:
-            assert each.rooms == {"algorithms"}, f"line {each.line}: reaches out of algorithms"
-        else:
-            strangers = each.roots - sys.stdlib_module_names - {"torch"}
-            assert not strangers, f"line {each.line}: imports {strangers}"
+            if each.rooms != {"algorithms"}:
+                yield f"{named(path)}, line {each.line}: reaches out of algorithms"
+        elif strangers := each.roots - sys.stdlib_module_names - {"torch"}:
+            yield f"{named(path)}, line {each.line}: imports {strangers}"
 
 
-@pytest.mark.parametrize("path", sources(PACKAGE / "runtime"), ids=named)
-def test_runtime_reaches_our_code_by_relative_imports_to_itself_and_algorithms(path: Path) -> None:
+def test_algorithms_need_the_standard_library_and_torch_alone() -> None:
+    paths = sources(PACKAGE / "algorithms")
+    assert paths
+    failures = [failure for path in paths for failure in strange(path)]
+    assert not failures, "\n".join(failures)
+
+
+def not_copied(path: Path) -> Iterator[str]:
+    """What a module of runtime imports of our code that a generated folder does not carry."""
     for each in imports(path):
         if each.relative:
-            assert each.rooms <= set(COPIED), f"line {each.line}: reaches {each.rooms}"
-        else:
-            assert "skill_kd" not in each.roots, f"line {each.line}: a copy in kd/ has no skill_kd"
+            if not each.rooms <= set(COPIED):
+                yield f"{named(path)}, line {each.line}: reaches {each.rooms}"
+        elif "skill_kd" in each.roots:
+            yield f"{named(path)}, line {each.line}: a copy in kd/ has no skill_kd"
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=named)
-def test_a_template_imports_of_ours_what_is_copied_beside_it(path: Path) -> None:
+def test_runtime_reaches_our_code_by_relative_imports_to_itself_and_algorithms() -> None:
+    paths = sources(PACKAGE / "runtime")
+    assert paths
+    failures = [failure for path in paths for failure in not_copied(path)]
+    assert not failures, "\n".join(failures)
+
+
+def not_next_to_it(path: Path) -> Iterator[str]:
+    """What a template imports that is not next to its script."""
     for each in imports(path):
-        assert not each.relative, f"line {each.line}: a script is no package"
-        assert each.rooms <= set(COPIED), f"line {each.line}: imports {each.names}"
+        if each.relative:
+            yield f"{named(path)}, line {each.line}: a script is not a package"
+        if not each.rooms <= set(COPIED):
+            yield f"{named(path)}, line {each.line}: imports {each.names}"
+
+
+def test_a_template_imports_of_ours_what_is_copied_beside_it() -> None:
+    assert TEMPLATES
+    failures = [failure for path in TEMPLATES for failure in not_next_to_it(path)]
+    assert not failures, "\n".join(failures)
 
 
 def test_plugins_use_public_names_alone() -> None:
