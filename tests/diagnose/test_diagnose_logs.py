@@ -26,7 +26,7 @@ from skill_kd.testing import minimal_spec
 
 def _logs() -> ModuleType:
     """The generator lies with the benchmark that measures the rates."""
-    path = Path(__file__).parent.parent / "benchmarks" / "diagnose_logs.py"
+    path = Path(__file__).parents[2] / "benchmarks" / "diagnose_logs.py"
     spec = importlib.util.spec_from_file_location("diagnose_logs", path)
     assert spec is not None
     assert spec.loader is not None

@@ -17,7 +17,7 @@ from skill_kd.diagnose.formats.rows import BAD, DROPS, Row, asked, number, secon
 from skill_kd.diagnose.formats.sources import Source
 from skill_kd.errors import UsageError
 
-LOGS = Path(__file__).parent / "data" / "logs"
+LOGS = Path(__file__).parents[1] / "data" / "logs"
 GIVEN = Fields(prompt="q.text", output="a.texts", time="at", temperature="cfg.t")
 
 

@@ -11,7 +11,7 @@ import pytest
 from skill_kd.diagnose import FORMATS
 from skill_kd.diagnose.changes.detectors import DETECTORS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "references" / "diagnosis.md").read_text(encoding="utf-8")
 
 

@@ -21,7 +21,7 @@ from skill_kd.errors import SpecError
 from skill_kd.spec import Section, Spec
 from skill_kd.spec.file import parse_spec
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = [
     *(REPOSITORY / name for name in ("README.md", "SKILL.md", "examples/README.md")),
     *sorted((REPOSITORY / "references").glob("*.md")),

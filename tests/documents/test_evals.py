@@ -15,7 +15,7 @@ from skill_kd.diagnose import diagnose
 from skill_kd.evaluate import Files, evaluate_generations, make_policy
 from skill_kd.testing import minimal_spec
 
-EVALS = Path(__file__).parent.parent / "evals"
+EVALS = Path(__file__).parents[2] / "evals"
 sys.path.insert(0, str(EVALS))
 import aggregate  # noqa: E402
 import fixtures  # noqa: E402
@@ -332,7 +332,7 @@ def test_an_agent_gets_no_answers_with_the_skill(tmp_path: Path) -> None:
     for name in (
         "SKILL.md",
         "scripts/kd.py",
-        "tests/test_evals.py",
+        "tests/documents/test_evals.py",
         "benchmarks/x.py",
         "evals/evals.json",
         "iteration-1/a",

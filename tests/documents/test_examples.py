@@ -17,7 +17,7 @@ from skill_kd.render import examples_folder
 from skill_kd.spec import Spec
 from skill_kd.spec.file import load_spec
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 EXAMPLES = sorted(examples_folder().glob("*.yaml"))
 PREPARED_BY_THE_USER = {"dolly.jsonl", "dolly-test.jsonl", "openwebtext.jsonl"}
 

@@ -1,4 +1,4 @@
-"""The references: what is generated from the code has not drifted from it; tests/test_docs.py follows their links."""
+"""What is generated from the code has not drifted from it. test_docs.py follows the links."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from skill_kd.evaluate.policy import Policy
 from skill_kd.guidance import CHOICES, advise
 from skill_kd.spec import Divergence, MiniLLM, Objective, Rollout, Section, Spec
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "dev" / "make_spec_reference.py"
 REFERENCE = REPOSITORY / "references" / "spec.md"
 
@@ -242,5 +242,5 @@ def test_the_objectives_are_short_and_begin_with_their_contents() -> None:
     ],
 )
 def test_a_generated_table_is_what_its_script_makes(script: str) -> None:
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, str(Path("dev", script)), "--check"], cwd=root, check=False).returncode == 0

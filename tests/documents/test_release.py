@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 from skill_kd import __version__
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 RELEASE = REPOSITORY / ".github" / "workflows" / "release.yml"
 WORKFLOWS = sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))
 

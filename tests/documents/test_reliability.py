@@ -8,7 +8,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 TEXT = (TESTS.parent / "references" / "reliability.md").read_text(encoding="utf-8")
 ROWS = [line for line in TEXT.splitlines() if line.startswith("| ") and not line.startswith(("| fault |", "| input |"))]
 
@@ -16,8 +16,8 @@ ROWS = [line for line in TEXT.splitlines() if line.startswith("| ") and not line
 @cache
 def functions_of(file: str) -> set[str]:
     """The names of the functions of a test file; none where there is no such file."""
-    path = TESTS / file
-    tree = ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else ast.Module([], [])
+    path = next(TESTS.rglob(file), None)
+    tree = ast.Module([], []) if path is None else ast.parse(path.read_text(encoding="utf-8"))
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "dev" / "scan.py"
 sys.path.insert(0, str(SCRIPT.parent))
 

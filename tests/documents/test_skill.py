@@ -15,7 +15,7 @@ import yaml
 
 from skill_kd.prove.known import KNOWN
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 TEXT = (REPOSITORY / "SKILL.md").read_text(encoding="utf-8")
 _, FRONT, BODY = TEXT.split("---\n", 2)
 FIELDS = {"name", "description", "license", "compatibility", "metadata", "allowed-tools"}

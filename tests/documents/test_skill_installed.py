@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 NAME = "knowledge-distillation"
 AGENTS = (".claude", ".agents")
 CLIENT_BY_NODE = ("1.7.4", "1.7.0")

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TRAINER = """
 import os, signal, subprocess, sys, threading, time
 signal.signal(signal.SIGTERM, lambda *_: os._exit(143))

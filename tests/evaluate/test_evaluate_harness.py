@@ -17,7 +17,7 @@ from skill_kd.errors import UsageError
 from skill_kd.evaluate import harness
 from skill_kd.evaluate.statistics import ratio_bounds
 
-FILES = Path(__file__).parent / "data" / "harness"
+FILES = Path(__file__).parents[1] / "data" / "harness"
 TEACHER, STUDENT = FILES / "teacher.json", FILES / "student.json"
 Change = Callable[[dict[str, Any]], object]
 

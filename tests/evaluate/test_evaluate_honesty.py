@@ -14,7 +14,7 @@ np = pytest.importorskip("numpy")
 pytest.importorskip("scipy")
 
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SEED = 77_000  # in neither range that the results were taken from
 
 

@@ -43,7 +43,7 @@ from skill_kd.testing import minimal_spec
 
 pytestmark = pytest.mark.script
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 CHAT = REPOSITORY / "examples" / "data" / "chat.jsonl"
 ROWS = [{"prompt": "hello", "response": "world"}, {"prompt": "the quick", "response": "brown fox"}]
 

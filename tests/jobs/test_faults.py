@@ -27,7 +27,7 @@ from tiny import make_model
 from skill_kd.kd.config import Config
 from skill_kd.kd.train.journal import Journal
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 DATA = REPOSITORY / "examples" / "data" / "sft.jsonl"
 Done = subprocess.CompletedProcess[str]
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.script
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 BENCHMARK = REPOSITORY / "benchmarks" / "kill.py"
 KILLS = 10
 PHASES = (

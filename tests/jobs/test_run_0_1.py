@@ -11,7 +11,7 @@ import pytest
 from skill_kd.cli import main
 from skill_kd.errors import ExitCode
 
-BEGAN = Path(__file__).parent / "data" / "run-0.1"
+BEGAN = Path(__file__).parents[1] / "data" / "run-0.1"
 """Two models, data, a spec, and the run of it that a signal stopped after 2 of 12 updates."""
 
 

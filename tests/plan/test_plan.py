@@ -24,7 +24,7 @@ from skill_kd.plan.setup import read_setup
 from skill_kd.plan.weights import Phase
 from skill_kd.spec import Spec
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 GB = 10**9
 
 QWEN3 = {

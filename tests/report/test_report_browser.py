@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(PROGRAM is None, reason="no Chromium here; install Debian's package `chromium`"),
 ]
 
-PICTURE = Path(__file__).parent.parent / "docs" / "report.png"
+PICTURE = Path(__file__).parents[2] / "docs" / "report.png"
 SLICES = "[...document.querySelectorAll('#slices tbody tr')]"
 WIDEST = "Math.max(...[...document.querySelectorAll('main *')].map(each => each.getBoundingClientRect().right))"
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import ENVIRONMENT, REPOSITORY, make_models, spec_of
 from safetensors.torch import load_file, save_file
-from test_distributed import ENVIRONMENT, REPOSITORY, make_models, spec_of
 from tiny import make_model
 
 from skill_kd.jobs.folder import write_folder

@@ -44,7 +44,7 @@ from skill_kd.spec.file import parse_spec
 
 torch.set_num_threads(1)
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[3]
 CPU = torch.device("cpu")
 KEY, KEY_VARIABLE = "sk-never-written-anywhere", "SKILL_KD_TEST_ENTRY"
 """The name is none that `skill-kd run` knows for a secret's: nothing is scrubbed here that should not be there."""

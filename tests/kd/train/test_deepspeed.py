@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_distributed import ENVIRONMENT, KEPT, UPDATES, make_models, same_weights, start, train
+from processes import ENVIRONMENT, KEPT, UPDATES, make_models, same_weights, start, train
 
 pytestmark = [
     pytest.mark.script,

@@ -23,8 +23,8 @@ from skill_kd.spec.file import parse_spec
 
 pytestmark = pytest.mark.script
 
-REPOSITORY = Path(__file__).parent.parent
-GOLDEN = Path(__file__).with_name("golden_losses.json")
+REPOSITORY = Path(__file__).parents[3]
+GOLDEN = Path(__file__).parents[2] / "golden_losses.json"
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "minillm": {"kind": "minillm"},
