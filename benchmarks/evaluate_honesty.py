@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from synthetic_teacher import CONDITIONS, HARMLESS, UNSEEN, Condition, SyntheticTeacher
 
 from skill_kd.evaluate import gate, metrics, sides
+from skill_kd.evaluate.estimates import Columns
 from skill_kd.evaluate.policy import PRESETS, Policy
-from skill_kd.evaluate.statistics import Columns
 
 RESULTS = Path(__file__).parent / "results" / "evaluate_honesty.json"
 PROMPTS, SAMPLES = 200, 8

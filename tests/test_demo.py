@@ -16,7 +16,7 @@ from skill_kd.cli import cli
 from skill_kd.demo import DemoResult, Judged, demo, demo_spec
 from skill_kd.errors import InterruptedRunError, MissingRequirementError, SpecError
 from skill_kd.evaluate import Evaluation, Request, make_policy
-from skill_kd.evaluate.evaluation import without_prompts
+from skill_kd.evaluate.from_generations import without_prompts
 from skill_kd.evaluate.written import Written, write_all
 from skill_kd.jobs.run import RunResult
 from skill_kd.spec import Spec

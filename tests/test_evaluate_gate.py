@@ -15,9 +15,9 @@ from hypothesis import strategies as st  # noqa: E402
 from skill_kd.console import given_values  # noqa: E402
 from skill_kd.errors import UsageError  # noqa: E402
 from skill_kd.evaluate import gate  # noqa: E402
+from skill_kd.evaluate.estimates import Columns, Estimate  # noqa: E402
 from skill_kd.evaluate.metrics import KINDS  # noqa: E402
 from skill_kd.evaluate.policy import PRESETS, Policy, Rule, Rules, make_policy  # noqa: E402
-from skill_kd.evaluate.statistics import Columns, Estimate  # noqa: E402
 
 
 def only(**rules: Rule) -> Policy:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from skill_kd.evaluate.estimates import NULL
 from skill_kd.evaluate.gate import Decision, Metric
-from skill_kd.evaluate.statistics import NULL
 from skill_kd.report.markup import clean
 
 FORMAT = 1

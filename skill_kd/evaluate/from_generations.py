@@ -13,7 +13,8 @@ from typing import Any
 
 from skill_kd import __version__
 from skill_kd.errors import UsageError
-from skill_kd.evaluate import findings, gate, metrics, sides
+from skill_kd.evaluate import gate, inspection, metrics, sides
+from skill_kd.evaluate.estimates import Columns, require_scipy
 from skill_kd.evaluate.evaluation_result import Evaluation
 from skill_kd.evaluate.generations import (
     Generations,
@@ -26,7 +27,6 @@ from skill_kd.evaluate.generations import (
 from skill_kd.evaluate.pairwise_judge import Judge, compare
 from skill_kd.evaluate.policy import Policy
 from skill_kd.evaluate.samples import Samples, pair, with_references
-from skill_kd.evaluate.statistics import Columns, require_scipy
 
 
 @dataclass(frozen=True)
@@ -219,14 +219,14 @@ def _findings(
 ) -> dict[str, Any]:
     baseline = None
     if samples.baseline is not None:
-        baseline = findings.lengths(sides.read_side(samples.baseline).words)
+        baseline = inspection.lengths(sides.read_side(samples.baseline).words)
     return {
-        "slices": findings.slices(columns, samples, binding),
-        "lost_modes": findings.lost_modes(compared, samples, columns["recall"].student),
-        "examples": findings.flagged(compared.student, samples),
+        "slices": inspection.slices(columns, samples, binding),
+        "lost_modes": inspection.lost_modes(compared, samples, columns["recall"].student),
+        "examples": inspection.flagged(compared.student, samples),
         "lengths": {
-            "teacher": findings.lengths([*compared.half_a.words, *compared.half_b.words]),
-            "student": findings.lengths(compared.student.words),
+            "teacher": inspection.lengths([*compared.half_a.words, *compared.half_b.words]),
+            "student": inspection.lengths(compared.student.words),
             "baseline": baseline,
             "unit": "words",
         },

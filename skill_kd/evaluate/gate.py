@@ -8,12 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from skill_kd.errors import ExitCode
+from skill_kd.evaluate.estimates import NULL, Columns, Estimate, estimate, prompts_needed
 from skill_kd.evaluate.metrics import KINDS, Kind
 from skill_kd.evaluate.policy import Policy, Role, Rules
-from skill_kd.evaluate.statistics import NULL, Columns, Estimate, estimate, prompts_needed
 
 if TYPE_CHECKING:
-    from skill_kd.evaluate.statistics import Array
+    from skill_kd.evaluate.estimates import Array
 
 Verdict = Literal["GO", "NO-GO", "INCONCLUSIVE"]
 Outcome = Literal["pass", "fail", "uncertain", "insensitive", "not_measured", "shown"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from skill_kd.errors import UsageError
-from skill_kd.evaluate.statistics import ONE_SIDED, ratio_bounds
+from skill_kd.evaluate.estimates import ONE_SIDED, ratio_bounds
 
 LARGEST = 64 * 2**20
 """Bytes of a file of results; responses, which make it longer, lie in other files."""

@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from skill_kd.evaluate.estimates import Columns
 from skill_kd.evaluate.metrics import KINDS
 from skill_kd.evaluate.samples import Samples
 from skill_kd.evaluate.sides import Compared, Side
-from skill_kd.evaluate.statistics import Columns
 
 if TYPE_CHECKING:
     from numpy import bool_, float64

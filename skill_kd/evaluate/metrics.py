@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Literal
 from skill_kd import textstats
 from skill_kd.errors import UsageError
 from skill_kd.evaluate import similarity
+from skill_kd.evaluate.estimates import Columns, Form
 from skill_kd.evaluate.samples import Samples
 from skill_kd.evaluate.sides import Compared, Side, Words
-from skill_kd.evaluate.statistics import Columns, Form
 
 if TYPE_CHECKING:
     from numpy import float64

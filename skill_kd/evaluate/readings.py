@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from skill_kd.evaluate.evaluation import Measured
+from skill_kd.evaluate.estimates import Columns
+from skill_kd.evaluate.from_generations import Measured
 from skill_kd.evaluate.opened_models import BINS, bucket
-from skill_kd.evaluate.statistics import Columns
 
 if TYPE_CHECKING:
-    from skill_kd.evaluate.statistics import Array
+    from skill_kd.evaluate.estimates import Array
 
 
 def measured(done: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Measured:

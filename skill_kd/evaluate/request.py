@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from skill_kd.errors import UsageError
-from skill_kd.evaluate import harness, sampling
-from skill_kd.evaluate.evaluation import Files, Measured, evaluate_generations, read_prompts, without_prompts
+from skill_kd.evaluate import harness_results, sampling
 from skill_kd.evaluate.evaluation_result import Evaluation
+from skill_kd.evaluate.from_generations import Files, Measured, evaluate_generations, read_prompts, without_prompts
 from skill_kd.evaluate.generations import refuse_overlap, write_rows
 from skill_kd.evaluate.opened_models import Source, plain_errors
 from skill_kd.evaluate.pairwise_judge import Judge
@@ -89,7 +89,7 @@ def evaluate(
         raise UsageError(f"give '{request.subject}' to sample from models, or saved generations, not both")
     if not (any(saved) or request.subject or request.harness_results):
         raise UsageError("name a run, a student, --teacher-generations and --student-generations, or --harness-results")
-    imported = harness.compare(*request.harness_results) if request.harness_results else None
+    imported = harness_results.compare(*request.harness_results) if request.harness_results else None
     if all(saved):
         found, out, subject = _of_generations(request)
     elif request.subject:

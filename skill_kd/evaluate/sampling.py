@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from skill_kd.errors import UsageError
 from skill_kd.evaluate import opened_models as models
-from skill_kd.evaluate.evaluation import Files, Measured, read_prompts
+from skill_kd.evaluate.from_generations import Files, Measured, read_prompts
 from skill_kd.evaluate.generations import prompt_key, read_rows, write_rows
 from skill_kd.evaluate.opened_models import Source, Writer
 from skill_kd.evaluate.policy import Policy
