@@ -14,7 +14,7 @@ pytest.importorskip("numpy")
 pytest.importorskip("scipy")
 
 from skill_kd.errors import UsageError
-from skill_kd.evaluate import Evaluation, Files, Request, evaluate, evaluate_generations, make_policy
+from skill_kd.evaluate import EvaluationResult, Files, Request, evaluate, evaluate_generations, make_policy
 from skill_kd.evaluate.generations import write_rows
 
 POLICY = make_policy("text-only", {"resamples": 300})
@@ -55,11 +55,11 @@ def teacher(tmp_path: Path) -> Path:
     return written(tmp_path, "teacher", modes("teacher"), 16)
 
 
-def judged(folder: Path, teacher: Path, speak: Speak, **files: Path) -> Evaluation:
+def judged(folder: Path, teacher: Path, speak: Speak, **files: Path) -> EvaluationResult:
     return evaluate_generations(Files(teacher, written(folder, "student", speak, 8), **files), POLICY)
 
 
-def outcome(found: Evaluation, name: str) -> str:
+def outcome(found: EvaluationResult, name: str) -> str:
     return next(metric.outcome for metric in found.metrics if metric.name == name)
 
 

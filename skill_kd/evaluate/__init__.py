@@ -3,17 +3,17 @@
 GO: every blocking metric of the policy passes. NO-GO: one fails. INCONCLUSIVE: the evidence does not tell.
 """
 
-from skill_kd.evaluate.evaluation_result import Evaluation
-from skill_kd.evaluate.from_generations import Files, Measured, evaluate_generations
-from skill_kd.evaluate.policy import PRESETS, Policy, make_policy
+from skill_kd.evaluate.evaluation_result import EvaluationResult
+from skill_kd.evaluate.from_generations import Files, ModelMeasurements, evaluate_generations
+from skill_kd.evaluate.policy import PRESETS, GatePolicy, make_policy
 from skill_kd.evaluate.request import Request, evaluate
 
 __all__ = [
     "PRESETS",
-    "Evaluation",
+    "EvaluationResult",
     "Files",
-    "Measured",
-    "Policy",
+    "GatePolicy",
+    "ModelMeasurements",
     "Request",
     "evaluate",
     "evaluate_generations",

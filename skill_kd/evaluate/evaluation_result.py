@@ -26,7 +26,7 @@ NOT_COVERED = (
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationResult:
     """A verdict and everything it rests on."""
 
     decision: Decision
@@ -100,7 +100,7 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _lines(evaluation: Evaluation) -> Iterator[str]:
+def _lines(evaluation: EvaluationResult) -> Iterator[str]:
     yield evaluation.decision.sentence
     yield ""
     beside = any(metric.means and metric.means[2] is not None for metric in evaluation.metrics)

@@ -15,7 +15,7 @@ from skill_kd import __version__
 from skill_kd.errors import UsageError
 from skill_kd.evaluate import gate, inspection, metrics, sides
 from skill_kd.evaluate.estimates import Columns, require_scipy
-from skill_kd.evaluate.evaluation_result import Evaluation
+from skill_kd.evaluate.evaluation_result import EvaluationResult
 from skill_kd.evaluate.generations import (
     Generations,
     Prompt,
@@ -25,12 +25,12 @@ from skill_kd.evaluate.generations import (
     refuse_overlap,
 )
 from skill_kd.evaluate.pairwise_judge import Judge, compare
-from skill_kd.evaluate.policy import Policy
+from skill_kd.evaluate.policy import GatePolicy
 from skill_kd.evaluate.samples import Samples, pair, with_references
 
 
 @dataclass(frozen=True)
-class Measured:
+class ModelMeasurements:
     """What was measured with the models at hand, to be judged together with the text."""
 
     columns: Mapping[str, Columns]
@@ -43,7 +43,7 @@ class Measured:
     """Models, tokenizer, decoding, for the reproduction block."""
 
 
-NOTHING_MEASURED = Measured({}, {}, {}, {})
+NOTHING_MEASURED = ModelMeasurements({}, {}, {}, {})
 FEW_WORDS = 5
 """Words compared of each response below which a warning is given: they make 9 features of one response at most."""
 
@@ -66,12 +66,12 @@ class Files:
 
 def evaluate_generations(
     files: Files,
-    policy: Policy,
+    policy: GatePolicy,
     *,
     scorer: metrics.Scorer = metrics.rouge_l,
     judge: Judge | None = None,
-    measured: Measured = NOTHING_MEASURED,
-) -> Evaluation:
+    measured: ModelMeasurements = NOTHING_MEASURED,
+) -> EvaluationResult:
     """Judge saved generations.
 
     Args:
@@ -100,13 +100,13 @@ def evaluate_generations(
     return _evaluated(samples, read, policy, scorer, measured, started)
 
 
-def without_prompts(policy: Policy) -> Evaluation:
+def without_prompts(policy: GatePolicy) -> EvaluationResult:
     """Return an evaluation that has nothing to judge: a page for figures that decide nothing."""
     nobody = Samples([], [], [], None, None, ())
     return _evaluated(nobody, {}, policy, metrics.rouge_l, NOTHING_MEASURED, time.monotonic())
 
 
-def _judged(measured: Measured, judge: Judge, samples: Samples) -> Measured:
+def _judged(measured: ModelMeasurements, judge: Judge, samples: Samples) -> ModelMeasurements:
     import numpy as np
 
     scores, told = compare(judge, samples)
@@ -136,11 +136,11 @@ def read_prompts(path: Path) -> dict[str, Prompt]:
 def _evaluated(
     samples: Samples,
     read: Mapping[str, Generations],
-    policy: Policy,
+    policy: GatePolicy,
     scorer: metrics.Scorer,
-    measured: Measured,
+    measured: ModelMeasurements,
     started: float,
-) -> Evaluation:
+) -> EvaluationResult:
     enough = len(samples.prompts) >= 2 and samples.count >= 2
     compared = _compare(samples, policy) if enough else None
     columns: dict[str, Columns] = dict(measured.columns)
@@ -155,7 +155,7 @@ def _evaluated(
     judged = gate.judge(columns, absent, clusters, samples.count, policy)
     independent = len({cluster if cluster is not None else index for index, cluster in enumerate(clusters)})
     decision = gate.decide(judged, independent, samples.count, policy)
-    return Evaluation(
+    return EvaluationResult(
         decision,
         judged,
         _warnings(samples, policy, independent, measured, compared),
@@ -165,7 +165,7 @@ def _evaluated(
     )
 
 
-def _compare(samples: Samples, policy: Policy) -> sides.Compared:
+def _compare(samples: Samples, policy: GatePolicy) -> sides.Compared:
     count = samples.count
     return sides.compare(
         sides.read_side([row[:count] for row in samples.teacher]),
@@ -186,7 +186,7 @@ def _add_quality(columns: dict[str, Columns], absent: dict[str, str], samples: S
         absent["quality"] = "no prompt has a 'reference', and no scorer was given"
 
 
-def _with_baseline(columns: Mapping[str, Columns], samples: Samples, policy: Policy) -> dict[str, Columns]:
+def _with_baseline(columns: Mapping[str, Columns], samples: Samples, policy: GatePolicy) -> dict[str, Columns]:
     """Measure the undistilled student as the student was, for a column to compare with."""
     if samples.baseline is None:
         return dict(columns)
@@ -201,7 +201,7 @@ def _with_baseline(columns: Mapping[str, Columns], samples: Samples, policy: Pol
 
 
 def _warnings(
-    samples: Samples, policy: Policy, independent: int, measured: Measured, compared: sides.Compared | None
+    samples: Samples, policy: GatePolicy, independent: int, measured: ModelMeasurements, compared: sides.Compared | None
 ) -> list[str]:
     found = list(samples.notes)
     if compared is not None and compared.words < FEW_WORDS:
@@ -236,9 +236,9 @@ def _findings(
 def _reproduction(
     samples: Samples,
     read: Mapping[str, Generations],
-    policy: Policy,
+    policy: GatePolicy,
     compared: sides.Compared | None,
-    measured: Measured,
+    measured: ModelMeasurements,
     started: float,
 ) -> dict[str, Any]:
     return {

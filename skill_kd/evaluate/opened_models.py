@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from skill_kd.errors import MissingRequirementError, SkillKDError, UsageError
-from skill_kd.evaluate.policy import Policy
+from skill_kd.evaluate.policy import GatePolicy
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ def plain_errors() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A model to load."""
 
     model: str
@@ -96,7 +96,7 @@ class Writer:
         return str(self.tokenizer.decode(row.response, skip_special_tokens=True))
 
 
-def open_writer(source: Source, max_new_tokens: int, device: torch.device) -> Writer:
+def open_writer(source: ModelSource, max_new_tokens: int, device: torch.device) -> Writer:
     """Load a model for evaluation: frozen, in inference mode, sampling its whole distribution at temperature 1."""
     from skill_kd.kd.dataset.reading import Encoder
     from skill_kd.kd.model import loading
@@ -135,7 +135,7 @@ def shared(student: Writer, teacher: Writer) -> tuple[int, str | None]:
 
 
 def read(
-    rows: Sequence[Row], student: Writer, teacher: Writer, vocabulary: int, policy: Policy
+    rows: Sequence[Row], student: Writer, teacher: Writer, vocabulary: int, policy: GatePolicy
 ) -> dict[str, list[list[float]]]:
     """Return, for each figure, the values of every row's tokens.
 

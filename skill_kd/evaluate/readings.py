@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from skill_kd.evaluate.estimates import Columns
-from skill_kd.evaluate.from_generations import Measured
+from skill_kd.evaluate.from_generations import ModelMeasurements
 from skill_kd.evaluate.opened_models import BINS, bucket
 
 if TYPE_CHECKING:
     from skill_kd.evaluate.estimates import Array
 
 
-def measured(done: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Measured:
+def measured(done: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> ModelMeasurements:
     """Return the columns and curves of what was read, or why there are none."""
     told = {"latency": about["latency"]}
     if about["unread"] or not done:
         absent = dict.fromkeys(_COLUMNS, about["unread"])
-        return Measured({}, absent, told, about["about"])
+        return ModelMeasurements({}, absent, told, about["about"])
     # None where there is no baseline, or its tokenizer is another one.
     beside = all(line.get("read_baseline") for line in done)
     columns = {
@@ -34,7 +34,7 @@ def measured(done: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Mea
         "exposure": _exposure(done, about["about"]["decoding"]["max_new_tokens"]),
         "calibration": _calibration(done),
     }
-    return Measured(columns, {}, {**told, "curves": curves}, about["about"])
+    return ModelMeasurements(columns, {}, {**told, "curves": curves}, about["about"])
 
 
 _COLUMNS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {

@@ -8,12 +8,18 @@ from pathlib import Path
 
 from skill_kd.errors import UsageError
 from skill_kd.evaluate import harness_results, sampling
-from skill_kd.evaluate.evaluation_result import Evaluation
-from skill_kd.evaluate.from_generations import Files, Measured, evaluate_generations, read_prompts, without_prompts
+from skill_kd.evaluate.evaluation_result import EvaluationResult
+from skill_kd.evaluate.from_generations import (
+    Files,
+    ModelMeasurements,
+    evaluate_generations,
+    read_prompts,
+    without_prompts,
+)
 from skill_kd.evaluate.generations import refuse_overlap, write_rows
-from skill_kd.evaluate.opened_models import Source, plain_errors
+from skill_kd.evaluate.opened_models import ModelSource, plain_errors
 from skill_kd.evaluate.pairwise_judge import Judge
-from skill_kd.evaluate.policy import Policy, make_policy
+from skill_kd.evaluate.policy import GatePolicy, make_policy
 from skill_kd.evaluate.written import Subject, Written, subject_of_folder, subject_of_run, write_all
 from skill_kd.jobs.manifest import NAME as MANIFEST
 from skill_kd.jobs.manifest import Manifest
@@ -74,7 +80,7 @@ Tell = Callable[[str], None]
 
 def evaluate(
     request: Request, progress: sampling.Progress = sampling.silent, tell: Tell = lambda _note: None
-) -> tuple[Evaluation, Written]:
+) -> tuple[EvaluationResult, Written]:
     """Evaluate, write figures, report and model card, and return the evaluation and where they lie.
 
     Raises:
@@ -100,7 +106,7 @@ def evaluate(
     return found, write_all(found, out, subject)
 
 
-Answer = tuple[Evaluation, Path, Subject | None]
+Answer = tuple[EvaluationResult, Path, Subject | None]
 """With the folder to write, and the student whose card it is."""
 
 
@@ -145,7 +151,7 @@ def _of_models(request: Request, progress: sampling.Progress, tell: Tell) -> Ans
     return evaluate_generations(files, policy, judge=request.judge, measured=_noted(measured, notes)), out, subject
 
 
-def _without_references(prompts: Path, policy: Policy) -> str | None:
+def _without_references(prompts: Path, policy: GatePolicy) -> str | None:
     """Say that no verdict can be GO, where quality decides and cannot be scored."""
     found = read_prompts(prompts).values()
     absent = sum(not prompt.references for prompt in found)
@@ -157,11 +163,11 @@ def _without_references(prompts: Path, policy: Policy) -> str | None:
     )
 
 
-def _noted(measured: Measured, notes: tuple[str, ...]) -> Measured:
+def _noted(measured: ModelMeasurements, notes: tuple[str, ...]) -> ModelMeasurements:
     return replace(measured, about={**measured.about, "warnings": notes})
 
 
-def _task(request: Request) -> sampling.Task:
+def _task(request: Request) -> sampling.SamplingTask:
     for name, value in (("--teacher", request.teacher), ("--prompts", request.prompts)):
         if value is None:
             raise UsageError(f"'{request.subject}' is no run folder, so {name} must be given")
@@ -169,11 +175,11 @@ def _task(request: Request) -> sampling.Task:
     assert request.teacher is not None
     assert request.prompts is not None
     dtype = request.dtype or "float32"
-    return sampling.Task(
+    return sampling.SamplingTask(
         request.prompts,
-        Source(request.teacher, dtype=dtype),
-        Source(request.subject, dtype=dtype),
-        Source(request.baseline, dtype=dtype) if request.baseline else None,
+        ModelSource(request.teacher, dtype=dtype),
+        ModelSource(request.subject, dtype=dtype),
+        ModelSource(request.baseline, dtype=dtype) if request.baseline else None,
         request.max_new_tokens or 256,
         request.latency,
     )
@@ -184,7 +190,7 @@ def _task(request: Request) -> sampling.Task:
 
 def _of_run(
     request: Request, folder: Path, manifest: Manifest, spec: Spec
-) -> tuple[Request, sampling.Task, Policy, tuple[str, ...]]:
+) -> tuple[Request, sampling.SamplingTask, GatePolicy, tuple[str, ...]]:
     """Fill what was not given from the run's own spec."""
     if not (folder / "student" / "config.json").is_file():
         raise UsageError(f"'{folder}' holds no student yet (the run is {manifest.status}); finish it with --resume")
@@ -198,10 +204,10 @@ def _of_run(
         notes = ("the prompts are the run's held-out ones, by which its best weights were chosen: take fresh ones",)
     elif training is None and (home / spec.data.train).suffix in {".jsonl", ".json", ".ndjson"}:
         training = home / spec.data.train
-    task = sampling.Task(
+    task = sampling.SamplingTask(
         prompts,
-        Source(request.teacher, dtype=request.dtype or spec.teacher.dtype) if request.teacher else _teacher(spec),
-        Source(str(folder / "student"), dtype=request.dtype or spec.student.dtype),
+        ModelSource(request.teacher, dtype=request.dtype or spec.teacher.dtype) if request.teacher else _teacher(spec),
+        ModelSource(str(folder / "student"), dtype=request.dtype or spec.student.dtype),
         _baseline(request, spec),
         request.max_new_tokens or spec.rollout.max_new_tokens,
         request.latency,
@@ -211,21 +217,21 @@ def _of_run(
     return replace(request, training_data=training), task, policy, notes
 
 
-def _teacher(spec: Spec) -> Source:
+def _teacher(spec: Spec) -> ModelSource:
     teacher = spec.teacher
     if not isinstance(teacher.model, str):
         what = "behind an endpoint" if teacher.served else "an ensemble"
         raise UsageError(f"teacher: the run's is {what}; give --teacher MODEL, or save its responses and give them")
-    return Source(teacher.model, teacher.revision, teacher.dtype, teacher.quantization, teacher.trust_remote_code)
+    return ModelSource(teacher.model, teacher.revision, teacher.dtype, teacher.quantization, teacher.trust_remote_code)
 
 
-def _baseline(request: Request, spec: Spec) -> Source | None:
+def _baseline(request: Request, spec: Spec) -> ModelSource | None:
     student = spec.student
     if request.baseline:
-        return Source(request.baseline, dtype=request.dtype or student.dtype)
+        return ModelSource(request.baseline, dtype=request.dtype or student.dtype)
     if student.model is None or student.quantization:
         return None
-    return Source(student.model, student.revision, student.dtype, None, student.trust_remote_code)
+    return ModelSource(student.model, student.revision, student.dtype, None, student.trust_remote_code)
 
 
 def _held_out(spec: Spec, home: Path, folder: Path, most: int | None) -> Path:

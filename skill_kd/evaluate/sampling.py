@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skill_kd.errors import UsageError
-from skill_kd.evaluate import opened_models as models
-from skill_kd.evaluate.from_generations import Files, Measured, read_prompts
+from skill_kd.evaluate import opened_models
+from skill_kd.evaluate.from_generations import Files, ModelMeasurements, read_prompts
 from skill_kd.evaluate.generations import prompt_key, read_rows, write_rows
-from skill_kd.evaluate.opened_models import Source, Writer
-from skill_kd.evaluate.policy import Policy
+from skill_kd.evaluate.opened_models import ModelSource, Writer
+from skill_kd.evaluate.policy import GatePolicy
 from skill_kd.evaluate.readings import measured
 
 if TYPE_CHECKING:
@@ -42,19 +42,21 @@ def silent(_done: int, _of: int) -> None:
 
 
 @dataclass(frozen=True)
-class Task:
+class SamplingTask:
     """What is to be sampled, and from whom."""
 
     prompts: Path
     """JSONL with ``prompt`` or ``messages``; ``reference``, ``category`` and ``cluster`` are passed on."""
-    teacher: Source
-    student: Source
-    baseline: Source | None = None
+    teacher: ModelSource
+    student: ModelSource
+    baseline: ModelSource | None = None
     max_new_tokens: int = 256
     latency: bool = True
 
 
-def sample(task: Task, policy: Policy, folder: Path, progress: Progress = silent) -> tuple[Files, Measured]:
+def sample(
+    task: SamplingTask, policy: GatePolicy, folder: Path, progress: Progress = silent
+) -> tuple[Files, ModelMeasurements]:
     """Sample what is not yet in ``folder``, and return the files and figures to judge.
 
     2K teacher, K student and K collapsed-teacher responses a prompt (and K of the undistilled student), each token of
@@ -64,7 +66,7 @@ def sample(task: Task, policy: Policy, folder: Path, progress: Progress = silent
         UsageError: the folder holds the work of another task, or data or models cannot be used.
         MissingRequirementError: a model or a package is not there.
     """
-    with models.plain_errors():
+    with opened_models.plain_errors():
         rows, examples = _prompts(task.prompts)
         folder.mkdir(parents=True, exist_ok=True)
         key = _key(task, policy)
@@ -104,7 +106,7 @@ def _prompts(path: Path) -> tuple[list[dict[str, object]], list[Example]]:
     return list(rows.values()), list(examples.values())
 
 
-def _key(task: Task, policy: Policy) -> dict[str, Any]:
+def _key(task: SamplingTask, policy: GatePolicy) -> dict[str, Any]:
     """What the samples depend on; margins are not among it."""
     sources = {
         name: vars(source) if (source := getattr(task, name)) else None for name in ("teacher", "student", "baseline")
@@ -147,15 +149,20 @@ def _finished(path: Path) -> list[dict[str, Any]]:
 
 
 def _work(
-    task: Task, policy: Policy, folder: Path, examples: Sequence[Example], done: Sequence[object], progress: Progress
+    task: SamplingTask,
+    policy: GatePolicy,
+    folder: Path,
+    examples: Sequence[Example],
+    done: Sequence[object],
+    progress: Progress,
 ) -> dict[str, Any]:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # before this adds to it
-    device = models.accelerator()
-    teacher = models.open_writer(task.teacher, task.max_new_tokens, device)
-    student = models.open_writer(task.student, task.max_new_tokens, device)
-    baseline = models.open_writer(task.baseline, task.max_new_tokens, device) if task.baseline else None
-    vocabulary, why = models.shared(student, teacher)
-    beside = (baseline, models.shared(baseline, teacher)[0] if vocabulary else 0) if baseline else None
+    device = opened_models.accelerator()
+    teacher = opened_models.open_writer(task.teacher, task.max_new_tokens, device)
+    student = opened_models.open_writer(task.student, task.max_new_tokens, device)
+    baseline = opened_models.open_writer(task.baseline, task.max_new_tokens, device) if task.baseline else None
+    vocabulary, why = opened_models.shared(student, teacher)
+    beside = (baseline, opened_models.shared(baseline, teacher)[0] if vocabulary else 0) if baseline else None
     with (folder / "work.jsonl").open("ab") as file:
         for start in range(len(done), len(examples), AT_ONCE):
             chunk = examples[start : start + AT_ONCE]
@@ -189,7 +196,7 @@ def _chunk(
     teacher: Writer,
     student: Shared,
     baseline: Shared | None,
-    policy: Policy,
+    policy: GatePolicy,
     longest: int,
 ) -> Iterator[dict[str, Any]]:
     count, seed = policy.samples, policy.seed
@@ -207,7 +214,7 @@ def _chunk(
             return {}
         rows = {"teacher": written["teacher"][1][index], "student": written[own][1][index]}
         return {
-            who: models.summarized(models.read(each, side[0], teacher, side[1], policy), longest)
+            who: opened_models.summarized(opened_models.read(each, side[0], teacher, side[1], policy), longest)
             for who, each in rows.items()
         }
 
@@ -217,7 +224,7 @@ def _chunk(
         yield {"texts": texts, **both}
 
 
-def _latency(policy: Policy, teacher: Writer, student: Writer, examples: Sequence[Example]) -> dict[str, Any]:
+def _latency(policy: GatePolicy, teacher: Writer, student: Writer, examples: Sequence[Example]) -> dict[str, Any]:
     import torch
 
     device, asked = teacher.sampler.device, examples[:TIMED]
@@ -232,7 +239,7 @@ def _latency(policy: Policy, teacher: Writer, student: Writer, examples: Sequenc
         "responses": len(asked),
         "memory": "peak" if device.type == "cuda" else "weights",
         "dtypes": {who: str(next(each.model.parameters()).dtype)[6:] for who, each in asked_of.items()},
-        **models.timed(asked_of, asked, policy.seed),
+        **opened_models.timed(asked_of, asked, policy.seed),
         "cost_per_1k": None,
     }
 
@@ -248,7 +255,9 @@ def _processor() -> str:
     return platform.processor() or f"{platform.machine()} CPU"
 
 
-def _files(folder: Path, rows: Sequence[Mapping[str, object]], done: Sequence[Mapping[str, Any]], task: Task) -> Files:
+def _files(
+    folder: Path, rows: Sequence[Mapping[str, object]], done: Sequence[Mapping[str, Any]], task: SamplingTask
+) -> Files:
     """Write the generations of each side, in the format that is read without models."""
     carried = ("prompt", "messages", "reference", "category", "cluster")
     paths: dict[str, Path] = {}
