@@ -22,6 +22,7 @@ from skill_kd.evaluate import (  # noqa: E402
     Request,
     evaluate,
     evaluate_generations,
+    latency,
     make_policy,
     opened_models,
     probabilities,
@@ -252,7 +253,7 @@ def test_no_response_is_timed_with_laying_out_the_weights(home: Path, monkeypatc
 
     monkeypatch.setattr(reordered, "_plain_layers", counted)
     writer = opened_models.open_writer(ModelSource(str(home / "student")), 4, torch.device("cpu"))
-    opened_models.timed({"student": writer}, [Example((("user", "hello"),), None)] * 3, 0)
+    latency.timed({"student": writer}, [Example((("user", "hello"),), None)] * 3, 0)
     assert found[0] > 0
     assert found[1:] == [0] * 4  # the warm-up and three responses find it done
 
@@ -461,9 +462,9 @@ def test_tokens_as_likely_as_the_last_of_a_nucleus_are_inside() -> None:
 
 def test_the_medians_bounds_are_order_statistics_that_cover_it() -> None:
     """Of 20 draws the 6th and the 15th: the median is outside with chance 2 · P(B(20, ½) ≤ 5) = .041."""
-    found = opened_models.quantiles([float(number) for number in range(20, 0, -1)])
+    found = latency.quantiles([float(number) for number in range(20, 0, -1)])
     assert found == {"p50_s": 10.5, "p50_low_s": 6.0, "p50_high_s": 15.0, "p95_s": 19.0}
-    assert opened_models.quantiles([2.0, 1.0]) == {"p50_s": 1.5, "p50_low_s": None, "p50_high_s": None, "p95_s": 2.0}
+    assert latency.quantiles([2.0, 1.0]) == {"p50_s": 1.5, "p50_low_s": None, "p50_high_s": None, "p95_s": 2.0}
     draws = torch.rand(2000, 20, generator=torch.Generator().manual_seed(0)).tolist()
-    inside = [each["p50_low_s"] <= 0.5 <= each["p50_high_s"] for each in map(opened_models.quantiles, draws)]
+    inside = [each["p50_low_s"] <= 0.5 <= each["p50_high_s"] for each in map(latency.quantiles, draws)]
     assert 0.945 < sum(inside) / len(inside) < 0.975

@@ -3,10 +3,12 @@
 GO: every blocking metric of the policy passes. NO-GO: one fails. INCONCLUSIVE: the evidence does not tell.
 """
 
+from skill_kd.evaluate.answer import evaluate
 from skill_kd.evaluate.evaluation_result import EvaluationResult
-from skill_kd.evaluate.from_generations import Files, ModelMeasurements, evaluate_generations
+from skill_kd.evaluate.from_generations import Files, evaluate_generations
 from skill_kd.evaluate.policy import PRESETS, GatePolicy, make_policy
-from skill_kd.evaluate.request import Request, evaluate
+from skill_kd.evaluate.readings import ModelMeasurements
+from skill_kd.evaluate.request import Request
 
 __all__ = [
     "PRESETS",

@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from skill_kd import __version__
-from skill_kd.errors import UsageError
 from skill_kd.evaluate import gate, inspection, metrics, sides
 from skill_kd.evaluate.estimates import Columns, require_scipy
 from skill_kd.evaluate.evaluation_result import EvaluationResult
-from skill_kd.evaluate.generations import (
-    Generations,
-    Prompt,
-    prompt_key,
-    read_generations,
-    read_rows,
-    refuse_overlap,
-)
+from skill_kd.evaluate.generations import Generations, read_generations, read_prompts, refuse_overlap
 from skill_kd.evaluate.pairwise_judge import Judge, compare
 from skill_kd.evaluate.policy import GatePolicy
+from skill_kd.evaluate.readings import NOTHING_MEASURED, ModelMeasurements
+from skill_kd.evaluate.reproduction import reproduction
 from skill_kd.evaluate.samples import Samples, pair, with_references
 
-
-@dataclass(frozen=True)
-class ModelMeasurements:
-    """What was measured with the models at hand, to be judged together with the text."""
-
-    columns: Mapping[str, Columns]
-    """One figure for each prompt of the teacher's file, in its order."""
-    absent: Mapping[str, str]
-    """Why a metric could not be measured."""
-    told: Mapping[str, Any]
-    """latency, curves, judge of the result."""
-    about: Mapping[str, Any]
-    """Models, tokenizer, decoding, for the reproduction block."""
-
-
-NOTHING_MEASURED = ModelMeasurements({}, {}, {}, {})
 FEW_WORDS = 5
 """Words compared of each response below which a warning is given: they make 9 features of one response at most."""
 
@@ -114,25 +88,6 @@ def _judged(measured: ModelMeasurements, judge: Judge, samples: Samples) -> Mode
     return replace(measured, columns=columns, told={**measured.told, "judge": told})
 
 
-def read_prompts(path: Path) -> dict[str, Prompt]:
-    """Read prompts with their optional ``reference``, ``category`` and ``cluster``, by key.
-
-    Raises:
-        UsageError: the file or a row cannot be used.
-    """
-    found: dict[str, Prompt] = {}
-    for number, row in read_rows(path):
-        try:
-            # A reference is often called response in data that was made for training.
-            reference = row.get("reference", row.get("response"))
-            found.setdefault(prompt_key(row), Prompt.of({**row, "reference": reference}))
-        except ValueError as error:
-            raise UsageError(f"'{path}' line {number}: {error}") from error
-    if not found:
-        raise UsageError(f"'{path}' is empty; each line needs 'prompt' or 'messages'")
-    return found
-
-
 def _evaluated(
     samples: Samples,
     read: Mapping[str, Generations],
@@ -161,7 +116,7 @@ def _evaluated(
         _warnings(samples, policy, independent, measured, compared),
         _findings(compared, samples, columns, decision.binding) if compared else {},
         dict(measured.told),
-        _reproduction(samples, read, policy, compared, measured, started),
+        reproduction(samples, read, policy, compared, measured, started),
     )
 
 
@@ -231,49 +186,3 @@ def _findings(
             "unit": "words",
         },
     }
-
-
-def _reproduction(
-    samples: Samples,
-    read: Mapping[str, Generations],
-    policy: GatePolicy,
-    compared: sides.Compared | None,
-    measured: ModelMeasurements,
-    started: float,
-) -> dict[str, Any]:
-    return {
-        "policy": policy.model_dump(mode="json"),
-        "policy_name": policy.name,
-        "policy_hash": policy.hash,
-        "files": [
-            {"role": f"{role} generations", "name": each.name, "sha256": each.sha256, "rows": each.rows}
-            for role, each in read.items()
-        ],
-        "teacher": None,
-        "student": None,
-        "baseline": None,
-        "tokenizer": "not compared",
-        "decoding": None,
-        **{key: value for key, value in measured.about.items() if key != "warnings"},
-        "prompts": len(samples.prompts),
-        "samples": samples.count,
-        "seed": policy.seed,
-        "resamples": policy.resamples,
-        "word_budget": compared.words if compared else policy.word_budget,
-        "features": "lexical",
-        "versions": versions(("scipy", "numpy", "torch", "transformers")),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - started, 1),
-    }
-
-
-def versions(packages: Sequence[str]) -> dict[str, str | None]:
-    """Return the versions of what took part; None for what is not installed."""
-
-    def version(name: str) -> str | None:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            return None
-
-    return {"skill_kd": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from skill_kd.evaluate.estimates import Columns
-from skill_kd.evaluate.from_generations import ModelMeasurements
 from skill_kd.evaluate.opened_models import BINS, bucket
 
 if TYPE_CHECKING:
     from skill_kd.evaluate.estimates import Array
+
+
+@dataclass(frozen=True)
+class ModelMeasurements:
+    """What was measured with the models at hand, to be judged together with the text."""
+
+    columns: Mapping[str, Columns]
+    """One figure for each prompt of the teacher's file, in its order."""
+    absent: Mapping[str, str]
+    """Why a metric could not be measured."""
+    told: Mapping[str, Any]
+    """latency, curves, judge of the result."""
+    about: Mapping[str, Any]
+    """Models, tokenizer, decoding, for the reproduction block."""
+
+
+NOTHING_MEASURED = ModelMeasurements({}, {}, {}, {})
 
 
 def measured(done: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> ModelMeasurements:

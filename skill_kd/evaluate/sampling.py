@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -16,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from skill_kd.errors import UsageError
 from skill_kd.evaluate import opened_models
-from skill_kd.evaluate.from_generations import Files, ModelMeasurements, read_prompts
-from skill_kd.evaluate.generations import prompt_key, read_rows, write_rows
+from skill_kd.evaluate.from_generations import Files
+from skill_kd.evaluate.generations import prompt_key, read_prompts, read_rows, write_rows
+from skill_kd.evaluate.latency import measure_latency
 from skill_kd.evaluate.opened_models import ModelSource, Writer
 from skill_kd.evaluate.policy import GatePolicy
-from skill_kd.evaluate.readings import measured
+from skill_kd.evaluate.readings import ModelMeasurements, measured
 
 if TYPE_CHECKING:
     from skill_kd.kd.dataset.reading import Example
@@ -29,8 +29,6 @@ FORMAT = 2
 """Of what is kept in the folder; another one is not gone on with."""
 AT_ONCE = 4
 """Prompts worked on together."""
-TIMED = 20
-"""Responses that latency is taken from."""
 Progress = Callable[[int, int], None]
 """(prompts done, of how many)"""
 Shared = tuple[Writer, int]
@@ -173,7 +171,7 @@ def _work(
             progress(min(start + AT_ONCE, len(examples)), len(examples))
     return {
         "unread": why,
-        "latency": {"load": load, **_latency(policy, teacher, student, examples)} if task.latency else None,
+        "latency": {"load": load, **measure_latency(policy, teacher, student, examples)} if task.latency else None,
         "about": {
             "teacher": task.teacher.model,
             "student": task.student.model,
@@ -222,37 +220,6 @@ def _chunk(
         texts = {who: [writer.text(row) for row in rows[index]] for who, (writer, rows) in written.items()}
         both = {"read": read(student, "student", index), "read_baseline": read(baseline, "baseline", index)}
         yield {"texts": texts, **both}
-
-
-def _latency(policy: GatePolicy, teacher: Writer, student: Writer, examples: Sequence[Example]) -> dict[str, Any]:
-    import torch
-
-    device, asked = teacher.sampler.device, examples[:TIMED]
-    threads = torch.get_num_threads()
-    cpu = f"{_processor()}, {threads} thread{'s' * (threads > 1)} of {os.cpu_count()} processors"
-    asked_of = {"teacher": teacher, "student": student}
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-    return {
-        "hardware": name,
-        "batch": 1,
-        "concurrency": 1,
-        "responses": len(asked),
-        "memory": "peak" if device.type == "cuda" else "weights",
-        "dtypes": {who: str(next(each.model.parameters()).dtype)[6:] for who, each in asked_of.items()},
-        **opened_models.timed(asked_of, asked, policy.seed),
-        "cost_per_1k": None,
-    }
-
-
-def _processor() -> str:
-    """The processor's own name where the system tells it."""
-    import platform
-
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or f"{platform.machine()} CPU"
 
 
 def _files(

@@ -1,0 +1,63 @@
+"""What it takes to repeat an evaluation: policy, files, models, versions."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+from skill_kd import __version__
+from skill_kd.evaluate.generations import Generations
+from skill_kd.evaluate.policy import GatePolicy
+from skill_kd.evaluate.readings import ModelMeasurements
+from skill_kd.evaluate.samples import Samples
+from skill_kd.evaluate.sides import Compared
+
+
+def reproduction(
+    samples: Samples,
+    read: Mapping[str, Generations],
+    policy: GatePolicy,
+    compared: Compared | None,
+    measured: ModelMeasurements,
+    started: float,
+) -> dict[str, Any]:
+    return {
+        "policy": policy.model_dump(mode="json"),
+        "policy_name": policy.name,
+        "policy_hash": policy.hash,
+        "files": [
+            {"role": f"{role} generations", "name": each.name, "sha256": each.sha256, "rows": each.rows}
+            for role, each in read.items()
+        ],
+        "teacher": None,
+        "student": None,
+        "baseline": None,
+        "tokenizer": "not compared",
+        "decoding": None,
+        **{key: value for key, value in measured.about.items() if key != "warnings"},
+        "prompts": len(samples.prompts),
+        "samples": samples.count,
+        "seed": policy.seed,
+        "resamples": policy.resamples,
+        "word_budget": compared.words if compared else policy.word_budget,
+        "features": "lexical",
+        "versions": versions(("scipy", "numpy", "torch", "transformers")),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def versions(packages: Sequence[str]) -> dict[str, str | None]:
+    """Return the versions of what took part; None for what is not installed."""
+
+    def version(name: str) -> str | None:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return None
+
+    return {"skill_kd": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}}
