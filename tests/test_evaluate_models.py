@@ -207,10 +207,12 @@ def test_columns_and_curves_are_token_means_of_each_prompt(home: Path, tmp_path:
     tokens = np.array([line["read"]["teacher"]["tokens"] for line in lines])
     assert curve[..., 1].sum(1) == pytest.approx(tokens)
     assert curve[..., 0].sum(1) == pytest.approx(means * tokens)
-    told = measured.told["curves"]
-    assert told["exposure"]["teacher_prefixes"][0] == pytest.approx(curve[:, 0, 0].sum() / curve[:, 0, 1].sum())
-    assert sum(told["calibration"]["tokens"]) == tokens.sum()
-    assert 0 <= told["calibration"]["ece"] <= 1
+    exposure, calibration = measured.shown.exposure, measured.shown.calibration
+    assert exposure is not None
+    assert calibration is not None
+    assert exposure["teacher_prefixes"][0] == pytest.approx(curve[:, 0, 0].sum() / curve[:, 0, 1].sum())
+    assert sum(calibration["tokens"]) == tokens.sum()
+    assert 0 <= calibration["ece"] <= 1
     assert measured.columns["kl_ratio"].student == pytest.approx(means)
 
 

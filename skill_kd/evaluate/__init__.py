@@ -6,8 +6,8 @@ GO: every blocking metric of the policy passes. NO-GO: one fails. INCONCLUSIVE: 
 from skill_kd.evaluate.answer import evaluate
 from skill_kd.evaluate.evaluation_result import EvaluationResult
 from skill_kd.evaluate.from_generations import Files, evaluate_generations
+from skill_kd.evaluate.measurements import ModelMeasurements
 from skill_kd.evaluate.policy import PRESETS, GatePolicy, make_policy
-from skill_kd.evaluate.readings import ModelMeasurements
 from skill_kd.evaluate.request import Request
 
 __all__ = [

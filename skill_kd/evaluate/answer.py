@@ -11,9 +11,9 @@ from skill_kd.evaluate import harness_results, sampling
 from skill_kd.evaluate.evaluation_result import EvaluationResult
 from skill_kd.evaluate.from_generations import Files, evaluate_generations, without_prompts
 from skill_kd.evaluate.generations import read_prompts, refuse_overlap
+from skill_kd.evaluate.measurements import ModelMeasurements
 from skill_kd.evaluate.opened_models import ModelSource
 from skill_kd.evaluate.policy import GatePolicy, make_policy
-from skill_kd.evaluate.readings import ModelMeasurements
 from skill_kd.evaluate.request import Request
 from skill_kd.evaluate.run_request import fill_from_run
 from skill_kd.evaluate.written import Subject, Written, subject_of_folder, subject_of_run, write_all
@@ -49,7 +49,7 @@ def evaluate(
         found, out, subject = _of_models(request, progress, tell)
     else:
         found, out, subject = _of_harness(request)
-    found = replace(found, measured={**found.measured, "harness": imported})
+    found = replace(found, shown=replace(found.shown, harness=imported))
     return found, write_all(found, out, subject)
 
 
@@ -111,7 +111,7 @@ def _without_references(prompts: Path, policy: GatePolicy) -> str | None:
 
 
 def _noted(measured: ModelMeasurements, notes: tuple[str, ...]) -> ModelMeasurements:
-    return replace(measured, about={**measured.about, "warnings": notes})
+    return replace(measured, warnings=notes)
 
 
 def _task(request: Request) -> sampling.SamplingTask:

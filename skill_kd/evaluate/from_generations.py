@@ -6,17 +6,19 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-from skill_kd.evaluate import gate, inspection, metrics, sides
+from skill_kd.evaluate import gate, metrics, sides
 from skill_kd.evaluate.estimates import Columns, require_scipy
 from skill_kd.evaluate.evaluation_result import EvaluationResult
 from skill_kd.evaluate.generations import Generations, read_generations, read_prompts, refuse_overlap
+from skill_kd.evaluate.inspection import Inspection, inspect
+from skill_kd.evaluate.measurements import NOTHING_MEASURED, ModelMeasurements
 from skill_kd.evaluate.pairwise_judge import Judge, compare
 from skill_kd.evaluate.policy import GatePolicy
-from skill_kd.evaluate.readings import NOTHING_MEASURED, ModelMeasurements
 from skill_kd.evaluate.reproduction import reproduction
 from skill_kd.evaluate.samples import Samples, pair, with_references
+from skill_kd.report.shown_document import JudgeCounts
 
 FEW_WORDS = 5
 """Words compared of each response below which a warning is given: they make 9 features of one response at most."""
@@ -83,9 +85,9 @@ def without_prompts(policy: GatePolicy) -> EvaluationResult:
 def _judged(measured: ModelMeasurements, judge: Judge, samples: Samples) -> ModelMeasurements:
     import numpy as np
 
-    scores, told = compare(judge, samples)
+    scores, counts = compare(judge, samples)
     columns = {**measured.columns, "judge": Columns(scores, np.full(len(scores), 0.5))}
-    return replace(measured, columns=columns, told={**measured.told, "judge": told})
+    return replace(measured, columns=columns, shown=replace(measured.shown, judge=cast(JudgeCounts, counts)))
 
 
 def _evaluated(
@@ -114,8 +116,8 @@ def _evaluated(
         decision,
         judged,
         _warnings(samples, policy, independent, measured, compared),
-        _findings(compared, samples, columns, decision.binding) if compared else {},
-        dict(measured.told),
+        inspect(compared, samples, columns, decision.binding) if compared else Inspection(),
+        measured.shown,
         reproduction(samples, read, policy, compared, measured, started),
     )
 
@@ -166,23 +168,4 @@ def _warnings(
         )
     if policy.least_prompts <= independent < policy.few_prompts:
         found.append(f"{independent} independent prompts are few: at the margin a verdict errs more often than 1 in 20")
-    return found + list(measured.about.get("warnings", ()))
-
-
-def _findings(
-    compared: sides.Compared, samples: Samples, columns: Mapping[str, Columns], binding: str | None
-) -> dict[str, Any]:
-    baseline = None
-    if samples.baseline is not None:
-        baseline = inspection.lengths(sides.read_side(samples.baseline).words)
-    return {
-        "slices": inspection.slices(columns, samples, binding),
-        "lost_modes": inspection.lost_modes(compared, samples, columns["recall"].student),
-        "examples": inspection.flagged(compared.student, samples),
-        "lengths": {
-            "teacher": inspection.lengths([*compared.half_a.words, *compared.half_b.words]),
-            "student": inspection.lengths(compared.student.words),
-            "baseline": baseline,
-            "unit": "words",
-        },
-    }
+    return found + list(measured.warnings)

@@ -5,27 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from skill_kd.errors import ExitCode
 from skill_kd.evaluate.estimates import NULL, Columns, Estimate, estimate, prompts_needed
 from skill_kd.evaluate.metrics import KINDS, Kind
-from skill_kd.evaluate.policy import GatePolicy, Role, Rules
+from skill_kd.evaluate.policy import GatePolicy, Rules
+from skill_kd.report.evaluation_document import Outcome, Reason, Role, Verdict
 
 if TYPE_CHECKING:
     from skill_kd.evaluate.estimates import Array
-
-Verdict = Literal["GO", "NO-GO", "INCONCLUSIVE"]
-Outcome = Literal["pass", "fail", "uncertain", "insensitive", "not_measured", "shown"]
-Reason = Literal[
-    "all_passed",
-    "below_margin",
-    "too_few_prompts",
-    "too_few_samples",
-    "metric_insensitive",
-    "not_measured",
-    "uncertain",
-]
 
 EXIT_CODES: dict[Verdict, ExitCode] = {
     "GO": ExitCode.OK,

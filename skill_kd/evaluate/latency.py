@@ -10,10 +10,11 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from skill_kd.evaluate.opened_models import Writer
 from skill_kd.evaluate.policy import GatePolicy
+from skill_kd.report.shown_document import Latency, ModelSpeed, SecondsQuantiles, Side
 
 if TYPE_CHECKING:
     from skill_kd.kd.dataset.reading import Example
@@ -23,23 +24,27 @@ TIMED = 20
 
 
 def measure_latency(
-    policy: GatePolicy, teacher: Writer, student: Writer, examples: Sequence[Example]
-) -> dict[str, Any]:
+    policy: GatePolicy, teacher: Writer, student: Writer, examples: Sequence[Example], load: float | None
+) -> Latency:
+    """Time both models' first ``TIMED`` responses; ``load`` is the machine's, before the evaluation added to it."""
     import torch
 
     device, asked = teacher.sampler.device, examples[:TIMED]
     threads = torch.get_num_threads()
     cpu = f"{_processor()}, {threads} thread{'s' * (threads > 1)} of {os.cpu_count()} processors"
-    asked_of = {"teacher": teacher, "student": student}
+    asked_of: dict[Side, Writer] = {"teacher": teacher, "student": student}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    speeds = timed(asked_of, asked, policy.seed)
     return {
+        "load": load,
         "hardware": name,
         "batch": 1,
         "concurrency": 1,
         "responses": len(asked),
         "memory": "peak" if device.type == "cuda" else "weights",
         "dtypes": {who: str(next(each.model.parameters()).dtype)[6:] for who, each in asked_of.items()},
-        **timed(asked_of, asked, policy.seed),
+        "teacher": speeds["teacher"],
+        "student": speeds["student"],
         "cost_per_1k": None,
     }
 
@@ -55,7 +60,7 @@ def _processor() -> str:
     return platform.processor() or f"{platform.machine()} CPU"
 
 
-def timed(writers: Mapping[str, Writer], examples: Sequence[Example], seed: int) -> dict[str, dict[str, Any]]:
+def timed(writers: Mapping[Side, Writer], examples: Sequence[Example], seed: int) -> dict[Side, ModelSpeed]:
     """Ask all models for one response at a time, in turn, so that what else the machine does falls on all alike.
 
     Returns:
@@ -67,7 +72,7 @@ def timed(writers: Mapping[str, Writer], examples: Sequence[Example], seed: int)
 
     from skill_kd.kd.rollouts.reordered import reordered_weights
 
-    seconds: dict[str, list[float]] = {name: [] for name in writers}
+    seconds: dict[Side, list[float]] = {name: [] for name in writers}
     tokens, memory = dict.fromkeys(writers, 0), dict.fromkeys(writers, 0)
     with ExitStack() as prepared:
         # A server prepares its weights once; without this, on a CPU, each response would be timed with doing it anew.
@@ -99,7 +104,7 @@ def timed(writers: Mapping[str, Writer], examples: Sequence[Example], seed: int)
     }
 
 
-def quantiles(seconds: Sequence[float]) -> dict[str, float | None]:
+def quantiles(seconds: Sequence[float]) -> SecondsQuantiles:
     """Return the median with its bounds, and the 95th percentile.
 
     As many of n draws lie under the median as heads in n tosses of a coin; fewer than 6 draws have no such bounds.

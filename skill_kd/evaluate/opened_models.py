@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from skill_kd.errors import MissingRequirementError, SkillKDError, UsageError
 from skill_kd.evaluate.policy import GatePolicy
@@ -163,16 +163,28 @@ def bucket(longest: int) -> int:
     return -(-longest // POSITIONS)
 
 
-def summarized(found: dict[str, list[list[float]]], longest: int) -> dict[str, Any]:
+class TokenSums(TypedDict):
+    """What is kept of one prompt's rows, in JSON."""
+
+    tokens: int
+    means: dict[str, float]
+    """Of each figure, over all tokens."""
+    curve: list[list[float]]
+    """Sum of forward_kl and number of tokens, for each of ``POSITIONS`` buckets."""
+    bins: dict[str, list[list[float]]]
+    """By model: sum of confidence, right answers and tokens, for each of ``BINS`` bins."""
+
+
+def summarized(found: dict[str, list[list[float]]], longest: int) -> TokenSums:
     """Return what is kept of one prompt's rows: token means, sums over positions, and sums over bins of confidence."""
     tokens = sum(map(len, found["forward_kl"]))
     width = bucket(longest)
-    curve = [[0.0, 0] for _ in range(POSITIONS)]
+    curve: list[list[float]] = [[0.0, 0] for _ in range(POSITIONS)]
     for row in found["forward_kl"]:
         for position, value in enumerate(row):
             curve[position // width][0] += value
             curve[position // width][1] += 1
-    bins = {who: [[0.0, 0.0, 0] for _ in range(BINS)] for who in ("student", "teacher")}
+    bins: dict[str, list[list[float]]] = {who: [[0.0, 0.0, 0] for _ in range(BINS)] for who in ("student", "teacher")}
     for who, table in bins.items():
         pairs = zip(found[f"{who}_confidence"], found[f"{who}_right"], strict=True)
         for confidence, right in ((c, r) for row in pairs for c, r in zip(*row, strict=True)):

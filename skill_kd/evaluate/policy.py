@@ -14,9 +14,9 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, ValidationError
 
 from skill_kd.errors import UsageError
+from skill_kd.report.evaluation_document import Role
 from skill_kd.spec import Section
 
-Role = Literal["blocking", "advisory"]
 Preset = Literal["assistant", "strict-extraction", "creative", "text-only"]
 
 

@@ -7,14 +7,14 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import Any
 
 from skill_kd import __version__
 from skill_kd.evaluate.generations import Generations
+from skill_kd.evaluate.measurements import NO_MODELS, ModelMeasurements
 from skill_kd.evaluate.policy import GatePolicy
-from skill_kd.evaluate.readings import ModelMeasurements
 from skill_kd.evaluate.samples import Samples
 from skill_kd.evaluate.sides import Compared
+from skill_kd.report.evaluation_document import Reproduction
 
 
 def reproduction(
@@ -24,7 +24,8 @@ def reproduction(
     compared: Compared | None,
     measured: ModelMeasurements,
     started: float,
-) -> dict[str, Any]:
+) -> Reproduction:
+    """Return the reproduction block; ``started`` is in seconds of the monotonic clock."""
     return {
         "policy": policy.model_dump(mode="json"),
         "policy_name": policy.name,
@@ -33,12 +34,7 @@ def reproduction(
             {"role": f"{role} generations", "name": each.name, "sha256": each.sha256, "rows": each.rows}
             for role, each in read.items()
         ],
-        "teacher": None,
-        "student": None,
-        "baseline": None,
-        "tokenizer": "not compared",
-        "decoding": None,
-        **{key: value for key, value in measured.about.items() if key != "warnings"},
+        **(measured.facts or NO_MODELS),
         "prompts": len(samples.prompts),
         "samples": samples.count,
         "seed": policy.seed,
