@@ -14,6 +14,7 @@ pytest.importorskip("scipy")
 torch = pytest.importorskip("torch")
 
 import reference  # noqa: E402
+from evaluation_document import problems  # noqa: E402
 from tiny import BOS, EOS, UNK, build_model, make_model, make_tokenizer  # noqa: E402
 
 from skill_kd import cli  # noqa: E402
@@ -29,10 +30,12 @@ from skill_kd.evaluate import (  # noqa: E402
     sampling,
 )
 from skill_kd.evaluate.opened_models import ModelSource  # noqa: E402
+from skill_kd.evaluate.samples_folder import ModelsRecord, PromptWork, SamplesKey  # noqa: E402
 from skill_kd.evaluate.sampling import SamplingTask  # noqa: E402
 from skill_kd.evaluate.written import subject_of_run  # noqa: E402
 from skill_kd.kd.dataset.batch import Row, collate  # noqa: E402
 from skill_kd.kd.dataset.reading import Example  # noqa: E402
+from skill_kd.report.evaluation_document import EvaluationDocument  # noqa: E402
 from skill_kd.spec.file import parse_spec  # noqa: E402
 
 TOP_P = 0.9
@@ -143,6 +146,10 @@ def task(home: Path, student: str = "student", **changes: object) -> SamplingTas
     values: dict[str, object] = {"max_new_tokens": 12, "latency": False, **changes}
     teacher, asked = ModelSource(str(home / "teacher")), ModelSource(str(home / student))
     return SamplingTask(home / "prompts.jsonl", teacher, asked, **values)  # type: ignore[arg-type]
+
+
+def read_objects(path: Path) -> list[object]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -276,6 +283,11 @@ def test_latency_and_the_undistilled_student_are_told(home: Path, tmp_path: Path
     assert read.keys() == set(names)
     assert all(metric["baseline"] == metric["student"] is not None for metric in read.values())
     assert told["lengths"]["baseline"] == told["lengths"]["student"]
+    assert not problems(told, EvaluationDocument)
+    [key], [record] = (read_objects(tmp_path / name) for name in ("work.json", "measured.json"))
+    assert not problems(key, SamplesKey)
+    assert not problems(record, ModelsRecord)
+    assert not problems(read_objects(tmp_path / "work.jsonl"), list[PromptWork])
 
 
 def test_a_baseline_is_read_by_itself(home: Path, tmp_path: Path) -> None:
