@@ -12,7 +12,7 @@ from skill_kd.evaluate.opened_models import plain_errors
 from skill_kd.evaluate.samples import Samples
 
 if TYPE_CHECKING:
-    from skill_kd.evaluate.statistics import Array
+    from skill_kd.evaluate.estimates import Array
 
 LONGEST = 6000
 """Characters of each response that the judge is shown."""
