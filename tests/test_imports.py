@@ -36,7 +36,10 @@ TORCH = ("prove",)
 COPIED = ("kd",)
 """What a generated folder carries as kd/; it knows nothing of the rest."""
 
-HEAVY = {"torch", "transformers", "accelerate", "datasets", "peft", "numpy", "pandas", "gguf"}
+HTTP = {"httpx", "tenacity"}
+"""Imported by kd/endpoint.py alone, in the functions that need them."""
+
+HEAVY = {*HTTP, "torch", "transformers", "accelerate", "datasets", "peft", "numpy", "pandas", "gguf"}
 
 
 class Import:
@@ -104,6 +107,7 @@ def named(path: Path) -> str:
 CORE = [path for path in sources(PACKAGE) if room(path) not in (*COPIED, "templates", "examples")]
 LIGHT = [path for path in CORE if room(path) not in TORCH]
 TEMPLATES = [*sources(ROOT / "templates"), *ROOT.glob("plugins/*/*/templates/*.py")]
+ENDPOINT = PACKAGE / "kd" / "endpoint.py"
 PLUGINS = [path for path in sources(ROOT / "plugins") if "tests" not in path.parts and path not in TEMPLATES]
 
 
@@ -143,6 +147,21 @@ def test_kd_reaches_our_code_by_relative_imports_to_itself(path: Path) -> None:
             assert each.rooms <= set(COPIED), f"line {each.line}: reaches {each.rooms}"
         else:
             assert "skill_kd" not in each.roots, f"line {each.line}: a copy in kd/ has no skill_kd"
+
+
+@pytest.mark.parametrize("path", [*sources(PACKAGE), *TEMPLATES, *PLUGINS], ids=named)
+def test_http_is_imported_by_the_endpoint_alone_and_inside_its_functions(path: Path) -> None:
+    for each in imports(path):
+        if each.roots & HTTP:
+            assert path == ENDPOINT, f"line {each.line}: ask through kd/endpoint.py"
+            assert not each.eager, f"line {each.line}: import {each.roots} inside the function that needs it"
+
+
+def test_the_endpoint_needs_no_torch() -> None:
+    for each in imports(ENDPOINT):
+        if each.relative:
+            assert set(each.names) <= {"skill_kd.kd.errors", "skill_kd.kd.signals"}, f"line {each.line}: {each.names}"
+    assert not loaded_by("import skill_kd.kd.endpoint") & HEAVY
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=named)

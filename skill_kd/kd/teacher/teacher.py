@@ -114,7 +114,7 @@ def open_teacher(
     if config.teacher.served is not None:
         server = ServedTeacher(config.teacher.served)
         told = config.teacher.served.top_logprobs > 0
-        server.open(_probe(server, tokenizer) if told else server.check_name)
+        server.endpoint.open(_probe(server, tokenizer) if told else server.endpoint.check_model)
         return Teacher(None, vocabulary, _served_writer(server, encoder), server if told else None)
     loaded = load_teacher(config.teacher, weights=over is None or over.is_main_process)
     for member in loaded.members:
@@ -230,7 +230,7 @@ def _probe(server: ServedTeacher, tokenizer: PreTrainedTokenizerBase) -> Callabl
     first: list[float] = []
 
     def check() -> None:
-        server.check_name()
+        server.endpoint.check_model()
         told = _probed(server, tokenizer)
         first[:] = first or told
         if max(abs(now - then) for now, then in zip(told, first, strict=True)) > ANOTHER_MODEL:
