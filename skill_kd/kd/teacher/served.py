@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from ..config import Config
 from ..endpoint import Answer, Endpoint, Names
-from ..errors import Missing
+from ..errors import BadInput, Missing
 from ..losses.divergences import LOG_ZERO
 from ..rollouts.decoding import Decoding
 from ..seeds import seeded
@@ -20,6 +22,10 @@ NAMES = Names(
     api_key_env="teacher.served.api_key_env",
     others=("teacher.served.top_logprobs",),
 )
+
+PROBE = "The quick brown fox jumps over the lazy dog, and 12 times 12 makes 144."
+ANOTHER_MODEL = 1.0
+"""A difference (nats) at a token of the probe that rounding does not make: logits of 16 bits are an eighth apart."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,15 @@ class ServedTeacher:
             patience=served.patience,
             concurrency=served.concurrency,
         )
+
+    def open(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Check, now and whenever a server has come back, that it is the right one.
+
+        Raises:
+            BadInput: it has another tokenizer, or came back with another model.
+            Missing: it lists other models, cannot be reached, or gives no log-probabilities where they are wanted.
+        """
+        self.endpoint.open(self._probe(tokenizer) if self.served.top_logprobs else self.endpoint.check_model)
 
     def answer(
         self,
@@ -113,6 +128,47 @@ class ServedTeacher:
                 "kind: sequence_kd"
             )
         return listed
+
+    def _probe(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[], None]:
+        """Return a check that refuses a server of another model; it compares with what it was told the first time."""
+        first: list[float] = []
+
+        def check() -> None:
+            self.endpoint.check_model()
+            told = self._probed(tokenizer)
+            first[:] = first or told
+            if max(abs(now - then) for now, then in zip(told, first, strict=True)) > ANOTHER_MODEL:
+                raise BadInput(
+                    f"teacher.served.url {self.served.url} came back with another model as '{self.served.model}'; "
+                    "serve the one that the run began with, and go on with --resume"
+                )
+
+        return check
+
+    def _probed(self, tokenizer: PreTrainedTokenizerBase) -> list[float]:
+        """Return the log-probabilities (nats) of the probe's tokens, all but the first.
+
+        Refuse a server whose log-probabilities are absent, belong to other positions or to another tokenizer: some
+        servers drop them silently, and others shift them by one. Ask for the likeliest token alone first: the longer
+        the list, the likelier a shifted one holds the token that stands there by chance.
+        """
+        ids: list[int] = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+        listed = self.prompt_logprobs(ids, 1)
+        self.prompt_logprobs(ids, self.served.top_logprobs)
+        entries = [named[token] for token, named in zip(ids[1:], listed, strict=True)]
+        self._check_texts([tokenizer.decode([token]).strip() for token in ids[1:]], entries)
+        return [entry.logp for entry in entries]
+
+    def _check_texts(self, ours: Sequence[str], listed: Sequence[Scored]) -> None:
+        theirs = [None if entry.text is None else entry.text.strip() for entry in listed]
+        differ = [(our, their) for our, their in zip(ours, theirs, strict=True) if their not in (None, our)]
+        # Servers write spaces and parts of characters in their own ways; another tokenizer differs nearly everywhere.
+        if len(differ) > len(listed) / 2:
+            our, their = differ[0]
+            raise BadInput(
+                f"teacher.served.model '{self.served.model}' has another tokenizer: {their!r} there is {our!r} "
+                "in the student; serve a teacher of the student's family, or set top_logprobs: 0 and kind: sequence_kd"
+            )
 
 
 def _scored(position: dict[str, dict[str, Any]]) -> dict[int, Scored]:
