@@ -295,7 +295,7 @@ def measuring(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None
     """Return the trainer's held-out measure, and an optimizer that holds its states meanwhile."""
     import torch
 
-    from skill_kd.kd.dataset.reading import Encoded
+    from skill_kd.kd.dataset.encoding import Encoded
     from skill_kd.kd.rollouts.decoding import Decoding
     from skill_kd.kd.rollouts.sampler import Sampler, draws_for
     from skill_kd.kd.teacher.teacher import Teacher

@@ -32,7 +32,8 @@ from skill_kd.kd.config import Config
 from skill_kd.kd.dataset.batch import Row, collate, pad_left
 from skill_kd.kd.losses.divergences import log_probs, mixture
 from skill_kd.kd.losses.masking import position_ids
-from skill_kd.kd.model.loading import grow, load_model, load_tokenizer
+from skill_kd.kd.model.growing import grow
+from skill_kd.kd.model.loading import load_model, load_tokenizer
 from skill_kd.kd.model.student import find_head, response_states
 from skill_kd.kd.rollouts.decoding import Decoding, draw, sample
 from skill_kd.kd.rollouts.reordered import reordered_weights

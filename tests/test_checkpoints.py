@@ -19,7 +19,8 @@ from torch import nn
 from skill_kd.kd.dataset.batch import Row
 from skill_kd.kd.errors import BadInput, TrainingStopped
 from skill_kd.kd.train import checkpoints
-from skill_kd.kd.train.checkpoints import CHECKSUMS, STATE, Checkpoints, Progress
+from skill_kd.kd.train.checkpoint_files import CHECKSUMS, STATE
+from skill_kd.kd.train.checkpoints import Checkpoints, Progress
 from skill_kd.kd.train.roll_back import BadUpdate, check_loss, roll_back
 
 ROWS = [[Row((1, 2), (3,), (True,), "student", (-0.5,))], [Row((4,), (5, 6), (True, False), "teacher")]]

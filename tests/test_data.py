@@ -15,18 +15,11 @@ from tiny import EOS, UNK, make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from skill_kd.kd.config import Config
-from skill_kd.kd.dataset.reading import (
-    Encoded,
-    Encoder,
-    Example,
-    _jsonl_rows,
-    fit_prompts,
-    load_split,
-    load_training_data,
-    parse_example,
-    read_corpus,
-    read_examples,
-)
+from skill_kd.kd.dataset.encoding import Encoded, Encoder
+from skill_kd.kd.dataset.lengths import fit_prompts
+from skill_kd.kd.dataset.reading import Example, _jsonl_rows, parse_example, read_corpus, read_examples
+from skill_kd.kd.dataset.split import load_split
+from skill_kd.kd.dataset.training_data import load_training_data
 from skill_kd.kd.errors import BadInput, Missing
 
 

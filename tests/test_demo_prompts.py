@@ -91,20 +91,25 @@ def test_example_evaluation_prompts_are_not_in_the_training_files(other: str) ->
     assert [p for p in held_out if any(similarity(trigrams(p), s) > 0.2 for s in seen)] == []
 
 
-@pytest.mark.parametrize(
-    ("name", "count", "keys"),
-    [
+def test_example_rows_are_complete_and_distinct() -> None:
+    failures = []
+    for name, count, keys in (
         ("prompts.jsonl", 24, {"prompt"}),
         ("sft.jsonl", 16, {"prompt", "response"}),
         ("eval.jsonl", 12, {"prompt", "response"}),
         ("pretraining.jsonl", 12, {"text"}),
-    ],
-)
-def test_example_rows_are_complete_and_distinct(name: str, count: int, keys: set[str]) -> None:
-    example_rows = read(ROOT / "examples/data" / name)
-    assert len(example_rows) == count
-    assert all(set(row) == keys and all(value.strip() for value in row.values()) for row in example_rows)
-    assert all(len({row[key] for row in example_rows}) == count for key in keys)
+    ):
+        example_rows = read(ROOT / "examples/data" / name)
+        if len(example_rows) != count:
+            failures.append(f"{name}: has {len(example_rows)} rows and not {count}")
+        whole = [row for row in example_rows if set(row) == keys and all(value.strip() for value in row.values())]
+        failures += [f"{name}: {row} is not complete" for row in example_rows if row not in whole]
+        failures += [
+            f"{name}: two rows have the same {key}"
+            for key in sorted(keys)
+            if len({row[key] for row in whole}) != len(whole)
+        ]
+    assert not failures, "\n".join(failures)
 
 
 def test_example_chats_alternate_after_a_system_turn_and_end_with_the_assistant() -> None:

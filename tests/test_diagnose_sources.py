@@ -57,29 +57,28 @@ EVERY = {str(row["output"]) for row in ROWS}
 PRETTY = "\n".join(json.dumps(row, indent=2) for row in ROWS)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        TEXT.encode(),
-        TEXT.encode("utf-8-sig"),
-        TEXT.encode("utf-16"),
-        TEXT.encode("utf-16-le"),
-        TEXT.encode("utf-16-be"),
-        TEXT.encode("utf-32"),
-        TEXT.replace("\n", "\r\n").encode(),
-        TEXT.replace("\n", "\n\n  \n").encode(),
-        TEXT.rstrip("\n").encode(),
-        gzip.compress(TEXT.encode()),
-        gzip.compress(TEXT[:2000].encode()) + gzip.compress(TEXT[2000:].encode()),
-        json.dumps(ROWS).encode(),
-        json.dumps(ROWS, indent=2).encode(),
-        json.dumps(ROWS, indent=2).encode("utf-8-sig"),
-        json.dumps({"data": ROWS}, indent=2).encode(),
-        json.dumps({"data": ROWS}).encode().replace(b'{"data"', b'\n {\n"data"'),
-        PRETTY.encode(),
-    ],
-    ids=lambda content: repr(content[:12]),
-)
+SAME_ROWS = {
+    "utf-8": TEXT.encode(),
+    "utf-8 with a mark": TEXT.encode("utf-8-sig"),
+    "utf-16": TEXT.encode("utf-16"),
+    "utf-16-le": TEXT.encode("utf-16-le"),
+    "utf-16-be": TEXT.encode("utf-16-be"),
+    "utf-32": TEXT.encode("utf-32"),
+    "windows line ends": TEXT.replace("\n", "\r\n").encode(),
+    "empty lines": TEXT.replace("\n", "\n\n  \n").encode(),
+    "no last line end": TEXT.rstrip("\n").encode(),
+    "gzip": gzip.compress(TEXT.encode(), mtime=0),
+    "gzip in two members": gzip.compress(TEXT[:2000].encode(), mtime=0) + gzip.compress(TEXT[2000:].encode(), mtime=0),
+    "array": json.dumps(ROWS).encode(),
+    "indented array": json.dumps(ROWS, indent=2).encode(),
+    "indented array with a mark": json.dumps(ROWS, indent=2).encode("utf-8-sig"),
+    "indented data": json.dumps({"data": ROWS}, indent=2).encode(),
+    "data behind line ends": json.dumps({"data": ROWS}).encode().replace(b'{"data"', b'\n {\n"data"'),
+    "indented rows": PRETTY.encode(),
+}
+
+
+@pytest.mark.parametrize("content", SAME_ROWS.values(), ids=SAME_ROWS)
 def test_the_same_rows_whatever_holds_them(save: Save, content: bytes) -> None:
     done = scan([save("log", content)], Options())
     assert done.rows == len(ROWS)
@@ -157,9 +156,23 @@ def test_one_huge_element_of_an_array_is_left_out(save: Save, monkeypatch: pytes
         (b"[1, 2, 3]", "."),
         (b'{"output": ""}\n' * 50, "no line holds an answer"),
         ((TEXT + "broken {\n" * 3).encode(), "3 of 43 lines could not be read"),
-        (gzip.compress(b"")[:15], "empty"),
+        (gzip.compress(b"", mtime=0)[:15], "empty"),
         (b"\x28\xb5\x2f\xfd" + b"junk" * 30, "."),
         (b'{"prompt": "a", "output": "b"', "."),
+    ],
+    ids=[
+        "no bytes",
+        "spaces",
+        "binary",
+        "text",
+        "other keys",
+        "empty array",
+        "numbers",
+        "empty answers",
+        "broken lines",
+        "torn gzip",
+        "broken zstandard",
+        "torn object",
     ],
 )
 def test_what_is_no_basis_is_refused(save: Save, content: bytes, told: str) -> None:

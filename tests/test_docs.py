@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from skill_kd.cli import cli
+from skill_kd.errors import SpecError
 from skill_kd.spec import Section, Spec
 from skill_kd.spec.file import parse_spec
 
@@ -30,7 +31,10 @@ CALL = re.compile(r"(?:\bskill-kd|\bkd\.py\"?)\s+(?=[a-z-])(.*)")
 """A command line, by its name or by the launcher's."""
 LAUNCHER = {"setup", "doctor"}
 OF_LM_EVAL = {"--limit"}
-every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+
+
+def named(path: Path) -> str:
+    return path.relative_to(REPOSITORY).as_posix()
 
 
 def codes(path: Path) -> Iterator[str]:
@@ -57,6 +61,7 @@ def commands(path: Path) -> Iterator[str]:
 
 
 COMMANDS = sorted({command for path in DOCUMENTS for command in commands(path)})
+OF_LAUNCHER = [command for command in COMMANDS if command.split()[0] in LAUNCHER]
 
 
 def test_the_two_first_documents_show_commands() -> None:
@@ -70,21 +75,41 @@ def launcher(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_line_parses(command: str) -> None:
-    words = [word for word in shlex.split(command, comments=True) if word not in ("…", "...")]
-    if words[0] in LAUNCHER:
-        done = launcher(*words, "--dry-run" if words[0] == "setup" else "--help")
-        assert done.returncode == 0, done.stderr
-        return
-    if words[0].startswith("-"):
-        assert words in (["--version"], ["--help"], ["-h"])
-        return
-    verb = cli.commands.get(words[0])
-    assert verb is not None, f"there is no verb {words[0]}"
-    if len(words) > 1 and words != [words[0], "--help"]:  # a verb alone is a name, not a call
-        with click.Context(cli) as parent:
-            verb.make_context(words[0], words[1:], parent=parent)
+def words_of(command: str) -> list[str]:
+    return [word for word in shlex.split(command, comments=True) if word not in ("…", "...")]
+
+
+@pytest.mark.parametrize("command", OF_LAUNCHER)
+def test_every_command_line_of_the_launcher_parses(command: str) -> None:
+    words = words_of(command)
+    done = launcher(*words, "--dry-run" if words[0] == "setup" else "--help")
+    assert done.returncode == 0, done.stderr
+
+
+def misread(command: str) -> str | None:
+    """Why a command line does not parse, or None where it does."""
+    try:
+        words = words_of(command)
+        if words[0].startswith("-"):
+            return None if words in (["--version"], ["--help"], ["-h"]) else "is not an option of the program"
+        verb = cli.commands.get(words[0])
+        if verb is None:
+            return f"there is no verb {words[0]}"
+        if len(words) > 1 and words != [words[0], "--help"]:  # a verb alone is a name, not a call
+            with click.Context(cli) as parent:
+                verb.make_context(words[0], words[1:], parent=parent)
+    except click.exceptions.Exit as left:  # an eager option, such as --help, ends before the command runs
+        return f"ends with exit code {left.exit_code}"
+    except (click.ClickException, ValueError) as error:
+        return error.format_message() if isinstance(error, click.ClickException) else str(error)
+    return None
+
+
+def test_every_command_line_parses() -> None:
+    ours = [command for command in COMMANDS if command not in OF_LAUNCHER]
+    assert ours
+    failures = [f"{command}: {why}" for command in ours if (why := misread(command)) is not None]
+    assert not failures, "\n".join(failures)
 
 
 def options() -> set[str]:
@@ -98,12 +123,18 @@ def options() -> set[str]:
     return known
 
 
-@every_document
-def test_every_option_that_is_named_exists(path: Path) -> None:
+def options_in(path: Path) -> set[str]:
+    """Every option of ours that a document names."""
     alone = {code for code in codes(path) if code.startswith(("--", *(f"{verb} " for verb in cli.commands)))}
-    named = {found for text in {*alone, *commands(path)} for found in re.findall(r"(?<![\w-])--[a-z][\w-]*", text)}
-    ours = {name for name in named - OF_LM_EVAL if "_" not in name}  # lm-eval's have underscores, ours never
-    assert not ours - options(), "an option of no verb"
+    found = {name for text in {*alone, *commands(path)} for name in re.findall(r"(?<![\w-])--[a-z][\w-]*", text)}
+    return {name for name in found - OF_LM_EVAL if "_" not in name}  # lm-eval's have underscores, ours never
+
+
+def test_every_option_that_is_named_exists() -> None:
+    known = options()
+    assert any(options_in(path) for path in DOCUMENTS)
+    failures = [f"{named(path)}: no verb has {name}" for path in DOCUMENTS for name in sorted(options_in(path) - known)]
+    assert not failures, "\n".join(failures)
 
 
 # --- keys of a spec ---------------------------------------------------------------------------------------------------
@@ -155,21 +186,33 @@ PATH = re.compile(rf"(?<![\w./-])(?:{TOP})(?:\.{KEY})+(?![\w/(])")
 SETTING = re.compile(rf"^({KEY}(?:\.{KEY})*): ([^\s…].*)$")
 
 
-@every_document
-def test_every_dotted_key_is_one_of_a_spec(path: Path) -> None:
-    named = {found for code in codes(path) for found in PATH.findall(code) if not re.search(rf"\.{FILES}$", found)}
-    assert not {name for name in named if not at(name)}
+def test_every_dotted_key_is_one_of_a_spec() -> None:
+    keys = {
+        path: {key for code in codes(path) for key in PATH.findall(code) if not re.search(rf"\.{FILES}$", key)}
+        for path in DOCUMENTS
+    }
+    assert any(keys.values())
+    failures = [f"{named(path)}: no spec has {key}" for path in keys for key in sorted(keys[path]) if not at(key)]
+    assert not failures, "\n".join(failures)
 
 
-@pytest.mark.parametrize("name", ["SKILL.md", "references/backends.md", "references/troubleshooting.md"])
-def test_every_setting_is_a_key_with_a_value_that_it_takes(name: str) -> None:
+def wrong_settings(name: str) -> Iterator[str]:
+    """Each setting in a document that no spec has, or whose value its key does not take."""
     settings = {(found[1], found[2]) for code in codes(REPOSITORY / name) if (found := SETTING.match(code))}
-    assert len(settings) > 3
-    for key, text in settings:
+    if len(settings) <= 3:
+        yield f"{name}: shows {len(settings)} settings, and more than 3 are expected"
+    for key, text in sorted(settings):
         known = at(key) if "." in key else fields(key)
-        assert known, f"no spec has the key {key}"
-        value = yaml.safe_load(text)
-        assert any(takes(field, value) for field in known), f"{key} does not take {text}"
+        if not known:
+            yield f"{name}: no spec has the key {key}"
+        elif not any(takes(field, yaml.safe_load(text)) for field in known):
+            yield f"{name}: {key} does not take {text}"
+
+
+def test_every_setting_is_a_key_with_a_value_that_it_takes() -> None:
+    names = ("SKILL.md", "references/backends.md", "references/troubleshooting.md")
+    failures = [failure for name in names for failure in wrong_settings(name)]
+    assert not failures, "\n".join(failures)
 
 
 def test_the_settings_are_judged_and_not_only_read() -> None:
@@ -188,10 +231,16 @@ def specs() -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-@pytest.mark.parametrize(("where", "values"), specs(), ids=lambda part: part if isinstance(part, str) else "")
-def test_every_spec_that_is_shown_is_valid(where: str, values: dict[str, Any]) -> None:
+def test_every_spec_that_is_shown_is_valid() -> None:
     least = {"name": "a", "teacher": {"model": "t"}, "student": {"model": "s"}, "data": {"train": "x.jsonl"}}
-    parse_spec({**least, **values}, source=where)
+    assert specs()
+    failures = []
+    for where, values in specs():
+        try:
+            parse_spec({**least, **values}, source=where)
+        except SpecError as error:  # its message begins with the source
+            failures.append(str(error))
+    assert not failures, "\n".join(failures)
 
 
 # --- links ------------------------------------------------------------------------------------------------------------
@@ -202,11 +251,18 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@every_document
-def test_every_link_leads_to_a_file_and_a_heading(path: Path) -> None:
+def broken_links(path: Path) -> Iterator[str]:
     for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
         if "://" not in target:
             name, _, heading = target.partition("#")
             file = path.parent / name if name else path
-            assert file.exists(), target
-            assert not heading or heading in anchors(file), target
+            if not file.exists():
+                yield f"{named(path)}: {target} leads to no file"
+            elif heading and heading not in anchors(file):
+                yield f"{named(path)}: {target} leads to no heading"
+
+
+def test_every_link_leads_to_a_file_and_a_heading() -> None:
+    assert DOCUMENTS
+    failures = [failure for path in DOCUMENTS for failure in broken_links(path)]
+    assert not failures, "\n".join(failures)

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,6 @@ REPOSITORY = Path(__file__).parent.parent
 EXAMPLES = sorted(examples_folder().glob("*.yaml"))
 PREPARED_BY_THE_USER = {"dolly.jsonl", "dolly-test.jsonl", "openwebtext.jsonl"}
 
-every_example = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-
 
 def test_the_examples_are_those_that_were_promised() -> None:
     promised = """any-backend black-box-teacher coverage-first demo minillm-paper multi-gpu one-gpu-lora served-teacher
@@ -29,17 +28,25 @@ def test_the_examples_are_those_that_were_promised() -> None:
     assert {path.stem for path in EXAMPLES} == set(promised.split())
 
 
-@every_example
-def test_an_example_bears_the_name_of_its_file(path: Path) -> None:
-    assert load_spec(path).name == path.stem
+def test_an_example_bears_the_name_of_its_file() -> None:
+    names = {path.stem: load_spec(path).name for path in EXAMPLES}
+    assert names
+    failures = [f"{stem}: is named {name}" for stem, name in names.items() if name != stem]
+    assert not failures, "\n".join(failures)
 
 
-@every_example
-def test_an_example_opens_by_saying_what_it_is_for_and_gives_reasons(path: Path) -> None:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    assert lines[0].startswith("# ")
-    assert sum("  # " in line for line in lines) >= 5
-    assert max(map(len, lines)) <= 120
+def test_an_example_opens_by_saying_what_it_is_for_and_gives_reasons() -> None:
+    assert EXAMPLES
+    failures = []
+    for path in EXAMPLES:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        if not lines[0].startswith("# "):
+            failures.append(f"{path.stem}: begins with '{lines[0]}'")
+        if (reasons := sum("  # " in line for line in lines)) < 5:
+            failures.append(f"{path.stem}: gives {reasons} reasons")
+        if (longest := max(map(len, lines))) > 120:
+            failures.append(f"{path.stem}: has a line of {longest} characters")
+    assert not failures, "\n".join(failures)
 
 
 def data_files(spec: Spec) -> set[str]:
@@ -48,17 +55,24 @@ def data_files(spec: Spec) -> set[str]:
     return {name for name in named | {spec.handoff.data if spec.handoff else None} if name}
 
 
-@every_example
-def test_the_data_of_an_example_is_in_the_repository_or_its_comments_say_how_to_make_it(path: Path) -> None:
+def missing_data(path: Path) -> Iterator[str]:
+    """Each data file of an example that a reader cannot have."""
     comments = " ".join(re.findall(r"# (.*)", path.read_text(encoding="utf-8"))).lower()
-    for name in data_files(load_spec(path)):
+    for name in sorted(data_files(load_spec(path))):
         if name in PREPARED_BY_THE_USER:
-            assert Path(name).stem in comments
-        else:
-            assert (REPOSITORY / name).is_file(), name
+            if Path(name).stem not in comments:
+                yield f"{path.stem}: no comment says how to make {name}"
+        elif not (REPOSITORY / name).is_file():
+            yield f"{path.stem}: {name} is not in the repository"
 
 
-@every_example
+def test_the_data_of_an_example_is_in_the_repository_or_its_comments_say_how_to_make_it() -> None:
+    assert any(data_files(load_spec(path)) for path in EXAMPLES)
+    failures = [failure for path in EXAMPLES for failure in missing_data(path)]
+    assert not failures, "\n".join(failures)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_renders_with_its_backend_where_that_is_installed(path: Path, tmp_path: Path) -> None:
     spec = load_spec(path)
     if spec.backend not in plugins.backends():
@@ -74,9 +88,11 @@ def test_an_example_renders_with_its_backend_where_that_is_installed(path: Path,
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("path", [path for path in EXAMPLES if path.stem != "unsloth-4bit"], ids=lambda path: path.stem)
-def test_all_examples_but_unsloths_need_no_plugin(path: Path) -> None:
-    assert load_spec(path).backend == "transformers"
+def test_all_examples_but_unsloths_need_no_plugin() -> None:
+    backends = {path.stem: load_spec(path).backend for path in EXAMPLES if path.stem != "unsloth-4bit"}
+    assert backends
+    failures = [f"{name}: needs {backend}" for name, backend in backends.items() if backend != "transformers"]
+    assert not failures, "\n".join(failures)
 
 
 def test_the_readme_lists_every_example_once() -> None:

@@ -16,7 +16,9 @@ from torch import nn
 
 from skill_kd.kd.config import Config
 from skill_kd.kd.dataset.batch import Row, collate, epoch_stream
-from skill_kd.kd.dataset.reading import Encoded, Encoder, Example, TrainingData
+from skill_kd.kd.dataset.encoding import Encoded, Encoder
+from skill_kd.kd.dataset.reading import Example
+from skill_kd.kd.dataset.training_data import TrainingData
 from skill_kd.kd.errors import BadInput, StoppedBySignal
 from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.sampler import Draw, Sampler

@@ -8,38 +8,51 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "skill_kd"
 
-# From the ground up; a module imports only from floors below its own. A new module gets its place here.
-FLOORS = (
-    ("skill_kd", "errors"),
-    ("spec", "modelconfig", "devices", "textstats", "process", "manifest"),
-    ("specfile", "backend", "models", "launch"),
-    ("hookspecs", "render", "report", "guidance"),
-    ("folder", "backends"),
-    ("plugins",),
-    ("job",),
-    ("run", "handoff", "evaluate", "diagnose", "plan", "prove"),
-    ("demo",),
-    ("console",),
-    ("cli",),
-    ("__main__", "testing"),
-)
-FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+# From the ground up: a part imports only from floors below its own. A new part gets its place here.
+FLOORS = {
+    "skill_kd": (
+        ("__init__", "errors"),
+        ("kd",),
+        ("spec",),
+        ("backend",),
+        ("textstats", "hookspecs", "guidance", "report", "render"),
+        ("backends",),
+        ("plugins",),
+        ("jobs",),
+        ("handoff", "evaluate", "diagnose", "plan", "prove"),
+        ("demo",),
+        ("console",),
+        ("cli",),
+        ("__main__", "testing"),
+    ),
+    "skill_kd.kd": (
+        ("__init__", "errors", "config", "seeds"),
+        ("signals", "files", "reporting"),
+        ("endpoint",),
+        ("losses",),
+        ("dataset",),
+        ("model",),
+        ("rollouts",),
+        ("teacher",),
+        ("train",),
+    ),
+    "skill_kd.diagnose": (("formats",), ("changes",), ("report",), ("diagnosis",), ("__init__",)),
+}
+
+NO_TORCH = ("config", "errors", "signals", "files", "reporting", "endpoint", "dataset.reading")
+"""The part of kd that the rest of the package may import when a module is loaded."""
 
 TORCH = ("prove",)
-"""Rooms that need torch; what is outside imports them inside the function that asks for them."""
-
-COPIED = ("kd",)
-"""What a generated folder carries as kd/; it knows nothing of the rest."""
+"""Packages that need torch. Others import them inside the function that needs them."""
 
 HTTP = {"httpx", "tenacity"}
-"""Imported by kd/endpoint.py alone, in the functions that need them."""
-
 HEAVY = {*HTTP, "torch", "transformers", "accelerate", "datasets", "peft", "numpy", "pandas", "gguf"}
+
+IGNORED = {"runs", "data", "models", "logs", "checkpoints", "outputs", "build", "dist", "lib", "env"}
+"""Folder names that .gitignore files and rsync rules of users drop."""
 
 
 class Import:
@@ -56,11 +69,10 @@ class Import:
         # `from skill_kd import plugins` imports a module, `from skill_kd import __version__` does not.
         self.names = [f"{source}.{a.name}" if is_module(f"{source}.{a.name}") else source for a in node.names]
 
-    @property
-    def rooms(self) -> set[str]:
-        """Parts of our package this imports from: `skill_kd.plan.plan_result` is in the room `plan`."""
-        ours = [name.split(".") for name in self.names if name.split(".")[0] == "skill_kd"]
-        return {parts[1] if len(parts) > 1 else "skill_kd" for parts in ours}
+    def parts(self, package: str) -> set[str]:
+        """Return the parts of ``package`` that this imports from: `skill_kd.plan.setup` is in the part `plan`."""
+        inside = [name.removeprefix(package) for name in self.names if f"{name}.".startswith(f"{package}.")]
+        return {name.split(".")[1] if name else "__init__" for name in inside}
 
     @property
     def roots(self) -> set[str]:
@@ -81,9 +93,9 @@ def dotted(path: Path) -> tuple[str, ...]:
     return path.relative_to(ROOT).with_suffix("").parts
 
 
-def room(path: Path) -> str:
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return "skill_kd" if parts == ("__init__",) else parts[0]
+def part(path: Path, package: str = "skill_kd") -> str:
+    """Return the part of ``package`` that a file belongs to."""
+    return path.relative_to(ROOT.joinpath(*package.split("."))).with_suffix("").parts[0]
 
 
 def imports(path: Path) -> list[Import]:
@@ -104,85 +116,128 @@ def named(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-CORE = [path for path in sources(PACKAGE) if room(path) not in (*COPIED, "templates", "examples")]
-LIGHT = [path for path in CORE if room(path) not in TORCH]
-TEMPLATES = [*sources(ROOT / "templates"), *ROOT.glob("plugins/*/*/templates/*.py")]
-ENDPOINT = PACKAGE / "kd" / "endpoint.py"
+SOURCE = [path for path in sources(PACKAGE) if part(path) not in ("templates", "examples")]
+CORE = [path for path in SOURCE if part(path) != "kd"]
+LIGHT = [path for path in CORE if part(path) not in TORCH]
+LOSSES = sources(PACKAGE / "kd" / "losses")
+TEMPLATES = [*sources(ROOT / "templates"), *sorted(ROOT.glob("plugins/*/*/templates/*.py"))]
 PLUGINS = [path for path in sources(ROOT / "plugins") if "tests" not in path.parts and path not in TEMPLATES]
 
 
-@pytest.mark.parametrize("path", CORE, ids=named)
-def test_core_imports_downwards_only(path: Path) -> None:
-    here = room(path)
-    assert here in FLOOR, f"give '{here}' its place in FLOORS"
-    for each in imports(path):
-        for other in each.rooms - {here, *COPIED}:
-            assert FLOOR.get(other, 99) < FLOOR[here], (
-                f"line {each.line}: {here} imports {other}, which is not below it"
-            )
+def upward(package: str) -> Iterator[str]:
+    """Yield the imports inside ``package`` that do not go down."""
+    floors = {name: number for number, names in enumerate(FLOORS[package]) for name in names}
+    for path in sources(ROOT.joinpath(*package.split("."))):
+        here = part(path, package)
+        if here in ("templates", "examples"):
+            continue
+        if here not in floors:
+            yield f"{named(path)}: give '{here}' its place in FLOORS"
+            continue
+        for each in imports(path):
+            for other in sorted(each.parts(package) - {here, "__init__"}):
+                if floors.get(other, 99) >= floors[here]:
+                    yield f"{named(path)}, line {each.line}: {here} imports {other}, which is not below it"
 
 
-@pytest.mark.parametrize("path", LIGHT, ids=named)
-def test_core_loads_nothing_heavy_before_it_is_needed(path: Path) -> None:
-    for each in imports(path):
-        if each.eager:
-            heavy = each.roots & HEAVY | each.rooms & {*COPIED, *TORCH}
-            assert not heavy, f"line {each.line}: import {', '.join(heavy)} inside the function that needs it"
+def test_imports_go_down_only() -> None:
+    failures = [failure for package in FLOORS for failure in upward(package)]
+    assert not failures, "\n".join(failures)
 
 
-@pytest.mark.parametrize("path", sources(PACKAGE / "kd" / "losses"), ids=named)
-def test_losses_need_the_standard_library_and_torch_alone(path: Path) -> None:
-    for each in imports(path):
-        if each.relative:
-            assert all(name.startswith("skill_kd.kd.losses") for name in each.names), f"line {each.line}: leaves losses"
-        else:
-            strangers = each.roots - sys.stdlib_module_names - {"torch"}
-            assert not strangers, f"line {each.line}: imports {strangers}"
+def test_every_floor_is_the_place_of_a_file_or_a_folder() -> None:
+    lost = []
+    for package, floors in FLOORS.items():
+        there = {part(path, package) for path in sources(ROOT.joinpath(*package.split(".")))}
+        lost += [f"{package}: {name}" for names in floors for name in names if name not in there]
+    assert not lost, "\n".join(lost)
 
 
-@pytest.mark.parametrize("path", sources(PACKAGE / "kd"), ids=named)
-def test_kd_reaches_our_code_by_relative_imports_to_itself(path: Path) -> None:
-    for each in imports(path):
-        if each.relative:
-            assert each.rooms <= set(COPIED), f"line {each.line}: reaches {each.rooms}"
-        else:
-            assert "skill_kd" not in each.roots, f"line {each.line}: a copy in kd/ has no skill_kd"
+def test_core_loads_nothing_heavy_before_it_is_needed() -> None:
+    failures = []
+    for path in LIGHT:
+        for each in (each for each in imports(path) if each.eager):
+            heavy = each.roots & HEAVY | each.parts("skill_kd") & set(TORCH)
+            heavy |= {name for name in each.names if name.startswith("skill_kd.kd.") and not without_torch(name)}
+            if heavy:
+                needs = ", ".join(sorted(heavy))
+                failures.append(f"{named(path)}, line {each.line}: import {needs} inside the function that needs it")
+    assert not failures, "\n".join(failures)
 
 
-@pytest.mark.parametrize("path", [*sources(PACKAGE), *TEMPLATES, *PLUGINS], ids=named)
-def test_http_is_imported_by_the_endpoint_alone_and_inside_its_functions(path: Path) -> None:
-    for each in imports(path):
-        if each.roots & HTTP:
-            assert path == ENDPOINT, f"line {each.line}: ask through kd/endpoint.py"
-            assert not each.eager, f"line {each.line}: import {each.roots} inside the function that needs it"
+def without_torch(name: str) -> bool:
+    return any(name == f"skill_kd.kd.{free}" or name.startswith(f"skill_kd.kd.{free}.") for free in NO_TORCH)
 
 
-def test_the_endpoint_needs_no_torch() -> None:
-    for each in imports(ENDPOINT):
-        if each.relative:
-            assert set(each.names) <= {"skill_kd.kd.errors", "skill_kd.kd.signals"}, f"line {each.line}: {each.names}"
+def strangers(paths: list[Path], package: str, known: set[str]) -> list[str]:
+    """Return what files import besides ``package``, which they reach by relative imports, and the ``known`` roots."""
+    failures = []
+    for path in paths:
+        for each in imports(path):
+            if each.relative:
+                outside = [name for name in each.names if not f"{name}.".startswith(f"{package}.")]
+            else:
+                outside = sorted(each.roots - known)
+            failures += [f"{named(path)}, line {each.line}: imports {name}" for name in outside]
+    return failures
+
+
+def test_losses_need_the_standard_library_and_torch_alone() -> None:
+    failures = strangers(LOSSES, "skill_kd.kd.losses", {*sys.stdlib_module_names, "torch"})
+    assert not failures, "\n".join(failures)
+
+
+def test_kd_needs_itself_and_the_train_dependencies_alone() -> None:
+    train = {"torch", "transformers", "accelerate", "datasets", "peft", "safetensors", "tqdm", "httpx", "tenacity"}
+    others = {"huggingface_hub", "deepspeed"}
+    """The first comes with transformers; the second is asked for by name where launch.strategy needs it."""
+    known = {*sys.stdlib_module_names, *train, *others}
+    failures = strangers(sources(PACKAGE / "kd"), "skill_kd.kd", known)
+    assert not failures, "\n".join(failures)
+
+
+def test_only_the_endpoint_imports_the_http_client() -> None:
+    readers = [*SOURCE, *TEMPLATES, *PLUGINS]
+    users = {(named(path), each.eager) for path in readers for each in imports(path) if each.roots & HTTP}
+    assert users == {("skill_kd/kd/endpoint.py", False)}  # inside the functions that need it
+
+
+def test_the_endpoint_loads_no_torch_and_no_http_client() -> None:
+    endpoint = [each for each in imports(PACKAGE / "kd" / "endpoint.py") if each.relative]
+    assert {name for each in endpoint for name in each.names} == {"skill_kd.kd.errors", "skill_kd.kd.signals"}
     assert not loaded_by("import skill_kd.kd.endpoint") & HEAVY
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=named)
-def test_a_template_imports_of_ours_what_is_copied_beside_it(path: Path) -> None:
-    for each in imports(path):
-        assert not each.relative, f"line {each.line}: a script is no package"
-        assert each.rooms <= set(COPIED), f"line {each.line}: imports {each.names}"
+def test_a_template_imports_of_ours_only_kd() -> None:
+    failures = []
+    for path in TEMPLATES:
+        for each in imports(path):
+            if each.relative or not each.parts("skill_kd") <= {"kd"}:
+                failures.append(f"{named(path)}, line {each.line}: imports {', '.join(each.names)}")
+    assert not failures, "\n".join(failures)
 
 
 def test_plugins_use_public_names_alone() -> None:
+    failures = []
     for path in PLUGINS:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "skill_kd":
                 private = [alias.name for alias in node.names if alias.name.startswith("_")]
-                assert not private, f"{named(path)}, line {node.lineno}: imports {private}"
+                failures += [f"{named(path)}, line {node.lineno}: imports {name}" for name in private]
+    assert not failures, "\n".join(failures)
 
 
 def test_there_is_something_to_read() -> None:
-    assert {room(path) for path in CORE} >= {"spec", "render", "plugins", "backends", "testing"}
-    assert sources(PACKAGE / "kd" / "losses")
+    assert {part(path) for path in CORE} >= {"spec", "render", "plugins", "backends", "testing"}
+    assert LOSSES
     assert TEMPLATES
+    assert PLUGINS
+
+
+def test_no_folder_of_source_code_has_a_name_that_users_ignore() -> None:
+    folders = {folder for path in sources(PACKAGE) for folder in path.relative_to(PACKAGE).parts[:-1]}
+    assert folders
+    assert not folders & IGNORED
 
 
 def loaded_by(statements: str) -> set[str]:
@@ -192,7 +247,8 @@ def loaded_by(statements: str) -> set[str]:
 
 
 def test_importing_all_of_core_loads_no_torch() -> None:
-    modules = [".".join(dotted(path)).removesuffix(".__init__") for path in LIGHT if room(path) != "__main__"]
+    modules = [".".join(dotted(path)).removesuffix(".__init__") for path in LIGHT if part(path) != "__main__"]
+    modules += [f"skill_kd.kd.{name}" for name in NO_TORCH]
     assert not loaded_by(f"import {', '.join(modules)}") & HEAVY
 
 

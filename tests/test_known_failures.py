@@ -22,13 +22,15 @@ from torch import Tensor, nn
 
 from skill_kd.kd.config import Config
 from skill_kd.kd.dataset.batch import Row, collate
-from skill_kd.kd.dataset.reading import Encoder, Example
+from skill_kd.kd.dataset.encoding import Encoder
+from skill_kd.kd.dataset.reading import Example
 from skill_kd.kd.endpoint import Endpoint
 from skill_kd.kd.errors import BadInput, Missing
 from skill_kd.kd.losses.divergences import bucketed, forward_kl, jsd, kl, log_probs, reverse_kl
 from skill_kd.kd.losses.masking import through_first_eos
-from skill_kd.kd.model.loading import LoadedTeacher, real_vocabulary, shared_vocabulary
+from skill_kd.kd.model.loading import LoadedTeacher
 from skill_kd.kd.model.student import Policy, find_head, response_logits, response_states
+from skill_kd.kd.model.vocabulary import real_vocabulary, shared_vocabulary
 from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.sampler import Draw, Sampler
 from skill_kd.kd.teacher import teacher as teachers

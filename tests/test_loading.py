@@ -27,18 +27,9 @@ from transformers import (
 from skill_kd.kd.config import Config
 from skill_kd.kd.errors import BadInput, Missing
 from skill_kd.kd.losses.divergences import log_probs
-from skill_kd.kd.model.loading import (
-    check_context,
-    eos_ids,
-    grow,
-    kept_layers,
-    load_model,
-    load_student,
-    load_teacher,
-    load_tokenizer,
-    real_vocabulary,
-    shared_vocabulary,
-)
+from skill_kd.kd.model.growing import grow, kept_layers
+from skill_kd.kd.model.loading import check_context, load_model, load_student, load_teacher, load_tokenizer
+from skill_kd.kd.model.vocabulary import eos_ids, real_vocabulary, shared_vocabulary
 
 torch.set_num_threads(1)
 

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from skill_kd.kd.config import Config
 from skill_kd.kd.dataset.batch import Row
-from skill_kd.kd.dataset.reading import Encoder, Example
+from skill_kd.kd.dataset.encoding import Encoder
+from skill_kd.kd.dataset.reading import Example
 from skill_kd.kd.endpoint import Answer, Endpoint
 from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.sampler import Draw, Sampler, draws_for

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -127,17 +128,34 @@ def test_any_text_reaches_the_script_as_data_and_as_nothing_else(train: str, hel
     }
 
 
-@pytest.mark.parametrize("value", HOSTILE, ids=ascii)
-def test_a_hostile_value_is_spelled_in_visible_ascii(value: str) -> None:
+def misspelled(value: str) -> Iterator[str]:
+    """What is wrong with the literal of a config that holds ``value``."""
     literal = config_literal(spec_with(train=value))
-    assert literal.isascii()
-    assert all(character.isprintable() or character == "\n" for character in literal)
-    [statement] = ast.parse(literal).body
-    kinds = {type(node) for node in ast.walk(statement)}
-    assert kinds <= {ast.Assign, ast.Name, ast.Store, ast.Load, ast.Call, ast.keyword, ast.Constant, ast.Tuple}
-    assert {ast.unparse(node.func) for node in ast.walk(statement) if isinstance(node, ast.Call)} == {"Config"}
-    constants = [node.value for node in ast.walk(statement) if isinstance(node, ast.Constant)]
-    assert value in constants
+    if not literal.isascii():
+        yield "the literal is not ASCII"
+    if not all(character.isprintable() or character == "\n" for character in literal):
+        yield "the literal has characters that cannot be seen"
+    try:
+        tree = ast.parse(literal)
+    except (SyntaxError, ValueError) as error:
+        yield f"the literal is not Python: {error}"
+        return
+    if len(tree.body) != 1:
+        yield f"the literal is {len(tree.body)} statements"
+    nodes = [node for statement in tree.body for node in ast.walk(statement)]
+    plain = {ast.Assign, ast.Name, ast.Store, ast.Load, ast.Call, ast.keyword, ast.Constant, ast.Tuple}
+    if others := {type(node).__name__ for node in nodes if type(node) not in plain}:
+        yield f"the literal has nodes of {sorted(others)}"
+    if (called := {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}) != {"Config"}:
+        yield f"the literal calls {sorted(called)}"
+    if value not in [node.value for node in nodes if isinstance(node, ast.Constant)]:
+        yield "the value is not in the literal"
+
+
+def test_a_hostile_value_is_spelled_in_visible_ascii() -> None:
+    assert HOSTILE
+    failures = [f"{value!a}: {failure}" for value in HOSTILE for failure in misspelled(value)]
+    assert not failures, "\n".join(failures)
 
 
 def test_the_script_that_runs_sees_the_very_value(tmp_path: Path) -> None:

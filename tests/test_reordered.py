@@ -8,7 +8,7 @@ import tiny
 import torch
 from torch import nn
 
-from skill_kd.kd.dataset.reading import Encoded
+from skill_kd.kd.dataset.encoding import Encoded
 from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.reordered import MOST_ROWS, can_reorder, reordered_weights
 from skill_kd.kd.rollouts.sampler import Sampler, draws_for

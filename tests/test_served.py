@@ -27,7 +27,8 @@ from skill_kd.evaluate.samples import Samples
 from skill_kd.kd import endpoint
 from skill_kd.kd.config import Config
 from skill_kd.kd.dataset.batch import Row, collate
-from skill_kd.kd.dataset.reading import Encoder, Example
+from skill_kd.kd.dataset.encoding import Encoder
+from skill_kd.kd.dataset.reading import Example
 from skill_kd.kd.errors import BadInput, Missing, StoppedBySignal
 from skill_kd.kd.losses import divergences
 from skill_kd.kd.losses.divergences import log_probs

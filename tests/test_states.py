@@ -11,7 +11,7 @@ from tiny import build_model, make_tokenizer
 from torch import Tensor, nn
 
 from skill_kd.kd.dataset.batch import Row, collate
-from skill_kd.kd.dataset.reading import Encoded
+from skill_kd.kd.dataset.encoding import Encoded
 from skill_kd.kd.model.student import all_logp, find_head
 from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.sampler import Draw, Sampler

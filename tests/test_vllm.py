@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from skill_kd.kd.config import Config  # noqa: E402
 from skill_kd.kd.dataset.batch import Row, collate  # noqa: E402
-from skill_kd.kd.dataset.reading import Encoder  # noqa: E402
+from skill_kd.kd.dataset.encoding import Encoder  # noqa: E402
 from skill_kd.kd.errors import Missing  # noqa: E402
 from skill_kd.kd.losses import divergences  # noqa: E402
 from skill_kd.kd.losses.divergences import log_probs  # noqa: E402

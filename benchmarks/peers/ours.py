@@ -19,14 +19,18 @@ from plain_minillm import minillm_loss
 from skill_kd.demo import PROMPTS
 from skill_kd.kd.config import Config
 from skill_kd.kd.dataset.batch import collate, epoch_stream
-from skill_kd.kd.dataset.reading import Encoded, Encoder, load_split, load_training_data
+from skill_kd.kd.dataset.encoding import Encoded, Encoder
+from skill_kd.kd.dataset.split import load_split
+from skill_kd.kd.dataset.training_data import load_training_data
 from skill_kd.kd.losses.divergences import log_probs
 from skill_kd.kd.losses.estimators import minillm_paper
 from skill_kd.kd.losses.masking import masked_sum
 from skill_kd.kd.model.export import export_student
-from skill_kd.kd.model.loading import eos_ids, grow, load_model, load_tokenizer, real_vocabulary
+from skill_kd.kd.model.growing import grow
+from skill_kd.kd.model.loading import load_model, load_tokenizer
 from skill_kd.kd.model.packaged import resolve
 from skill_kd.kd.model.student import Policy, find_head
+from skill_kd.kd.model.vocabulary import eos_ids, real_vocabulary
 from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.sampler import Sampler, draws_for
 from skill_kd.kd.teacher.teacher import Teacher, Telling, open_teacher

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from skill_kd.kd.config import Config
     from skill_kd.kd.dataset.batch import Row
-    from skill_kd.kd.dataset.reading import Encoder, Example
+    from skill_kd.kd.dataset.encoding import Encoder
+    from skill_kd.kd.dataset.reading import Example
     from skill_kd.kd.rollouts.sampler import Sampler
 
 ROWS = 8
@@ -98,15 +99,15 @@ class Writer:
 
 def open_writer(source: Source, max_new_tokens: int, device: torch.device) -> Writer:
     """Load a model for evaluation: frozen, in inference mode, sampling its whole distribution at temperature 1."""
-    from skill_kd.kd.dataset.reading import Encoder
+    from skill_kd.kd.dataset.encoding import Encoder
     from skill_kd.kd.model import loading
+    from skill_kd.kd.model.vocabulary import eos_ids, real_vocabulary
     from skill_kd.kd.rollouts.decoding import Decoding
     from skill_kd.kd.rollouts.sampler import Sampler
 
     tokenizer = loading.load_tokenizer(source.config(), source.model)
     loaded = loading.load_model(source.config(), source.model)
-    vocabulary = loading.real_vocabulary(tokenizer, loaded)
-    ends = loading.eos_ids(tokenizer, loaded)
+    vocabulary, ends = real_vocabulary(tokenizer, loaded), eos_ids(tokenizer, loaded)
     model = loaded.train(False).requires_grad_(False).to(device)
     sampler = Sampler(Decoding(max_new_tokens, 1.0, 1.0, ends, vocabulary), int(tokenizer.pad_token_id), device)
     return Writer(source.model, model, tokenizer, Encoder(tokenizer, ends), sampler)
@@ -122,7 +123,7 @@ def accelerator() -> torch.device:
 def shared(student: Writer, teacher: Writer) -> tuple[int, str | None]:
     """Return how many leading token ids both know alike, and why probabilities cannot be compared, or None."""
     from skill_kd.kd.errors import BadInput
-    from skill_kd.kd.model.loading import shared_vocabulary
+    from skill_kd.kd.model.vocabulary import shared_vocabulary
 
     limit = min(student.sampler.decoding.vocabulary, teacher.sampler.decoding.vocabulary)
     try:

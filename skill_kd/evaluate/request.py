@@ -232,7 +232,7 @@ def _held_out(spec: Spec, home: Path, folder: Path, most: int | None) -> Path:
     """Write the prompts that the run set aside, ``most`` at most, with the responses the data gives as references."""
     with plain_errors():
         from skill_kd.kd.config import Config
-        from skill_kd.kd.dataset.reading import load_split
+        from skill_kd.kd.dataset.split import load_split
 
         values = spec.data.model_dump(mode="json")
         for key in ("train", "held_out"):

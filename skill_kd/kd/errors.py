@@ -1,4 +1,4 @@
-"""How a trainer script ends: one plain line and an exit code that says whose turn it is."""
+"""What a trainer script stops for. Each error has the exit code of the script."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from tiny import build_model, make_tokenizer
 
 from skill_kd.kd.config import Config
 from skill_kd.kd.dataset.batch import Batch, Row, collate
-from skill_kd.kd.dataset.reading import Encoded
+from skill_kd.kd.dataset.encoding import Encoded
 from skill_kd.kd.errors import TrainingStopped
 from skill_kd.kd.model.student import find_head, response_logits, response_states
 from skill_kd.kd.rollouts.decoding import Decoding

@@ -15,8 +15,9 @@ def measure(question: Any) -> Answer:
     import torch
 
     from skill_kd.kd.config import Config
-    from skill_kd.kd.dataset.reading import Encoder, load_training_data
-    from skill_kd.kd.model.loading import eos_ids, real_vocabulary
+    from skill_kd.kd.dataset.encoding import Encoder
+    from skill_kd.kd.dataset.training_data import load_training_data
+    from skill_kd.kd.model.vocabulary import eos_ids, real_vocabulary
     from skill_kd.kd.rollouts.decoding import Decoding
     from skill_kd.kd.rollouts.sampler import Sampler, draws_for
     from skill_kd.kd.teacher.teacher import open_teacher

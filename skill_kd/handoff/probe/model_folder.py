@@ -69,7 +69,7 @@ def findings(folder: Path, dtype: str) -> list[Answer]:
     """Load a folder as anybody would, and look at what tools trip over."""
     import torch
 
-    from skill_kd.kd.model.loading import eos_ids
+    from skill_kd.kd.model.vocabulary import eos_ids
 
     model, tokenizer = load(folder, dtype), load_tokenizer(folder)
     finite = all(bool(torch.isfinite(each).all()) for each in logits(model, tokenizer))

@@ -121,7 +121,7 @@ def _put_adapters(model: Any, weights: dict[str, Any]) -> str | None:
 
 def _figures(question: Any) -> dict[str, float]:
     """Return the held-out figures of the weights that were exported; none where their checkpoint is gone."""
-    from skill_kd.kd.train.checkpoints import STATE
+    from skill_kd.kd.train.checkpoint_files import STATE
 
     state = Path(question["checkpoint"] or "") / STATE
     if not state.is_file():

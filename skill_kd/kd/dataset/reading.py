@@ -1,4 +1,4 @@
-"""Training data: read, checked and counted before anything trains; prompts and conversations turned into token ids."""
+"""Rows of data: read from JSONL, Parquet or the hub, and checked before anything trains."""
 
 from __future__ import annotations
 
@@ -6,20 +6,13 @@ import codecs
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
-
-import torch
-from transformers import PreTrainedTokenizerBase
 
 from ..config import Config
 from ..errors import BadInput, Missing
-from ..seeds import seeded
 
-Message = dict[str, str]
 NAMED_BAD_ROWS = 3
 
 
@@ -35,23 +28,6 @@ class Example:
     def key(self) -> str:
         """What makes two prompts the same one: roles and texts, spacing aside."""
         return "\n".join(f"{role}:{' '.join(content.split())}" for role, content in self.messages)
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A tokenized row. ``scored`` marks the response tokens a student is trained on: assistant turns, EOS included."""
-
-    prompt: tuple[int, ...]
-    response: tuple[int, ...] = ()
-    scored: tuple[bool, ...] = ()
-
-    def cut(self, limit: int) -> Encoded:
-        """Return the row with as much of the response as leaves prompt and response at most ``limit`` tokens."""
-        room = max(0, limit - len(self.prompt))
-        return Encoded(self.prompt, self.response[:room], self.scored[:room])
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def read_examples(source: str, split: str, max_bad_rows: float) -> list[Example]:
@@ -179,218 +155,3 @@ def input_hashes(data: Config) -> dict[str, str]:
             with Path(source).open("rb") as file:
                 hashes[f"data.{name}"] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes
-
-
-# --- held-out prompts -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Split:
-    """Training examples and held-out examples."""
-
-    train: list[Example]
-    held_out: list[Example]
-
-
-def load_split(data: Config, seed: int) -> Split:
-    """Read the training data and set the held-out prompts apart: a share of it, or a file whose overlap is measured."""
-    train = read_examples(data.train, data.split, data.max_bad_rows)
-    if isinstance(data.held_out, str):
-        held_out = read_examples(data.held_out, data.split, data.max_bad_rows)
-        _refuse_overlap(train, held_out, data)
-        return Split(train, held_out)
-    by_key: dict[str, list[Example]] = {}
-    for example in train:
-        by_key.setdefault(example.key, []).append(example)
-    groups = list(by_key.values())
-    # Whole groups move, so a prompt given twice cannot stand on both sides.
-    order = torch.randperm(len(groups), generator=seeded(seed, "held_out")).tolist()
-    count = max(1, round(data.held_out * len(groups)))
-    if count >= len(groups):
-        raise BadInput(f"data.held_out: {data.held_out} of {len(groups)} different prompts leaves none to train on")
-    chosen = set(order[:count])
-    return Split(
-        [example for index, group in enumerate(groups) if index not in chosen for example in group],
-        [groups[index][0] for index in order[:count]],
-    )
-
-
-def _refuse_overlap(train: list[Example], held_out: list[Example], data: Config) -> None:
-    known = {example.key for example in train}
-    shared = sum(example.key in known for example in held_out)
-    if shared > data.max_overlap * len(held_out):
-        raise BadInput(
-            f"{shared} of {len(held_out)} held-out prompts of '{data.held_out}' are also in '{data.train}', so the "
-            "held-out figures would flatter; remove them, or allow a share with data.max_overlap"
-        )
-
-
-# --- tokens -----------------------------------------------------------------------------------------------------------
-
-
-class Encoder:
-    """Turns examples into token ids with the student's chat template, so that training sees what serving will send."""
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        eos_ids: frozenset[int],
-        options: Mapping[str, Any] = MappingProxyType({}),
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.eos_ids = eos_ids
-        self.options = options
-        """What the chat template is told."""
-
-    def prompt(self, example: Example) -> Encoded:
-        """Encode the conversation up to the place where the assistant answers."""
-        return Encoded(self._ids(self._render(example.messages, for_answer=True)))
-
-    def conversation(self, example: Example) -> Encoded:
-        """Encode prompt and answer; every assistant turn is scored through its end-of-sequence token, nothing else is.
-
-        Some templates rewrite earlier turns once a later one follows (they drop the reasoning, say). Earlier answers
-        then never stand in a real prompt as they were written, so only the last one is scored.
-        """
-        turns = (*example.messages, ("assistant", example.response or ""))
-        answers = [index for index, (role, _) in enumerate(turns) if role == "assistant"]
-        pieces = self._pieces(turns, answers) or self._pieces(turns, answers[-1:])
-        if pieces is None:
-            raise BadInput("the chat template changes the conversation when an answer is added; mend the template")
-        ids = [token for tokens, _ in pieces for token in tokens]
-        scored = [flag for tokens, is_answer in pieces for flag in self._flags(tokens, is_answer)]
-        if not self.eos_ids.intersection(pieces[-1][0]):
-            # A template that ends its turns with plain text alone would never teach the student to stop.
-            ids.append(int(self.tokenizer.eos_token_id))
-            scored.append(True)
-        end = max((index for index, flag in enumerate(scored) if flag), default=-1) + 1
-        first = len(pieces[0][0])
-        return Encoded(tuple(ids[:first]), tuple(ids[first:end]), tuple(scored[first:end]))
-
-    def _pieces(
-        self, turns: tuple[tuple[str, str], ...], answers: list[int]
-    ) -> list[tuple[tuple[int, ...], bool]] | None:
-        """Cut the rendered conversation at the named answers, or return None where one is no continuation of the last.
-
-        Pieces are tokenized apart, so that a response begins at the token boundary where sampling would begin.
-        """
-        pieces: list[tuple[tuple[int, ...], bool]] = []
-        done = ""
-        for index in answers:
-            before = self._render(turns[:index], for_answer=True)
-            through = self._render(turns[: index + 1], for_answer=False)
-            if not (before.startswith(done) and through.startswith(before)):
-                return None
-            pieces += [(self._ids(before[len(done) :]), False), (self._ids(through[len(before) :]), True)]
-            done = through
-        return pieces
-
-    def answer(self, prompt: Encoded, text: str) -> Encoded:
-        """Append a response written as text, closed by the end-of-sequence token."""
-        ids = (*self._ids(text), int(self.tokenizer.eos_token_id))
-        return Encoded(prompt.prompt, ids, (True,) * len(ids))
-
-    def _flags(self, tokens: tuple[int, ...], is_answer: bool) -> Iterator[bool]:
-        ended = not is_answer
-        for token in tokens:
-            yield not ended
-            ended = ended or token in self.eos_ids
-
-    def _render(self, turns: Iterable[tuple[str, str]], *, for_answer: bool) -> str:
-        turns = tuple(turns)
-        if self.tokenizer.chat_template:
-            messages: list[Message] = [{"role": role, "content": content} for role, content in turns]
-            rendered: Any = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=for_answer, **self.options
-            )
-            return str(rendered)
-        # Without a template the text itself is the prompt, begun as the tokenizer begins one; only EOS separates turns.
-        begins = self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]
-        eos, bos = str(self.tokenizer.eos_token), str(self.tokenizer.bos_token) if begins else ""
-        return bos + "".join(content + (eos if role == "assistant" else "") for role, content in turns)
-
-    def _ids(self, text: str) -> tuple[int, ...]:
-        # A template writes its own special tokens; without one there are none to add between pieces.
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def fit_prompts(encoded: list[Encoded], limit: int, policy: str, what: str) -> list[int]:
-    """Return the indices of prompts of at most ``limit`` tokens; longer ones are refused or dropped, and counted.
-
-    Raises:
-        BadInput: there are longer ones and ``policy`` is "refuse", or none is left.
-    """
-    kept = [index for index, row in enumerate(encoded) if len(row.prompt) <= limit]
-    if len(kept) == len(encoded):
-        return kept
-    longest = max(len(row.prompt) for row in encoded)
-    report = f"{len(encoded) - len(kept)} of {len(encoded)} {what} are longer than {limit} tokens (longest {longest})"
-    if policy == "refuse" or not kept:
-        raise BadInput(f"{report}; raise data.max_prompt_tokens, or set data.long_prompts: drop")
-    print(f"note: {report} and are left out", file=sys.stderr)  # noqa: T201
-    return kept
-
-
-def cut_responses(rows: list[Encoded | None], limit: int) -> list[Encoded | None]:
-    """Cut written responses where prompt and response exceed ``limit`` tokens, and count them.
-
-    The end of a cut one, EOS included, is gone, so it does not teach the student to stop there.
-    """
-    fitting = [row and row.cut(limit) for row in rows]
-    cut = sum(before != after for before, after in zip(rows, fitting, strict=True))
-    if cut:
-        written = sum(row is not None for row in rows)
-        print(  # noqa: T201
-            f"note: {cut} of {written} written responses are cut: with their prompts they exceed {limit} tokens "
-            "(data.max_prompt_tokens + rollout.max_new_tokens)",
-            file=sys.stderr,
-        )
-    return fitting
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Everything training reads, as tokens."""
-
-    examples: list[Example]
-    prompts: list[Encoded]
-    """One for each example."""
-    answered: list[Encoded | None]
-    """Prompt and written response, None where the data gives none."""
-    held_out_examples: list[Example]
-    held_out_prompts: list[Encoded]
-    corpus: list[str] = field(default_factory=list)
-    """Texts of ``data.pretraining``."""
-    hashes: dict[str, str] = field(default_factory=dict)
-    """Of the files that all this was read from, see ``input_hashes``."""
-
-
-def load_training_data(config: Config, encoder: Encoder) -> TrainingData:
-    """Read, split, encode and length-check the data of a run; nothing of it is read again later.
-
-    Raises:
-        BadInput: naming what is wrong with the data and what to do.
-    """
-    data = config.data
-    hashes = input_hashes(data)
-    split = load_split(data, config.seed)
-    corpus = read_corpus(data.pretraining) if data.pretraining else []
-    # Whoever read them, bytes that hash alike before and after were those that were read.
-    now = input_hashes(data)
-    for name, before in hashes.items():
-        if now.get(name) != before:
-            source = getattr(data, name.partition(".")[2])
-            raise BadInput(f"{name}: '{source}' changed while it was read; start again when it is written")
-
-    def fitting(examples: list[Example], what: str) -> tuple[list[Example], list[Encoded]]:
-        encoded = [encoder.prompt(example) for example in examples]
-        kept = fit_prompts(encoded, data.max_prompt_tokens, data.long_prompts, what)
-        return [examples[index] for index in kept], [encoded[index] for index in kept]
-
-    examples, prompts = fitting(split.train, "training prompts")
-    held_out_examples, held_out_prompts = fitting(split.held_out, "held-out prompts")
-    answered = [encoder.conversation(example) if example.response is not None else None for example in examples]
-    answered = cut_responses(answered, data.max_prompt_tokens + config.rollout.max_new_tokens)
-    measured = config.checkpoint.measure_prompts
-    held_out = held_out_examples[:measured], held_out_prompts[:measured]
-    return TrainingData(examples, prompts, answered, *held_out, corpus, hashes)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,9 @@ from transformers import (
 from ..config import Config
 from ..errors import BadInput, Missing
 from ..losses.divergences import log_probs
+from .growing import grow
 from .packaged import resolve
+from .vocabulary import real_vocabulary, shared_vocabulary
 
 
 def load_tokenizer(source: Config, model: str) -> PreTrainedTokenizerBase:
@@ -196,94 +196,6 @@ def _with_lora(model: PreTrainedModel, student: Config) -> PreTrainedModel:
     )
     wrapped: PreTrainedModel = get_peft_model(model, config)
     return wrapped
-
-
-def kept_layers(layers: int | tuple[int, ...], available: int) -> tuple[int, ...]:
-    """Return the layers a grown student keeps: a count keeps the first and the last half and drops one middle block."""
-    kept = (
-        layers
-        if isinstance(layers, tuple)
-        else (
-            *range((layers + 1) // 2),
-            *range(available - layers // 2, available),
-        )
-    )
-    if len(kept) > available or max(kept) >= available:
-        raise BadInput(f"student.from_teacher.layers: {layers} asks for more than the teacher's {available} layers")
-    return kept
-
-
-def grow(teacher: PreTrainedModel, layers: int | tuple[int, ...]) -> PreTrainedModel:
-    """Return a model of the teacher's shape with only the named layers, their weights copied.
-
-    It is built from a shortened configuration: cutting the list of layers of a living model would leave stale layer
-    indices in its key-value cache.
-    """
-    kept = kept_layers(layers, teacher.config.num_hidden_layers)
-    config = copy.deepcopy(teacher.config)
-    config.num_hidden_layers = len(kept)
-    for name, value in vars(teacher.config).items():
-        # What is told for each layer: layer_types, no_rope_layers, …
-        if "layer" in name and isinstance(value, list) and len(value) == teacher.config.num_hidden_layers:
-            setattr(config, name, [value[layer] for layer in kept])
-    with torch.device(teacher.device):
-        student: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=teacher.dtype)
-    prefix = _layer_prefix(teacher)
-    new_index = {old: new for new, old in enumerate(kept)}
-    weights: dict[str, Tensor] = {}
-    for name, weight in teacher.state_dict().items():
-        match = re.match(rf"{re.escape(prefix)}\.(\d+)\.(.*)", name)
-        if match is None:
-            weights[name] = weight
-        elif int(match[1]) in new_index:
-            weights[f"{prefix}.{new_index[int(match[1])]}.{match[2]}"] = weight
-    student.load_state_dict(weights)
-    student.generation_config = copy.deepcopy(teacher.generation_config)
-    return student
-
-
-def _layer_prefix(model: PreTrainedModel) -> str:
-    """Return the dotted name of the list of transformer layers."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
-            return str(name)
-    raise BadInput(f"no list of layers found in a {type(model).__name__}; give student.model instead of from_teacher")
-
-
-# --- vocabularies -----------------------------------------------------------------------------------------------------
-
-
-def real_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
-    """Return how many token ids are real: an embedding may be padded beyond its tokenizer, or fall short of it."""
-    return min(len(tokenizer), int(model.config.get_text_config().vocab_size))
-
-
-def shared_vocabulary(
-    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, limit: int, whose: str = "the teacher"
-) -> int:
-    """Return the number of leading token ids on which both tokenizers agree, id by id, at most ``limit``.
-
-    Raises:
-        BadInput: they disagree within the ids both know; the first such id is named.
-    """
-    vocabulary = min(limit, len(student), len(teacher))
-    ids = list(range(vocabulary))
-    pairs = zip(student.convert_ids_to_tokens(ids), teacher.convert_ids_to_tokens(ids), strict=True)
-    for token_id, (ours, theirs) in enumerate(pairs):
-        if ours != theirs:
-            raise BadInput(
-                f"{whose} has another tokenizer: id {token_id} is {theirs!r} there and {ours!r} in the student. "
-                "Objectives that read teacher probabilities need one vocabulary; take a teacher of the student's "
-                "family, or objective kind: sequence_kd"
-            )
-    return vocabulary
-
-
-def eos_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> frozenset[int]:
-    """Return every id that ends a response: the generation config may name several."""
-    named = getattr(model.generation_config, "eos_token_id", None)
-    listed = named if isinstance(named, list) else [] if named is None else [named]
-    return frozenset(int(token_id) for token_id in (*listed, tokenizer.eos_token_id))
 
 
 def check_context(model: PreTrainedModel, longest: int, whose: str) -> None:

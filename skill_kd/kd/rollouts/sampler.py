@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..dataset.batch import Row, pad_left
-from ..dataset.reading import Encoded
+from ..dataset.encoding import Encoded
 from ..seeds import seeded, uniforms
 from .decoding import MIXED_GROUP, Decoding, Rollout, sample
 from .reordered import reordered_weights

@@ -19,24 +19,21 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import Config
 from ..dataset.batch import Batch, Row
-from ..dataset.reading import Encoder, Example
+from ..dataset.encoding import Encoder
+from ..dataset.reading import Example
 from ..errors import BadInput
 from ..losses.chunked import States
 from ..losses.divergences import log_probs
 from ..losses.estimators import token_logp
 from ..losses.lm_head import Head
-from ..model.loading import LoadedTeacher, check_context, eos_ids, load_teacher, shared_vocabulary
+from ..model.loading import check_context, load_teacher
 from ..model.sharding import InStep
 from ..model.student import TeacherView, Told, TopK, find_head, response_logits, response_states
+from ..model.vocabulary import shared_vocabulary
 from ..rollouts.decoding import Decoding
 from ..rollouts.sampler import Draw, Sampler
 from .served import PROBE, ServedTeacher
-
-Write = Callable[[Sequence[Example], Sequence[Draw], Decoding], list[Row]]
-"""Sample one teacher response for each example; the draws carry the student's prompt tokens and the seeds.
-
-Of the decoding, length, temperature and nucleus count; a teacher has a vocabulary, and may have ends, of its own.
-"""
+from .writers import Write, _foreign_writer, _served_writer
 
 Together = Callable[[], AbstractContextManager[None]]
 
@@ -199,28 +196,6 @@ def reads_probabilities(stage: Config) -> bool:
     return stage.kind == "self_train" or stage.objective.kind not in {"sft", "sequence_kd"}
 
 
-def _foreign_writer(model: nn.Module, loaded: LoadedTeacher, sampler: Sampler, encoder: Encoder) -> Write:
-    """A teacher with its own tokenizer and template; its text is then tokenized for the student."""
-    tokenizer, vocabulary = loaded.tokenizer, loaded.vocabulary
-    ends = eos_ids(tokenizer, loaded.members[0])
-    own_encoder = Encoder(tokenizer, ends, encoder.options)
-    pad = int(tokenizer.pad_token_id)
-
-    def write(examples: Sequence[Example], draws: Sequence[Draw], decoding: Decoding) -> list[Row]:
-        own = replace(sampler, decoding=replace(decoding, eos_ids=ends, vocabulary=vocabulary), pad=pad)
-        theirs = [
-            replace(draw, prompt=own_encoder.prompt(example)) for example, draw in zip(examples, draws, strict=True)
-        ]
-        rows = own.sample(model, theirs, "teacher")
-        texts = [tokenizer.decode(row.response, skip_special_tokens=True) for row in rows]
-        finished = [row.response[-1] in ends for row in rows]
-        return [
-            _text_row(*parts, encoder, decoding.max_new_tokens) for parts in zip(draws, texts, finished, strict=True)
-        ]
-
-    return write
-
-
 def _unpadded(batch: Batch) -> list[tuple[list[int], list[int]]]:
     """Return the prompt ids and the response ids of each row."""
     start = batch.ids_BL.shape[1] - batch.width
@@ -229,53 +204,3 @@ def _unpadded(batch: Batch) -> list[tuple[list[int], list[int]]]:
         (ids[:start][real[:start]].tolist(), ids[start:][real[start:]].tolist())
         for ids, real in zip(batch.ids_BL, real_BL, strict=True)
     ]
-
-
-def _served_writer(server: ServedTeacher, encoder: Encoder) -> Write:
-    def write(examples: Sequence[Example], draws: Sequence[Draw], decoding: Decoding) -> list[Row]:
-        conversations = [example.messages for example in examples]
-        answers = server.answer(conversations, [(*draw.seed, draw.row) for draw in draws], decoding, encoder.options)
-        return [
-            _text_row(draw, answer.text, answer.finished, encoder, decoding.max_new_tokens)
-            for draw, answer in zip(draws, answers, strict=True)
-        ]
-
-    return write
-
-
-def _text_row(draw: Draw, text: str, finished: bool, encoder: Encoder, max_new_tokens: int) -> Row:
-    encoded = encoder.answer(draw.prompt, text)
-    # A response cut by the length limit did not end, and must not teach the student to end there.
-    response = encoded.response if finished else encoded.response[:-1]
-    response = response[:max_new_tokens] or encoded.response[-1:]
-    return Row(draw.prompt.prompt, response, (True,) * len(response), "teacher")
-
-
-class TeacherResponses:
-    """Teacher responses to the training prompts, each written once, when first asked for."""
-
-    def __init__(
-        self,
-        teacher: Teacher,
-        examples: Sequence[Example],
-        draws: Sequence[Draw],
-        decoding: Decoding,
-        batch: int = 32,
-    ) -> None:
-        self.teacher = teacher
-        self.decoding = decoding
-        self.examples = examples
-        self.draws = draws
-        self.batch = batch
-        self.rows: dict[int, Row] = {}
-
-    @torch.no_grad()
-    def __call__(self, indices: Sequence[int]) -> list[Row]:
-        """Return the teacher's response to each prompt."""
-        wanted = [index for index in dict.fromkeys(indices) if index not in self.rows]
-        for start in range(0, len(wanted), self.batch):
-            chunk = wanted[start : start + self.batch]
-            examples, draws = [self.examples[i] for i in chunk], [self.draws[i] for i in chunk]
-            written = self.teacher.write(examples, draws, self.decoding)
-            self.rows.update(zip(chunk, written, strict=True))
-        return [self.rows[index] for index in indices]

@@ -17,7 +17,8 @@ from torch import nn
 
 from ..config import Config
 from ..dataset.batch import Row, collate, epoch_stream
-from ..dataset.reading import Encoded, Encoder, TrainingData
+from ..dataset.encoding import Encoded, Encoder
+from ..dataset.training_data import TrainingData
 from ..errors import BadInput, StoppedBySignal
 from ..rollouts.sampler import Draw, Sampler
 from ..signals import StopRequest

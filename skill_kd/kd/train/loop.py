@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from ..config import Config
 from ..dataset.batch import Row, collate
-from ..dataset.reading import Encoder, TrainingData
+from ..dataset.encoding import Encoder
+from ..dataset.training_data import TrainingData
 from ..errors import StoppedBySignal
 from ..losses.estimators import effective_sample_size
 from ..model.export import export_student, write_json

@@ -12,16 +12,19 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import Config
-from ..dataset.reading import Encoder, TrainingData, load_training_data
+from ..dataset.encoding import Encoder
+from ..dataset.training_data import TrainingData, load_training_data
 from ..errors import BadInput
-from ..model.loading import check_context, eos_ids, real_vocabulary
+from ..model.loading import check_context
 from ..model.sharding import Shards
 from ..model.student import Policy
+from ..model.vocabulary import eos_ids, real_vocabulary
 from ..rollouts.decoding import Decoding
 from ..rollouts.sampler import Sampler, draws_for
 from ..signals import StopRequest
+from ..teacher.responses import TeacherResponses
 from ..teacher.state_cache import Annotator, StatesCache
-from ..teacher.teacher import Teacher, TeacherResponses, open_teacher
+from ..teacher.teacher import Teacher, open_teacher
 from .adapters import Adapters
 from .checkpoints import Checkpoints, State
 from .experience import Sampling, Source

@@ -28,7 +28,8 @@ from trl import DistillationConfig, DistillationTrainer
 
 from skill_kd.kd.config import Config, output_folder
 from skill_kd.kd.dataset.batch import Batch, epoch_stream
-from skill_kd.kd.dataset.reading import Encoded, Encoder, TrainingData
+from skill_kd.kd.dataset.encoding import Encoded, Encoder
+from skill_kd.kd.dataset.training_data import TrainingData
 from skill_kd.kd.errors import BadInput, Missing, StoppedBySignal
 from skill_kd.kd.losses.masking import position_ids
 from skill_kd.kd.model.export import export_student, write_json
@@ -37,7 +38,8 @@ from skill_kd.kd.model.student import Policy
 from skill_kd.kd.reporting import reporting
 from skill_kd.kd.signals import StopRequest
 from skill_kd.kd.teacher.teacher import Teacher, Telling
-from skill_kd.kd.train.checkpoints import STATE, Progress
+from skill_kd.kd.train.checkpoint_files import STATE
+from skill_kd.kd.train.checkpoints import Progress
 from skill_kd.kd.train.held_out import HeldOut
 from skill_kd.kd.train.journal import Journal
 from skill_kd.kd.train.loop import measure

@@ -1,0 +1,115 @@
+"""Conversations as token ids, by the student's chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import BadInput
+from .reading import Example
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A tokenized row. ``scored`` marks the response tokens a student is trained on: assistant turns, EOS included."""
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...] = ()
+    scored: tuple[bool, ...] = ()
+
+    def cut(self, limit: int) -> Encoded:
+        """Return the row with as much of the response as leaves prompt and response at most ``limit`` tokens."""
+        room = max(0, limit - len(self.prompt))
+        return Encoded(self.prompt, self.response[:room], self.scored[:room])
+
+
+class Encoder:
+    """Turns examples into token ids with the student's chat template, so that training sees what serving will send."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        eos_ids: frozenset[int],
+        options: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.eos_ids = eos_ids
+        self.options = options
+        """What the chat template is told."""
+
+    def prompt(self, example: Example) -> Encoded:
+        """Encode the conversation up to the place where the assistant answers."""
+        return Encoded(self._ids(self._render(example.messages, for_answer=True)))
+
+    def conversation(self, example: Example) -> Encoded:
+        """Encode prompt and answer; every assistant turn is scored through its end-of-sequence token, nothing else is.
+
+        Some templates rewrite earlier turns once a later one follows (they drop the reasoning, say). Earlier answers
+        then never stand in a real prompt as they were written, so only the last one is scored.
+        """
+        turns = (*example.messages, ("assistant", example.response or ""))
+        answers = [index for index, (role, _) in enumerate(turns) if role == "assistant"]
+        pieces = self._pieces(turns, answers) or self._pieces(turns, answers[-1:])
+        if pieces is None:
+            raise BadInput("the chat template changes the conversation when an answer is added; mend the template")
+        ids = [token for tokens, _ in pieces for token in tokens]
+        scored = [flag for tokens, is_answer in pieces for flag in self._flags(tokens, is_answer)]
+        if not self.eos_ids.intersection(pieces[-1][0]):
+            # A template that ends its turns with plain text alone would never teach the student to stop.
+            ids.append(int(self.tokenizer.eos_token_id))
+            scored.append(True)
+        end = max((index for index, flag in enumerate(scored) if flag), default=-1) + 1
+        first = len(pieces[0][0])
+        return Encoded(tuple(ids[:first]), tuple(ids[first:end]), tuple(scored[first:end]))
+
+    def _pieces(
+        self, turns: tuple[tuple[str, str], ...], answers: list[int]
+    ) -> list[tuple[tuple[int, ...], bool]] | None:
+        """Cut the rendered conversation at the named answers, or return None where one is no continuation of the last.
+
+        Pieces are tokenized apart, so that a response begins at the token boundary where sampling would begin.
+        """
+        pieces: list[tuple[tuple[int, ...], bool]] = []
+        done = ""
+        for index in answers:
+            before = self._render(turns[:index], for_answer=True)
+            through = self._render(turns[: index + 1], for_answer=False)
+            if not (before.startswith(done) and through.startswith(before)):
+                return None
+            pieces += [(self._ids(before[len(done) :]), False), (self._ids(through[len(before) :]), True)]
+            done = through
+        return pieces
+
+    def answer(self, prompt: Encoded, text: str) -> Encoded:
+        """Append a response written as text, closed by the end-of-sequence token."""
+        ids = (*self._ids(text), int(self.tokenizer.eos_token_id))
+        return Encoded(prompt.prompt, ids, (True,) * len(ids))
+
+    def _flags(self, tokens: tuple[int, ...], is_answer: bool) -> Iterator[bool]:
+        ended = not is_answer
+        for token in tokens:
+            yield not ended
+            ended = ended or token in self.eos_ids
+
+    def _render(self, turns: Iterable[tuple[str, str]], *, for_answer: bool) -> str:
+        turns = tuple(turns)
+        if self.tokenizer.chat_template:
+            messages: list[Message] = [{"role": role, "content": content} for role, content in turns]
+            rendered: Any = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=for_answer, **self.options
+            )
+            return str(rendered)
+        # Without a template the text itself is the prompt, begun as the tokenizer begins one; only EOS separates turns.
+        begins = self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]
+        eos, bos = str(self.tokenizer.eos_token), str(self.tokenizer.bos_token) if begins else ""
+        return bos + "".join(content + (eos if role == "assistant" else "") for role, content in turns)
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        # A template writes its own special tokens; without one there are none to add between pieces.
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,42 @@
+"""Prompts and responses that are too long: refused, dropped or cut, and counted."""
+
+from __future__ import annotations
+
+import sys
+
+from ..errors import BadInput
+from .encoding import Encoded
+
+
+def fit_prompts(encoded: list[Encoded], limit: int, policy: str, what: str) -> list[int]:
+    """Return the indices of prompts of at most ``limit`` tokens; longer ones are refused or dropped, and counted.
+
+    Raises:
+        BadInput: there are longer ones and ``policy`` is "refuse", or none is left.
+    """
+    kept = [index for index, row in enumerate(encoded) if len(row.prompt) <= limit]
+    if len(kept) == len(encoded):
+        return kept
+    longest = max(len(row.prompt) for row in encoded)
+    report = f"{len(encoded) - len(kept)} of {len(encoded)} {what} are longer than {limit} tokens (longest {longest})"
+    if policy == "refuse" or not kept:
+        raise BadInput(f"{report}; raise data.max_prompt_tokens, or set data.long_prompts: drop")
+    print(f"note: {report} and are left out", file=sys.stderr)  # noqa: T201
+    return kept
+
+
+def cut_responses(rows: list[Encoded | None], limit: int) -> list[Encoded | None]:
+    """Cut written responses where prompt and response exceed ``limit`` tokens, and count them.
+
+    The end of a cut one, EOS included, is gone, so it does not teach the student to stop there.
+    """
+    fitting = [row and row.cut(limit) for row in rows]
+    cut = sum(before != after for before, after in zip(rows, fitting, strict=True))
+    if cut:
+        written = sum(row is not None for row in rows)
+        print(  # noqa: T201
+            f"note: {cut} of {written} written responses are cut: with their prompts they exceed {limit} tokens "
+            "(data.max_prompt_tokens + rollout.max_new_tokens)",
+            file=sys.stderr,
+        )
+    return fitting

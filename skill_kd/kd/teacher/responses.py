@@ -1,0 +1,43 @@
+"""Teacher responses to the training prompts, each written once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..dataset.batch import Row
+from ..dataset.reading import Example
+from ..rollouts.decoding import Decoding
+from ..rollouts.sampler import Draw
+from .teacher import Teacher
+
+
+class TeacherResponses:
+    """Teacher responses to the training prompts, each written once, when first asked for."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        examples: Sequence[Example],
+        draws: Sequence[Draw],
+        decoding: Decoding,
+        batch: int = 32,
+    ) -> None:
+        self.teacher = teacher
+        self.decoding = decoding
+        self.examples = examples
+        self.draws = draws
+        self.batch = batch
+        self.rows: dict[int, Row] = {}
+
+    @torch.no_grad()
+    def __call__(self, indices: Sequence[int]) -> list[Row]:
+        """Return the teacher's response to each prompt."""
+        wanted = [index for index in dict.fromkeys(indices) if index not in self.rows]
+        for start in range(0, len(wanted), self.batch):
+            chunk = wanted[start : start + self.batch]
+            examples, draws = [self.examples[i] for i in chunk], [self.draws[i] for i in chunk]
+            written = self.teacher.write(examples, draws, self.decoding)
+            self.rows.update(zip(chunk, written, strict=True))
+        return [self.rows[index] for index in indices]

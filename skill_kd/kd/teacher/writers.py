@@ -1,0 +1,65 @@
+"""Teachers that write responses: loaded with another tokenizer, or behind an endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from ..dataset.batch import Row
+from ..dataset.encoding import Encoder
+from ..dataset.reading import Example
+from ..model.loading import LoadedTeacher
+from ..model.vocabulary import eos_ids
+from ..rollouts.decoding import Decoding
+from ..rollouts.sampler import Draw, Sampler
+from .served import ServedTeacher
+
+Write = Callable[[Sequence[Example], Sequence[Draw], Decoding], list[Row]]
+"""Sample one teacher response for each example; the draws carry the student's prompt tokens and the seeds.
+
+Of the decoding, length, temperature and nucleus count; a teacher has a vocabulary, and may have ends, of its own.
+"""
+
+
+def _foreign_writer(model: nn.Module, loaded: LoadedTeacher, sampler: Sampler, encoder: Encoder) -> Write:
+    """A teacher with its own tokenizer and template; its text is then tokenized for the student."""
+    tokenizer, vocabulary = loaded.tokenizer, loaded.vocabulary
+    ends = eos_ids(tokenizer, loaded.members[0])
+    own_encoder = Encoder(tokenizer, ends, encoder.options)
+    pad = int(tokenizer.pad_token_id)
+
+    def write(examples: Sequence[Example], draws: Sequence[Draw], decoding: Decoding) -> list[Row]:
+        own = replace(sampler, decoding=replace(decoding, eos_ids=ends, vocabulary=vocabulary), pad=pad)
+        theirs = [
+            replace(draw, prompt=own_encoder.prompt(example)) for example, draw in zip(examples, draws, strict=True)
+        ]
+        rows = own.sample(model, theirs, "teacher")
+        texts = [tokenizer.decode(row.response, skip_special_tokens=True) for row in rows]
+        finished = [row.response[-1] in ends for row in rows]
+        return [
+            _text_row(*parts, encoder, decoding.max_new_tokens) for parts in zip(draws, texts, finished, strict=True)
+        ]
+
+    return write
+
+
+def _served_writer(server: ServedTeacher, encoder: Encoder) -> Write:
+    def write(examples: Sequence[Example], draws: Sequence[Draw], decoding: Decoding) -> list[Row]:
+        conversations = [example.messages for example in examples]
+        answers = server.answer(conversations, [(*draw.seed, draw.row) for draw in draws], decoding, encoder.options)
+        return [
+            _text_row(draw, answer.text, answer.finished, encoder, decoding.max_new_tokens)
+            for draw, answer in zip(draws, answers, strict=True)
+        ]
+
+    return write
+
+
+def _text_row(draw: Draw, text: str, finished: bool, encoder: Encoder, max_new_tokens: int) -> Row:
+    encoded = encoder.answer(draw.prompt, text)
+    # A response cut by the length limit did not end, and must not teach the student to end there.
+    response = encoded.response if finished else encoded.response[:-1]
+    response = response[:max_new_tokens] or encoded.response[-1:]
+    return Row(draw.prompt.prompt, response, (True,) * len(response), "teacher")

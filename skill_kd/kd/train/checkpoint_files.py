@@ -1,0 +1,97 @@
+"""Checkpoints on the disk: forced there, checked by their checksums, deleted under another name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+STATE = "progress.json"
+
+
+CHECKSUMS = "checksums.json"
+"""Written last: size in bytes and CRC-32 of every other file, by its path in the checkpoint."""
+
+
+PARTIAL = "partial-"
+"""Begins the name of what is being written or deleted."""
+
+
+def flaw(checkpoint: Path) -> str | None:
+    """Return what is wrong with the files of a checkpoint; None if all are as they were written."""
+    try:
+        expected = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{CHECKSUMS} cannot be read"
+    if not isinstance(expected, dict) or STATE not in expected:
+        return f"{CHECKSUMS} does not list {STATE}"
+    for name, written in expected.items():
+        try:
+            found = _checksum(checkpoint / name)
+        except (OSError, ValueError) as error:
+            return f"{name} cannot be read ({getattr(error, 'strerror', None) or error})"
+        if found != written:
+            return f"{name} is not as it was written"
+    return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    wrong = flaw(checkpoint)
+    if wrong:
+        print(f"note: checkpoint {checkpoint.name} is torn and left out: {wrong}", file=sys.stderr)  # noqa: T201
+    return wrong is None
+
+
+def _checksum(path: Path) -> list[int]:
+    """Return size and CRC-32: it is damage that is looked for, not malice, and weights are large."""
+    size = code = 0
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            size, code = size + len(piece), zlib.crc32(piece, code)
+    return [size, code]
+
+
+def _seal(folder: Path) -> None:
+    """Force every file to the disk and write down what each holds."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    checksums = {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
+    _write_synced(folder / CHECKSUMS, json.dumps(checksums))
+    for path in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        _sync_folder(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force names and renames to the disk; Windows has no such thing."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Delete a checkpoint under another name: a deletion that is cut off leaves nothing that looks like a torn one."""
+    doomed = checkpoint.rename(checkpoint.with_name(f"{PARTIAL}{checkpoint.name}.old"))
+    with suppress(OSError):
+        _delete(doomed)
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder; where a link lies, only the link."""
+    folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
