@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -79,6 +81,20 @@ def test_a_taste_for_a_place_or_a_longer_answer_counts_nothing(said: str, ask: C
     scores, told = compare(ask(lambda *_: said), PAIRS)
     assert scores.tolist() == [0.5, 0.5, 0.5]
     assert told["inconsistent"] == 3
+
+
+def test_a_judge_needs_no_torch(ask: Callable[[Opinion], Judge]) -> None:
+    judge = ask(lambda *_: "TIE")
+    code = f"""
+import sys
+sys.modules["torch"] = None
+from skill_kd.evaluate.generations import Prompt
+from skill_kd.evaluate.pairwise_judge import Judge, compare
+from skill_kd.evaluate.samples import Samples
+print(compare(Judge({judge.url!r}, "strict"), Samples([Prompt("p")], [["a"]], [["b"]], None, None, ()))[1]["ties"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "1\n", done.stderr
 
 
 def test_a_judge_that_refuses_is_named_as_the_judge(ask: Callable[[Opinion], Judge]) -> None:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from skill_kd.evaluate.opened_models import plain_errors
 from skill_kd.evaluate.samples import Samples
+from skill_kd.kd.endpoint import Endpoint, Names
 
 if TYPE_CHECKING:
     from skill_kd.evaluate.statistics import Array
 
+NAMES = Names(url="--judge-url", model="--judge-model", api_key_env="--judge-key-env")
 LONGEST = 6000
 """Characters of each response that the judge is shown."""
 QUESTION = """\
@@ -81,10 +83,7 @@ def _score(student_first: str | None, teacher_first: str | None) -> float | None
 def _asked(judge: Judge, questions: Sequence[tuple[str, str, str]]) -> list[str | None]:
     """Return the judge's word on each (prompt, first response, second response)."""
     with plain_errors():
-        from skill_kd.kd.endpoint import Endpoint, Names
-
-        names = Names(url="--judge-url", model="--judge-model", api_key_env="--judge-key-env")
-        endpoint = Endpoint(**vars(judge), names=names)
+        endpoint = Endpoint(**vars(judge), names=NAMES)
         return endpoint.each(lambda question: _word(endpoint.chat(_turns(*question), **SAMPLING).text), questions)
 
 
