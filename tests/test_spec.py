@@ -399,7 +399,7 @@ def test_the_places_are_all_the_sections_there_are() -> None:
 
 def all_sections(base: type[Section]) -> Iterator[type[Section]]:
     for model in base.__subclasses__():
-        if model.__module__ == Spec.__module__:
+        if model.__module__.startswith(Spec.__module__):
             yield model
             yield from all_sections(model)
 
