@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from skill_kd.kd.config import Config
     from skill_kd.kd.dataset.batch import Row
     from skill_kd.kd.dataset.encoding import Encoder
     from skill_kd.kd.dataset.reading import Example
@@ -58,12 +57,6 @@ class Source:
     dtype: str = "float32"
     quantization: str | None = None
     trust_remote_code: bool = False
-
-    def config(self) -> Config:
-        """Return it as ``skill_kd.kd``'s loader reads it."""
-        from skill_kd.kd.config import Config
-
-        return Config(**vars(self))
 
 
 @dataclass(frozen=True)
@@ -105,8 +98,8 @@ def open_writer(source: Source, max_new_tokens: int, device: torch.device) -> Wr
     from skill_kd.kd.rollouts.decoding import Decoding
     from skill_kd.kd.rollouts.sampler import Sampler
 
-    tokenizer = loading.load_tokenizer(source.config(), source.model)
-    loaded = loading.load_model(source.config(), source.model)
+    tokenizer = loading.load_tokenizer(source, source.model)
+    loaded = loading.load_model(source, source.model)
     vocabulary, ends = real_vocabulary(tokenizer, loaded), eos_ids(tokenizer, loaded)
     model = loaded.train(False).requires_grad_(False).to(device)
     sampler = Sampler(Decoding(max_new_tokens, 1.0, 1.0, ends, vocabulary), int(tokenizer.pad_token_id), device)

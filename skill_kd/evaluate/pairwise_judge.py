@@ -87,11 +87,11 @@ def _asked(judge: Judge, questions: Sequence[tuple[str, str, str]]) -> list[str 
 
 def _words_of(judge: Judge, questions: Sequence[tuple[str, str, str]]) -> list[str | None]:
     with plain_errors():
-        from skill_kd.kd.config import Config
+        from skill_kd.kd.config import Served
         from skill_kd.kd.rollouts.decoding import Decoding
         from skill_kd.kd.teacher.served import ServedTeacher
 
-        server = ServedTeacher(Config(**vars(judge)))
+        server = ServedTeacher(Served(**vars(judge)))
         decoding = Decoding(8, 0.0, 1.0, frozenset(), 0)
         conversations = [
             (("user", QUESTION.format(prompt=prompt, first=first, second=second)),)

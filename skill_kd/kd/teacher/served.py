@@ -17,7 +17,7 @@ from itertools import count, repeat
 from types import MappingProxyType
 from typing import Any
 
-from ..config import Config
+from ..config import Served
 from ..errors import Missing, StoppedBySignal
 from ..losses.divergences import LOG_ZERO
 from ..rollouts.decoding import Decoding
@@ -56,7 +56,7 @@ class Scored:
 class ServedTeacher:
     """Asks ``/chat/completions`` and ``/completions``, several prompts at once, again after passing faults."""
 
-    def __init__(self, served: Config) -> None:
+    def __init__(self, served: Served) -> None:
         self.served = served
         self.answered = self.waiting = False
         self.down_since: float | None = None
