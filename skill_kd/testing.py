@@ -163,9 +163,9 @@ import signal
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace as Config
+from skill_kd.kd.config import Config
 
-CONFIG = Config()  # kd: config
+CONFIG = Config.read(sys.argv[1])  # kd: config
 HERE = Path(__file__).parent
 
 

@@ -31,7 +31,7 @@ from skill_kd.render import (
     render,
     templates_folder,
 )
-from skill_kd.spec import Spec
+from skill_kd.spec import Distill, ForwardKL, Spec
 from skill_kd.spec.file import load_spec, parse_spec
 from skill_kd.testing import FakeBackend, minimal_spec
 
@@ -63,6 +63,7 @@ def main() -> None:
 if __name__ == "__main__":
     main()
 '''
+IMPORT = "from skill_kd.kd.config import Config\n"
 HOSTILE = [
     '"""; import os #',
     "'''; import os #",
@@ -89,6 +90,20 @@ class Pinned(FakeBackend):
 
 
 BACKEND = Pinned()
+SECTIONS = [
+    "Checkpoint",
+    "Config",
+    "Data",
+    "Distill",
+    "Evaluation",
+    "Launch",
+    "MiniLLM",
+    "Rollout",
+    "Student",
+    "Teacher",
+    "Training",
+]
+"""Those of the minimal spec."""
 text = st.text(st.characters(exclude_categories=()), min_size=1)
 
 
@@ -107,6 +122,12 @@ def outside_config(script: str) -> list[str]:
     nodes = [node for node in ast.parse(body(script)).body if isinstance(node, ast.Assign)]
     [config] = [node for node in nodes if ast.unparse(node.targets[0]) == "CONFIG"]
     return lines[: config.lineno - 1] + lines[config.end_lineno :]
+
+
+def names_imported_from_config(script: str) -> list[str]:
+    tree = ast.parse(script)
+    [imported] = [n for n in tree.body if isinstance(n, ast.ImportFrom) and n.module == "kd.config"]
+    return [alias.name for alias in imported.names]
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -143,10 +164,10 @@ def misspelled(value: str) -> Iterator[str]:
     if len(tree.body) != 1:
         yield f"the literal is {len(tree.body)} statements"
     nodes = [node for statement in tree.body for node in ast.walk(statement)]
-    plain = {ast.Assign, ast.Name, ast.Store, ast.Load, ast.Call, ast.keyword, ast.Constant, ast.Tuple}
+    plain = {ast.Assign, ast.Name, ast.Store, ast.Load, ast.Call, ast.keyword, ast.Constant, ast.Tuple, ast.Dict}
     if others := {type(node).__name__ for node in nodes if type(node) not in plain}:
         yield f"the literal has nodes of {sorted(others)}"
-    if (called := {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}) != {"Config"}:
+    if (called := {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}) != {*SECTIONS}:
         yield f"the literal calls {sorted(called)}"
     if value not in [node.value for node in nodes if isinstance(node, ast.Constant)]:
         yield "the value is not in the literal"
@@ -159,9 +180,11 @@ def test_a_hostile_value_is_spelled_in_visible_ascii() -> None:
 
 
 def test_the_script_that_runs_sees_the_very_value(tmp_path: Path) -> None:
-    template = "from types import SimpleNamespace as Config\n\nCONFIG = Config()  # kd: config\n"
+    template = "from skill_kd.kd.config import Config\n\nCONFIG = Config.of({})  # kd: config\n"
     values = "".join(HOSTILE)
     script = tmp_path / "train.py"
+    (tmp_path / "kd").mkdir()
+    (tmp_path / "kd" / "config.py").write_bytes(kd_files()["config.py"])
     script.write_text(fill(template + "print(ascii(CONFIG.data.train))\n", spec_with(train=values), BACKEND))
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
     assert ast.literal_eval(done.stdout) == values
@@ -189,6 +212,17 @@ def test_a_number_that_is_none_is_refused(number: float) -> None:
 # --- the template -----------------------------------------------------------------------------------------------------
 
 
+def test_a_script_imports_the_sections_that_it_names_as_ruff_sorts_them() -> None:
+    values = minimal_spec().model_dump(mode="json")
+    stages = [{"kind": "warm_start"}, {"kind": "distill", "objective": {"kind": "jsd"}}, {"kind": "self_train"}]
+    spec = parse_spec({**values, "stages": stages, "handoff": {}})
+    script = fill(TEMPLATE, spec, BACKEND)
+    assert names_imported_from_config(script) == [
+        *("JSD", "Checkpoint", "Config", "Data", "Distill", "Evaluation", "Handoff", "Launch", "Rollout"),
+        *("SelfTrain", "Sft", "Student", "Teacher", "Training", "WarmStart"),
+    ]
+
+
 def test_only_the_marked_line_and_our_imports_change() -> None:
     template = TEMPLATE.split("\n")
     marked = template.index("CONFIG = Config.read(sys.argv[1])  # kd: config")
@@ -199,6 +233,8 @@ def test_only_the_marked_line_and_our_imports_change() -> None:
     docstring = "from skill_kd.kd.config import this is no import"
     assert len(changed) == 4
     expected = [line if line == docstring else changed.get(line, line) for line in expected]
+    sections = expected.index("from kd.config import Config")
+    expected[sections : sections + 1] = ["from kd.config import (", *(f"    {name}," for name in SECTIONS), ")"]
     assert outside_config(fill(TEMPLATE, minimal_spec(), BACKEND)) == expected
 
 
@@ -211,9 +247,10 @@ def test_only_the_marked_line_and_our_imports_change() -> None:
         ("OTHER = 1  # kd: config\n", "exactly one line"),
         ("def f():\n    CONFIG = 1  # kd: config\n", "exactly one line"),
         ("CONFIG = (  # kd: config\n    1\n)\n", "exactly one line"),
-        ("CONFIG = 1  # kd: config\nfrom skill_kd.render import fill\n", "needs skill_kd"),
-        ("CONFIG = 1  # kd: config\nimport skill_kd\n", "needs skill_kd"),
-        ("CONFIG = 1  # kd: config\nimport skill_kd.kd.dataset.reading\nskill_kd.kd.data.x\n", "needs skill_kd"),
+        ("CONFIG = 1  # kd: config\n", "from skill_kd.kd.config import Config"),
+        (f"{IMPORT}CONFIG = 1  # kd: config\nfrom skill_kd.render import fill\n", "needs skill_kd"),
+        (f"{IMPORT}CONFIG = 1  # kd: config\nimport skill_kd\n", "needs skill_kd"),
+        (f"{IMPORT}CONFIG = 1  # kd: config\nimport skill_kd.kd.errors\nskill_kd.kd.errors.x\n", "needs skill_kd"),
     ],
 )
 def test_a_template_that_breaks_the_contract_is_refused_by_name(tmp_path: Path, template: str, reason: str) -> None:
@@ -286,6 +323,27 @@ def test_an_edited_config_is_read_as_it_stands() -> None:
     assert parse_spec(read_config(script)).stages[0].updates == 7  # type: ignore[union-attr]
 
 
+def test_the_name_of_a_section_says_its_kind() -> None:
+    config = config_literal(minimal_spec())
+    assert "kind=" not in config
+    edited = re.sub(r"MiniLLM\(.*?\)", "ForwardKL(temperature=2.0)", config, flags=re.DOTALL)
+    [stage] = parse_spec(read_config(edited)).stages
+    assert stage == Distill(objective=ForwardKL(temperature=2.0))
+
+
+def test_options_of_a_chat_template_are_a_mapping_and_come_back() -> None:
+    spec = spec_with(chat_template_options={"enable_thinking": False, "_": "x" * 120})
+    assert read_config(config_literal(spec)) == spec.model_dump(mode="json")
+
+
+def test_a_script_of_version_0_1_is_read() -> None:
+    run = Path(__file__).parent / "data" / "run-0.1" / "runs" / "tiny"
+    script = (run / "train.py").read_text(encoding="utf-8")
+    assert parse_spec(read_config(script)) == load_spec(run / "spec.yaml")
+    spelled = script.replace("options=Config()", "options=Config(enable_thinking=False)")
+    assert parse_spec(read_config(spelled)).data.chat_template_options == {"enable_thinking": False}
+
+
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
@@ -294,7 +352,10 @@ def test_an_edited_config_is_read_as_it_stands() -> None:
         ("CONFIG = Config(", "never closed"),
         ("CONFIG = {}", "not Config"),
         ("CONFIG = Config(1)", "not Config"),
-        ("CONFIG = Config(name=open('x'))", "not Config"),
+        ("CONFIG = Distill(updates=1)", "not Config"),
+        ("CONFIG = Config(name=open('x'))", "not a section"),
+        ("CONFIG = Config(name=Config.read('x'))", "not a section"),
+        ("CONFIG = Config(teacher=Teacher('x'))", "not a section"),
         ("CONFIG = Config(name=f'{x}')", "malformed node"),
         ("CONFIG = Config(name=1 if x else 2)", "malformed node"),
     ],

@@ -18,7 +18,7 @@ from skill_kd.spec import Spec
 from skill_kd.spec.file import parse_spec
 from skill_kd.testing import FakeBackend, check_backend, minimal_spec
 
-TEMPLATE = "from types import SimpleNamespace as Config\n\nCONFIG = Config()  # kd: config\n"
+TEMPLATE = "from skill_kd.kd.config import Config\n\nCONFIG = Config.of({})  # kd: config\n"
 
 
 def test_the_fake_keeps_the_contract() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -17,6 +18,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from skill_kd.kd.config import Config, Data, Student, Teacher
+
 UNK, BOS, EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -25,6 +28,16 @@ CHAT_TEMPLATE = (
 CORPUS = ["hello world the quick brown fox jumps over the lazy dog", "user assistant system"]
 WIDTH = 32
 POSITIONS = 1024
+
+
+def tiny_config(**sections: Any) -> Config:
+    """Return a configuration with the given sections, and the spec's defaults where it needs none."""
+    needed = {
+        "teacher": Teacher(model="teacher"),
+        "student": Student(model="student"),
+        "data": Data(train="train.jsonl"),
+    }
+    return Config(**{"name": "tiny", **needed, **sections})
 
 
 def make_tokenizer(

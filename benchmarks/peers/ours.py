@@ -17,7 +17,8 @@ import torch
 from plain_minillm import minillm_loss
 
 from skill_kd.demo import PROMPTS
-from skill_kd.kd.config import Config
+from skill_kd.kd.config import Config, Data, Distill
+from skill_kd.kd.config import Teacher as TeacherConfig
 from skill_kd.kd.dataset.batch import collate, epoch_stream
 from skill_kd.kd.dataset.encoding import Encoded, Encoder
 from skill_kd.kd.dataset.split import load_split
@@ -37,7 +38,7 @@ from skill_kd.kd.teacher.teacher import Teacher, Telling, open_teacher
 from skill_kd.kd.train.held_out import HeldOut
 from skill_kd.kd.train.objectives import build_objective
 
-SOURCE = Config(dtype="float32", quantization=None, revision=None, trust_remote_code=False)
+SOURCE = TeacherConfig(dtype="float32")
 HELD_OUT = 0.1
 PROMPT_TOKENS, HEADS, LAYERS, TEACHER_LAYERS, HIDDEN = 16, 4, 4, 8, 256
 
@@ -52,7 +53,7 @@ def prepare(settings: Any, out: Path) -> None:
     teacher, tokenizer = load_model(SOURCE, folder), load_tokenizer(SOURCE, folder)
     student = grow(teacher, settings["layers"])
     export_student(student, tokenizer, eos_ids(tokenizer, teacher), out / "student")
-    split = load_split(Config(train=str(PROMPTS), split="train", held_out=HELD_OUT, max_bad_rows=0.0), seed=0)
+    split = load_split(Data(train=str(PROMPTS), held_out=HELD_OUT), seed=0)
     texts = {"train": split.train, "held_out": split.held_out}
     for name, examples in texts.items():
         lines = [json.dumps({"prompt": example.messages[-1][1]}) for example in examples]
@@ -112,7 +113,10 @@ def grow_update(settings: Any, out: Path) -> None:
     head = find_head(telling, vocabulary)
     assert head is not None
     teacher = Teacher(Telling(telling.requires_grad_(False), head), vocabulary, lambda *_: [], head=head)
-    policy, objective = Policy(student, vocabulary), build_objective(Config.of(settings["objective"]))
+    policy, objective = (
+        Policy(student, vocabulary),
+        build_objective(Distill.of({"objective": settings["objective"]}).objective),
+    )
     optimizer = torch.optim.AdamW(policy.parameters(), 1e-4)
     sampler = Sampler(Decoding(tokens, 1.0, 1.0, frozenset({-1}), vocabulary), 0, torch.device("cpu"))
     prompts = [Encoded(tuple(ids)) for ids in torch.randint(vocabulary, (rows, PROMPT_TOKENS)).tolist()]

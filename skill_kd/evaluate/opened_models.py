@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from skill_kd.kd.config import Config
     from skill_kd.kd.dataset.batch import Row
     from skill_kd.kd.dataset.encoding import Encoder
     from skill_kd.kd.dataset.reading import Example
@@ -56,12 +55,6 @@ class ModelSource:
     dtype: str = "float32"
     quantization: str | None = None
     trust_remote_code: bool = False
-
-    def config(self) -> Config:
-        """Return it as ``skill_kd.kd``'s loader reads it."""
-        from skill_kd.kd.config import Config
-
-        return Config(**vars(self))
 
 
 @dataclass(frozen=True)
@@ -103,8 +96,8 @@ def open_writer(source: ModelSource, max_new_tokens: int, device: torch.device) 
     from skill_kd.kd.rollouts.decoding import Decoding
     from skill_kd.kd.rollouts.sampler import Sampler
 
-    tokenizer = loading.load_tokenizer(source.config(), source.model)
-    loaded = loading.load_model(source.config(), source.model)
+    tokenizer = loading.load_tokenizer(source, source.model)
+    loaded = loading.load_model(source, source.model)
     vocabulary, ends = real_vocabulary(tokenizer, loaded), eos_ids(tokenizer, loaded)
     model = loaded.train(False).requires_grad_(False).to(device)
     sampler = Sampler(Decoding(max_new_tokens, 1.0, 1.0, ends, vocabulary), int(tokenizer.pad_token_id), device)

@@ -64,14 +64,14 @@ def _baseline(request: Request, spec: Spec) -> ModelSource | None:
 def _held_out(spec: Spec, home: Path, folder: Path, most: int | None) -> Path:
     """Write the prompts that the run set aside, ``most`` at most, with the responses the data gives as references."""
     with plain_errors():
-        from skill_kd.kd.config import Config
+        from skill_kd.kd.config import Data
         from skill_kd.kd.dataset.split import load_split
 
         values = spec.data.model_dump(mode="json")
         for key in ("train", "held_out"):
             if isinstance(values[key], str) and (home / values[key]).is_file():
                 values[key] = str(home / values[key])
-        held_out = load_split(Config.of(values), spec.seed).held_out
+        held_out = load_split(Data.of(values), spec.seed).held_out
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "prompts.jsonl"
     write_rows(

@@ -144,7 +144,7 @@ def test_every_option_that_is_named_exists() -> None:
 def models() -> tuple[type[Section], ...]:
     found: list[type[Section]] = [Section]
     for model in found:
-        found += [child for child in model.__subclasses__() if child.__module__ == Spec.__module__]
+        found += [child for child in model.__subclasses__() if child.__module__.startswith(Spec.__module__)]
     return tuple(found)
 
 

@@ -50,7 +50,7 @@ def keys() -> set[str]:
     while waiting:
         model = waiting.pop()
         found |= model.model_fields.keys()
-        waiting += [child for child in model.__subclasses__() if child.__module__ == Spec.__module__]
+        waiting += [child for child in model.__subclasses__() if child.__module__.startswith(Spec.__module__)]
     return found - {"kind"}
 
 

@@ -22,9 +22,8 @@ import yaml
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from safetensors.torch import load_file, save_file
-from tiny import make_model
+from tiny import make_model, tiny_config
 
-from skill_kd.kd.config import Config
 from skill_kd.kd.train.journal import Journal
 
 REPOSITORY = Path(__file__).parents[2]
@@ -496,7 +495,7 @@ class Down(GeneralTracker):  # type: ignore[misc]
 
 @pytest.mark.parametrize("updates", [0, 3])
 def test_a_tracker_that_fails_on_its_way_or_at_the_end_is_told_once(updates: int, here: Path) -> None:
-    journal = Journal(here, Accelerator(cpu=True, log_with=Down()), Config(name="tiny", trackers=("down",)))
+    journal = Journal(here, Accelerator(cpu=True, log_with=Down()), tiny_config(trackers=("down",)))
     for update in range(updates):
         journal.figures("update", "distill", update, {"loss": 1.5})
     journal.close()
@@ -508,7 +507,7 @@ def test_a_tracker_that_fails_on_its_way_or_at_the_end_is_told_once(updates: int
 
 def test_half_a_line_of_metrics_does_not_spoil_the_next_one(here: Path) -> None:
     (here / "metrics.jsonl").write_text('{"event": "first"}\n{"event": "upd')
-    Journal(here, Accelerator(cpu=True), Config(trackers=())).event("last")
+    Journal(here, Accelerator(cpu=True), tiny_config()).event("last")
     events = [json.loads(line)["event"] for line in (here / "metrics.jsonl").read_text().splitlines()]
     assert events == ["first", "last"]
 

@@ -343,7 +343,7 @@ def test_a_served_teacher_costs_the_same_whatever_the_loss(benchmark: ModuleType
 
 def built(objective: dict[str, Any]) -> Any:
     """The trainer's objective from that of a spec."""
-    from skill_kd.kd.config import Config
+    from skill_kd.kd.config import Distill
     from skill_kd.kd.train.objectives import build_objective
 
     plain: dict[str, Any] = {
@@ -354,7 +354,7 @@ def built(objective: dict[str, Any]) -> Any:
         "rollout": {"prompts": 16},
         "stages": [{"kind": "distill", "objective": objective}],
     }
-    return build_objective(Config.of(Spec.model_validate(plain).stages[0].model_dump()["objective"]))
+    return build_objective(Distill.of(Spec.model_validate(plain).stages[0].model_dump()).objective)
 
 
 def block_copies(benchmark: ModuleType, objective: dict[str, Any]) -> float:

@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from skill_kd.cli import main
 from skill_kd.errors import ExitCode, UsageError
-from skill_kd.kd.config import Config
+from skill_kd.kd import config
 from skill_kd.kd.dataset.batch import Batch, Row, collate, pad_left
 from skill_kd.kd.losses.divergences import log_probs
 from skill_kd.kd.losses.estimators import Weigh, minillm_exact, token_logp
@@ -138,7 +138,7 @@ def enumerated(shape: str, seed: int) -> Enumerated:
 
 
 def exact(teacher_mix: float) -> Objective:
-    return build_objective(Config.of(MiniLLM(estimator="exact", teacher_mix=teacher_mix).model_dump()))
+    return build_objective(config.MiniLLM.of(MiniLLM(estimator="exact", teacher_mix=teacher_mix).model_dump()))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -166,7 +166,7 @@ def test_a_transformer_that_is_its_own_teacher_has_no_gradient(teacher_mix: floa
 
 def test_the_papers_estimator_is_biased_on_a_transformer_as_well() -> None:
     world = enumerated("4 tokens, length 4", 0)
-    paper = build_objective(Config.of(MiniLLM(estimator="paper").model_dump()))
+    paper = build_objective(config.MiniLLM.of(MiniLLM(estimator="paper").model_dump()))
     expected, gradient = (
         torch.cat([each.flatten() for each in parts])
         for parts in (world.gradient, world.expected(paper, world.teacher))

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from skill_kd import spec
 from skill_kd.errors import SpecError
 from skill_kd.spec import (
     JSD,
@@ -411,13 +413,28 @@ def test_the_places_are_all_the_sections_there_are() -> None:
 
 def all_sections(base: type[Section]) -> Iterator[type[Section]]:
     for model in base.__subclasses__():
-        if model.__module__ == Spec.__module__:
+        if model.__module__.startswith(Spec.__module__):
             yield model
             yield from all_sections(model)
 
 
 def test_a_key_that_resembles_nothing_answers_with_those_there_are() -> None:
     assert "known: nodes, processes, strategy, shard_teacher" in refusal(values(launch={"qqqq": 1}))
+
+
+# --- the package ------------------------------------------------------------------------------------------------------
+
+FILES = ("section", "models", "data", "objectives", "stages", "running", "checks", "__init__", "mistakes", "file")
+"""A file imports only from those before it."""
+
+
+@pytest.mark.parametrize("path", sorted(Path(spec.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_imports_inside_the_package_go_one_way(path: Path) -> None:
+    below = FILES[: FILES.index(path.stem)]
+    for module in re.findall(
+        r"^from skill_kd\.spec(?:\.(\w+))? import", path.read_text(encoding="utf-8"), re.MULTILINE
+    ):
+        assert (module or "__init__") in below
 
 
 # --- nothing but SpecError --------------------------------------------------------------------------------------------

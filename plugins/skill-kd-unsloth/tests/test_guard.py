@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from skill_kd_unsloth import UnslothBackend
 from specs import needs_unsloth, values
 from tiny import build_model, make_tokenizer
 
-from skill_kd.kd.config import Config
+from skill_kd.kd.config import Lora
 from skill_kd.kd.dataset.batch import Batch, Row, collate
 from skill_kd.kd.dataset.encoding import Encoded
 from skill_kd.kd.errors import TrainingStopped
@@ -168,7 +169,7 @@ def test_what_unsloth_compiles_goes_beside_the_script(template: ModuleType) -> N
     assert os.environ["UNSLOTH_COMPILE_LOCATION"] == str(Path(template.__file__ or "").parent / "compiled")
 
 
-LORA = Config(r=4, alpha=8, dropout=0.0, targets="all-linear")
+LORA = Lora(r=4, alpha=8.0, dropout=0.0, targets="all-linear")
 
 
 @pytest.fixture
@@ -176,9 +177,8 @@ def configure(template: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable
     """Change values of some sections of the template's configuration."""
 
     def change(**sections: dict[str, Any]) -> None:
-        config = vars(template.CONFIG)
-        changed = {name: Config(**{**vars(config[name]), **values}) for name, values in sections.items()}
-        monkeypatch.setattr(template, "CONFIG", Config(**{**config, **changed}))
+        changed = {name: replace(getattr(template.CONFIG, name), **values) for name, values in sections.items()}
+        monkeypatch.setattr(template, "CONFIG", replace(template.CONFIG, **changed))
 
     return change
 
@@ -186,7 +186,7 @@ def configure(template: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("wanted", [False, True])
 def test_activations_are_recomputed_if_the_spec_says_so(
-    wanted: bool, lora: Config | None, template: ModuleType, configure: Callable[..., None]
+    wanted: bool, lora: Lora | None, template: ModuleType, configure: Callable[..., None]
 ) -> None:
     """Unsloth's own default is to recompute them always."""
     configure(student={"lora": lora}, training={"gradient_checkpointing": wanted})

@@ -6,9 +6,12 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .model_folder import ROUNDING, Answer, check, difference, findings, load, load_tokenizer, logits
+
+if TYPE_CHECKING:
+    from skill_kd.kd.config import Dtype
 
 UNKNOWN = re.compile("model with architecture .* is not supported")
 """What transformers says of a sound GGUF file of a model that it reads from no such file."""
@@ -21,7 +24,7 @@ def finetuned(question: Any) -> Answer:
     folder, out = Path(question["folder"]), Path(question["out"])
     checks: list[Answer] = []
     if (merged := out / "merged").is_dir():
-        dtype = str(json.loads((merged / "config.json").read_text(encoding="utf-8"))["dtype"])
+        dtype: Dtype = json.loads((merged / "config.json").read_text(encoding="utf-8"))["dtype"]
         checks += [_named("merged", each) for each in findings(merged, dtype)]
         ours, theirs = load_tokenizer(merged), load_tokenizer(folder)
         same = ours.get_vocab() == theirs.get_vocab() and ours.chat_template == theirs.chat_template

@@ -27,7 +27,7 @@ def measure(question: Any) -> Answer:
     first = Path(next(iter(question["folders"].values())))
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     model, tokenizer = load(first, config.student.dtype), load_tokenizer(first)
-    encoder = Encoder(tokenizer, eos_ids(tokenizer, model), vars(config.data.chat_template_options))
+    encoder = Encoder(tokenizer, eos_ids(tokenizer, model), config.data.chat_template_options)
     data = load_training_data(config, encoder)
     vocabulary = real_vocabulary(tokenizer, model)
     rollout = config.rollout

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from skill_kd.kd.config import Dtype
 
 Answer = dict[str, Any]
 """Findings are ``{"name", "passed", "detail"}``; ``passed`` is None where something to compare with is gone."""
@@ -25,12 +28,12 @@ def load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def load(folder: Path, dtype: str) -> Any:
+def load(folder: Path, dtype: Dtype) -> Any:
     """Load the model of a folder, in inference mode."""
-    from skill_kd.kd.config import Config
+    from skill_kd.kd.config import Teacher
     from skill_kd.kd.model.loading import load_model
 
-    return load_model(Config(dtype=dtype, quantization=None, revision=None), str(folder)).train(False)
+    return load_model(Teacher(dtype=dtype), str(folder)).train(False)
 
 
 def load_config(folder: Path) -> Any:
@@ -65,7 +68,7 @@ def difference(model: Any, other: Any, tokenizer: Any) -> float:
     return max(shares)
 
 
-def findings(folder: Path, dtype: str) -> list[Answer]:
+def findings(folder: Path, dtype: Dtype) -> list[Answer]:
     """Load a folder as anybody would, and look at what tools trip over."""
     import torch
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .model_folder import ROUNDING, Answer, check, difference, findings, load, load_tokenizer, positions
 from .template import template_parts
+
+if TYPE_CHECKING:
+    from skill_kd.kd.config import Config
 
 
 def student(question: Any) -> Answer:
@@ -31,9 +34,10 @@ def student(question: Any) -> Answer:
     return answer
 
 
-def _is_the_trained_one(question: Any, config: Any, folder: Path) -> Iterator[Answer]:
+def _is_the_trained_one(question: Any, config: Config, folder: Path) -> Iterator[Answer]:
     """Compare with the best checkpoint, whose weights the folder should hold, and with the model before training."""
-    from skill_kd.kd.config import Config
+    from dataclasses import replace
+
     from skill_kd.kd.errors import Missing
     from skill_kd.kd.model.export import rounded
     from skill_kd.kd.model.loading import load_student
@@ -41,7 +45,7 @@ def _is_the_trained_one(question: Any, config: Any, folder: Path) -> Iterator[An
     quantization = config.student.quantization
     try:
         # All but the weights is the same in full precision, which needs neither a GPU nor bitsandbytes.
-        trained, before = load_student(Config(**{**vars(config.student), "quantization": None}), config.teacher)
+        trained, before = load_student(replace(config.student, quantization=None), config.teacher)
     except (Missing, OSError) as error:
         yield check("weights", None, f"not compared: {error}")
         return

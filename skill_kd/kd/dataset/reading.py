@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import Config
+from ..config import Data
 from ..errors import BadInput, Missing
 
 NAMED_BAD_ROWS = 3
@@ -146,7 +146,7 @@ def read_corpus(source: str) -> list[str]:
     return texts
 
 
-def input_hashes(data: Config) -> dict[str, str]:
+def input_hashes(data: Data) -> dict[str, str]:
     """Return the SHA-256 of every local file that ``data`` names, by its field; a data set of the hub has none."""
     hashes = {}
     for name in ("train", "held_out", "pretraining"):

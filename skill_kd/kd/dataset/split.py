@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..config import Config
+from ..config import Data
 from ..errors import BadInput
 from ..seeds import seeded
 from .reading import Example, read_examples
@@ -20,7 +20,7 @@ class Split:
     held_out: list[Example]
 
 
-def load_split(data: Config, seed: int) -> Split:
+def load_split(data: Data, seed: int) -> Split:
     """Read the training data and set the held-out prompts apart: a share of it, or a file whose overlap is measured."""
     train = read_examples(data.train, data.split, data.max_bad_rows)
     if isinstance(data.held_out, str):
@@ -43,7 +43,7 @@ def load_split(data: Config, seed: int) -> Split:
     )
 
 
-def _refuse_overlap(train: list[Example], held_out: list[Example], data: Config) -> None:
+def _refuse_overlap(train: list[Example], held_out: list[Example], data: Data) -> None:
     known = {example.key for example in train}
     shared = sum(example.key in known for example in held_out)
     if shared > data.max_overlap * len(held_out):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..config import Config
+from ..config import Lora, Student, Teacher, WeightedModel
 from ..errors import BadInput, Missing
 from ..losses.divergences import log_probs
 from .growing import grow
@@ -27,7 +27,27 @@ from .packaged import resolve
 from .vocabulary import real_vocabulary, shared_vocabulary
 
 
-def load_tokenizer(source: Config, model: str) -> PreTrainedTokenizerBase:
+class ModelSource(Protocol):
+    """How a model is loaded: what a spec says of its teacher and its student alike."""
+
+    @property
+    def revision(self) -> str | None:
+        """Commit, tag or branch on the hub; None is its main branch."""
+
+    @property
+    def dtype(self) -> str:
+        """Name of the weights' torch dtype."""
+
+    @property
+    def quantization(self) -> str | None:
+        """``8bit``, ``4bit`` or none."""
+
+    @property
+    def trust_remote_code(self) -> bool:
+        """Whether Python that comes with the model runs."""
+
+
+def load_tokenizer(source: ModelSource, model: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer; one without a pad token pads with EOS, which is safe here because masks go by length."""
     tokenizer = _from_hub(AutoTokenizer, model, source)
     if tokenizer.eos_token_id is None:
@@ -37,7 +57,7 @@ def load_tokenizer(source: Config, model: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(source: Config, model: str, *, weights: bool = True) -> PreTrainedModel:
+def load_model(source: ModelSource, model: str, *, weights: bool = True) -> PreTrainedModel:
     """Load a causal language model in ``source.dtype`` or quantized, with its key-value cache on.
 
     Without ``weights`` it has shapes alone, on the meta device.
@@ -69,14 +89,14 @@ def refuse_pickles(folder: str | Path) -> None:
         raise Missing(f"cannot load '{folder}': {pickled.name} is a pickle; save the adapter as {safe.name}")
 
 
-def _from_hub(factory: Any, model: str, source: Config, **options: Any) -> Any:
+def _from_hub(factory: Any, model: str, source: ModelSource, **options: Any) -> Any:
     place = resolve(model)
     refuse_pickles(place)
     try:
         return factory.from_pretrained(
             place,
             revision=source.revision or "main",
-            trust_remote_code=getattr(source, "trust_remote_code", False),
+            trust_remote_code=source.trust_remote_code,
             # Code that a config calls for from another repository would otherwise be what lies on its main branch.
             code_revision=source.revision,
             **({"use_safetensors": True} if factory is AutoModelForCausalLM else {}),
@@ -129,10 +149,10 @@ class LoadedTeacher:
         return list(self.model.models) if isinstance(self.model, Ensemble) else [self.model]
 
 
-def load_teacher(teacher: Config, *, weights: bool = True) -> LoadedTeacher:
+def load_teacher(teacher: Teacher, *, weights: bool = True) -> LoadedTeacher:
     """Load one teacher or an ensemble, frozen, in inference mode; without ``weights`` as ``load_model`` does."""
-    members = teacher.model if isinstance(teacher.model, tuple) else (Config(model=teacher.model, weight=1.0),)
-    sources = [Config(**{**vars(teacher), "revision": getattr(m, "revision", teacher.revision)}) for m in members]
+    members = _members(teacher)
+    sources = [replace(teacher, revision=member.revision) for member in members]
     tokenizers = [load_tokenizer(source, m.model) for source, m in zip(sources, members, strict=True)]
     models = [load_model(source, m.model, weights=weights) for source, m in zip(sources, members, strict=True)]
     vocabulary = min(real_vocabulary(t, m) for t, m in zip(tokenizers, models, strict=True))
@@ -142,28 +162,35 @@ def load_teacher(teacher: Config, *, weights: bool = True) -> LoadedTeacher:
     return LoadedTeacher(model.train(False).requires_grad_(False), tokenizers[0], vocabulary)
 
 
+def _members(teacher: Teacher) -> tuple[WeightedModel, ...]:
+    assert teacher.model is not None, "a served teacher has nothing to load"
+    if isinstance(teacher.model, tuple):
+        return teacher.model
+    return (WeightedModel(model=teacher.model, revision=teacher.revision),)
+
+
 # --- students ---------------------------------------------------------------------------------------------------------
 
 
 def load_student(
-    student: Config, teacher: Config, *, weights: bool = True
+    student: Student, teacher: Teacher, *, weights: bool = True
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the student, or grow it from the teacher's layers, and attach LoRA adapters where the spec asks for them.
 
     Without ``weights`` it has shapes alone, as ``load_model`` gives them.
     """
     if student.from_teacher is None:
+        assert student.model is not None, "a student has a model, or grows from its teacher"
         model = load_model(student, student.model, weights=weights)
         tokenizer = load_tokenizer(student, student.model)
     else:
-        source = Config(**{**vars(teacher), "dtype": student.dtype, "quantization": None})
-        # The spec lets a student grow from one teacher only, alone or as a list of one.
-        grown_from = teacher.model[0].model if isinstance(teacher.model, tuple) else teacher.model
+        source = replace(teacher, dtype=student.dtype, quantization=None)
+        grown_from = _members(teacher)[0].model  # the spec lets a student grow from one teacher only
         tokenizer = load_tokenizer(source, grown_from)
         model = grow(load_model(source, grown_from, weights=weights), student.from_teacher.layers)
     _switch_dropout_off(model)
     if student.lora is not None:
-        model = _with_lora(model, student)
+        model = _with_lora(model, student.lora, student.quantization)
     return model, tokenizer
 
 
@@ -182,14 +209,13 @@ def _switch_dropout_off(model: PreTrainedModel) -> None:
                 setattr(module, name, 0.0)
 
 
-def _with_lora(model: PreTrainedModel, student: Config) -> PreTrainedModel:
+def _with_lora(model: PreTrainedModel, lora: Lora, quantization: str | None) -> PreTrainedModel:
     try:
         from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     except ImportError as error:
         raise Missing("student.lora needs peft: pip install peft") from error
-    if student.quantization:
+    if quantization:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    lora = student.lora
     targets = list(lora.targets) if isinstance(lora.targets, tuple) else lora.targets
     config = LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"

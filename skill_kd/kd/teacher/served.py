@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..config import Config
+from ..config import Served
 from ..endpoint import Answer, Endpoint, Names
 from ..errors import BadInput, Missing
 from ..losses.divergences import LOG_ZERO
@@ -39,7 +39,7 @@ class Scored:
 class ServedTeacher:
     """Asks ``/chat/completions`` and ``/completions``, several prompts at once."""
 
-    def __init__(self, served: Config) -> None:
+    def __init__(self, served: Served) -> None:
         self.served = served
         self.endpoint = Endpoint(
             url=served.url,

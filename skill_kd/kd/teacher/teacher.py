@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..config import Config
+from ..config import Config, Stage
 from ..dataset.batch import Batch, Row
 from ..dataset.encoding import Encoder
 from ..dataset.reading import Example
@@ -191,7 +191,7 @@ def check_template(encoder: Encoder, theirs: PreTrainedTokenizerBase) -> None:
         )
 
 
-def reads_probabilities(stage: Config) -> bool:
+def reads_probabilities(stage: Stage) -> bool:
     """Whether a stage needs the teacher's distribution, not only its text."""
     return stage.kind == "self_train" or stage.objective.kind not in {"sft", "sequence_kd"}
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from ..config import Config
+from ..config import Config, SelfTrain
 from ..dataset.batch import Row, collate, epoch_stream
 from ..dataset.encoding import Encoded, Encoder
 from ..dataset.training_data import TrainingData
@@ -174,7 +174,7 @@ def corpus_source(texts: Sequence[str], encoder: Encoder, length: int) -> Source
 
 @torch.no_grad()
 def own_best_samples(
-    config: Config, stage: Config, student: nn.Module, teacher: Teacher, prompts: Sequence[Encoded], sampler: Sampler
+    config: Config, stage: SelfTrain, student: nn.Module, teacher: Teacher, prompts: Sequence[Encoded], sampler: Sampler
 ) -> list[Row]:
     """Sample ``stage.samples`` responses a prompt and keep the best: ended, not looping, likely under the teacher.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
-from ..config import Config
+from ..config import Config, Sft, Stage
 from ..dataset.batch import Row, collate
 from ..dataset.encoding import Encoder
 from ..dataset.training_data import TrainingData
@@ -145,7 +145,7 @@ def micro_batches(
 # --- one stage --------------------------------------------------------------------------------------------------------
 
 
-def stage_terms(run: Run, stage: Config) -> list[Term]:
+def stage_terms(run: Run, stage: Stage) -> list[Term]:
     """What a stage minimises: its objective, and for MiniLLM the PT loss and the coverage term if they have weight."""
     if stage.kind == "self_train":
         rows_file = run.folder / "self_train.json"
@@ -156,13 +156,13 @@ def stage_terms(run: Run, stage: Config) -> list[Term]:
                 )
             keep_rows(rows_file, rows)
         own = rows_source(kept_rows(rows_file))
-        return [Term(Experience(run.config, stage.kind, build_objective(Config(kind="sft")), own, run.sampling))]
+        return [Term(Experience(run.config, stage.kind, build_objective(Sft()), own, run.sampling))]
     objective = build_objective(stage.objective)
     source = data_source(run.data) if objective.responses == "data" else run.teacher_source
     terms = [Term(Experience(run.config, stage.kind, objective, source, run.sampling))]
     if objective.pt_weight:
         corpus = corpus_source(run.data.corpus, run.encoder, run.config.rollout.max_new_tokens)
-        likelihood = build_objective(Config(kind="sft"))
+        likelihood = build_objective(Sft())
         terms.append(Term(Experience(run.config, "pretraining", likelihood, corpus, run.sampling), objective.pt_weight))
     if objective.coverage_weight:
         covering = Experience(run.config, "coverage", coverage_objective(), run.teacher_source, run.sampling)

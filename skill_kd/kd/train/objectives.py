@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..config import Config
+from .. import config
 from ..dataset.batch import Batch, Row
 from ..losses import divergences
 from ..losses.divergences import Divergence
@@ -53,12 +53,12 @@ class Objective:
         return len(rows) if self.normaliser == "rollouts" else sum(row.tokens for row in rows)
 
 
-def build_objective(objective: Config) -> Objective:
+def build_objective(objective: config.Objective) -> Objective:
     """Turn the spec's objective into a loss; the losses themselves are written in ``algorithms``."""
-    if objective.kind in {"sft", "sequence_kd"}:
+    if isinstance(objective, config.Sft | config.SequenceKD):
         source: Literal["teacher", "data"] = "data" if objective.kind == "sft" else "teacher"
         return Objective(Loss(negative_log_likelihood), 1.0, False, "tokens", on_policy=0.0, responses=source)
-    if objective.kind == "minillm":
+    if isinstance(objective, config.MiniLLM):
         return _minillm(objective)
     parameters = {name: value for name in _PARAMETERS if (value := getattr(objective, name, None)) is not None}
     divergence = partial(_DIVERGENCES[objective.kind], **parameters)
@@ -79,7 +79,7 @@ def coverage_objective() -> Objective:
     )
 
 
-def _minillm(objective: Config) -> Objective:
+def _minillm(objective: config.MiniLLM) -> Objective:
     exact = objective.estimator == "exact"
     weights = exact_weights if exact else partial(paper_weights, length_normalization=objective.length_normalization)
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config import Config
+from ..config import Config, Training
 from ..dataset.encoding import Encoder
 from ..dataset.training_data import TrainingData, load_training_data
 from ..errors import BadInput
@@ -82,7 +82,7 @@ def open_parts(
     """
     rollout, training = config.rollout, config.training
     check_context(student, config.data.max_prompt_tokens + rollout.max_new_tokens, "the student")
-    encoder = Encoder(tokenizer, eos_ids(tokenizer, student), vars(config.data.chat_template_options))
+    encoder = Encoder(tokenizer, eos_ids(tokenizer, student), config.data.chat_template_options)
     data = load_training_data(config, encoder)
     vocabulary = real_vocabulary(tokenizer, student)
     decoding = Decoding(rollout.max_new_tokens, rollout.temperature, rollout.top_p, encoder.eos_ids, vocabulary)
@@ -96,7 +96,7 @@ def open_parts(
     return Parts(encoder, data, teacher, sampler, held_out, rows_at_once)
 
 
-def adamw(model: nn.Module, training: Config, learning_rate: float | None = None) -> torch.optim.AdamW:
+def adamw(model: nn.Module, training: Training, learning_rate: float | None = None) -> torch.optim.AdamW:
     """Return the optimizer of the model's trainable weights, all of which decay, norms and biases too.
 
     Fused, it reads and writes each weight once a step; on a CPU that takes a fifth of the time.

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny import EOS, UNK, make_tokenizer
+from tiny import EOS, UNK, make_tokenizer, tiny_config
 from transformers import PreTrainedTokenizerFast
 
-from skill_kd.kd.config import Config
+from skill_kd.kd.config import Checkpoint, Config, Data, Rollout
 from skill_kd.kd.dataset.encoding import Encoded, Encoder
 from skill_kd.kd.dataset.lengths import fit_prompts
 from skill_kd.kd.dataset.reading import Example, _jsonl_rows, parse_example, read_corpus, read_examples
@@ -32,17 +32,8 @@ def prompts(count: int) -> list[dict[str, str]]:
     return [{"prompt": f"question {number}"} for number in range(count)]
 
 
-def data_config(train: str, **changes: Any) -> Config:
-    defaults = {
-        "split": "train",
-        "max_bad_rows": 0.0,
-        "held_out": 0.25,
-        "max_overlap": 0.0,
-        "max_prompt_tokens": 64,
-        "long_prompts": "refuse",
-        "pretraining": None,
-    }
-    return Config(train=train, **{**defaults, **changes})
+def data_config(train: str, **changes: Any) -> Data:
+    return Data(train=train, **{"held_out": 0.25, "max_prompt_tokens": 64, **changes})
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -332,11 +323,11 @@ def test_dropping_every_prompt_is_refused() -> None:
 
 
 def training_config(train: str, **changes: Any) -> Config:
-    return Config(
+    return tiny_config(
         seed=1,
         data=data_config(train, **changes),
-        rollout=Config(max_new_tokens=8),
-        checkpoint=Config(measure_prompts=2),
+        rollout=Rollout(max_new_tokens=8),
+        checkpoint=Checkpoint(measure_prompts=2),
     )
 
 

@@ -24,7 +24,7 @@ from transformers import (
     dynamic_module_utils,
 )
 
-from skill_kd.kd.config import Config
+from skill_kd.kd.config import FromTeacher, Lora, Student, Teacher, WeightedModel
 from skill_kd.kd.errors import BadInput, Missing
 from skill_kd.kd.losses.divergences import log_probs
 from skill_kd.kd.model.growing import grow, kept_layers
@@ -36,12 +36,12 @@ torch.set_num_threads(1)
 IDS = torch.tensor([[5, 9, 40, 80, 120, 7, 33, 250], [3, 4, 5, 6, 7, 8, 9, 10]])
 
 
-def source(**changes: Any) -> Config:
-    return Config(**{"revision": None, "dtype": "float32", "quantization": None, "trust_remote_code": False, **changes})
+def source(**changes: Any) -> Teacher:
+    return Teacher(**{"dtype": "float32", **changes})
 
 
-def student(**changes: Any) -> Config:
-    return source(**{"model": None, "from_teacher": None, "lora": None, **changes})
+def student(**changes: Any) -> Student:
+    return Student(**changes)
 
 
 @torch.no_grad()
@@ -136,8 +136,8 @@ def test_what_a_configuration_tells_of_each_layer_goes_with_the_layers_that_are_
 
 def test_a_student_grown_by_a_spec_has_the_teachers_tokenizer(tmp_path: Path) -> None:
     teacher = make_model(tmp_path / "teacher", layers=3)
-    for named in (str(teacher), (Config(model=str(teacher), weight=1.0),)):
-        model, tokenizer = load_student(student(from_teacher=Config(layers=2)), source(model=named))
+    for named in (str(teacher), (WeightedModel(model=str(teacher), weight=1.0),)):
+        model, tokenizer = load_student(student(from_teacher=FromTeacher(layers=2)), source(model=named))
         assert model.config.num_hidden_layers == 2
         assert tokenizer.get_vocab() == make_tokenizer().get_vocab()
 
@@ -176,7 +176,7 @@ def test_lora_trains_adapters_only_and_begins_as_the_model_itself(tmp_path: Path
     pytest.importorskip("peft")
     folder = make_model(tmp_path / "student")
     plain, _ = load_student(student(model=str(folder)), source(model="unused"))
-    lora = Config(r=4, alpha=8.0, dropout=0.0, targets="all-linear")
+    lora = Lora(r=4, alpha=8.0, dropout=0.0, targets="all-linear")
     model, _ = load_student(student(model=str(folder), lora=lora), source(model="unused"))
     trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
     assert trainable
@@ -186,7 +186,7 @@ def test_lora_trains_adapters_only_and_begins_as_the_model_itself(tmp_path: Path
 
 def test_lora_targets_may_be_named(tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    lora = Config(r=4, alpha=8.0, dropout=0.0, targets=("q_proj", "v_proj"))
+    lora = Lora(r=4, alpha=8.0, dropout=0.0, targets=("q_proj", "v_proj"))
     model, _ = load_student(student(model=str(make_model(tmp_path / "s")), lora=lora), source(model="unused"))
     trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
     assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in trainable} == {"q_proj", "v_proj"}
@@ -258,24 +258,24 @@ def test_code_of_another_repository_runs_at_the_pinned_commit_alone(
 
 
 @pytest.fixture
-def ensemble(tmp_path: Path) -> Config:
+def ensemble(tmp_path: Path) -> Teacher:
     first = make_model(tmp_path / "first", seed=1)
     second = make_model(tmp_path / "second", seed=2, layers=3, vocabulary=320)
-    return source(model=(Config(model=str(first), weight=3.0), Config(model=str(second), weight=1.0)))
+    return source(model=(WeightedModel(model=str(first), weight=3.0), WeightedModel(model=str(second), weight=1.0)))
 
 
-def mean_of_members(ensemble: Config, ids: torch.Tensor) -> torch.Tensor:
+def mean_of_members(ensemble: Teacher, ids: torch.Tensor) -> torch.Tensor:
     logp = [log_probs(logits(load_model(source(), member.model), ids)[..., :300]) for member in ensemble.model]
     return (0.75 * logp[0].exp() + 0.25 * logp[1].exp()).log()
 
 
-def test_an_ensemble_gives_the_log_of_the_weighted_mean_of_probabilities(ensemble: Config) -> None:
+def test_an_ensemble_gives_the_log_of_the_weighted_mean_of_probabilities(ensemble: Teacher) -> None:
     teacher = load_teacher(ensemble)
     assert teacher.vocabulary == 300
     torch.testing.assert_close(teacher.model(input_ids=IDS).logits, mean_of_members(ensemble, IDS))
 
 
-def test_an_ensemble_gives_the_same_with_its_caches(ensemble: Config) -> None:
+def test_an_ensemble_gives_the_same_with_its_caches(ensemble: Teacher) -> None:
     model = load_teacher(ensemble).model
     cache, steps = None, []
     for chunk in (IDS[:, :5], IDS[:, 5:6], IDS[:, 6:]):
@@ -294,7 +294,7 @@ def test_a_teacher_is_frozen_and_in_inference_mode(tmp_path: Path) -> None:
 def test_members_of_an_ensemble_need_one_vocabulary(tmp_path: Path) -> None:
     first = make_model(tmp_path / "first")
     other = make_model(tmp_path / "other", special=(EOS, "<|im_start|>", UNK))
-    members = (Config(model=str(first), weight=1.0), Config(model=str(other), weight=1.0))
+    members = (WeightedModel(model=str(first), weight=1.0), WeightedModel(model=str(other), weight=1.0))
     with pytest.raises(BadInput, match=r"teacher '.*other' has another tokenizer: id 0"):
         load_teacher(source(model=members))
 

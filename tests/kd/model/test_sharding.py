@@ -37,7 +37,7 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 
-from skill_kd.kd.config import Config
+from skill_kd.kd.config import Teacher, WeightedModel
 from skill_kd.kd.errors import reporting
 from skill_kd.kd.model.loading import load_teacher
 from skill_kd.kd.model.sharding import InStep
@@ -45,8 +45,8 @@ from skill_kd.kd.model.sharding import InStep
 
 def check():
     accelerator = Accelerator(cpu=True)
-    members = tuple(Config(model=name, weight=1.0, revision=None) for name in sys.argv[1:])
-    source = Config(model=members, dtype="float32", quantization=None, revision=None)
+    members = tuple(WeightedModel(model=name) for name in sys.argv[1:])
+    source = Teacher(model=members, dtype="float32")
     whole = load_teacher(source).model
     empty = load_teacher(source, weights=accelerator.is_main_process).model
     assert accelerator.is_main_process or all(weight.is_meta for weight in empty.parameters())
@@ -100,7 +100,7 @@ import torch
 from accelerate import Accelerator
 
 from skill_kd.kd.model import sharding
-from skill_kd.kd.config import Config
+from skill_kd.kd.config import FromTeacher, Lora, Student, Teacher
 from skill_kd.kd.errors import reporting
 from skill_kd.kd.model.loading import load_student
 
@@ -124,10 +124,9 @@ def same(found, expected, **tolerance):
 def check(model, how):
     accelerator = Accelerator(cpu=True)
     main = accelerator.is_main_process
-    grown = Config(layers=2) if how == "grown" else None
-    lora = Config(r=2, alpha=4, dropout=0.0, targets="all-linear") if how == "lora" else None
-    source = Config(model=model, dtype="float32", quantization=None, revision=None, trust_remote_code=False)
-    student = Config(**{**vars(source), "from_teacher": grown, "lora": lora})
+    lora = Lora(r=2, alpha=4.0) if how == "lora" else None
+    source = Teacher(model=model, dtype="float32")
+    student = Student(from_teacher=FromTeacher(layers=2)) if how == "grown" else Student(model=model, lora=lora)
     torch.manual_seed(0)
     whole, _ = load_student(student, source)
     torch.manual_seed(accelerator.process_index)

@@ -10,7 +10,7 @@ import torch
 from tiny import build_model, make_tokenizer
 from torch import Tensor
 
-from skill_kd.kd.config import Config
+from skill_kd.kd.config import Distill
 from skill_kd.kd.dataset.batch import Batch, Row, collate
 from skill_kd.kd.losses import divergences
 from skill_kd.kd.losses.divergences import LOG_ZERO, bucketed, log_probs
@@ -72,8 +72,7 @@ def told(teacher_logp: Tensor, top: int) -> TopK:
 
 
 def build(values: dict[str, object]) -> object:
-    common = {"temperature": 1.0, "hard_label_weight": 0.0, "on_policy": 1.0, "responses": "teacher"}
-    return build_objective(Config(**{**common, "pt_weight": 0.0, "coverage_weight": 0.0, **values}))
+    return build_objective(Distill.of({"objective": values}).objective)
 
 
 def summed(values: dict[str, object], student: Tensor, teacher: Tensor | TopK) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_model, make_tokenizer
+from tiny import make_model, make_tokenizer, tiny_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from skill_kd.errors import MissingRequirementError
@@ -25,7 +25,8 @@ from skill_kd.evaluate.generations import Prompt
 from skill_kd.evaluate.pairwise_judge import Judge, compare
 from skill_kd.evaluate.samples import Samples
 from skill_kd.kd import endpoint
-from skill_kd.kd.config import Config
+from skill_kd.kd.config import SelfTrain, Served, Training
+from skill_kd.kd.config import Teacher as TeacherConfig
 from skill_kd.kd.dataset.batch import Row, collate
 from skill_kd.kd.dataset.encoding import Encoder
 from skill_kd.kd.dataset.reading import Example
@@ -219,7 +220,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StopRequest, "asked", 0)
 
 
-def address(server: Server, **changes: Any) -> Config:
+def address(server: Server, **changes: Any) -> Served:
     values = {
         "url": server.url,
         "model": "tiny",
@@ -228,7 +229,7 @@ def address(server: Server, **changes: Any) -> Config:
         "timeout": 20.0,
         "patience": 0.0,
     }
-    return Config(**{**values, "concurrency": 4, **changes})
+    return Served(**{**values, "concurrency": 4, **changes})
 
 
 class Setting:
@@ -241,8 +242,10 @@ class Setting:
         self.encoder = Encoder(self.tokenizer, ends)
         decoding = Decoding(8, 1.0, 1.0, ends, len(self.tokenizer))
         self.sampler = Sampler(decoding, int(self.tokenizer.pad_token_id), CPU)
-        self.config = Config(
-            seed=1, teacher=Config(served=address(server, **changes)), training=Config(batch_size=4, accumulate=2)
+        self.config = tiny_config(
+            seed=1,
+            teacher=TeacherConfig(served=address(server, **changes)),
+            training=Training(batch_size=4, accumulate=2),
         )
         self.examples = [Example((("user", text),), None) for text in ("hello", "what is a quick brown fox", "a dog")]
         self.draws = draws_for([self.encoder.prompt(example) for example in self.examples], (1, "held_out"))
@@ -302,7 +305,7 @@ def test_the_students_best_samples_are_those_the_served_teacher_finds_likely(mod
     many_ends = replace(setting.sampler.decoding, eos_ids=frozenset(range(60)))
     sampler = replace(setting.sampler, decoding=many_ends)
     prompts = [draw.prompt for draw in setting.draws]
-    stage = Config(samples=8, keep=0.5)
+    stage = SelfTrain(samples=8, keep=0.5)
     told, exact = (
         own_best_samples(setting.config, stage, setting.student, teacher, prompts, sampler)
         for teacher in (setting.teacher(), setting.loaded(server))
@@ -529,8 +532,8 @@ def test_a_key_that_the_server_echoes_is_in_no_message(
     leaked, refused = [], 0
     for status in ECHOES:
         with echo(status) as url:
-            teacher = Config(url=url, model="m", api_key_env=KEY_VARIABLE, top_logprobs=3, timeout=5.0)
-            teacher = Config(**vars(teacher), concurrency=1, patience=0.0)
+            asked = {"url": url, "model": "m", "api_key_env": KEY_VARIABLE, "timeout": 5.0}
+            teacher = Served(**asked, top_logprobs=3, concurrency=1, patience=0.0)
             judge = Judge(url, "m", KEY_VARIABLE, concurrency=1, timeout=5.0, patience=0.0)
             for ask in (
                 lambda teacher=teacher: ServedTeacher(teacher).endpoint.check_model(),

@@ -25,9 +25,10 @@ if PYTHON is None:
     pytest.skip("SKILL_KD_VLLM_PYTHON names no interpreter that has vLLM", allow_module_level=True)
 
 import torch  # noqa: E402
+from tiny import tiny_config  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
-from skill_kd.kd.config import Config  # noqa: E402
+from skill_kd.kd.config import Served, Teacher, Training  # noqa: E402
 from skill_kd.kd.dataset.batch import Row, collate  # noqa: E402
 from skill_kd.kd.dataset.encoding import Encoder  # noqa: E402
 from skill_kd.kd.errors import Missing  # noqa: E402
@@ -109,9 +110,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         running.kill()
 
 
-def address(server: Server, **changes: Any) -> Config:
+def address(server: Server, **changes: Any) -> Served:
     values = {"url": server.url, "model": "smollm2", "top_logprobs": TOP, "api_key_env": None, "timeout": 300.0}
-    return Config(**{**values, "patience": 0.0, "concurrency": 4, **changes})
+    return Served(**{**values, "patience": 0.0, "concurrency": 4, **changes})
 
 
 def test_it_tells_what_the_loaded_model_tells(server: Server) -> None:
@@ -134,7 +135,7 @@ def test_it_tells_what_the_loaded_model_tells(server: Server) -> None:
 
     ends = frozenset({int(tokenizer.eos_token_id)})
     sampler = Sampler(Decoding(16, 1.0, 1.0, ends, len(tokenizer)), int(tokenizer.pad_token_id), torch.device("cpu"))
-    config = Config(seed=1, teacher=Config(served=address(server)), training=Config(batch_size=4, accumulate=1))
+    config = tiny_config(seed=1, teacher=Teacher(served=address(server)), training=Training(batch_size=4, accumulate=1))
     texts = [Row(tuple(prompt), tuple(ids), (True,) * len(ids), "teacher") for _, ids in rows]
     layout = collate(texts, sampler.pad, sampler.device)
     view = open_teacher(config, tokenizer, sampler, Encoder(tokenizer, ends)).logp(layout)

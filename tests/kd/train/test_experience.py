@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import build_model, make_tokenizer
+from tiny import build_model, make_tokenizer, tiny_config
 from torch import nn
 
-from skill_kd.kd.config import Config
+from skill_kd.kd.config import Config, Rollout, SelfTrain, Sft, Training
 from skill_kd.kd.dataset.batch import Row, collate, epoch_stream
 from skill_kd.kd.dataset.encoding import Encoded, Encoder
 from skill_kd.kd.dataset.reading import Example
@@ -56,15 +56,15 @@ def teacher(model: nn.Module | None = TEACHER) -> Teacher:
 
 
 def config(batch_size: int = 4, prompts: int = 8, inner_epochs: int = 1, seed: int = 3) -> Config:
-    return Config(
+    return tiny_config(
         seed=seed,
-        training=Config(batch_size=batch_size, accumulate=1),
-        rollout=Config(prompts=prompts, inner_epochs=inner_epochs),
+        training=Training(batch_size=batch_size, accumulate=1),
+        rollout=Rollout(prompts=prompts, inner_epochs=inner_epochs),
     )
 
 
 def objective(on_policy: float, teacher_mix: float = 0.0) -> Objective:
-    loss = build_objective(Config(kind="sft")).loss
+    loss = build_objective(Sft()).loss
     return Objective(loss, 1.0, True, "tokens", on_policy, "teacher", teacher_mix=teacher_mix)
 
 
@@ -243,9 +243,9 @@ ENDS = frozenset(range(0, VOCABULARY, 3))
 
 
 def test_self_training_keeps_the_likeliest_of_the_samples_that_ended() -> None:
-    stage = Config(samples=3, keep=0.25)
+    stage = SelfTrain(samples=3, keep=0.25)
     kept = own_best_samples(config(), stage, STUDENT, teacher(), PROMPTS, sampler(eos=ENDS))
-    every = own_best_samples(config(), Config(samples=3, keep=1.0), STUDENT, teacher(), PROMPTS, sampler(eos=ENDS))
+    every = own_best_samples(config(), SelfTrain(samples=3, keep=1.0), STUDENT, teacher(), PROMPTS, sampler(eos=ENDS))
     assert kept == every[: len(kept)]
     assert len(kept) == max(1, round(0.25 * len(every)))
     assert all(row.response[-1] in ENDS and repetition(row.response) <= 0.3 for row in every)
@@ -259,7 +259,7 @@ def test_self_training_keeps_the_likeliest_of_the_samples_that_ended() -> None:
 
 
 def test_self_training_draws_every_sample_of_a_prompt_anew() -> None:
-    stage = Config(samples=3, keep=1.0)
+    stage = SelfTrain(samples=3, keep=1.0)
     kept = own_best_samples(config(), stage, STUDENT, teacher(), PROMPTS[:1] * 4, sampler(eos=ENDS))
     assert len({row.response for row in kept}) > len(kept) / 2
 
@@ -267,7 +267,7 @@ def test_self_training_draws_every_sample_of_a_prompt_anew() -> None:
 def test_self_training_without_a_usable_sample_is_refused() -> None:
     nothing = sampler(eos=frozenset({VOCABULARY + 1}))
     with pytest.raises(BadInput, match=r"none of 4 samples ended.*max_new_tokens"):
-        own_best_samples(config(), Config(samples=2, keep=1.0), STUDENT, teacher(), PROMPTS[:2], nothing)
+        own_best_samples(config(), SelfTrain(samples=2, keep=1.0), STUDENT, teacher(), PROMPTS[:2], nothing)
 
 
 def test_self_training_stops_between_two_rectangles_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +282,7 @@ def test_self_training_stops_between_two_rectangles_of_samples(monkeypatch: pyte
     monkeypatch.setattr(Sampler, "sample", asked_in_the_second)
     narrow = replace(sampler(eos=ENDS), rows=6)
     with pytest.raises(StoppedBySignal) as stopped:
-        own_best_samples(config(), Config(samples=3, keep=1.0), STUDENT, teacher(), PROMPTS, narrow)
+        own_best_samples(config(), SelfTrain(samples=3, keep=1.0), STUDENT, teacher(), PROMPTS, narrow)
     assert stopped.value.exit_code == 128 + signal.SIGTERM
     assert sampled == [6, 6]
 

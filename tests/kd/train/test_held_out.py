@@ -215,8 +215,7 @@ def config_of(**teacher: Any) -> Config:
         "stages": [{"kind": "distill", "objective": {"kind": "sequence_kd"}}],
         "rollout": {"max_new_tokens": 12},
     }
-    config: Config = Config.of(parse_spec(values).model_dump(mode="json"))
-    return config
+    return Config.of(parse_spec(values).model_dump(mode="json"))
 
 
 # --- the student is left as it was ------------------------------------------------------------------------------------

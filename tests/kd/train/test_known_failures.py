@@ -17,10 +17,10 @@ import test_divergences
 import test_loading
 import torch
 from pydantic import ValidationError
-from tiny import EOS, build_model, make_tokenizer
+from tiny import EOS, build_model, make_tokenizer, tiny_config
 from torch import Tensor, nn
 
-from skill_kd.kd.config import Config
+from skill_kd.kd import config
 from skill_kd.kd.dataset.batch import Row, collate
 from skill_kd.kd.dataset.encoding import Encoder
 from skill_kd.kd.dataset.reading import Example
@@ -51,7 +51,7 @@ def objective(name: str) -> Objective:
     kind, _, estimator = name.partition(" ")
     values = {"kind": kind, **({"estimator": estimator} if estimator else {})}
     stage = Distill.model_validate({"kind": "distill", "objective": values})
-    return build_objective(Config.of(stage.model_dump()).objective)
+    return build_objective(config.Distill.of(stage.model_dump()).objective)
 
 
 def model(seed: int, vocabulary: int | None = None) -> nn.Module:
@@ -73,7 +73,7 @@ def gradient(policy: Policy, teacher: nn.Module, rows: list[Row], name: str, acc
     term: Any = SimpleNamespace(experience=SimpleNamespace(objective=objective(name)), weight=1.0)
     run: Any = SimpleNamespace(
         accelerator=SimpleNamespace(device=CPU, reduce=lambda tensor, _how: tensor),
-        config=Config(training=Config(accumulate=accumulate)),
+        config=tiny_config(training=config.Training(accumulate=accumulate)),
     )
     policy.zero_grad()
     for piece, built, scale in micro_batches(run, [term], [rows]):
@@ -261,13 +261,12 @@ def opened(monkeypatch: pytest.MonkeyPatch, kind: str, template: str) -> tuple[t
     monkeypatch.setattr(teachers, "load_teacher", lambda _source, **_options: LoadedTeacher(teacher, theirs, 300))
     ends = frozenset({END})
     sampler, encoder = Sampler(Decoding(4, 1.0, 1.0, ends, 300), END, CPU), Encoder(TOKENIZER, ends)
-    config = Config(
-        teacher=Config(served=None),
-        data=Config(max_prompt_tokens=64),
-        rollout=Config(max_new_tokens=4),
-        stages=(Config(kind="distill", objective=Config(kind=kind)),),
+    settings = tiny_config(
+        data=config.Data(train="train.jsonl", max_prompt_tokens=64),
+        rollout=config.Rollout(max_new_tokens=4),
+        stages=(config.Distill.of({"objective": {"kind": kind}}),),
     )
-    return teachers.open_teacher(config, TOKENIZER, sampler, encoder), teacher, encoder
+    return teachers.open_teacher(settings, TOKENIZER, sampler, encoder), teacher, encoder
 
 
 @pytest.mark.parametrize("kind", ["reverse_kl", "sequence_kd"])
@@ -313,7 +312,7 @@ def server(monkeypatch: pytest.MonkeyPatch, texts: list[str], shift: int = 0) ->
     monkeypatch.setattr(Endpoint, "post", answer)
     monkeypatch.setattr(Endpoint, "get", lambda *_: None)  # it lists no models
     address = {"url": "http://127.0.0.1:1/v1", "model": "served", "top_logprobs": 1, "concurrency": 1}
-    return ServedTeacher(Config(**address, api_key_env=None, timeout=1.0, patience=0.0))
+    return ServedTeacher(config.Served(**address, api_key_env=None, timeout=1.0, patience=0.0))
 
 
 def test_a_servers_log_probabilities_must_stand_at_our_positions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,10 +326,10 @@ def test_a_servers_log_probabilities_must_stand_at_our_positions(monkeypatch: py
 def test_a_servers_tokens_must_be_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """ms-swift issue 9671 again: the ids line up, and mean other tokens there."""
     ends = frozenset({END})
-    config = Config(teacher=Config(served=server(monkeypatch, ["nonsense"]).served))
+    settings = tiny_config(teacher=config.Teacher(served=server(monkeypatch, ["nonsense"]).served))
     sampler = Sampler(Decoding(4, 1.0, 1.0, ends, 300), END, CPU)
     with pytest.raises(BadInput, match="another tokenizer"):
-        teachers.open_teacher(config, TOKENIZER, sampler, Encoder(TOKENIZER, ends))
+        teachers.open_teacher(settings, TOKENIZER, sampler, Encoder(TOKENIZER, ends))
 
 
 # --- objectives -------------------------------------------------------------------------------------------------------

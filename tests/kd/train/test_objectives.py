@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from skill_kd.kd.config import Config
+from skill_kd.kd import config
 from skill_kd.kd.dataset.batch import Batch, Row, collate
 from skill_kd.kd.losses import divergences, estimators
 from skill_kd.kd.losses.divergences import log_probs
@@ -34,7 +34,7 @@ KINDS = [
 def objective(kind: str, **values: Any) -> Any:
     """Build an objective from a spec's values, defaults filled in as the spec fills them."""
     stage = Distill.model_validate({"kind": "distill", "objective": {"kind": kind, **values}})
-    return build_objective(Config.of(stage.model_dump()).objective)
+    return build_objective(config.Distill.of(stage.model_dump()).objective)
 
 
 def rows(source: Literal["student", "teacher", "data"] = "teacher", behaviour: bool = False) -> list[Row]:
@@ -125,7 +125,7 @@ def test_hard_labels_count_on_rows_of_the_data_only() -> None:
 
 @pytest.mark.parametrize("kind", ["sft", "sequence_kd"])
 def test_fine_tuning_is_the_likelihood_of_the_responses_and_reads_no_teacher(kind: str) -> None:
-    built = build_objective(Config(kind=kind))
+    built = build_objective(config.Sft() if kind == "sft" else config.SequenceKD())
     student = log_probs(STUDENT)
     expected = -estimators.token_logp(student, batch().response_BT)
     assert torch.equal(built.loss(student, None, batch()), scored(expected))
@@ -142,7 +142,7 @@ def test_exact_minillm_is_normalised_by_rollouts_and_the_papers_by_tokens() -> N
 
 def test_tokens_that_are_not_scored_are_not_counted() -> None:
     row = Row((5,), (1, 2, 3), (True, False, True), "data")
-    assert build_objective(Config(kind="sft")).count([row, row]) == 4
+    assert build_objective(config.Sft()).count([row, row]) == 4
 
 
 def test_exact_minillm_takes_its_weights_as_one_when_the_student_alone_sampled() -> None:
@@ -166,7 +166,7 @@ def test_the_papers_minillm_passes_on_its_options() -> None:
 
 @pytest.mark.parametrize("kind", ["sft", *KINDS, "minillm"])
 def test_losses_of_rows_add_up_however_they_are_cut_into_micro_batches(kind: str) -> None:
-    built = build_objective(Config(kind="sft")) if kind == "sft" else objective(kind)
+    built = build_objective(config.Sft()) if kind == "sft" else objective(kind)
     both = rows("student", behaviour=True)
     student, teacher = log_probs(STUDENT), log_probs(TEACHER)
 
@@ -190,5 +190,5 @@ def test_the_coverage_term_is_forward_kl_on_what_the_teacher_writes() -> None:
 
 @pytest.mark.parametrize("stage", [Distill(), WarmStart(), SelfTrain()])
 def test_the_default_objective_of_every_stage_builds(stage: Any) -> None:
-    values = Config.of(stage.model_dump())
-    assert build_objective(getattr(values, "objective", Config(kind="sft"))).count(rows()) == 5
+    values = getattr(config, type(stage).__name__).of(stage.model_dump())
+    assert build_objective(getattr(values, "objective", config.Sft())).count(rows()) == 5

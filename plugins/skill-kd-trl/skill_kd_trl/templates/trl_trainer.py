@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 
-from skill_kd.kd.config import Config, output_folder
+from skill_kd.kd.config import Config, Distill, output_folder
 from skill_kd.kd.dataset.batch import Batch, epoch_stream
 from skill_kd.kd.dataset.encoding import Encoded, Encoder
 from skill_kd.kd.dataset.training_data import TrainingData
@@ -49,7 +49,7 @@ from skill_kd.kd.train.setup import adamw, open_accelerator, open_parts
 
 CONFIG = Config.read(sys.argv[1])  # kd: config
 FOLDER = output_folder(__file__, sys.argv)
-STAGE = CONFIG.stages[0]
+[STAGE] = [stage for stage in CONFIG.stages if isinstance(stage, Distill)]
 OBJECTIVE = build_objective(STAGE.objective)
 ROWS_AT_ONCE = CONFIG.training.batch_size // CONFIG.training.accumulate // CONFIG.launch.processes
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,11 @@ SAMPLING_ERROR = 0.2
 
 def student_folder() -> str:
     """Return what Unsloth shall load: the named model, or a student grown from the teacher, written once."""
-    if CONFIG.student.from_teacher is None:
+    if CONFIG.student.model is not None:
         return resolve(CONFIG.student.model)
     folder = FOLDER / "grown"
     if not folder.is_dir():
-        plain = Config(**{**vars(CONFIG.student), "lora": None})
-        model, tokenizer = load_student(plain, CONFIG.teacher)
+        model, tokenizer = load_student(replace(CONFIG.student, lora=None), CONFIG.teacher)
         partial = FOLDER / "partial-grown"
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)

@@ -1,0 +1,70 @@
+"""Pydantic's report of an invalid spec, in plain words: which key, which value, what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+from datetime import date
+from typing import Any
+
+from pydantic import ValidationError
+
+from skill_kd.spec.stages import all_kinds
+
+
+def mistakes(error: ValidationError) -> list[str]:
+    """Return one line for each mistake. A union reports each member it tried; only the deepest report is meant."""
+    reports: dict[str, str] = {}
+    for details in error.errors(include_url=False):
+        where = ".".join(str(part) for part in details["loc"] if not _is_union_member(str(part)))
+        reports.setdefault(where, _describe(details, f"{where}: " if where else ""))
+    return [line for where, line in reports.items() if not any(other.startswith(where + ".") for other in reports)]
+
+
+def _describe(details: Any, prefix: str) -> str:
+    kind, context = details["type"], details.get("ctx", {})
+    if kind == "refused":
+        return prefix + str(details["msg"])
+    if kind == "missing":
+        return f"{prefix}is missing"
+    if kind == "union_tag_invalid":
+        known = [tag.strip("' ") for tag in str(context["expected_tags"]).split(",")]
+        near = difflib.get_close_matches(str(context["tag"]), known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "known: " + ", ".join(known)
+        return f"{prefix}unknown kind '{context['tag']}' here; {hint}"
+    if kind == "union_tag_not_found":
+        return f"{prefix}needs a 'kind'"
+    message = _PLAIN.get(kind) or _lower_first(details["msg"])
+    if kind in {"too_long", "too_short"}:
+        return prefix + message
+    text = f"{prefix}{message}, not {_shown(details['input'])}"
+    if kind == "string_type" and isinstance(details["input"], bool | int | float | date):
+        text += "; put it in quotes to keep it text"
+    return text
+
+
+def _is_union_member(part: str) -> bool:
+    """Pydantic names the chosen union member in a location; people wrote no such key."""
+    return part in _KINDS or part in {"str", "int", "float"} or part.startswith("constrained-") or "[" in part
+
+
+_PLAIN = {
+    "model_type": "should be a mapping",
+    "model_attributes_type": "should be a mapping",
+    "tuple_type": "should be a list",
+}
+_KINDS = {model.model_fields["kind"].default for model in all_kinds()}
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 60
+
+
+def _shown(value: object) -> str:
+    """The value as it would be typed; cut before it is written out, since it can be as large as the file."""
+    text = _REPR.repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,62 @@
+"""What every section of a spec shares: it is frozen, refuses what it does not know, and says why."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+LearningRate = Annotated[float, Field(gt=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+Url = Annotated[str, Field(pattern=r"^https?://")]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def refuse(message: str) -> PydanticCustomError:
+    """An error whose text may hold braces: pydantic would otherwise read them as a template."""
+    return PydanticCustomError("refused", "{message}", {"message": message})
+
+
+def _explain_kind(schema: dict[str, Any]) -> None:
+    """Let an editor that points at ``kind`` show what this kind is."""
+    if "kind" in schema["properties"]:
+        schema["properties"]["kind"]["description"] = schema["description"]
+
+
+class Section(BaseModel):
+    """Base of every part of a spec: frozen, finite numbers, unknown keys refused with the nearest known one."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        json_schema_extra=_explain_kind,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, values: object) -> object:
+        if isinstance(values, Mapping):
+            for key, value in values.items():
+                if key not in cls.model_fields:
+                    name = str(key)[:64]
+                    near = difflib.get_close_matches(name, cls.model_fields, n=1, cutoff=0.5)
+                    known = f"did you mean '{near[0]}'?" if near else "known: " + ", ".join(cls.model_fields)
+                    raise refuse(f"unknown key {name!r}; {known}")
+                if isinstance(value, bool) and cls.model_fields[key].annotation is not bool:
+                    # Pydantic would take true for 1, and YAML reads a bare yes or on as true.
+                    raise refuse(f"{key}: {str(value).lower()} is a yes or no, which this key does not take")
+        return values
+
+
+def names_user(url: str) -> bool:
+    """Return whether ``url`` holds a user name or a password."""
+    return "@" in url.split("/")[2]

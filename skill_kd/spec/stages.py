@@ -1,0 +1,81 @@
+"""The stages of a run, and what each asks of student and teacher."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from skill_kd.spec.objectives import Divergence, MiniLLM, Objective, OffPolicyObjective, SequenceKD, Sft
+from skill_kd.spec.section import LearningRate, PositiveFloat, PositiveInt, Section, refuse
+
+
+class WarmStart(Section):
+    """Phase 1 of MiniLLM's algorithm: imitation, so that on-policy samples are worth correcting."""
+
+    kind: Literal["warm_start"] = "warm_start"
+    objective: OffPolicyObjective = Sft()
+    """What to imitate: the responses in the data (``sft``), or the teacher."""
+    epochs: PositiveFloat = 1.0
+    """Passes over the training prompts."""
+    learning_rate: LearningRate | None = None
+    """Overrides ``training.learning_rate`` in this stage."""
+
+    @model_validator(mode="after")
+    def _off_policy(self) -> WarmStart:
+        if isinstance(self.objective, Divergence) and self.objective.on_policy > 0:
+            raise refuse(
+                f"a warm start trains off-policy; set objective.on_policy: 0 (it is {self.objective.on_policy})"
+            )
+        return self
+
+
+class Distill(Section):
+    """The main stage."""
+
+    kind: Literal["distill"] = "distill"
+    objective: Objective = MiniLLM()
+    """The loss, chosen by its ``kind``."""
+    updates: PositiveInt = 500
+    """Optimizer steps."""
+    learning_rate: LearningRate | None = None
+    """Overrides ``training.learning_rate`` in this stage."""
+
+
+class SelfTrain(Section):
+    """Imitation of the student's own best samples: those that end, do not loop, and the teacher finds likely."""
+
+    kind: Literal["self_train"] = "self_train"
+    samples: PositiveInt = 4
+    """Responses drawn for each prompt."""
+    keep: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the usable samples kept, best teacher log-likelihood per token first."""
+    epochs: PositiveFloat = 1.0
+    """Passes over the kept samples."""
+    learning_rate: LearningRate | None = None
+    """Overrides ``training.learning_rate`` in this stage."""
+
+
+Stage = Annotated[WarmStart | Distill | SelfTrain, Field(discriminator="kind")]
+
+
+def all_kinds() -> tuple[type[Section], ...]:
+    """Return every model that a ``kind`` can choose: objectives and stages."""
+    return (*get_args(get_args(Objective)[0]), *get_args(get_args(Stage)[0]))
+
+
+def objective_of(stage: Stage) -> Objective | None:
+    """Return the objective of a stage; a ``self_train`` stage has none."""
+    return None if isinstance(stage, SelfTrain) else stage.objective
+
+
+def on_policy(stage: Stage) -> bool:
+    """Return whether the student samples in this stage."""
+    if isinstance(stage, Distill):
+        return isinstance(stage.objective, MiniLLM) or getattr(stage.objective, "on_policy", 0.0) > 0
+    return isinstance(stage, SelfTrain)
+
+
+def reads_teacher_probabilities(stage: Stage) -> bool:
+    """Return whether a stage needs the teacher's distribution, not only its text."""
+    return isinstance(stage, SelfTrain) or not isinstance(stage.objective, Sft | SequenceKD)
