@@ -218,7 +218,7 @@ def test_a_bundle_of_two_files_says_what_it_lacks(bundle: Path, tmp_path: Path) 
     for verb in ("--help", "doctor", "validate", "setup"):
         done = kd(alone, tmp_path, verb)
         assert done.returncode == 5
-        assert "skill_kd/cli.py" in done.stderr
+        assert "skill_kd/cli" in done.stderr
         assert done.stderr.count("\n") == 1
 
 
@@ -257,9 +257,10 @@ def test_a_stop_reaches_the_verb(bundle: Path, tmp_path: Path, bare: Path) -> No
     made(bundle, tmp_path)
     copy = tmp_path / "slow"
     shutil.copytree(bundle, copy)
-    for path in (copy / "skill_kd", copy / "skill_kd" / "cli.py"):
+    package = copy / "skill_kd" / "cli"
+    for path in (package, package / "__init__.py"):
         path.chmod(0o755)
-    (copy / "skill_kd" / "cli.py").write_text(
+    (package / "__init__.py").write_text(
         "import signal, sys, time\n"
         "def main(args):\n"
         "    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
