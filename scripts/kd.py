@@ -217,12 +217,12 @@ def bringing(extra: str | None) -> str:
 
 
 def verbs() -> dict[str, str]:
-    """Return what each verb says of itself, read off the source of the command line: that needs no package."""
-    tree = ast.parse((BUNDLE / "skill_kd" / "cli" / "__init__.py").read_text(encoding="utf-8"))
+    """Return the docstring of each verb, read from the source of the command line: that needs no package."""
     found = {"setup": "Make the environment: once, outside of the skill.", "doctor": "Say what is missing here."}
-    for each in tree.body:
-        if isinstance(each, ast.FunctionDef) and "cli.command" in map(_decorator, each.decorator_list):
-            found[each.name] = (ast.get_docstring(each) or "").replace("\b\n", "")
+    for path in sorted((BUNDLE / "skill_kd" / "cli").glob("*.py")):
+        for each in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(each, ast.FunctionDef) and "click.command" in map(_decorator, each.decorator_list):
+                found[each.name] = (ast.get_docstring(each) or "").replace("\b\n", "")
     return found
 
 
