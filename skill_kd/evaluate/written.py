@@ -8,9 +8,9 @@ from pathlib import Path
 
 from skill_kd.errors import UsageError
 from skill_kd.evaluate.evaluation_result import Evaluation
+from skill_kd.files import write_atomically
 from skill_kd.report.card import Training, model_card, write_card
 from skill_kd.report.evaluation import decision_page
-from skill_kd.report.page import write
 from skill_kd.spec import SelfTrain, Spec, Stage
 
 _FILES = {".json", ".jsonl", ".ndjson", ".csv", ".parquet"}
@@ -54,7 +54,7 @@ def write_all(found: Evaluation, folder: Path, subject: Subject | None) -> Writt
     document, report = found.to_json(), folder / "report.html"
     try:
         found.write(folder / "evaluation.json")
-        write(report, decision_page(document))
+        write_atomically(report, decision_page(document))
     except OSError as error:
         raise UsageError(f"cannot write '{folder}': {error.strerror}; take another --out") from error
     card = None

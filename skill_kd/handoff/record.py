@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from skill_kd import __version__
+from skill_kd.files import write_atomically
 from skill_kd.handoff.finished_run import FinishedRun
 from skill_kd.handoff.folder import read_json, sha256
 from skill_kd.handoff.handoff_result import HandoffResult
@@ -27,10 +27,7 @@ def written_before(folder: Path) -> dict[str, str]:
 def write_record(run: FinishedRun, findings: StudentFindings, result: HandoffResult) -> None:
     """Replace the record."""
     values = {**_provenance(run, findings), **_student(run), **_outcome(result)}
-    path = run.folder / RECORD
-    draft = path.with_name(f".{RECORD}.{os.getpid()}")
-    draft.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_atomically(run.folder / RECORD, json.dumps(values, indent=2) + "\n")
 
 
 def _provenance(run: FinishedRun, findings: StudentFindings) -> dict[str, Any]:

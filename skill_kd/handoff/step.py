@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from skill_kd.errors import MissingRequirementError, TrainingFailedError, UsageError
+from skill_kd.files import write_atomically
 from skill_kd.handoff import gguf
 from skill_kd.handoff.files import DATA, FinetuneTask, files
 from skill_kd.handoff.finetune import drift as measured_drift
@@ -87,9 +87,7 @@ def _write(texts: Mapping[str, str], result: HandoffResult, force: bool) -> None
         if not force and _edited(path, text, known.get(name)):
             result.kept.append(name)
             continue
-        draft = path.with_name(f".{name}.{os.getpid()}")
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
+        write_atomically(path, text)
         result.written.append(name)
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import yaml
 
+from skill_kd.files import write_atomically
 from skill_kd.report.evaluation import setting
 from skill_kd.report.figures import shown
 from skill_kd.report.markup import clean
 from skill_kd.report.numbers import finite, number, size
-from skill_kd.report.page import write
 
 Json = Mapping[str, Any]
 
@@ -182,7 +182,7 @@ def write_card(card: str, student: Path, other: Path) -> Path | None:
     for path in (student / "README.md", student / "MODEL_CARD.md", other / "MODEL_CARD.md"):
         with contextlib.suppress(OSError):
             if not os.path.lexists(path) or _ours(path):
-                write(path, whole)
+                write_atomically(path, whole)
                 return path
     return None
 

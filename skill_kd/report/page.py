@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,21 +94,3 @@ def verdict(word: str, tone: str, sentence: Child) -> Markup:
 def badge(word: str, tone: str = "plain") -> Markup:
     """Return a word as a small label."""
     return tag("span", word, class_=f"badge {tone}")
-
-
-def write(path: Path, text: str, *, private: bool = False) -> None:
-    """Write a file whole: a reader sees the old one or the new one. ``private``: for its owner only (0600)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # made 0600
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        if not private:
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise

@@ -10,9 +10,10 @@ from skill_kd.diagnose.changes.detectors import BY_KEY, DETECTORS, Detector
 from skill_kd.diagnose.report.diagnosis_result import Diagnosis
 from skill_kd.diagnose.report.findings import Finding, Phrase
 from skill_kd.diagnose.report.text import REPLAY, explained_in_words, gap, shown
+from skill_kd.files import write_or_refuse
 from skill_kd.guidance import BY_KEY as GUIDANCE
 from skill_kd.report.markup import Markup, join, tag
-from skill_kd.report.page import Section, bullets, folded, page, pairs, paragraph, sample, verdict, write
+from skill_kd.report.page import Section, bullets, folded, page, pairs, paragraph, sample, verdict
 from skill_kd.report.plots import Line, Mark, line_plot
 from skill_kd.report.tables import Column, table
 
@@ -20,8 +21,12 @@ _TONES = {"findings": "fail", "nothing found": "plain", "too little data": "unce
 
 
 def write_page(found: Diagnosis, path: Path) -> None:
-    """Write the page, readable by its owner alone."""
-    write(path, html(found), private=True)
+    """Write the page, readable by its owner alone.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    write_or_refuse(path, html(found), private=True)
 
 
 def html(found: Diagnosis) -> str:

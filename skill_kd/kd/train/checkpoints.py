@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from ..dataset.batch import Row
 from ..errors import BadInput, writing
+from ..files import sync_file, sync_folder, write_atomically
 from .held_out import Figures
 
 STATE = "progress.json"
@@ -115,7 +116,7 @@ class Checkpoints:
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
                 kept = {"inputs": self.inputs, "kept_by": type(self.state).__name__}
-                _write_synced(partial / STATE, json.dumps({**asdict(progress), **kept}))
+                write_atomically(partial / STATE, json.dumps({**asdict(progress), **kept}), sync=True)
                 _seal(partial)
                 self._publish(partial, name)
         if self.accelerator.is_main_process:
@@ -184,7 +185,7 @@ class Checkpoints:
         if os.path.lexists(target):  # a torn one: a run goes on behind every whole one
             _remove(target)
         partial.rename(target)
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
 
     def _forget_old(self, newest: str, best: str | None) -> None:
         """Keep the newest few. What is named later than the newest was torn, or the run would have gone on from it."""
@@ -212,7 +213,7 @@ def _save_rows(path: Path, batches: Sequence[Sequence[Row]]) -> None:
         if row.teacher_states is not None
     }
     save_file(states, path.with_suffix(".safetensors"))
-    _write_synced(path, json.dumps([[row.to_json() for row in batch] for batch in batches]))
+    write_atomically(path, json.dumps([[row.to_json() for row in batch] for batch in batches]), sync=True)
 
 
 def _saved_rows(path: Path) -> list[list[Row]]:
@@ -264,23 +265,11 @@ def _seal(folder: Path) -> None:
     """Force every file to the disk and write down what each holds."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
+        sync_file(path)
     checksums = {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
-    _write_synced(folder / CHECKSUMS, json.dumps(checksums))
+    write_atomically(folder / CHECKSUMS, json.dumps(checksums), sync=True)
     for path in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
-        _sync_folder(path)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Force names and renames to the disk; Windows has no such thing."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_folder(path)
 
 
 def _remove(checkpoint: Path) -> None:
@@ -293,10 +282,3 @@ def _remove(checkpoint: Path) -> None:
 def _delete(folder: Path) -> None:
     """Delete a folder; where a link lies, only the link."""
     folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

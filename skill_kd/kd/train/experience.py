@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from ..config import Config
 from ..dataset.batch import Row, collate, epoch_stream
 from ..dataset.reading import Encoded, Encoder, TrainingData
 from ..errors import BadInput, StoppedBySignal, StopRequest
+from ..files import write_atomically
 from ..rollouts.sampler import Draw, Sampler
 from ..teacher.state_cache import Annotator
 from ..teacher.teacher import Teacher
@@ -215,9 +215,7 @@ def _mean_teacher_logp(rows: Sequence[Row], teacher: Teacher, sampler: Sampler, 
 
 def keep_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write rows to a JSON file, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps([row.to_json() for row in rows]), encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(path, json.dumps([row.to_json() for row in rows]))
 
 
 def kept_rows(path: Path) -> list[Row]:

@@ -18,8 +18,9 @@ from ..config import Config
 from ..dataset.batch import Row, collate
 from ..dataset.reading import Encoder, TrainingData
 from ..errors import StoppedBySignal, StopRequest
+from ..files import write_json
 from ..losses.estimators import effective_sample_size
-from ..model.export import export_student, write_json
+from ..model.export import export_student
 from ..model.sharding import Shards
 from ..model.student import Policy
 from ..teacher.teacher import Teacher

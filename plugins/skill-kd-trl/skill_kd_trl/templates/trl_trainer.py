@@ -30,8 +30,9 @@ from skill_kd.kd.config import Config, output_folder
 from skill_kd.kd.dataset.batch import Batch, epoch_stream
 from skill_kd.kd.dataset.reading import Encoded, Encoder, TrainingData
 from skill_kd.kd.errors import BadInput, Missing, StoppedBySignal, StopRequest, reporting
+from skill_kd.kd.files import write_json
 from skill_kd.kd.losses.masking import position_ids
-from skill_kd.kd.model.export import export_student, write_json
+from skill_kd.kd.model.export import export_student
 from skill_kd.kd.model.loading import load_student
 from skill_kd.kd.model.student import Policy
 from skill_kd.kd.teacher.teacher import Teacher, Telling
