@@ -53,6 +53,10 @@ class TrainingFailedError(SkillKDError):
     exit_code = ExitCode.TRAINING
 
 
+class OutOfMemoryError(TrainingFailedError):
+    """The trainer script needed more memory than there is."""
+
+
 class RunLockedError(SkillKDError):
     """Another process works in the same run folder."""
 

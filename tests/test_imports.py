@@ -37,7 +37,7 @@ TORCH = ("prove",)
 COPIED = ("kd",)
 """What a generated folder carries as kd/; it knows nothing of the rest."""
 
-TORCH_FREE = ("skill_kd.kd.files",)
+TORCH_FREE = ("skill_kd.kd.errors", "skill_kd.kd.files")
 """Modules of kd/ that core may load at once."""
 
 HEAVY = {"torch", "transformers", "accelerate", "datasets", "peft", "numpy", "pandas", "gguf"}

@@ -12,7 +12,7 @@ import click
 
 from skill_kd.cli.options import BACKEND, JSON, load
 from skill_kd.console import Verb, print_json, say
-from skill_kd.errors import SkillKDError, TrainingFailedError
+from skill_kd.errors import OutOfMemoryError, SkillKDError
 
 if TYPE_CHECKING:
     from skill_kd.spec import Spec
@@ -69,18 +69,20 @@ def _telling_the_plan(spec: Spec) -> Iterator[None]:
     """Where memory runs out, add what the plan expected."""
     try:
         yield
-    except TrainingFailedError as error:
-        if "out of memory" in str(error):
-            from skill_kd.plan import plan
-            from skill_kd.plan.plan_result import gigabytes
-
-            with contextlib.suppress(SkillKDError):
-                highest = plan(spec).phases[0]
-                largest = sorted(highest.parts, key=lambda part: -part.bytes)[:3]
-                parts = ", ".join(f"{part.name} {gigabytes(part.bytes)}" for part in largest)
-                peak = f"{gigabytes(highest.bytes)} for each process at its peak, the {highest.name}"
-                error.add_note(f"the plan says {peak}: {parts}")
+    except OutOfMemoryError as error:
+        with contextlib.suppress(SkillKDError):
+            error.add_note(_planned_peak(spec))
         raise
+
+
+def _planned_peak(spec: Spec) -> str:
+    from skill_kd.plan import plan
+    from skill_kd.plan.plan_result import gigabytes
+
+    highest = plan(spec).phases[0]
+    largest = sorted(highest.parts, key=lambda part: -part.bytes)[:3]
+    parts = ", ".join(f"{part.name} {gigabytes(part.bytes)}" for part in largest)
+    return f"the plan says {gigabytes(highest.bytes)} for each process at its peak, the {highest.name}: {parts}"
 
 
 def _print_dry_run(folder: str, command: Sequence[str], missing: list[str], as_json: bool) -> None:

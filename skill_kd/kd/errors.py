@@ -19,6 +19,8 @@ from typing import ClassVar
 UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 """A disk or a quota is full, a file too large, a folder read-only."""
 GO_ON = "mend that and go on with --resume"
+OUT_OF_MEMORY = "out of memory: "
+"""Begins the ``error:`` line of a script that lacks memory; the process that started it reads this word for word."""
 LESS_MEMORY = (
     "raise training.accumulate, set training.gradient_checkpointing: true, or lower rollout.max_new_tokens; "
     "`skill-kd plan` tells what takes how much"
@@ -122,7 +124,7 @@ def reporting() -> Iterator[None]:
         _end("interrupted before the first checkpoint", 130)
     except Exception as error:
         if _is_out_of_memory(error):
-            _end(f"out of memory: {_words(error)}; {LESS_MEMORY}", 6)
+            _end(f"{OUT_OF_MEMORY}{_words(error)}; {LESS_MEMORY}", 6)
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             _end(f"cannot write {error.filename or 'into the run folder'}: {error.strerror}; {GO_ON}", 6)
         traceback.print_exc()
