@@ -21,7 +21,7 @@ from skill_kd.report.evaluation import decision_page
 from skill_kd.report.figures import shown
 from skill_kd.report.markup import Markup, clean, data_block, escape, inline, join, tag
 from skill_kd.report.numbers import finite, number, percent, points, size
-from skill_kd.report.page import Section, page
+from skill_kd.report.page import PageSection, page
 from skill_kd.report.plots import Line, Mark, Spot, histogram, line_plot, scatter_plot
 from skill_kd.report.rowplots import Bar, Interval, bar_plot, forest_plot
 from skill_kd.report.tables import Cell, Column, table
@@ -437,7 +437,7 @@ def test_figures_are_read_in_their_own_unit() -> None:
 
 @given(WILD)
 def test_any_text_can_stand_in_a_page(text: str) -> None:
-    made = page(text, text, [Section("a", text, [tag("p", text)])], data={text: text}, foot=text)
+    made = page(text, text, [PageSection("a", text, [tag("p", text)])], data={text: text}, foot=text)
     read = Read(made)
     assert read.count("script") == 2
     assert read.text().count(clean(text)) >= 5 or not clean(text)

@@ -67,7 +67,7 @@ def _refuse_failure(ending: Ending, log: Path) -> None:
         raise error
 
 
-def drift(run: FinishedRun) -> dict[str, dict[str, float]]:
+def measured_drift(run: FinishedRun) -> dict[str, dict[str, float]]:
     """Return held-out figures of the distilled ``student`` and the ``finetuned`` one, against the teacher.
 
     Raises:

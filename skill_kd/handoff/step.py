@@ -10,8 +10,7 @@ from skill_kd.errors import MissingRequirementError, TrainingFailedError, UsageE
 from skill_kd.files import write_atomically
 from skill_kd.handoff import gguf
 from skill_kd.handoff.files import DATA, FinetuneTask, files
-from skill_kd.handoff.finetune import drift as measured_drift
-from skill_kd.handoff.finetune import finetune
+from skill_kd.handoff.finetune import finetune, measured_drift
 from skill_kd.handoff.finished_run import STUDENT, FinishedRun
 from skill_kd.handoff.folder import sha256
 from skill_kd.handoff.handoff_result import HandoffResult

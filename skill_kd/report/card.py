@@ -27,7 +27,7 @@ _FIRST = re.compile(r"^(\d*)([#+\-=.)])(?=[#+\-=.)]*(?:\s|$))")
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingFacts:
     """What a card says of how the student was made; what is None is left out."""
 
     teacher: str | None = None
@@ -41,9 +41,9 @@ class Training:
     spec_hash: str | None = None
 
 
-def model_card(evaluation: Json, name: str, training: Training | None = None) -> str:
+def model_card(evaluation: Json, name: str, training: TrainingFacts | None = None) -> str:
     """Return the card of the student ``name``: YAML front matter with a ``model-index``, then plain words."""
-    made = training or Training()
+    made = training or TrainingFacts()
     front = yaml.safe_dump(_front_matter(evaluation, name, made), sort_keys=False, allow_unicode=True, width=10**6)
     parts = [
         f"# {plain(name)}",
@@ -73,7 +73,7 @@ def _one_line(text: object) -> str:
     return " ".join(clean(text).split())
 
 
-def _front_matter(evaluation: Json, name: str, made: Training) -> dict[str, object]:
+def _front_matter(evaluation: Json, name: str, made: TrainingFacts) -> dict[str, object]:
     fields: dict[str, object] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -109,7 +109,7 @@ def _verdict(evaluation: Json) -> str:
     return f"**{plain(evaluation['verdict'])}** under the policy {policy}. {plain(evaluation['sentence'])}"
 
 
-def _origin(made: Training) -> str:
+def _origin(made: TrainingFacts) -> str:
     told = [
         made.teacher and f"It was distilled from {plain(made.teacher)}",
         made.base_model and f"it started as {plain(made.base_model)}",

@@ -17,7 +17,7 @@ POLICY = (
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """A part of a page; ``name`` is its anchor, ``short`` its place in the navigation (the title where empty)."""
 
     name: str
@@ -26,7 +26,7 @@ class Section:
     short: str = ""
 
 
-def page(title: str, head: Child, sections: Sequence[Section], *, data: object = None, foot: Child = "") -> str:
+def page(title: str, head: Child, sections: Sequence[PageSection], *, data: object = None, foot: Child = "") -> str:
     """Return the HTML of a page: ``head`` (a verdict), the sections, ``data`` as JSON for other programs, a footer."""
     links = (tag("li", tag("a", each.short or each.title, href=f"#{each.name}")) for each in sections)
     body = [
@@ -49,7 +49,7 @@ def page(title: str, head: Child, sections: Sequence[Section], *, data: object =
     return f"<!doctype html>\n{tag('html', tag('head', *meta), tag('body', *body), lang='en')}\n"
 
 
-def _section(each: Section) -> Markup:
+def _section(each: PageSection) -> Markup:
     heading = f"{each.name}-title"
     return tag("section", tag("h2", each.title, id=heading), *each.content, id=each.name, aria_labelledby=heading)
 
