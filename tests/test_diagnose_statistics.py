@@ -11,9 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skill_kd.diagnose.changes.detectors import BY_KEY, DETECTORS, alike, cells, matches
-from skill_kd.diagnose.changes.measures import MeasuredAnswer, WindowSample, assign_topics, hedge, measure
-from skill_kd.diagnose.changes.statistics import (
+from skill_kd.diagnose.changes.change_statistics import (
     StratumSums,
     change_point,
     mean_interval,
@@ -23,6 +21,8 @@ from skill_kd.diagnose.changes.statistics import (
     t_tail,
     wilson,
 )
+from skill_kd.diagnose.changes.detectors import BY_KEY, DETECTORS, alike, cells, matches
+from skill_kd.diagnose.changes.measures import MeasuredAnswer, WindowSample, assign_topics, hedge, measure
 from skill_kd.diagnose.changes.windows import (
     MOST_WINDOWS,
     SAMPLE,

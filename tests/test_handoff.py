@@ -30,10 +30,10 @@ from skill_kd.errors import (
     UsageError,
 )
 from skill_kd.handoff import gguf, hand_on, interpreter
-from skill_kd.handoff.files import FinetuneTask, modelfile, script
 from skill_kd.handoff.probe.__main__ import QUESTIONS
 from skill_kd.handoff.probe.finetuned import _adapter_checks
 from skill_kd.handoff.probe.template import template_parts
+from skill_kd.handoff.step_files import FinetuneTask, modelfile, script
 from skill_kd.jobs.manifest import Manifest
 from skill_kd.jobs.run import run
 from skill_kd.kd.errors import BadInput, Missing

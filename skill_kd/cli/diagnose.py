@@ -76,7 +76,7 @@ def diagnose(
         examples=include_examples,
     )
     if html:
-        from skill_kd.diagnose.report.page import write_page
+        from skill_kd.diagnose.report.diagnosis_page import write_page
 
         write_page(found, html)
     if as_json:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from skill_kd.errors import InterruptedRunError, MissingRequirementError, TrainingFailedError, UsageError
 from skill_kd.handoff import gguf, interpreter
-from skill_kd.handoff.files import DATA, FINETUNED, MERGED, OUT, SCRIPT, SETUP, SETUP_CPU
 from skill_kd.handoff.finished_run import FinishedRun
-from skill_kd.handoff.folder import Check
+from skill_kd.handoff.step_files import DATA, FINETUNED, MERGED, OUT, SCRIPT, SETUP, SETUP_CPU
+from skill_kd.handoff.student_folder import Check
 from skill_kd.jobs.manifest import Lock
 from skill_kd.jobs.process import Ending, supervise
 

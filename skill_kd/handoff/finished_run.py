@@ -8,7 +8,7 @@ from typing import Any
 
 from skill_kd.errors import UsageError
 from skill_kd.handoff import interpreter
-from skill_kd.handoff.folder import read_json
+from skill_kd.handoff.student_folder import read_json
 from skill_kd.jobs.manifest import Manifest
 from skill_kd.spec import Handoff, Spec
 from skill_kd.spec.file import load_spec, parse_spec

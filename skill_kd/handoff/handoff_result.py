@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from skill_kd.handoff.folder import Check, failures
+from skill_kd.handoff.student_folder import Check, failures
 
 SHOWN = ("forward_kl", "reverse_kl", "held_out_nll", "student_entropy", "distinct_2", "length", "repetition", "ended")
 """Figures of the drift table: forward KL, entropy and distinct bigrams are its coverage side."""

@@ -9,8 +9,8 @@ from typing import Any
 from skill_kd import __version__
 from skill_kd.files import write_atomically
 from skill_kd.handoff.finished_run import FinishedRun
-from skill_kd.handoff.folder import read_json, sha256
 from skill_kd.handoff.handoff_result import HandoffResult
+from skill_kd.handoff.student_folder import read_json, sha256
 from skill_kd.handoff.verify import StudentFindings
 from skill_kd.jobs.manifest import now
 

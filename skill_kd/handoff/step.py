@@ -9,12 +9,12 @@ from pathlib import Path
 from skill_kd.errors import MissingRequirementError, TrainingFailedError, UsageError
 from skill_kd.files import write_atomically
 from skill_kd.handoff import gguf
-from skill_kd.handoff.files import DATA, FinetuneTask, files
 from skill_kd.handoff.finetune import finetune, measured_drift
 from skill_kd.handoff.finished_run import STUDENT, FinishedRun
-from skill_kd.handoff.folder import sha256
 from skill_kd.handoff.handoff_result import HandoffResult
 from skill_kd.handoff.record import write_record, written_before
+from skill_kd.handoff.step_files import DATA, FinetuneTask, files
+from skill_kd.handoff.student_folder import sha256
 from skill_kd.handoff.verify import StudentFindings, notes, verify
 from skill_kd.jobs.manifest import locked
 

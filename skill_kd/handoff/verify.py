@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from skill_kd.errors import UsageError
-from skill_kd.handoff.files import DATA
 from skill_kd.handoff.finished_run import FinishedRun
-from skill_kd.handoff.folder import Check, failures, standalone
+from skill_kd.handoff.step_files import DATA
+from skill_kd.handoff.student_folder import Check, failures, standalone
 
 
 @dataclass(frozen=True)

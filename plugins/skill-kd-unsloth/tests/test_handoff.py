@@ -14,7 +14,7 @@ import yaml
 from specs import REPOSITORY, needs_unsloth, values
 
 from skill_kd.handoff import hand_on
-from skill_kd.handoff.files import FinetuneTask, cli_config
+from skill_kd.handoff.step_files import FinetuneTask, cli_config
 from skill_kd.jobs.run import run
 from skill_kd.spec import Handoff
 from skill_kd.spec.file import load_spec, parse_spec

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from skill_kd.diagnose.changes.detectors import DETECTORS, FACTORS, Detector, Strata, alike, cells, effect, level
-from skill_kd.diagnose.changes.measures import MeasuredAnswer, WindowSample
-from skill_kd.diagnose.changes.statistics import (
+from skill_kd.diagnose.changes.change_statistics import (
     FEWEST_WINDOWS,
     SIDE,
     Cells,
@@ -20,6 +18,8 @@ from skill_kd.diagnose.changes.statistics import (
     t_quantile,
     wilson,
 )
+from skill_kd.diagnose.changes.detectors import DETECTORS, FACTORS, Detector, Strata, alike, cells, effect, level
+from skill_kd.diagnose.changes.measures import MeasuredAnswer, WindowSample
 
 ALPHA = 0.05
 """Chance of any false alarm in a whole log, shared by the detectors (Bonferroni)."""

@@ -12,8 +12,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from skill_kd.diagnose.changes.change_statistics import SIDE, Stratum, StratumSums
 from skill_kd.diagnose.changes.measures import MeasuredAnswer, WindowSample, length_band
-from skill_kd.diagnose.changes.statistics import SIDE, Stratum, StratumSums
 from skill_kd.diagnose.changes.windows import SETTINGS
 
 Kind = Literal["share", "match", "mean"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from skill_kd.diagnose.changes.detectors import BY_KEY, DETECTORS, Detector
 from skill_kd.diagnose.report.diagnosis_result import Diagnosis
-from skill_kd.diagnose.report.findings import LogFinding, Phrase
+from skill_kd.diagnose.report.log_findings import LogFinding, Phrase
 from skill_kd.diagnose.report.text import REPLAY, explained_in_words, gap, shown
 from skill_kd.files import write_or_refuse
 from skill_kd.guidance import BY_KEY as GUIDANCE

@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from skill_kd.diagnose.changes.change_signs import Sign
 from skill_kd.diagnose.changes.measures import OPENING, MeasuredAnswer, WindowSample
-from skill_kd.diagnose.changes.signs import Sign
 from skill_kd.diagnose.report.redact import redact
 from skill_kd.textstats import opening, words
 

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from skill_kd.diagnose.changes.change_signs import Sign
 from skill_kd.diagnose.changes.detectors import DETECTORS, Detector
-from skill_kd.diagnose.changes.signs import Sign
-from skill_kd.diagnose.report.findings import LogFinding
+from skill_kd.diagnose.report.log_findings import LogFinding
 from skill_kd.diagnose.report.pilot import PROMPTS, SAMPLES
 from skill_kd.guidance import BY_KEY
 
