@@ -20,7 +20,7 @@ from typing import Any
 from diagnose_logs import DAMAGE, FINDING, TWINS, Log, rows
 
 from skill_kd.diagnose import diagnose
-from skill_kd.diagnose.changes.statistics import wilson
+from skill_kd.diagnose.changes.change_statistics import wilson
 from skill_kd.guidance import findings_markdown
 
 RESULTS = Path(__file__).parent / "results" / "diagnose_rates.json"

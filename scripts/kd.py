@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True
 BUNDLE = Path(__file__).resolve().parent.parent
-ROOMS = ("skill_kd/cli.py", "templates", "examples", "constraints.txt", "pyproject.toml", "README.md", "LICENSE")
+ROOMS = ("skill_kd/cli", "templates", "examples", "constraints.txt", "pyproject.toml", "README.md", "LICENSE")
 """What the bundle must hold: without the first nothing runs, the last three are needed to install it."""
 USAGE, ENVIRONMENT, LOCKED, INTERRUPTED = 2, 5, 7, 130
 """Exit codes, as in skill_kd/errors.py."""
@@ -217,12 +217,12 @@ def bringing(extra: str | None) -> str:
 
 
 def verbs() -> dict[str, str]:
-    """Return what each verb says of itself, read off the source of the command line: that needs no package."""
-    tree = ast.parse((BUNDLE / "skill_kd" / "cli.py").read_text(encoding="utf-8"))
+    """Return the docstring of each verb, read from the source of the command line: that needs no package."""
     found = {"setup": "Make the environment: once, outside of the skill.", "doctor": "Say what is missing here."}
-    for each in tree.body:
-        if isinstance(each, ast.FunctionDef) and "cli.command" in map(_decorator, each.decorator_list):
-            found[each.name] = (ast.get_docstring(each) or "").replace("\b\n", "")
+    for path in sorted((BUNDLE / "skill_kd" / "cli").glob("*.py")):
+        for each in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(each, ast.FunctionDef) and "click.command" in map(_decorator, each.decorator_list):
+                found[each.name] = (ast.get_docstring(each) or "").replace("\b\n", "")
     return found
 
 

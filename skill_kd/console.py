@@ -29,12 +29,6 @@ class Verb(click.Command):
             raise
 
 
-class Verbs(click.Group):
-    """The group of all verbs."""
-
-    command_class = Verb
-
-
 def guarded(cli: click.Group, args: Sequence[str] | None) -> int:
     """Run a command line and return its exit code; every error is one message on stderr.
 

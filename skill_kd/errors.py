@@ -53,6 +53,10 @@ class TrainingFailedError(SkillKDError):
     exit_code = ExitCode.TRAINING
 
 
+class OutOfMemoryError(TrainingFailedError):
+    """The trainer script needed more memory than there is."""
+
+
 class RunLockedError(SkillKDError):
     """Another process works in the same run folder."""
 
@@ -65,3 +69,10 @@ class InterruptedRunError(SkillKDError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = ExitCode(128 + signal_number)
+
+
+def error_for(exit_code: int, message: str) -> SkillKDError | None:
+    """Return the error that a trainer script's exit code stands for; None if no class has that code."""
+    kinds = (UsageError, MissingRequirementError, TrainingFailedError)
+    kind = next((kind for kind in kinds if kind.exit_code == exit_code), None)
+    return kind and kind(message)

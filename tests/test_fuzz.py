@@ -20,7 +20,7 @@ from skill_kd.errors import SkillKDError, SpecError, UsageError
 from skill_kd.jobs.manifest import Manifest
 from skill_kd.jobs.process import _Events
 from skill_kd.jobs.run import RunResult
-from skill_kd.kd.train.checkpoint_files import CHECKSUMS, STATE, _seal, flaw
+from skill_kd.kd.train.checkpoint_files import CHECKSUMS, STATE, flaw, seal
 from skill_kd.plugins import get_backend
 from skill_kd.render import is_edited, read_config, read_requirements, read_stamp
 from skill_kd.spec import Spec
@@ -207,7 +207,7 @@ def sealed(folder: Path) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     (folder / CHECKSUMS).unlink(missing_ok=True)
-    _seal(folder)
+    seal(folder)
     return folder
 
 

@@ -16,6 +16,7 @@ FLOORS = {
     "skill_kd": (
         ("__init__", "errors"),
         ("kd",),
+        ("files",),
         ("spec",),
         ("backend",),
         ("textstats", "hookspecs", "guidance", "report", "render"),

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from skill_kd.diagnose.changes.change_signs import Sign, against_teacher, signs_over_time, too_high, would_be_seen
+from skill_kd.diagnose.changes.change_statistics import FEWEST_WINDOWS
 from skill_kd.diagnose.changes.detectors import DETECTORS
 from skill_kd.diagnose.changes.measures import WindowSample, assign_topics, measure_all
 from skill_kd.diagnose.changes.scan import Options, Progress, Scan, scan
 from skill_kd.diagnose.changes.series import points
-from skill_kd.diagnose.changes.signs import Sign, against_teacher, judge, too_high, would_be_seen
-from skill_kd.diagnose.changes.statistics import FEWEST_WINDOWS
 from skill_kd.diagnose.report.diagnosis_result import Diagnosis
-from skill_kd.diagnose.report.findings import group
+from skill_kd.diagnose.report.log_findings import group
 from skill_kd.diagnose.report.pilot import write_pilot, write_replay
 from skill_kd.diagnose.report.redact import salted
 from skill_kd.spec import Spec
@@ -75,7 +75,7 @@ def diagnose(
 
 def _signs(windows: Sequence[WindowSample], taught: Sequence[WindowSample], read: Scan) -> tuple[list[Sign], list[str]]:
     notes = list(read.notes)
-    signs = judge(windows)
+    signs = signs_over_time(windows)
     if len(windows) < FEWEST_WINDOWS:
         notes.append(
             f"{len(windows)} window{'s are' if len(windows) > 1 else ' is'} too few to date a change; "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from skill_kd.evaluate.estimates import NULL
 from skill_kd.evaluate.gate import Decision, Metric
 from skill_kd.evaluate.inspection import Inspection
 from skill_kd.evaluate.measurements import ShownMeasurements
+from skill_kd.files import write_atomically
 from skill_kd.report.evaluation_document import EvaluationDocument, MetricRow, Reproduction
 from skill_kd.report.markup import clean
 from skill_kd.report.shown_document import HarnessComparison
@@ -67,9 +67,7 @@ class EvaluationResult:
     def write(self, path: Path) -> None:
         """Write the JSON in one step."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_atomically(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
 
     def table(self) -> str:
         """Return the verdict and the metrics for a terminal."""

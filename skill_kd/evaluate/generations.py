@@ -5,12 +5,12 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from skill_kd.errors import UsageError
+from skill_kd.files import replacing
 
 LONGEST_LINE = 16 * 2**20
 """Bytes of one line; a longer one is no response."""
@@ -199,14 +199,8 @@ def read_prompts(path: Path) -> dict[str, Prompt]:
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Write a JSONL file in one step: a reader sees the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as draft, draft.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
 def refuse_overlap(prompts: Iterable[str], training: Path) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypedDict
 
-from skill_kd.errors import MissingRequirementError, SkillKDError, UsageError
+from skill_kd.errors import MissingRequirementError, SkillKDError, UsageError, error_for
 from skill_kd.evaluate.policy import GatePolicy
 
 if TYPE_CHECKING:
@@ -39,11 +39,10 @@ def plain_errors() -> Iterator[None]:
             "evaluating models needs torch and transformers: pip install 'skill-kd[train,evaluate]'; "
             "saved generations need neither"
         ) from error
-    kinds: dict[int, type[SkillKDError]] = {2: UsageError, 5: MissingRequirementError}
     try:
         yield
     except ScriptError as error:
-        raise kinds.get(error.exit_code, SkillKDError)(str(error)) from error
+        raise error_for(error.exit_code, str(error)) or SkillKDError(str(error)) from error
 
 
 @dataclass(frozen=True)

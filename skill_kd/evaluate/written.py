@@ -8,9 +8,9 @@ from pathlib import Path
 
 from skill_kd.errors import UsageError
 from skill_kd.evaluate.evaluation_result import EvaluationResult
-from skill_kd.report.card import Training, model_card, write_card
+from skill_kd.files import write_atomically
+from skill_kd.report.card import TrainingFacts, model_card, write_card
 from skill_kd.report.evaluation import decision_page
-from skill_kd.report.page import write
 from skill_kd.spec import SelfTrain, Spec, Stage
 
 _FILES = {".json", ".jsonl", ".ndjson", ".csv", ".parquet"}
@@ -22,7 +22,7 @@ class Subject:
 
     folder: Path
     name: str
-    made: Training
+    made: TrainingFacts
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def write_all(found: EvaluationResult, folder: Path, subject: Subject | None) ->
     document, report = found.to_json(), folder / "report.html"
     try:
         found.write(folder / "evaluation.json")
-        write(report, decision_page(document))
+        write_atomically(report, decision_page(document))
     except OSError as error:
         raise UsageError(f"cannot write '{folder}': {error.strerror}; take another --out") from error
     card = None
@@ -67,7 +67,7 @@ def subject_of_run(folder: Path, spec: Spec, home: Path) -> Subject:
     """Return a run's student, and what its spec, whose paths begin at ``home``, says of how it was made."""
     teacher = spec.teacher.model if isinstance(spec.teacher.model, str) else None
     base = spec.student.model or (teacher if spec.student.from_teacher else None)
-    made = Training(
+    made = TrainingFacts(
         teacher=_public(teacher, home),
         base_model=base if base and _on_hub(base, home) else None,
         objective=", then ".join(map(_stage, spec.stages)),
@@ -79,7 +79,7 @@ def subject_of_run(folder: Path, spec: Spec, home: Path) -> Subject:
 
 def subject_of_folder(folder: Path, teacher: str) -> Subject:
     """Return a student of which nothing is known but its folder and its teacher."""
-    return Subject(folder, folder.resolve().name, Training(teacher=_public(teacher, Path())))
+    return Subject(folder, folder.resolve().name, TrainingFacts(teacher=_public(teacher, Path())))
 
 
 def _stage(stage: Stage) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from skill_kd.errors import UsageError
+from skill_kd.files import write_atomically
 from skill_kd.guidance.table import BY_KEY
 from skill_kd.spec.file import parse_spec
 
@@ -108,9 +108,7 @@ def write_specs(specs: tuple[Values, ...], folder: Path) -> list[Path]:
                 raise UsageError(f"'{path}' is there and differs; move it away, or take another --out")
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
-            draft = path.with_name(f".{path.name}.{os.getpid()}")
-            draft.write_text(text, encoding="utf-8")
-            draft.replace(path)
+            write_atomically(path, text)
     except OSError as error:
         raise UsageError(f"cannot write into '{folder}': {error.strerror}") from error
     return list(texts)

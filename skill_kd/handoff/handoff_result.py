@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from skill_kd.handoff.folder import Check
+from skill_kd.handoff.student_folder import Check, failures
 
 SHOWN = ("forward_kl", "reverse_kl", "held_out_nll", "student_entropy", "distinct_2", "length", "repetition", "ended")
 """Figures of the drift table: forward KL, entropy and distinct bigrams are its coverage side."""
@@ -32,7 +32,7 @@ class HandoffResult:
 
     def failed(self) -> list[str]:
         """Return one line for each check that failed."""
-        return [f"{each['name']}: {each['detail']}" for each in self.checks if each["passed"] is False]
+        return failures(self.checks)
 
     def table(self) -> str:
         """Return all of it as lines of text."""

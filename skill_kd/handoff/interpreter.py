@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from skill_kd.errors import ExitCode, MissingRequirementError, SkillKDError, UsageError
+from skill_kd.errors import ExitCode, MissingRequirementError, SkillKDError, error_for
 from skill_kd.jobs.manifest import Manifest
 from skill_kd.render import kd_files
 
@@ -79,9 +79,9 @@ def _run(command: list[str], where: Path, packages: Path) -> None:
         return
     said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
     reason = next((line for line in reversed(said) if line.startswith("error: ")), said[-1]).removeprefix("error: ")
-    kinds = {ExitCode.USAGE: UsageError, ExitCode.ENVIRONMENT: MissingRequirementError}
-    if done.returncode in kinds:
-        raise kinds[ExitCode(done.returncode)](reason)
+    # Nothing is trained here: a probe that lacks memory has crashed.
+    if done.returncode != ExitCode.TRAINING and (known := error_for(done.returncode, reason)):
+        raise known
     if reason.startswith(("ModuleNotFoundError", "ImportError")):
         raise MissingRequirementError(f"'{command[0]}' lacks a package: {reason}")
     raise SkillKDError(f"the student could not be looked at by '{command[0]}': {reason}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from skill_kd import plugins
 from skill_kd.backend import Backend
 from skill_kd.errors import SpecError, UsageError
+from skill_kd.files import write_or_refuse
 from skill_kd.jobs.folder import KD, SCRIPT, drift, edited_parts, fill_folder, to_notebook, write_folder
 from skill_kd.render import is_edited, read_config, read_stamp
 from skill_kd.spec import SelfTrain, Spec
@@ -111,20 +111,8 @@ def generate(spec: Spec, target: Path, *, notebook: bool = False, force: bool = 
     if not notebook:
         write_folder(text, target, force)
     for name, content in beside.items():
-        _write(target / name, content)
+        write_or_refuse(target / name, content)
     return [target / name for name in (*([] if notebook else [SCRIPT, KD]), *beside)]
-
-
-def _write(path: Path, content: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(content, encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise UsageError(f"cannot write '{path}': {error.strerror}; free or choose another folder") from error
 
 
 def check_generated(spec: Spec, target: Path, *, notebook: bool = False) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from skill_kd.errors import RunLockedError, UsageError
+from skill_kd.files import write_atomically
 
 Status = Literal["running", "done", "failed", "interrupted"]
 NAME = "manifest.json"
@@ -51,13 +52,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Replace the manifest in one step: a reader sees the old one or the new one."""
-        temporary = folder / f".{NAME}.{os.getpid()}"
-        try:
-            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
-            temporary.replace(folder / NAME)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_atomically(folder / NAME, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from skill_kd.errors import MissingRequirementError
+from skill_kd.kd.errors import OUT_OF_MEMORY
 
 Event = dict[str, object]
 """One line of ``metrics.jsonl``."""
@@ -44,6 +45,11 @@ class Ending:
     """Its last ``error: `` line without that prefix, else its last line, else nothing."""
     told: bool
     """Those words were an ``error: `` line, which whoever watches has read."""
+
+    @property
+    def out_of_memory(self) -> bool:
+        """The trainer said that it lacks memory: its exit code is that of any training that failed."""
+        return self.told and self.last_words.startswith(OUT_OF_MEMORY)
 
 
 def supervise(

@@ -21,24 +21,22 @@ from skill_kd.errors import (
     ExitCode,
     InterruptedRunError,
     MissingRequirementError,
+    OutOfMemoryError,
     SkillKDError,
     SpecError,
     TrainingFailedError,
     UsageError,
+    error_for,
 )
 from skill_kd.jobs.folder import SCRIPT
 from skill_kd.jobs.job import RUNS, Job, prepare, prepare_script
 from skill_kd.jobs.manifest import Lock, Manifest, locked, now
 from skill_kd.jobs.process import Ending, Event, supervise
+from skill_kd.kd.errors import LESS_MEMORY
 from skill_kd.spec import Spec
 from skill_kd.spec.file import read_values
 
 RESOLVED = "spec.yaml"
-_ERRORS = {
-    ExitCode.USAGE: UsageError,
-    ExitCode.ENVIRONMENT: MissingRequirementError,
-    ExitCode.TRAINING: TrainingFailedError,
-}
 
 
 @dataclass(frozen=True)
@@ -258,17 +256,16 @@ def _failure(ending: Ending) -> SkillKDError | None:
     code, words = ending.returncode, ending.last_words or f"exit code {ending.returncode}, without a word"
     if code == 0:
         return None
-    if code in _ERRORS:
-        return _ERRORS[ExitCode(code)](words)
+    if ending.out_of_memory and code in {ExitCode.CRASH, ExitCode.TRAINING}:  # 1 where a launcher lies between
+        return OutOfMemoryError(words)
+    if error := error_for(code, words):
+        return error
     number = -code if code < 0 else code - 128
     stop = ending.stopped_by or (number if number in {signal.SIGINT, signal.SIGTERM} else None)
     if stop is not None:
         return InterruptedRunError(f"stopped by {signal.Signals(stop).name}; go on with --resume", stop)
     if number == getattr(signal, "SIGKILL", None):
-        return TrainingFailedError(
-            "killed, probably out of memory: raise training.accumulate, set training.gradient_checkpointing: true, or "
-            "lower rollout.max_new_tokens; `skill-kd plan` tells what takes how much"
-        )
+        return OutOfMemoryError(f"killed, probably out of memory: {LESS_MEMORY}")
     if code < 0:
         return TrainingFailedError(f"killed by {signal.Signals(number).name}; its last words: {words}")
     return TrainingFailedError(words)

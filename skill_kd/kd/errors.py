@@ -5,6 +5,12 @@ from __future__ import annotations
 import signal
 
 GO_ON = "mend that and go on with --resume"
+OUT_OF_MEMORY = "out of memory: "
+"""Begins the ``error:`` line of a script that lacks memory; the process that started it reads this word for word."""
+LESS_MEMORY = (
+    "raise training.accumulate, set training.gradient_checkpointing: true, or lower rollout.max_new_tokens; "
+    "`skill-kd plan` tells what takes how much"
+)
 
 
 class ScriptError(Exception):

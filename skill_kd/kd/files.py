@@ -1,13 +1,72 @@
-"""Folders that are written whole or not at all."""
+"""Files written whole: a reader sees the old content or the new one, and a failure leaves the old one."""
 
 from __future__ import annotations
 
+import json
+import os
+import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import GO_ON, TrainingStopped
+
+
+@contextmanager
+def replacing(path: Path, *, private: bool = False, sync: bool = False) -> Iterator[Path]:
+    """Yield an empty draft next to ``path``, which takes its place at the end; a failure removes the draft.
+
+    Args:
+        path: a file in a folder that exists.
+        private: only the owner may read the file (mode 0600), from its first byte on.
+        sync: force content and name to the disk, so that they outlive a power cut.
+
+    Raises:
+        OSError: the draft cannot be made, forced to the disk, or renamed.
+    """
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666))
+    try:
+        yield draft
+        if sync:
+            sync_file(draft)
+        os.replace(draft, path)
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink()
+        raise
+    if sync:
+        sync_folder(path.parent)
+
+
+def write_atomically(path: Path, content: str | bytes, *, private: bool = False, sync: bool = False) -> None:
+    """Write a whole file, text as UTF-8; arguments and errors are those of ``replacing``."""
+    data = content.encode() if isinstance(content, str) else content
+    with replacing(path, private=private, sync=sync) as draft:
+        draft.write_bytes(data)
+
+
+def write_json(path: Path, values: Mapping[str, object]) -> None:
+    """Write a JSON object as ``write_atomically`` does."""
+    write_atomically(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def sync_file(path: Path) -> None:
+    """Force a file's content to the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Force names and renames to the disk; Windows has no such call."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -20,7 +79,7 @@ def writing(what: str, partial: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # torch tells of a full disk in riddles; look before the room is given back.
+        # torch does not say that the disk is full. Look before the space is given back.
         standing = next(folder for folder in partial.parents if folder.exists())
         full = shutil.disk_usage(standing).free < 1 << 20
         shutil.rmtree(partial, ignore_errors=True)

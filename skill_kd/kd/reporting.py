@@ -12,16 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
-from .errors import GO_ON, ScriptError
+from .errors import GO_ON, LESS_MEMORY, OUT_OF_MEMORY, ScriptError
 
 UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 """A disk or a quota is full, a file too large, a folder read-only."""
-
-
-LESS_MEMORY = (
-    "raise training.accumulate, set training.gradient_checkpointing: true, or lower rollout.max_new_tokens; "
-    "`skill-kd plan` tells what takes how much"
-)
 
 
 class _End:
@@ -44,7 +38,7 @@ def reporting() -> Iterator[None]:
         _end("interrupted before the first checkpoint", 130)
     except Exception as error:
         if _is_out_of_memory(error):
-            _end(f"out of memory: {_words(error)}; {LESS_MEMORY}", 6)
+            _end(f"{OUT_OF_MEMORY}{_words(error)}; {LESS_MEMORY}", 6)
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             _end(f"cannot write {error.filename or 'into the run folder'}: {error.strerror}; {GO_ON}", 6)
         traceback.print_exc()

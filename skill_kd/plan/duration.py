@@ -54,7 +54,7 @@ CPU_LAYER_SECONDS = 2.5e-3
 
 
 @dataclass(frozen=True)
-class Task:
+class StageTask:
     """A kind of work within a stage."""
 
     name: str
@@ -69,7 +69,7 @@ class StageTime:
     stage: str
     updates: int | None
     """Optimizer steps; None when they depend on a number of rows that nobody knows."""
-    tasks: tuple[Task, ...]
+    tasks: tuple[StageTask, ...]
 
     @property
     def seconds(self) -> float | None:
@@ -114,29 +114,29 @@ def _updates(spec: Spec, stage: Stage, rows: int | None) -> int | None:
     return max(1, math.ceil(stage.epochs * rows / spec.training.batch_size))
 
 
-def _tasks(clock: _Clock, stage: Stage, updates: int, rows: int | None) -> Iterator[Task]:
+def _tasks(clock: _Clock, stage: Stage, updates: int, rows: int | None) -> Iterator[StageTask]:
     spec, setup = clock.setup.spec, clock.setup
     each = spec.training.batch_size / spec.launch.processes
     # Forward and backward; frozen weights need no gradient of their own, recomputation is one more forward pass.
     passes = (2 if spec.student.lora else 3) + spec.training.gradient_checkpointing
-    yield Task(
+    yield StageTask(
         "training",
         updates * (1 + extra_terms(stage)) * passes * clock.forward(setup.student, each, clock.student_width),
     )
-    yield Task("teacher's forward passes", updates * teacher_reads(stage) * clock.teachers_forward(each))
+    yield StageTask("teacher's forward passes", updates * teacher_reads(stage) * clock.teachers_forward(each))
     if on_policy(stage):
-        yield Task("rollouts", clock.rollouts(stage, updates, rows))
+        yield StageTask("rollouts", clock.rollouts(stage, updates, rows))
     if isinstance(stage, SelfTrain):
-        yield Task("teacher's scores", clock.teachers_forward((rows or 0) * stage.samples / spec.launch.processes))
+        yield StageTask("teacher's scores", clock.teachers_forward((rows or 0) * stage.samples / spec.launch.processes))
     written = written_responses(spec, stage, updates, rows)
-    yield Task("teacher's responses", clock.writing(written / spec.launch.processes))
+    yield StageTask("teacher's responses", clock.writing(written / spec.launch.processes))
     prompts = spec.checkpoint.measure_prompts
     scoring = 2 * (clock.forward(setup.student, prompts, clock.student_width) + clock.teachers_forward(prompts))
     at_once = min(prompts, SAMPLED_AT_ONCE)
     sampling = clock.decoding(setup.student, prompts, at_once, trained=True)
     samples = clock.writing(prompts, at_once) if stage is spec.stages[0] else 0
-    yield Task("held-out measures", measures(spec, stage, updates) * (scoring + sampling) + samples)
-    yield Task("exchange between processes", exchange.of_stage(setup, stage, updates, rows) / clock.link)
+    yield StageTask("held-out measures", measures(spec, stage, updates) * (scoring + sampling) + samples)
+    yield StageTask("exchange between processes", exchange.of_stage(setup, stage, updates, rows) / clock.link)
 
 
 @dataclass(frozen=True)

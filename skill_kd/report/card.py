@@ -12,12 +12,12 @@ from pathlib import Path
 
 import yaml
 
+from skill_kd.files import write_atomically
 from skill_kd.report.evaluation import setting
 from skill_kd.report.evaluation_document import EvaluationDocument, MetricRow, Reproduction
 from skill_kd.report.figures import shown
 from skill_kd.report.markup import clean
 from skill_kd.report.numbers import finite, number, size
-from skill_kd.report.page import write
 from skill_kd.report.shown_document import SIDES, SIDES_AND_BASELINE, Latency, ModelSpeed, Side
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>&|~$@]|:(?=//)|\.(?<=www\.))", re.IGNORECASE)
@@ -26,7 +26,7 @@ _FIRST = re.compile(r"^(\d*)([#+\-=.)])(?=[#+\-=.)]*(?:\s|$))")
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingFacts:
     """What a card says of how the student was made; what is None is left out."""
 
     teacher: str | None = None
@@ -40,9 +40,9 @@ class Training:
     spec_hash: str | None = None
 
 
-def model_card(evaluation: EvaluationDocument, name: str, training: Training | None = None) -> str:
+def model_card(evaluation: EvaluationDocument, name: str, training: TrainingFacts | None = None) -> str:
     """Return the card of the student ``name``: YAML front matter with a ``model-index``, then plain words."""
-    made = training or Training()
+    made = training or TrainingFacts()
     front = yaml.safe_dump(_front_matter(evaluation, name, made), sort_keys=False, allow_unicode=True, width=10**6)
     parts = [
         f"# {plain(name)}",
@@ -72,7 +72,7 @@ def _one_line(text: object) -> str:
     return " ".join(clean(text).split())
 
 
-def _front_matter(evaluation: EvaluationDocument, name: str, made: Training) -> dict[str, object]:
+def _front_matter(evaluation: EvaluationDocument, name: str, made: TrainingFacts) -> dict[str, object]:
     fields: dict[str, object] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -108,7 +108,7 @@ def _verdict(evaluation: EvaluationDocument) -> str:
     return f"**{plain(evaluation['verdict'])}** under the policy {policy}. {plain(evaluation['sentence'])}"
 
 
-def _origin(made: Training) -> str:
+def _origin(made: TrainingFacts) -> str:
     told = [
         made.teacher and f"It was distilled from {plain(made.teacher)}",
         made.base_model and f"it started as {plain(made.base_model)}",
@@ -182,7 +182,7 @@ def write_card(card: str, student: Path, other: Path) -> Path | None:
     for path in (student / "README.md", student / "MODEL_CARD.md", other / "MODEL_CARD.md"):
         with contextlib.suppress(OSError):
             if not os.path.lexists(path) or _ours(path):
-                write(path, whole)
+                write_atomically(path, whole)
                 return path
     return None
 

@@ -18,7 +18,7 @@ from skill_kd.report.harness import harness
 from skill_kd.report.markup import Child, Markup, clean, join, tag
 from skill_kd.report.numbers import MISSING, finite, number, percent, size
 from skill_kd.report.page import (
-    Section,
+    PageSection,
     bullets,
     folded,
     page,
@@ -50,16 +50,16 @@ def decision_page(evaluation: EvaluationDocument) -> str:
     banner = verdict(word, TONES[word], _sentence(evaluation))
     head = join([tag("h1", title), banner, *_warnings(evaluation["warnings"])])
     sections = [
-        Section("figures", "What the verdict rests on", figures(evaluation["metrics"]), "Figures"),
-        Section("trade", "Quality against coverage, by temperature", _trade(evaluation), "By temperature"),
+        PageSection("figures", "What the verdict rests on", figures(evaluation["metrics"]), "Figures"),
+        PageSection("trade", "Quality against coverage, by temperature", _trade(evaluation), "By temperature"),
         *harness(evaluation["harness"]),
-        Section("speed", "Speed and memory", _speed(evaluation["latency"]), "Speed"),
-        Section("slices", "Worst slices", _slices(evaluation), "Slices"),
-        Section("lost", "Lost modes", _lost(evaluation["lost_modes"]), "Lost modes"),
-        Section("flagged", "Flagged responses", _flagged(evaluation["examples"]), "Flagged"),
-        Section("curves", "Lengths and curves", _curves(evaluation), "Curves"),
-        Section("uncovered", "Known not covered", [_or_none(evaluation["known_not_covered"])], "Not covered"),
-        Section("repeat", "To repeat this", _reproduction(evaluation), "Reproduction"),
+        PageSection("speed", "Speed and memory", _speed(evaluation["latency"]), "Speed"),
+        PageSection("slices", "Worst slices", _slices(evaluation), "Slices"),
+        PageSection("lost", "Lost modes", _lost(evaluation["lost_modes"]), "Lost modes"),
+        PageSection("flagged", "Flagged responses", _flagged(evaluation["examples"]), "Flagged"),
+        PageSection("curves", "Lengths and curves", _curves(evaluation), "Curves"),
+        PageSection("uncovered", "Known not covered", [_or_none(evaluation["known_not_covered"])], "Not covered"),
+        PageSection("repeat", "To repeat this", _reproduction(evaluation), "Reproduction"),
     ]
     made = f"skill-kd {reproduction['versions'].get('skill_kd', '')}, {reproduction['time']}"
     foot = f"{made}. This file loads nothing from a network."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from skill_kd.report.markup import join, tag
 from skill_kd.report.numbers import MISSING, finite, number
-from skill_kd.report.page import Section, paragraph
+from skill_kd.report.page import PageSection, paragraph
 from skill_kd.report.shown_document import SIDES, HarnessComparison, HarnessRow
 from skill_kd.report.tables import Cell, Column, table
 
@@ -17,7 +17,7 @@ _ABOUT = (
 _NUMBERS = ("Teacher", "Student", "Difference", "Low", "High", "Retention", "Low", "High", "Questions")
 
 
-def harness(results: HarnessComparison | None) -> list[Section]:
+def harness(results: HarnessComparison | None) -> list[PageSection]:
     """Return the section of imported results, or nothing where there are none."""
     if results is None:
         return []
@@ -31,7 +31,7 @@ def harness(results: HarnessComparison | None) -> list[Section]:
         paragraph(f"Read from lm-evaluation-harness: {models}."),
         *([paragraph(f"Only one of the two files has: {', '.join(left)}.")] if left else []),
     ]
-    return [Section("harness", "Tasks of the harness", content, "Harness")]
+    return [PageSection("harness", "Tasks of the harness", content, "Harness")]
 
 
 def _row(each: HarnessRow) -> list[object]:

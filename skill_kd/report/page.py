@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +17,7 @@ POLICY = (
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """A part of a page; ``name`` is its anchor, ``short`` its place in the navigation (the title where empty)."""
 
     name: str
@@ -29,7 +26,7 @@ class Section:
     short: str = ""
 
 
-def page(title: str, head: Child, sections: Sequence[Section], *, data: object = None, foot: Child = "") -> str:
+def page(title: str, head: Child, sections: Sequence[PageSection], *, data: object = None, foot: Child = "") -> str:
     """Return the HTML of a page: ``head`` (a verdict), the sections, ``data`` as JSON for other programs, a footer."""
     links = (tag("li", tag("a", each.short or each.title, href=f"#{each.name}")) for each in sections)
     body = [
@@ -52,7 +49,7 @@ def page(title: str, head: Child, sections: Sequence[Section], *, data: object =
     return f"<!doctype html>\n{tag('html', tag('head', *meta), tag('body', *body), lang='en')}\n"
 
 
-def _section(each: Section) -> Markup:
+def _section(each: PageSection) -> Markup:
     heading = f"{each.name}-title"
     return tag("section", tag("h2", each.title, id=heading), *each.content, id=each.name, aria_labelledby=heading)
 
@@ -97,21 +94,3 @@ def verdict(word: str, tone: str, sentence: Child) -> Markup:
 def badge(word: str, tone: str = "plain") -> Markup:
     """Return a word as a small label."""
     return tag("span", word, class_=f"badge {tone}")
-
-
-def write(path: Path, text: str, *, private: bool = False) -> None:
-    """Write a file whole: a reader sees the old one or the new one. ``private``: for its owner only (0600)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # made 0600
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        if not private:
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise

@@ -13,7 +13,7 @@ from chromium import PROGRAM, Chromium
 from evaluation_document import ATTACK
 
 from skill_kd.diagnose import diagnose
-from skill_kd.diagnose.report.page import write_page
+from skill_kd.diagnose.report.diagnosis_page import write_page
 
 pytestmark = [
     pytest.mark.browser,

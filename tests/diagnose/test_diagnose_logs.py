@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from skill_kd.diagnose import Diagnosis, Options, diagnose
-from skill_kd.diagnose.report.page import html, write_page
+from skill_kd.diagnose.report.diagnosis_page import html, write_page
 from skill_kd.errors import UsageError
 from skill_kd.spec.file import load_spec, parse_spec
 from skill_kd.testing import minimal_spec

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from skill_kd.diagnose.changes.scan import Options, Scan, scan
 from skill_kd.diagnose.formats.readers import FORMATS, Fields, detect, parse, reader
-from skill_kd.diagnose.formats.rows import BAD, DROPS, Row, asked, number, seconds, text_of
-from skill_kd.diagnose.formats.sources import Source
+from skill_kd.diagnose.formats.rows import BAD, DROPS, LogRow, asked, number, seconds, text_of
+from skill_kd.diagnose.formats.sources import LogSource
 from skill_kd.errors import UsageError
 
 LOGS = Path(__file__).parents[1] / "data" / "logs"
@@ -22,11 +22,11 @@ GIVEN = Fields(prompt="q.text", output="a.texts", time="at", temperature="cfg.t"
 
 
 def lines_of(name: str) -> list[bytes]:
-    blocks = Source(str(LOGS / name)).blocks()
+    blocks = LogSource(str(LOGS / name)).blocks()
     return [line for block in blocks for line in block.lines.split(b"\n") if line.strip()]
 
 
-def read(name: str, fields: Fields | None = None) -> tuple[str, list[Row], list[str]]:
+def read(name: str, fields: Fields | None = None) -> tuple[str, list[LogRow], list[str]]:
     """The detected format, the rows, and why the other lines hold none."""
     lines, fields = lines_of(name), fields or Fields()
     kind = detect(lines, fields)

@@ -11,10 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skill_kd.diagnose.changes.detectors import BY_KEY, DETECTORS, alike, cells, matches
-from skill_kd.diagnose.changes.measures import Measured, WindowSample, assign_topics, hedge, measure
-from skill_kd.diagnose.changes.statistics import (
-    Cell,
+from skill_kd.diagnose.changes.change_statistics import (
+    StratumSums,
     change_point,
     mean_interval,
     row_variance,
@@ -23,6 +21,8 @@ from skill_kd.diagnose.changes.statistics import (
     t_tail,
     wilson,
 )
+from skill_kd.diagnose.changes.detectors import BY_KEY, DETECTORS, alike, cells, matches
+from skill_kd.diagnose.changes.measures import MeasuredAnswer, WindowSample, assign_topics, hedge, measure
 from skill_kd.diagnose.changes.windows import (
     MOST_WINDOWS,
     SAMPLE,
@@ -33,20 +33,20 @@ from skill_kd.diagnose.changes.windows import (
     length_bin,
     text_hash,
 )
-from skill_kd.diagnose.formats.rows import Row
+from skill_kd.diagnose.formats.rows import LogRow
 from skill_kd.diagnose.report.redact import redact, salted
 from skill_kd.guidance import BY_KEY as GUIDANCE
 
 SETTING = ("m", "1", "9", "s")
 
 
-def table(*windows: dict[str, Sequence[float]]) -> list[dict[object, Cell]]:
-    found: list[dict[object, Cell]] = []
+def table(*windows: dict[str, Sequence[float]]) -> list[dict[object, StratumSums]]:
+    found: list[dict[object, StratumSums]] = []
     for window in windows:
         found.append({})
         for key, values in window.items():
             for value in values:
-                found[-1].setdefault(key, Cell()).add(value)
+                found[-1].setdefault(key, StratumSums()).add(value)
     return found
 
 
@@ -137,10 +137,10 @@ def test_too_few_windows_give_no_verdict() -> None:
 # --- matches ----------------------------------------------------------------------------------------------------------
 
 
-def answer(group: int, prompt: int, **more: object) -> Measured:
+def answer(group: int, prompt: int, **more: object) -> MeasuredAnswer:
     row = Sampled("x", "p", group, prompt, "stop", SETTING, 1)
     values = {"refusal": False, "hedge": False, "loop": False, "cut": False, "log_length": 1.0, "compression": None}
-    return Measured(row, **{**values, "opening": group, "near": group, **more})  # type: ignore[arg-type]
+    return MeasuredAnswer(row, **{**values, "opening": group, "near": group, **more})  # type: ignore[arg-type]
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=2, max_size=12))
@@ -222,7 +222,7 @@ def test_every_detector_belongs_to_a_finding() -> None:
 def fill(rows: Sequence[tuple[str, str, float]]) -> Window:
     window = Window()
     for output, prompt, priority in rows:
-        window.add(Row(output, prompt, finish="stop"), SETTING, priority)
+        window.add(LogRow(output, prompt, finish="stop"), SETTING, priority)
     return window
 
 
@@ -269,7 +269,7 @@ def test_hash_sampling_keeps_the_share_of_repeats(monkeypatch: pytest.MonkeyPatc
 def test_too_many_windows_become_wider() -> None:
     windows = Windows("day")
     for day in range(20_000, 20_000 + 3 * MOST_WINDOWS):
-        windows.add(Row(f"answer {day}", "p", time=day * 86400.0 + 5), day, 0.5)
+        windows.add(LogRow(f"answer {day}", "p", time=day * 86400.0 + 5), day, 0.5)
     assert len(windows) <= MOST_WINDOWS
     assert windows.shift == 2
     assert sum(window.rows for _, window in windows) == 3 * MOST_WINDOWS
@@ -297,7 +297,7 @@ def test_prompts_of_different_kinds_get_different_topics() -> None:
     window = Window()
     for number in range(240):
         prompt = f"please {kinds[number % 3]} {draw.choice(['tomato', 'paris', 'server', 'violin'])} {number}"
-        window.add(Row("x", prompt), SETTING, number / 240)
+        window.add(LogRow("x", prompt), SETTING, number / 240)
     sample = measure(0, window.rows, window.sample)
     assign_topics([sample])
     owners: dict[int, set[str]] = {}

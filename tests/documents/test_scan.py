@@ -39,7 +39,7 @@ def test_findings_that_are_answered_pass(tmp_path: Path) -> None:
 
 
 def test_a_rule_that_is_new_fails_and_so_does_a_known_one_elsewhere(tmp_path: Path) -> None:
-    new = [("NEVER_SEEN_BEFORE", "skill_kd/cli.py"), ("COMMAND_INJECTION_EVAL", "skill_kd/cli.py")]
+    new = [("NEVER_SEEN_BEFORE", "skill_kd/cli/run.py"), ("COMMAND_INJECTION_EVAL", "skill_kd/cli/run.py")]
     code, said = compared(tmp_path, every_answer() + new)
     assert code == 1
     for rule, file in new:

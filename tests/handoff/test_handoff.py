@@ -30,10 +30,10 @@ from skill_kd.errors import (
     UsageError,
 )
 from skill_kd.handoff import gguf, hand_on, interpreter
-from skill_kd.handoff.files import Task, modelfile, script
 from skill_kd.handoff.probe.__main__ import QUESTIONS
 from skill_kd.handoff.probe.finetuned import _adapter_checks
 from skill_kd.handoff.probe.template import template_parts
+from skill_kd.handoff.step_files import FinetuneTask, modelfile, script
 from skill_kd.jobs.manifest import Manifest
 from skill_kd.jobs.run import run
 from skill_kd.kd.errors import BadInput, Missing
@@ -229,7 +229,7 @@ def test_unsloths_yaml_says_what_the_script_says(done: Path) -> None:
     ("rows", "max_steps", "warmup"), [(8, 3, 0), (0, 30, 3), (8000, -1, 5), (80, -1, 1), (0, -1, 5)]
 )
 def test_a_short_trial_does_not_spend_its_steps_on_a_warm_up(rows: int, max_steps: int, warmup: int) -> None:
-    task = Task(minimal_spec().model_copy(update={"handoff": Handoff()}), None, 10, rows, max_steps)
+    task = FinetuneTask(minimal_spec().model_copy(update={"handoff": Handoff()}), None, 10, rows, max_steps)
     assert task.values()["warmup"] == warmup
 
 
@@ -571,7 +571,7 @@ def test_ollama_writes_what_the_chat_template_writes(template: str, roles: tuple
     tokenizer = make_tokenizer()
     tokenizer.chat_template = template
     handoff = Handoff(export=("gguf-q4_k_m",), ollama=True)
-    task = Task(minimal_spec().model_copy(update={"handoff": handoff}), template_parts(tokenizer), 10, 1)
+    task = FinetuneTask(minimal_spec().model_copy(update={"handoff": handoff}), template_parts(tokenizer), 10, 1)
     text = modelfile(task)
     assert "FROM ./out/finetuned.Q4_K_M.gguf" in text
     assert 'PARAMETER stop "<|im_end|>"' in text
@@ -583,12 +583,12 @@ def test_ollama_writes_what_the_chat_template_writes(template: str, roles: tuple
 def test_a_template_with_ollamas_own_braces_is_left_out() -> None:
     parts = {"instruction_part": "{{ .System }}", "before_system": "", "after_assistant": "<|im_end|>"}
     handoff = Handoff(export=("gguf-q8_0",), ollama=True)
-    assert "{{" not in modelfile(Task(minimal_spec().model_copy(update={"handoff": handoff}), parts, 10, 1))
+    assert "{{" not in modelfile(FinetuneTask(minimal_spec().model_copy(update={"handoff": handoff}), parts, 10, 1))
 
 
 def test_values_reach_the_script_as_literals() -> None:
     hostile = '"""\n); import os; os.abort() # \u202e'
-    task = Task(
+    task = FinetuneTask(
         minimal_spec().model_copy(update={"handoff": Handoff()}),
         {"instruction_part": hostile, "response_part": hostile},
         10,
@@ -733,6 +733,22 @@ def test_a_fine_tune_ends_in_the_gguf_file_that_the_modelfile_names(
     lines = (done / "handoff" / "Modelfile").read_text().splitlines()
     source = next(line.removeprefix("FROM ") for line in lines if line.startswith("FROM "))
     assert (done / "handoff" / source).is_file()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell script plays the interpreter")
+@pytest.mark.parametrize(
+    ("code", "error"), [(2, UsageError), (5, MissingRequirementError), (6, SkillKDError), (1, SkillKDError)]
+)
+def test_a_probe_that_fails_gives_the_error_of_its_exit_code(
+    code: int, error: type[SkillKDError], tmp_path: Path
+) -> None:
+    """Nothing is trained in a probe, so what would end a training is a crash there."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho 'error: it is so' >&2\nexit {code}\n")
+    python.chmod(0o755)
+    with pytest.raises(error, match=r"it is so$") as caught:
+        interpreter.ask(str(python), {}, tmp_path)
+    assert type(caught.value) is error
 
 
 CONVERTER_HERE = (

@@ -18,6 +18,7 @@ from skill_kd import plugins
 from skill_kd.errors import (
     InterruptedRunError,
     MissingRequirementError,
+    OutOfMemoryError,
     RunLockedError,
     SkillKDError,
     SpecError,
@@ -90,6 +91,9 @@ def main(how: str) -> None:
         raise KeyError("no such token")
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if how.startswith("memory "):
+        print("error: out of memory: it asked for too much", file=sys.stderr)
+        sys.exit(int(how.removeprefix("memory ")))
     if how.isdigit():
         print(f"error: ends with {how}\\nand a launcher's farewell", file=sys.stderr)
         sys.exit(int(how))
@@ -255,10 +259,13 @@ KILLED = (
         ("5", MissingRequirementError, "ends with 5"),
         ("6", TrainingFailedError, "ends with 6"),
         ("1", TrainingFailedError, "ends with 1"),
+        ("memory 6", OutOfMemoryError, "out of memory: it asked for too much"),
+        ("memory 1", OutOfMemoryError, "out of memory: it asked for too much"),
+        ("memory 2", UsageError, "out of memory: it asked for too much"),
         ("130", InterruptedRunError, "stopped by SIGINT; go on with --resume"),
         ("143", InterruptedRunError, "stopped by SIGTERM; go on with --resume"),
-        ("137", TrainingFailedError, KILLED),
-        ("killed", TrainingFailedError, KILLED),
+        ("137", OutOfMemoryError, KILLED),
+        ("killed", OutOfMemoryError, KILLED),
         ("crash", TrainingFailedError, "KeyError: 'no such token'"),
         ("unlaunchable", MissingRequirementError, "cannot start 'no-such-launcher': No such file or directory"),
     ],

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import stat
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -24,7 +22,7 @@ from skill_kd.report.evaluation import decision_page
 from skill_kd.report.figures import shown
 from skill_kd.report.markup import Markup, clean, data_block, escape, inline, join, tag
 from skill_kd.report.numbers import finite, number, percent, points, size
-from skill_kd.report.page import Section, page, write
+from skill_kd.report.page import PageSection, page
 from skill_kd.report.plots import Line, Mark, Spot, histogram, line_plot, scatter_plot
 from skill_kd.report.rowplots import Bar, Interval, bar_plot, forest_plot
 from skill_kd.report.tables import Cell, Column, table
@@ -458,7 +456,7 @@ def test_figures_are_read_in_their_own_unit() -> None:
 
 @given(WILD)
 def test_any_text_can_stand_in_a_page(text: str) -> None:
-    made = page(text, text, [Section("a", text, [tag("p", text)])], data={text: text}, foot=text)
+    made = page(text, text, [PageSection("a", text, [tag("p", text)])], data={text: text}, foot=text)
     read = Read(made)
     assert read.count("script") == 2
     assert read.text().count(clean(text)) >= 5 or not clean(text)
@@ -466,30 +464,6 @@ def test_any_text_can_stand_in_a_page(text: str) -> None:
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_page_is_written_whole_and_for_its_owner_alone_where_asked(tmp_path: Path) -> None:
-    private, public = tmp_path / "new" / "report.html", tmp_path / "public.html"
-    before = os.umask(0o022)
-    try:
-        write(private, "secret\n", private=True)
-        write(public, "shown\n")
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE(private.stat().st_mode) == 0o600
-    assert stat.S_IMODE(public.stat().st_mode) == 0o644
-    write(public, "again\n")
-    assert public.read_text() == "again\n"
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["public.html"]
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    target = tmp_path / "report.html"
-    target.write_text("old")
-    with pytest.raises(UnicodeEncodeError):
-        write(target, "\ud800")
-    assert target.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_only_the_module_of_markup_makes_markup() -> None:

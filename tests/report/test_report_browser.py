@@ -12,7 +12,6 @@ from chromium import PROGRAM, Chromium
 from evaluation_document import ATTACK, bare, document
 
 from skill_kd.report.evaluation import decision_page
-from skill_kd.report.page import write
 
 pytestmark = [
     pytest.mark.browser,
@@ -27,8 +26,8 @@ WIDEST = "Math.max(...[...document.querySelectorAll('main *')].map(each => each.
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    write(folder / "report.html", decision_page(document()))
-    write(folder / "bare.html", decision_page(bare()))
+    (folder / "report.html").write_text(decision_page(document()), encoding="utf-8")
+    (folder / "bare.html").write_text(decision_page(bare()), encoding="utf-8")
     return folder
 
 
@@ -64,7 +63,7 @@ def test_it_renders_without_a_complaint_and_asks_for_nothing(browser: Chromium, 
 def test_the_driver_sees_a_refused_script(browser: Chromium, tmp_path: Path) -> None:
     """Or the test above proves nothing."""
     text = decision_page(bare()).replace("</main>", "<scr" + "ipt>window.ran = 1</scr" + "ipt></main>")
-    write(tmp_path / "bad.html", text)
+    (tmp_path / "bad.html").write_text(text, encoding="utf-8")
     browser.open(tmp_path / "bad.html")
     assert any("Content Security Policy" in error for error in browser.errors)
     assert browser.ask("window.ran === undefined")

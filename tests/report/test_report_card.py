@@ -15,9 +15,9 @@ from evaluation_document import ATTACK, bare, document
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skill_kd.report.card import Training, model_card, plain, write_card
+from skill_kd.report.card import TrainingFacts, model_card, plain, write_card
 
-TRAINING = Training(
+TRAINING = TrainingFacts(
     teacher="org/a-teacher",
     base_model="org/a-base",
     objective="reverse KL on the student's own samples (MiniLLM)",
@@ -117,7 +117,7 @@ class Elements(HTMLParser):
 
 def changed_by(text: str) -> Iterator[str]:
     """What a name changes in a card besides the name itself."""
-    training = Training(text, text, text, text, text, [text], text)
+    training = TrainingFacts(text, text, text, text, text, [text], text)
     whole = {**document(), "known_not_covered": [text], "sentence": text}
     normal, _ = split(model_card(document(), "pirate", TRAINING))
     try:
@@ -150,7 +150,7 @@ def plain_words(text: str) -> list[str]:
 
 @given(st.text(alphabet=st.characters(), max_size=60))
 def test_any_name_leaves_the_front_matter_whole(name: str) -> None:
-    front, body = split(model_card(document(), name, Training(teacher=name, license=name)))
+    front, body = split(model_card(document(), name, TrainingFacts(teacher=name, license=name)))
     assert front["pipeline_tag"] == "text-generation"
     assert len(front["model-index"][0]["results"][0]["metrics"]) == 8
     assert body.count("\n## ") == 5

@@ -14,7 +14,7 @@ import yaml
 from specs import REPOSITORY, needs_unsloth, values
 
 from skill_kd.handoff import hand_on
-from skill_kd.handoff.files import Task, cli_config
+from skill_kd.handoff.step_files import FinetuneTask, cli_config
 from skill_kd.jobs.run import run
 from skill_kd.spec import Handoff
 from skill_kd.spec.file import load_spec, parse_spec
@@ -107,6 +107,6 @@ def test_it_takes_every_method_and_a_trial_of_some_steps(
 ) -> None:
     spec = load_spec(handed_on.parent / "spec.yaml").model_copy(update={"handoff": Handoff(**handoff)})
     config = handed_on / "variant.yaml"
-    config.write_text(cli_config(Task(spec, None, longest=100, rows=8, max_steps=max_steps)))
+    config.write_text(cli_config(FinetuneTask(spec, None, longest=100, rows=8, max_steps=max_steps)))
     training = accepted(config)
     assert {key: training[key] for key in told} == told

@@ -12,8 +12,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from skill_kd.diagnose.changes.measures import Measured, WindowSample, length_band
-from skill_kd.diagnose.changes.statistics import SIDE, Cell, Stratum
+from skill_kd.diagnose.changes.change_statistics import SIDE, Stratum, StratumSums
+from skill_kd.diagnose.changes.measures import MeasuredAnswer, WindowSample, length_band
 from skill_kd.diagnose.changes.windows import SETTINGS
 
 Kind = Literal["share", "match", "mean"]
@@ -27,7 +27,7 @@ class Detector:
     key: str
     label: str
     kind: Kind
-    value: Callable[[Measured], float | None]
+    value: Callable[[MeasuredAnswer], float | None]
     """Of one answer: the value of a share or mean, or for a match its group (0 for none); None leaves it out."""
     margin: float
     """Smallest change that matters. Of a match in its square root: the share of one repeated answer that causes it."""
@@ -51,20 +51,20 @@ DETECTORS = (
 )  # fmt: skip
 BY_KEY = {each.key: each for each in DETECTORS}
 
-Strata = Callable[[Measured], Hashable]
+Strata = Callable[[MeasuredAnswer], Hashable]
 
 
-def alike(_: Measured) -> Hashable:
+def alike(_: MeasuredAnswer) -> Hashable:
     """One stratum for all."""
     return 0
 
 
-def prompt_kind(measured: Measured) -> Hashable:
+def prompt_kind(measured: MeasuredAnswer) -> Hashable:
     """What was asked: topic and length of the prompt."""
     return measured.topic, length_band(measured.row)
 
 
-def setting(measured: Measured) -> Hashable:
+def setting(measured: MeasuredAnswer) -> Hashable:
     """How it was asked."""
     return measured.setting
 
@@ -80,7 +80,7 @@ Mix = Mapping[Hashable, float]
 
 def cells(
     detector: Detector, windows: Sequence[WindowSample], strata: Strata = setting, mix: Strata = prompt_kind
-) -> list[dict[Stratum, Cell]]:
+) -> list[dict[Stratum, StratumSums]]:
     """Return sums of the detector's values by window and stratum.
 
     Like is compared with like in both: ``strata`` are kept apart. ``mix`` is kept apart too for shares and means; for
@@ -91,7 +91,7 @@ def cells(
     reference = _common_mix(windows, mix)
     found = []
     for window in windows:
-        groups: dict[Stratum, list[Measured]] = defaultdict(list)
+        groups: dict[Stratum, list[MeasuredAnswer]] = defaultdict(list)
         for each in window.measured:
             groups[strata(each)].append(each)
         weighted = ((key, _match_cell(detector, members, mix, reference)) for key, members in groups.items())
@@ -99,12 +99,12 @@ def cells(
     return found
 
 
-def _cells(detector: Detector, measured: Iterable[Measured], strata: Strata) -> dict[Stratum, Cell]:
-    found: dict[Stratum, Cell] = {}
+def _cells(detector: Detector, measured: Iterable[MeasuredAnswer], strata: Strata) -> dict[Stratum, StratumSums]:
+    found: dict[Stratum, StratumSums] = {}
     for each in measured:
         value = detector.value(each)
         if value is not None:
-            found.setdefault(strata(each), Cell()).add(float(value))
+            found.setdefault(strata(each), StratumSums()).add(float(value))
     return found
 
 
@@ -128,7 +128,7 @@ def _common_mix(windows: Sequence[WindowSample], mix: Strata) -> Mix:
     return {key: share for key, share in common.items() if share}
 
 
-def _match_cell(detector: Detector, members: Sequence[Measured], mix: Strata, reference: Mix) -> Cell:
+def _match_cell(detector: Detector, members: Sequence[MeasuredAnswer], mix: Strata, reference: Mix) -> StratumSums:
     """The mean of all matches under the reference mix, on as many answers as the weighting leaves it worth.
 
     Four times the variance of these values is that of their mean, times n: a pair is counted with both its members.
@@ -137,19 +137,19 @@ def _match_cell(detector: Detector, members: Sequence[Measured], mix: Strata, re
     sizes = Counter(kinds)
     whole = math.fsum(reference.get(kind, 0.0) for kind in sizes)
     if not whole:
-        return Cell()
+        return StratumSums()
     values = matches(detector, members, {kind: reference.get(kind, 0.0) / whole for kind in sizes}, kinds)
     weights = [reference.get(kind, 0.0) / whole / sizes[kind] for kind in kinds]
     mean = math.fsum(weight * value for weight, value in zip(weights, values, strict=True))
     worth = 1 / math.fsum(weight * weight for weight in weights)
-    cell = Cell()
+    cell = StratumSums()
     for weight, value in zip(weights, values, strict=True):
         cell.add(mean + 2 * (value - mean), worth * weight)
     return cell
 
 
 def matches(
-    detector: Detector, members: Sequence[Measured], mix: Mix | None = None, kinds: Sequence[Hashable] = ()
+    detector: Detector, members: Sequence[MeasuredAnswer], mix: Mix | None = None, kinds: Sequence[Hashable] = ()
 ) -> list[float]:
     """Return for each member the chance that another answer, to something else, matches it.
 

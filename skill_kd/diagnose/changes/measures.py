@@ -35,7 +35,7 @@ def hedge(text: str) -> bool:
 
 
 @dataclass
-class Measured:
+class MeasuredAnswer:
     """One sampled answer."""
 
     row: Sampled
@@ -70,7 +70,7 @@ class WindowSample:
     """Days since 1970, or number of its first line."""
     rows: int
     """Rows of the window, of which these are a sample."""
-    measured: list[Measured] = field(default_factory=list)
+    measured: list[MeasuredAnswer] = field(default_factory=list)
 
 
 def measure_all(windows: Windows, jobs: int = 1) -> list[WindowSample]:
@@ -95,7 +95,7 @@ def measure(start: int, rows: int, sample: Sequence[Sampled]) -> WindowSample:
         start_words = opening(found, OPENING)
         near.add(number, found[:NEAR])
         measured.append(
-            Measured(
+            MeasuredAnswer(
                 row,
                 refusal(text),
                 hedge(text),

@@ -19,7 +19,7 @@ from skill_kd.diagnose.formats.batches import requests_of
 from skill_kd.diagnose.formats.lines import LONGEST, Block
 from skill_kd.diagnose.formats.readers import Fields, detect, parse, reader
 from skill_kd.diagnose.formats.rows import BAD, Rows
-from skill_kd.diagnose.formats.sources import Source
+from skill_kd.diagnose.formats.sources import LogSource
 from skill_kd.errors import UsageError
 
 MOST_BAD = 0.05
@@ -88,7 +88,7 @@ class Scan:
 
 
 @dataclass(frozen=True)
-class _Task:
+class _BlockTask:
     block: Block
     format_name: str
     place: str
@@ -119,7 +119,7 @@ def scan(paths: Sequence[str], options: Options, progress: Progress | None = Non
     return _usable(head)
 
 
-def _tasks(paths: Sequence[str], options: Options, head: Scan, progress: Progress | None) -> Iterator[_Task]:
+def _tasks(paths: Sequence[str], options: Options, head: Scan, progress: Progress | None) -> Iterator[_BlockTask]:
     known = all(path != "-" for path in paths)
     total = sum(Path(path).stat().st_size for path in paths if Path(path).is_file()) if known else None
     done = line = 0
@@ -128,14 +128,14 @@ def _tasks(paths: Sequence[str], options: Options, head: Scan, progress: Progres
         if requests and path in requests.inputs:
             done += Path(path).stat().st_size
             continue
-        source = Source(path)
+        source = LogSource(path)
         format_name = options.format_name
         for index, block in enumerate(source.blocks()):
             if format_name is None:
                 format_name = _detected(path, block, options.fields)
             head.formats[path] = format_name
             whole = requests.joined(block) if requests and format_name == "openai-batch" else block
-            yield _Task(whole, format_name, f"{options.seed}/{number}/{index}", line)
+            yield _BlockTask(whole, format_name, f"{options.seed}/{number}/{index}", line)
             line += block.lines.count(b"\n") + 1
             if progress:
                 progress(done + source.read, total)
@@ -153,7 +153,7 @@ def _detected(path: str, block: Block, fields: Fields) -> str:
         raise UsageError(f"log '{path}': {error}") from error
 
 
-def _has_times(task: _Task, options: Options) -> bool:
+def _has_times(task: _BlockTask, options: Options) -> bool:
     read, times, rows = reader(task.format_name, options.fields), 0, 0
     for line in islice(task.block.lines.split(b"\n"), 200):
         found = _read(line, read)
@@ -185,7 +185,7 @@ def _read(line: bytes, read: Callable[[Any], Rows]) -> Rows:
         return "no known fields"
 
 
-def absorb(task: _Task, options: Options, into: Scan) -> None:
+def absorb(task: _BlockTask, options: Options, into: Scan) -> None:
     """Count every line of one block."""
     read, draw = _reader(task.format_name, options.fields), random.Random(task.place).random  # noqa: S311 -- a sample
     windows, drops, seen = into.windows, into.drops, set()
@@ -216,7 +216,7 @@ def absorb(task: _Task, options: Options, into: Scan) -> None:
 _reader = lru_cache(8)(reader)
 
 
-def _alone(first: _Task, rest: Iterator[_Task], options: Options, unit: str | int) -> Iterator[Scan]:
+def _alone(first: _BlockTask, rest: Iterator[_BlockTask], options: Options, unit: str | int) -> Iterator[Scan]:
     own = Scan(Windows(unit))
     absorb(first, options, own)
     for task in rest:
@@ -227,7 +227,7 @@ def _alone(first: _Task, rest: Iterator[_Task], options: Options, unit: str | in
 # --- several processes ------------------------------------------------------------------------------------------------
 
 
-def _shared(first: _Task, rest: Iterator[_Task], options: Options, unit: str | int) -> Iterator[Scan]:
+def _shared(first: _BlockTask, rest: Iterator[_BlockTask], options: Options, unit: str | int) -> Iterator[Scan]:
     context = multiprocessing.get_context("spawn")  # a progress bar has threads, which a fork would break
     tasks: Any = context.Queue(2 * options.jobs)
     ends = []
@@ -250,7 +250,7 @@ def _shared(first: _Task, rest: Iterator[_Task], options: Options, unit: str | i
             worker.terminate()
 
 
-def _put(tasks: Any, task: _Task | None, workers: Sequence[Any]) -> None:
+def _put(tasks: Any, task: _BlockTask | None, workers: Sequence[Any]) -> None:
     while True:
         try:
             tasks.put(task, timeout=5)

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from skill_kd.diagnose.changes.change_statistics import mean_interval, wilson
 from skill_kd.diagnose.changes.detectors import DETECTORS, Detector, matches
 from skill_kd.diagnose.changes.measures import WindowSample
-from skill_kd.diagnose.changes.statistics import mean_interval, wilson
 from skill_kd.diagnose.changes.windows import Window, bin_length
 from skill_kd.textstats import entropy
 

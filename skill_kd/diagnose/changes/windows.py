@@ -15,7 +15,7 @@ from hashlib import blake2b
 from operator import itemgetter
 from typing import NamedTuple
 
-from skill_kd.diagnose.formats.rows import Row
+from skill_kd.diagnose.formats.rows import LogRow
 
 SAMPLE = 256
 """Rows of each window that the costly detectors read."""
@@ -57,7 +57,7 @@ class Window:
         self.limit = 1 << 64
         self._heap: list[tuple[float, Sampled]] = []
 
-    def add(self, row: Row, setting: Setting, priority: float) -> None:
+    def add(self, row: LogRow, setting: Setting, priority: float) -> None:
         """Count a row; keep it if its priority, random in [0, 1), is among the smallest."""
         self.rows += 1
         finish = _FINISHES.get(row.finish or "", "other")
@@ -132,7 +132,7 @@ class Windows:
         self._windows: dict[int, Window] = {}
         self._systems: dict[str, str] = {}
 
-    def add(self, row: Row, line: int, priority: float) -> None:
+    def add(self, row: LogRow, line: int, priority: float) -> None:
         """Count a row; in windows of days it must have a time."""
         if isinstance(self.unit, int):
             place = line // self.unit
@@ -151,7 +151,7 @@ class Windows:
         window.add(row, self._setting(row), priority)
         return None
 
-    def _setting(self, row: Row) -> Setting:
+    def _setting(self, row: LogRow) -> Setting:
         system = row.system or ""
         known = self._systems.get(system)
         if known is None:

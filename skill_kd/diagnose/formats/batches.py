@@ -12,7 +12,7 @@ from skill_kd.diagnose.formats.lines import Block
 from skill_kd.diagnose.formats.openai import is_batch
 from skill_kd.diagnose.formats.readers import parse
 from skill_kd.diagnose.formats.rows import mapping, name
-from skill_kd.diagnose.formats.sources import Source
+from skill_kd.diagnose.formats.sources import LogSource
 from skill_kd.errors import SkillKDError
 
 _TAKEN = ("messages", "input", "prompt", "instructions", "model", "temperature")
@@ -36,10 +36,10 @@ class Requests:
         """Read an input file.
 
         Raises:
-            UsageError, MissingRequirementError: as ``Source.blocks``.
+            UsageError, MissingRequirementError: as ``LogSource.blocks``.
         """
         self.inputs.append(path)
-        for block in Source(path).blocks():
+        for block in LogSource(path).blocks():
             for line in block.lines.split(b"\n"):
                 record = _record(line)
                 key = name(record.get("custom_id"))
@@ -92,7 +92,7 @@ def requests_of(paths: Sequence[str], format_name: str | None) -> Requests | Non
 def _kind(path: str) -> str | None:
     """``input`` or ``output`` of a batch, told by the first lines; None for everything else."""
     try:
-        block = next(Source(path).blocks(), Block(b""))
+        block = next(LogSource(path).blocks(), Block(b""))
     except SkillKDError:
         return None  # told where the file is read
     lines = (line for line in block.lines.split(b"\n") if line.strip())

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from skill_kd.diagnose.formats.rows import (
+    LogRow,
     Record,
-    Row,
     Rows,
     asked,
     first,
@@ -120,7 +120,7 @@ def answers(answer: Any, request: Record, record: Record) -> Rows:
         tools = tools or bool(spoken.get("tool_calls") or spoken.get("function_call"))
         if output.strip():
             key = f"{common['key']}/{index}" if common["key"] else None
-            rows.append(Row(output, **{**common, "key": key}, finish=word(choice.get("finish_reason"))))
+            rows.append(LogRow(output, **{**common, "key": key}, finish=word(choice.get("finish_reason"))))
     return rows or ("tool call without text" if tools else "empty answer")
 
 
@@ -135,7 +135,7 @@ def _responses_api(answer: Record, common: dict[str, Any]) -> Rows:
     cut = mapping(answer.get("incomplete_details")).get("reason") == "max_output_tokens"
     own = {"temperature": number(answer.get("temperature")), "max_tokens": number(answer.get("max_output_tokens"))}
     known = {key: value for key, value in own.items() if value is not None}
-    return [Row(output, **{**common, **known}, finish="length" if cut else "stop")]
+    return [LogRow(output, **{**common, **known}, finish="length" if cut else "stop")]
 
 
 def _conversation(record: Record) -> Rows:
@@ -151,7 +151,7 @@ def _conversation(record: Record) -> Rows:
         return "tool call without text" if last.get("tool_calls") else "empty answer"
     prompt, system = asked(messages[:-1])
     return [
-        Row(
+        LogRow(
             output,
             prompt,
             system,

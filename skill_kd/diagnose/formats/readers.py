@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from skill_kd.diagnose.formats.openai import is_batch, is_openai, read_batch, read_openai
-from skill_kd.diagnose.formats.rows import Record, Row, Rows, asked, first, name, number, seconds, text_of, word
+from skill_kd.diagnose.formats.rows import LogRow, Record, Rows, asked, first, name, number, seconds, text_of, word
 from skill_kd.diagnose.formats.tracing import (
     is_langfuse,
     is_langsmith,
@@ -88,7 +88,7 @@ def generic(fields: Fields) -> Reader:
         texts = [each for each in _texts(output) if each.strip()]
         prompt, system = asked(find(record, "prompt"))
         key = name(first(record, ("id", "request_id", "uuid")))
-        row = Row(
+        row = LogRow(
             "",
             prompt,
             text_of(find(record, "system")) or system,

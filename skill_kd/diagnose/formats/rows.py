@@ -13,7 +13,7 @@ Record = Mapping[str, Any]
 """A parsed JSON object."""
 
 
-class Row(NamedTuple):
+class LogRow(NamedTuple):
     """One answer of a model. What a log does not say is None; ``time`` is in seconds since 1970, UTC."""
 
     output: str
@@ -30,7 +30,7 @@ class Row(NamedTuple):
     """The log's own id of this call, to find one that was written twice."""
 
 
-Rows = list[Row] | str
+Rows = list[LogRow] | str
 """The answers of one record, or why it holds none (a reason from ``DROPS`` or ``BAD``)."""
 
 DROPS = (

@@ -20,7 +20,7 @@ from skill_kd.diagnose.formats.lines import BLOCK, Block, split
 from skill_kd.errors import MissingRequirementError, UsageError
 
 
-class Source:
+class LogSource:
     """One file, or ``-`` for stdin; ``blocks`` reads it once."""
 
     def __init__(self, path: str) -> None:

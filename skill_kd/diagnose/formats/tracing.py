@@ -7,8 +7,8 @@ from typing import Any
 
 from skill_kd.diagnose.formats.openai import answers, is_answer
 from skill_kd.diagnose.formats.rows import (
+    LogRow,
     Record,
-    Row,
     Rows,
     asked,
     first,
@@ -48,7 +48,7 @@ def read_langfuse(record: Record) -> Rows:
         tools = isinstance(output, Mapping) and output.get("tool_calls")
         return "tool call without text" if tools else "empty answer"
     return [
-        Row(
+        LogRow(
             text,
             prompt,
             system,
@@ -117,7 +117,7 @@ def read_langsmith(record: Record) -> Rows:
         tools = tools or bool(inner.get("tool_calls") or mapping(inner.get("additional_kwargs")).get("tool_calls"))
         if text.strip():
             finish = word(first(about, ("finish_reason", "stop_reason")))
-            rows.append(Row(text, **common, finish=finish, key=f"{key}/{index}" if key else None))
+            rows.append(LogRow(text, **common, finish=finish, key=f"{key}/{index}" if key else None))
     return rows or ("tool call without text" if tools else "empty answer")
 
 
@@ -172,7 +172,7 @@ def read_otel(record: Record) -> Rows:
         text = text_of(message.get("parts") or message.get("content"))
         tools = tools or bool(message.get("tool_calls") or message.get("parts"))
         if text.strip():
-            rows.append(Row(text, **common, finish=word(message.get("finish_reason") or finish)))
+            rows.append(LogRow(text, **common, finish=word(message.get("finish_reason") or finish)))
     if not rows and events and all(event in _ASKING for event, _ in events):
         return "request without its answer"
     return rows or ("tool call without text" if tools else "empty answer" if spoken else "not a model call")

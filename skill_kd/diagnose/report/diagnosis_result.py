@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
+from skill_kd.diagnose.changes.change_signs import Sign
+from skill_kd.diagnose.changes.change_statistics import FEWEST_WINDOWS
 from skill_kd.diagnose.changes.scan import Scan
 from skill_kd.diagnose.changes.series import Point
-from skill_kd.diagnose.changes.signs import Sign
-from skill_kd.diagnose.changes.statistics import FEWEST_WINDOWS
-from skill_kd.diagnose.report.findings import Finding, Phrase
+from skill_kd.diagnose.report.log_findings import LogFinding, Phrase
 from skill_kd.diagnose.report.pilot import Pilot
 from skill_kd.diagnose.report.text import REPLAY, terminal
 from skill_kd.guidance import BY_KEY
@@ -23,7 +23,7 @@ class Diagnosis:
     scan: Scan
     points: tuple[Point, ...]
     """One for each window."""
-    findings: tuple[Finding, ...]
+    findings: tuple[LogFinding, ...]
     """The strongest first."""
     explained: tuple[Sign, ...]
     """Changes that came with a change of something else."""
@@ -76,7 +76,7 @@ class Diagnosis:
             "pilot": _pilot(self.pilot),
         }
 
-    def _finding(self, finding: Finding) -> dict[str, object]:
+    def _finding(self, finding: LogFinding) -> dict[str, object]:
         entry = BY_KEY[finding.key]
         return {
             "finding": finding.key,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ import yaml
 from skill_kd.diagnose.changes.measures import WindowSample
 from skill_kd.diagnose.changes.windows import PROMPT
 from skill_kd.errors import UsageError
+from skill_kd.files import write_or_refuse
 from skill_kd.guidance import pilot
 from skill_kd.spec import Spec
 from skill_kd.spec.file import parse_spec
@@ -33,26 +32,6 @@ class Pilot:
     after: object
     files: tuple[Path, Path]
     """The spec as it is, and the changed one."""
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a whole file that only its owner can read (mode 0600).
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise UsageError(f"cannot write '{path}': {error.strerror}") from error
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-        os.replace(name, path)
-    except OSError as error:
-        Path(name).unlink(missing_ok=True)
-        raise UsageError(f"cannot write '{path}': {error.strerror}") from error
 
 
 def write_pilot(spec: Spec, findings: Sequence[str], folder: Path) -> Pilot | None:
@@ -84,7 +63,7 @@ def _write(values: dict[str, Any], name: str, folder: Path) -> Path:
     named = {**values, "name": name}
     parse_spec(named, source=name)
     path = folder / f"{name}.yaml"
-    write_private(path, yaml.safe_dump(named, sort_keys=False, allow_unicode=True))
+    write_or_refuse(path, yaml.safe_dump(named, sort_keys=False, allow_unicode=True), private=True)
     return path
 
 
@@ -121,5 +100,5 @@ def write_replay(windows: Sequence[WindowSample], path: Path) -> int:
     if not chosen:
         raise UsageError("the log has no prompts to replay; name their field with --prompt-field")
     lines = [json.dumps({"prompt": prompt, "samples": SAMPLES, "temperature": 1.0, "top_p": 1.0}) for prompt in chosen]
-    write_private(path, "".join(f"{line}\n" for line in lines))
+    write_or_refuse(path, "".join(f"{line}\n" for line in lines), private=True)
     return len(chosen)

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from skill_kd.diagnose.changes.change_signs import Sign
 from skill_kd.diagnose.changes.detectors import DETECTORS, Detector
-from skill_kd.diagnose.changes.signs import Sign
-from skill_kd.diagnose.report.findings import Finding
+from skill_kd.diagnose.report.log_findings import LogFinding
 from skill_kd.diagnose.report.pilot import PROMPTS, SAMPLES
 from skill_kd.guidance import BY_KEY
 
@@ -108,7 +108,7 @@ def _seen(found: Diagnosis) -> Iterator[str]:
             yield f"{detector.label} {size}{' of the answers' * (detector.kind == 'match')}"
 
 
-def _finding(found: Diagnosis, number: int, finding: Finding) -> Iterator[str]:
+def _finding(found: Diagnosis, number: int, finding: LogFinding) -> Iterator[str]:
     entry = BY_KEY[finding.key]
     since = f" since {found.when(finding.at)}" if finding.at is not None else ""
     yield f"{number}. {finding.key}{since}: {entry.means}"

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import TrainingStopped
-from ..files import writing
+from ..files import write_json, writing
 
 
 def export_student(
@@ -164,10 +164,3 @@ def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
 def _read(path: Path) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return values
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON object, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)

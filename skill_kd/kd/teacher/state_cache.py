@@ -7,7 +7,6 @@ state instead of a vocabulary: about 1/40 of the logits of SmolLM2-135M, 1/170 o
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..dataset.batch import Row, collate
+from ..files import replacing
 from ..losses.chunked import States
 from .teacher import Teacher
 
@@ -47,9 +47,8 @@ class StatesCache:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(row)
-        partial = path.with_suffix(f".partial-{os.getpid()}")
-        save_file({"states": states_TH.contiguous().cpu()}, partial)
-        os.replace(partial, path)
+        with replacing(path) as draft:
+            save_file({"states": states_TH.contiguous().cpu()}, draft)
         self.size += states_TH.nbytes
 
     def clear(self) -> None:

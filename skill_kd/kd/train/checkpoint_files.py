@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import zlib
 from contextlib import suppress
 from pathlib import Path
+
+from ..files import sync_file, sync_folder, write_atomically
 
 STATE = "progress.json"
 
@@ -39,7 +40,7 @@ def flaw(checkpoint: Path) -> str | None:
     return None
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def is_whole(checkpoint: Path) -> bool:
     wrong = flaw(checkpoint)
     if wrong:
         print(f"note: checkpoint {checkpoint.name} is torn and left out: {wrong}", file=sys.stderr)  # noqa: T201
@@ -55,43 +56,24 @@ def _checksum(path: Path) -> list[int]:
     return [size, code]
 
 
-def _seal(folder: Path) -> None:
-    """Force every file to the disk and write down what each holds."""
+def seal(folder: Path) -> None:
+    """Force every file to the disk, and write the checksum of each."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
+        sync_file(path)
     checksums = {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
-    _write_synced(folder / CHECKSUMS, json.dumps(checksums))
+    write_atomically(folder / CHECKSUMS, json.dumps(checksums), sync=True)
     for path in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
-        _sync_folder(path)
+        sync_folder(path)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Force names and renames to the disk; Windows has no such thing."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(checkpoint: Path) -> None:
+def remove(checkpoint: Path) -> None:
     """Delete a checkpoint under another name: a deletion that is cut off leaves nothing that looks like a torn one."""
     doomed = checkpoint.rename(checkpoint.with_name(f"{PARTIAL}{checkpoint.name}.old"))
     with suppress(OSError):
-        _delete(doomed)
+        delete(doomed)
 
 
-def _delete(folder: Path) -> None:
+def delete(folder: Path) -> None:
     """Delete a folder; where a link lies, only the link."""
     folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

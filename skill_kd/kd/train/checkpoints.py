@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from ..dataset.batch import Row
 from ..errors import BadInput
-from ..files import writing
-from .checkpoint_files import PARTIAL, STATE, _delete, _is_whole, _remove, _seal, _sync_folder, _write_synced
+from ..files import sync_folder, write_atomically, writing
+from .checkpoint_files import PARTIAL, STATE, delete, is_whole, remove, seal
 from .held_out import Figures
 
 
@@ -99,7 +99,7 @@ class Checkpoints:
         with writing(f"checkpoint {name}", partial):
             if self.accelerator.is_main_process:
                 for leftover in self.folder.glob(f"{PARTIAL}*"):
-                    _delete(leftover)
+                    delete(leftover)
                 partial.mkdir(parents=True)
             self.accelerator.wait_for_everyone()
             self.state.save_state(str(partial))
@@ -107,8 +107,8 @@ class Checkpoints:
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
                 kept = {"inputs": self.inputs, "kept_by": type(self.state).__name__}
-                _write_synced(partial / STATE, json.dumps({**asdict(progress), **kept}))
-                _seal(partial)
+                write_atomically(partial / STATE, json.dumps({**asdict(progress), **kept}), sync=True)
+                seal(partial)
                 self._publish(partial, name)
         if self.accelerator.is_main_process:
             self._forget_old(name, progress.best)
@@ -156,13 +156,13 @@ class Checkpoints:
         """Return whether the best checkpoint, if one is named, is whole. All processes call it."""
         whole = [progress.best in {None, self.in_memory}]
         if not whole[0] and self.accelerator.is_main_process:
-            whole = [_is_whole(self.folder / str(progress.best))]
+            whole = [is_whole(self.folder / str(progress.best))]
         broadcast_object_list(whole)
         return whole[0]
 
     def _newest_whole(self) -> str | None:
         for path in reversed(self._all()):
-            if _is_whole(path):
+            if is_whole(path):
                 return path.name
             self.torn.add(path.name)
         return None
@@ -174,16 +174,16 @@ class Checkpoints:
     def _publish(self, partial: Path, name: str) -> None:
         target = self.folder / name
         if os.path.lexists(target):  # a torn one: a run goes on behind every whole one
-            _remove(target)
+            remove(target)
         partial.rename(target)
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
 
     def _forget_old(self, newest: str, best: str | None) -> None:
         """Keep the newest few. What is named later than the newest was torn, or the run would have gone on from it."""
         good = [path for path in self._all() if path.name <= newest and path.name not in self.torn - {newest}]
         for path in {*self._all()} - {*good[-self.keep :]}:
             if path.name != best:
-                _remove(path)
+                remove(path)
 
     def _refuse_other_inputs(self, before: Mapping[str, str], checkpoint: Path) -> None:
         for field_name in sorted({*before, *self.inputs}):
@@ -204,7 +204,7 @@ def _save_rows(path: Path, batches: Sequence[Sequence[Row]]) -> None:
         if row.teacher_states is not None
     }
     save_file(states, path.with_suffix(".safetensors"))
-    _write_synced(path, json.dumps([[row.to_json() for row in batch] for batch in batches]))
+    write_atomically(path, json.dumps([[row.to_json() for row in batch] for batch in batches]), sync=True)
 
 
 def _saved_rows(path: Path) -> list[list[Row]]:

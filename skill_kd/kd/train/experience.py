@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from ..dataset.batch import Row, collate, epoch_stream
 from ..dataset.encoding import Encoded, Encoder
 from ..dataset.training_data import TrainingData
 from ..errors import BadInput, StoppedBySignal
+from ..files import write_atomically
 from ..rollouts.sampler import Draw, Sampler
 from ..signals import StopRequest
 from ..teacher.state_cache import Annotator
@@ -217,9 +217,7 @@ def _mean_teacher_logp(rows: Sequence[Row], teacher: Teacher, sampler: Sampler, 
 
 def keep_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write rows to a JSON file, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps([row.to_json() for row in rows]), encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(path, json.dumps([row.to_json() for row in rows]))
 
 
 def kept_rows(path: Path) -> list[Row]:

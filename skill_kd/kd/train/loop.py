@@ -19,8 +19,9 @@ from ..dataset.batch import Row, collate
 from ..dataset.encoding import Encoder
 from ..dataset.training_data import TrainingData
 from ..errors import StoppedBySignal
+from ..files import write_json
 from ..losses.estimators import effective_sample_size
-from ..model.export import export_student, write_json
+from ..model.export import export_student
 from ..model.sharding import Shards
 from ..model.student import Policy
 from ..signals import StopRequest

@@ -247,8 +247,9 @@ STEPS = (
     (Path, "mkdir"),
     (Accelerator, "save_state"),
     (checkpoints, "save_file"),
-    (checkpoints, "_write_synced"),
+    (checkpoints, "write_atomically"),
     (os, "fsync"),
+    (os, "replace"),
     (Path, "rename"),
 )
 """Whatever touches the disk while a checkpoint is written."""

@@ -31,8 +31,9 @@ from skill_kd.kd.dataset.batch import Batch, epoch_stream
 from skill_kd.kd.dataset.encoding import Encoded, Encoder
 from skill_kd.kd.dataset.training_data import TrainingData
 from skill_kd.kd.errors import BadInput, Missing, StoppedBySignal
+from skill_kd.kd.files import write_json
 from skill_kd.kd.losses.masking import position_ids
-from skill_kd.kd.model.export import export_student, write_json
+from skill_kd.kd.model.export import export_student
 from skill_kd.kd.model.loading import load_student
 from skill_kd.kd.model.student import Policy
 from skill_kd.kd.reporting import reporting

@@ -38,7 +38,7 @@ SETUP_CPU = (
 
 
 @dataclass(frozen=True)
-class Task:
+class FinetuneTask:
     """What the spec, the student and the data say about one fine-tune."""
 
     spec: Spec
@@ -91,7 +91,7 @@ class Task:
         return list(dict.fromkeys([name for name in exports if not name.startswith(gguf.PREFIX)] + made_of))
 
 
-def files(task: Task) -> dict[str, str]:
+def files(task: FinetuneTask) -> dict[str, str]:
     """Return every file by its name in the hand-off folder."""
     text = script(task)
     written = {SCRIPT: text, NOTEBOOK: notebook(text), CONFIG: cli_config(task)}
@@ -99,7 +99,7 @@ def files(task: Task) -> dict[str, str]:
     return written | ({MODELFILE: modelfile(task)} if handoff is not None and handoff.ollama else {})
 
 
-def script(task: Task) -> str:
+def script(task: FinetuneTask) -> str:
     """Fill the template's one marked line with this task's values, as literals."""
     lines = (templates_folder() / TEMPLATE).read_text(encoding="utf-8").split("\n")
     marked = [number for number, line in enumerate(lines) if line == f"CONFIG = Config()  {MARKER}"]
@@ -109,7 +109,7 @@ def script(task: Task) -> str:
     return "\n".join(lines)
 
 
-def cli_config(task: Task) -> str:
+def cli_config(task: FinetuneTask) -> str:
     """Return the configuration of ``unsloth train``; every key is told, for it has defaults of its own."""
     values, handoff = task.values(), task.spec.handoff
     assert handoff is not None
@@ -173,7 +173,7 @@ _OPENING = '{{ if ne (index .Messages 0).Role "system" }}%s{{ end }}'
 _TURN = '{{ if eq .Role "%s" }}%s{{ .Content }}%s{{ end }}'
 
 
-def modelfile(task: Task) -> str:
+def modelfile(task: FinetuneTask) -> str:
     """Return a Modelfile for the first GGUF file of the fine-tuned model.
 
     The chat template is spelled out where it is a plain sequence of turns; elsewhere Ollama reads it from the file.

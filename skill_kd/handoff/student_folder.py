@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -45,6 +46,11 @@ def standalone(folder: Path) -> list[Check]:
         _check("stands alone", not linked and not odd, ", ".join([*linked, *odd]) or "no link, no code, no adapter"),
         _check("dtype", found == {stated}, f"config says {stated}, weights are {', '.join(sorted(found)) or 'absent'}"),
     ]
+
+
+def failures(checks: Iterable[Check]) -> list[str]:
+    """Return one line for each check that failed."""
+    return [f"{each['name']}: {each['detail']}" for each in checks if each["passed"] is False]
 
 
 def _check(name: str, passed: bool, detail: str) -> Check:

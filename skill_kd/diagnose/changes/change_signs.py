@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from skill_kd.diagnose.changes.detectors import DETECTORS, FACTORS, Detector, Strata, alike, cells, effect, level
-from skill_kd.diagnose.changes.measures import Measured, WindowSample
-from skill_kd.diagnose.changes.statistics import (
+from skill_kd.diagnose.changes.change_statistics import (
     FEWEST_WINDOWS,
     SIDE,
     Cells,
@@ -20,6 +18,8 @@ from skill_kd.diagnose.changes.statistics import (
     t_quantile,
     wilson,
 )
+from skill_kd.diagnose.changes.detectors import DETECTORS, FACTORS, Detector, Strata, alike, cells, effect, level
+from skill_kd.diagnose.changes.measures import MeasuredAnswer, WindowSample
 
 ALPHA = 0.05
 """Chance of any false alarm in a whole log, shared by the detectors (Bonferroni)."""
@@ -57,7 +57,7 @@ class Sign:
     explained_by: tuple[str, ...] = ()
 
 
-def judge(windows: Sequence[WindowSample]) -> list[Sign]:
+def signs_over_time(windows: Sequence[WindowSample]) -> list[Sign]:
     """Return the signs of a change in time, at most one for each detector."""
     if len(windows) < FEWEST_WINDOWS:
         return []
@@ -141,7 +141,7 @@ def against_teacher(student: Sequence[WindowSample], teacher: Sequence[WindowSam
     return signs, as_bad
 
 
-def _but_model(measured: Measured) -> tuple[str, ...]:
+def _but_model(measured: MeasuredAnswer) -> tuple[str, ...]:
     return measured.setting[1:]
 
 

@@ -20,7 +20,7 @@ SIDE = 2
 
 
 @dataclass
-class Cell:
+class StratumSums:
     """Rows of one stratum in one window: how many, their sum, their sum of squares."""
 
     n: float = 0.0
@@ -35,7 +35,7 @@ class Cell:
 
 
 Stratum = Hashable
-Cells = Sequence[dict[Stratum, Cell]]
+Cells = Sequence[dict[Stratum, StratumSums]]
 """One mapping for each window, in order."""
 
 
@@ -78,7 +78,7 @@ def change_point(cells: Cells, least_variance: float) -> Step | None:
 
 def _scores(cells: Cells) -> Iterator[tuple[int, float]]:
     """Size of the step before each window, in standard errors up to one factor: the CUSUM statistic within strata."""
-    before: dict[Stratum, Cell] = {}
+    before: dict[Stratum, StratumSums] = {}
     after = _pooled(cells)
     for place, window in enumerate(cells):
         over = weighted = 0.0
@@ -90,7 +90,7 @@ def _scores(cells: Cells) -> Iterator[tuple[int, float]]:
                 weighted += weight * (late.total / late.n - early.total / early.n)
         yield place, abs(weighted) / math.sqrt(over) if over else 0.0
         for key, cell in window.items():
-            for into, sign in ((before.setdefault(key, Cell()), 1), (after[key], -1)):
+            for into, sign in ((before.setdefault(key, StratumSums()), 1), (after[key], -1)):
                 into.n += sign * cell.n
                 into.total += sign * cell.total
 
@@ -122,11 +122,11 @@ def step_at(cells: Cells, at: int, spread: float, tries: int = 1) -> Step:
     return Step(at, level, difference, error, degrees, min(1.0, tries * 2 * t_tail(score, degrees)), weight)
 
 
-def _pooled(windows: Cells) -> dict[Stratum, Cell]:
-    pooled: dict[Stratum, Cell] = {}
+def _pooled(windows: Cells) -> dict[Stratum, StratumSums]:
+    pooled: dict[Stratum, StratumSums] = {}
     for window in windows:
         for key, cell in window.items():
-            into = pooled.setdefault(key, Cell())
+            into = pooled.setdefault(key, StratumSums())
             into.n += cell.n
             into.total += cell.total
     return pooled

@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from skill_kd.diagnose.changes.measures import OPENING, Measured, WindowSample
-from skill_kd.diagnose.changes.signs import Sign
+from skill_kd.diagnose.changes.change_signs import Sign
+from skill_kd.diagnose.changes.measures import OPENING, MeasuredAnswer, WindowSample
 from skill_kd.diagnose.report.redact import redact
 from skill_kd.textstats import opening, words
 
@@ -31,7 +31,7 @@ class Phrase:
 
 
 @dataclass(frozen=True)
-class Finding:
+class LogFinding:
     """Signs that mean the same. ``key`` is that of ``skill_kd.guidance``."""
 
     key: str
@@ -58,7 +58,7 @@ def strength(sign: Sign) -> float:
 
 def group(
     signs: Iterable[Sign], windows: Sequence[WindowSample], name: Callable[[int], str], examples: bool
-) -> list[Finding]:
+) -> list[LogFinding]:
     """Return one finding for each kind of sign, the strongest first.
 
     Args:
@@ -75,11 +75,11 @@ def group(
 
 def _finding(
     key: str, signs: Sequence[Sign], windows: Sequence[WindowSample], name: Callable[[int], str], examples: bool
-) -> Finding:
+) -> LogFinding:
     at = signs[0].at or 0
     before, after = (_rows(part) for part in (windows[:at], windows[at:]))
     shown = name if key in ("sameness", "refusals") else None
-    return Finding(
+    return LogFinding(
         key,
         tuple(signs),
         _could_be(signs, windows),
@@ -89,7 +89,7 @@ def _finding(
     )
 
 
-def _rows(windows: Iterable[WindowSample]) -> list[Measured]:
+def _rows(windows: Iterable[WindowSample]) -> list[MeasuredAnswer]:
     return [each for window in windows for each in window.measured]
 
 
@@ -111,7 +111,7 @@ def _could_be(signs: Sequence[Sign], windows: Sequence[WindowSample]) -> tuple[s
 
 
 def _openings(
-    before: Sequence[Measured], after: Sequence[Measured], name: Callable[[int], str], examples: bool
+    before: Sequence[MeasuredAnswer], after: Sequence[MeasuredAnswer], name: Callable[[int], str], examples: bool
 ) -> tuple[Phrase, ...]:
     texts = {each.opening: each for each in reversed(after)}
 
@@ -122,12 +122,12 @@ def _openings(
 
 
 def _clusters(
-    before: Sequence[Measured], after: Sequence[Measured], name: Callable[[int], str], examples: bool
+    before: Sequence[MeasuredAnswer], after: Sequence[MeasuredAnswer], name: Callable[[int], str], examples: bool
 ) -> tuple[Phrase, ...]:
     """Clusters by their answer's hash: a window's numbers mean nothing in another."""
     texts = {each.row.output_hash: each for each in after}
 
-    def key(each: Measured) -> int:
+    def key(each: MeasuredAnswer) -> int:
         return each.row.output_hash if each.near else 0
 
     return _phrases(
@@ -136,9 +136,9 @@ def _clusters(
 
 
 def _phrases(
-    before: Sequence[Measured],
-    after: Sequence[Measured],
-    key: Callable[[Measured], int],
+    before: Sequence[MeasuredAnswer],
+    after: Sequence[MeasuredAnswer],
+    key: Callable[[MeasuredAnswer], int],
     name: Callable[[int], str],
     text: Callable[[int], str] | None,
 ) -> tuple[Phrase, ...]:
@@ -159,7 +159,7 @@ def _phrases(
     )
 
 
-def _examples(after: Sequence[Measured], sign: Sign) -> tuple[str, ...]:
+def _examples(after: Sequence[MeasuredAnswer], sign: Sign) -> tuple[str, ...]:
     """Answers that the strongest detector is about, each text once."""
     detector = sign.detector
     if detector.kind == "mean":

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from skill_kd.diagnose.changes.detectors import BY_KEY, DETECTORS, Detector
 from skill_kd.diagnose.report.diagnosis_result import Diagnosis
-from skill_kd.diagnose.report.findings import Finding, Phrase
+from skill_kd.diagnose.report.log_findings import LogFinding, Phrase
 from skill_kd.diagnose.report.text import REPLAY, explained_in_words, gap, shown
+from skill_kd.files import write_or_refuse
 from skill_kd.guidance import BY_KEY as GUIDANCE
 from skill_kd.report.markup import Markup, join, tag
-from skill_kd.report.page import Section, bullets, folded, page, pairs, paragraph, sample, verdict, write
+from skill_kd.report.page import PageSection, bullets, folded, page, pairs, paragraph, sample, verdict
 from skill_kd.report.plots import Line, Mark, line_plot
 from skill_kd.report.tables import Column, table
 
@@ -20,8 +21,12 @@ _TONES = {"findings": "fail", "nothing found": "plain", "too little data": "unce
 
 
 def write_page(found: Diagnosis, path: Path) -> None:
-    """Write the page, readable by its owner alone."""
-    write(path, html(found), private=True)
+    """Write the page, readable by its owner alone.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    write_or_refuse(path, html(found), private=True)
 
 
 def html(found: Diagnosis) -> str:
@@ -40,7 +45,7 @@ def html(found: Diagnosis) -> str:
     return page("Diagnosis", head, sections, data=found.to_json(), foot=foot)
 
 
-def _finding(found: Diagnosis, finding: Finding) -> Section:
+def _finding(found: Diagnosis, finding: LogFinding) -> PageSection:
     entry = GUIDANCE[finding.key]
     since = f" since {found.when(finding.at)}" if finding.at is not None else ""
     rows = [
@@ -71,7 +76,7 @@ def _finding(found: Diagnosis, finding: Finding) -> Section:
     if finding.examples:
         answers = [sample(each, f"Answer {number}") for number, each in enumerate(finding.examples, 1)]
         content.append(folded("Examples, redacted", *answers))
-    return Section(f"finding-{finding.key}", f"{finding.key}{since}", content, finding.key)
+    return PageSection(f"finding-{finding.key}", f"{finding.key}{since}", content, finding.key)
 
 
 def _phrases(title: str, phrases: Sequence[Phrase]) -> list[Markup]:
@@ -91,7 +96,7 @@ def _phrases(title: str, phrases: Sequence[Phrase]) -> list[Markup]:
     return [table(title, [*columns, *(["Text, redacted"] if texts else [])], rows)]
 
 
-def _explained(found: Diagnosis) -> list[Section]:
+def _explained(found: Diagnosis) -> list[PageSection]:
     if not found.explained:
         return []
     rows = [
@@ -106,10 +111,10 @@ def _explained(found: Diagnosis) -> list[Section]:
     content = [
         table("Changes that vanish when like is compared with like", ("Sign", "Since", "Change", "Came with"), rows)
     ]
-    return [Section("explained", "Changes that came with something else", content, "explained")]
+    return [PageSection("explained", "Changes that came with something else", content, "explained")]
 
 
-def _series(found: Diagnosis) -> Section:
+def _series(found: Diagnosis) -> PageSection:
     rest = [
         each for each in DETECTORS if each.key not in {sign.detector.key for f in found.findings for sign in f.signs}
     ]
@@ -117,7 +122,7 @@ def _series(found: Diagnosis) -> Section:
         Line(name, _times(found), [each.lengths[name] for each in found.points]) for name in found.points[0].lengths
     ]
     lengths = line_plot("Length of all answers", "Quantiles, from every line.", lines, x=_axis(found), y="characters")
-    return Section("series", "All detectors over time", [*_plots(found, rest, None), lengths], "over time")
+    return PageSection("series", "All detectors over time", [*_plots(found, rest, None), lengths], "over time")
 
 
 def _plots(found: Diagnosis, detectors: Sequence[Detector], at: int | None) -> list[Markup]:
@@ -147,7 +152,7 @@ def _axis(found: Diagnosis) -> str:
     return "day (UTC)" if found.by_day else "line"
 
 
-def _input(found: Diagnosis) -> Section:
+def _input(found: Diagnosis) -> PageSection:
     scan = found.scan
     facts = [
         ("Answers", scan.rows),
@@ -179,4 +184,4 @@ def _input(found: Diagnosis) -> Section:
         for number, each in enumerate(found.points)
     ]
     content = [pairs(facts), table("Windows", columns, rows, filtered=True), bullets([*found.notes, REPLAY])]
-    return Section("input", "What was read", content, "input")
+    return PageSection("input", "What was read", content, "input")

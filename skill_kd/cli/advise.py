@@ -1,0 +1,84 @@
+"""``skill-kd advise``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from skill_kd.cli.options import JSON
+from skill_kd.console import Verb, print_json
+
+
+@click.command(cls=Verb)
+@click.option("--matters", default="balanced", show_default=True, metavar="WHAT", help="coverage, precision, balanced.")
+@click.option(
+    "--teacher",
+    default="logits",
+    show_default=True,
+    metavar="KIND",
+    help="logits (weights here), served (log-probabilities), text.",
+)
+@click.option("--budget", default="normal", show_default=True, metavar="SIZE", help="small, normal, large.")
+@click.option("--output-tokens", type=int, default=256, show_default=True, help="Length of a long answer.")
+@click.option("--prompts", type=int, metavar="N", help="How many prompts there are to train on.")
+@click.option("--lora", is_flag=True, help="Train adapters instead of all weights.")
+@click.option("--distilled", is_flag=True, help="The student was distilled before: no warm start.")
+@click.option(
+    "--seen",
+    metavar="FINDING",
+    help="Seen in a student trained before: sameness (too narrow), sharpened, lost_modes, loops, length, refusals, "
+    "imprecise, exposure, teacher_narrow.",
+)
+@click.option("--set", "pairs", multiple=True, metavar="PATH=VALUE", help="A value of the spec: student.model=S.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="Write the specs there.")
+@click.option("--spec-only", is_flag=True, help="Print the spec to fill in, and nothing else.")
+@JSON
+def advise(
+    matters: str,
+    teacher: str,
+    budget: str,
+    output_tokens: int,
+    prompts: int | None,
+    lora: bool,
+    distilled: bool,
+    seen: str | None,
+    pairs: tuple[str, ...],
+    out: Path | None,
+    spec_only: bool,
+    as_json: bool,
+) -> None:
+    """Choose an objective, and one to train beside it.
+
+    With --out both are written as specs, which differ in the objective alone, so that what they measure can be
+    compared. --set fills in models, data and any other value, in both; "distill" and "warm_start" name the stages.
+
+    \b
+    Example:
+      skill-kd advise --matters coverage --output-tokens 400
+      skill-kd advise --set teacher.model=T --set student.model=S --set data.train=prompts.jsonl -o specs
+      skill-kd advise --teacher text --spec-only > spec.yaml
+      skill-kd advise --seen sameness --distilled --set distill.updates=200 --json
+    """
+    from skill_kd import guidance
+    from skill_kd.console import given_values
+
+    advice = guidance.advise(
+        matters=matters,
+        teacher=teacher,
+        budget=budget,
+        output_tokens=output_tokens,
+        prompts=prompts,
+        lora=lora,
+        distilled=distilled,
+        seen=seen,
+        changes=given_values(pairs),
+    )
+    written = [str(path) for path in advice.write(out)] if out is not None else []
+    if as_json:
+        print_json({**advice.to_json(), "files": written})
+    elif written and not spec_only:
+        click.echo(advice.table(spec=False))
+        click.echo("\nwritten\n" + "".join(f"  {path}\n" for path in written), nl=False)
+    else:
+        click.echo(advice.yaml() if spec_only else advice.table())

@@ -1,0 +1,43 @@
+"""``skill-kd demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from skill_kd.cli.options import JSON
+from skill_kd.console import Verb, print_json, say
+
+
+@click.command(cls=Verb)
+@click.option(
+    "--layers",
+    type=click.IntRange(1, 30),
+    default=24,
+    show_default=True,
+    help="Layers the student keeps.",
+)
+@click.option("--seed", type=int, default=42, show_default=True, help="The same seed gives the same figures.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), metavar="DIR", help="Where the run goes.")
+@JSON
+def demo(layers: int, seed: int, out: Path, as_json: bool) -> None:
+    """Distil a real model on this machine, in minutes.
+
+    The teacher comes as a package, the prompts with skill-kd; no account and no GPU is needed. Its report shows what
+    `evaluate` shows, on far too few prompts for a verdict: INCONCLUSIVE is right, and the exit code is 0.
+
+    \b
+    Example:
+      skill-kd demo
+      skill-kd demo --layers 10
+    """
+    from skill_kd import demo as main_job
+
+    result = main_job.demo(
+        layers=layers, seed=seed, out=out, progress=lambda done, of: say(f"evaluate: {done} of {of} prompts")
+    )
+    if as_json:
+        print_json(result.to_json())
+    else:
+        click.echo(result.table())

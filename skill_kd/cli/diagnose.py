@@ -1,0 +1,85 @@
+"""``skill-kd diagnose``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from skill_kd.cli.options import JSON, load
+from skill_kd.console import Verb, print_json
+
+
+@click.command(cls=Verb)
+@click.argument("logs", nargs=-1, required=True, metavar="LOGS...")
+@click.option(
+    "--baseline", multiple=True, metavar="FILE", help="Logs of the teacher, to compare with; may be repeated."
+)
+@click.option("--window", default="day", show_default=True, metavar="day|N", help="Days, or so many lines.")
+@click.option(
+    "--format", "format_name", metavar="NAME", help="openai, openai-batch, langfuse, langsmith, otel, generic."
+)
+@click.option("--prompt-field", metavar="PATH", help="Where a generic log has it; dots reach into objects.")
+@click.option("--output-field", metavar="PATH", help="Likewise, the model's answer.")
+@click.option("--time-field", metavar="PATH", help="Likewise, ISO 8601 or seconds since 1970.")
+@click.option("--system-field", metavar="PATH", help="Likewise, the system prompt.")
+@click.option("--model-field", metavar="PATH", help="Likewise, the model's version.")
+@click.option("--temperature-field", metavar="PATH", help="Likewise.")
+@click.option("--max-tokens-field", metavar="PATH", help="Likewise.")
+@click.option("--finish-field", metavar="PATH", help="Likewise, why the answer ended.")
+@click.option("--spec", type=click.Path(path_type=Path), help="The student's spec: write a pilot, two specs, one knob.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), default=Path(), metavar="DIR", help="Where the pilot goes."
+)
+@click.option("--replay", type=click.Path(path_type=Path), metavar="FILE", help="Write 50 of the log's own prompts.")
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write the diagnosis as one HTML file.")
+@click.option("--include-examples", is_flag=True, help="Show redacted text of the log; it is not anonymous.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes that parse.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the sample.")
+@JSON
+def diagnose(
+    logs: tuple[str, ...],
+    baseline: tuple[str, ...],
+    window: str,
+    format_name: str | None,
+    spec: Path | None,
+    out: Path,
+    replay: Path | None,
+    html: Path | None,
+    include_examples: bool,
+    jobs: int,
+    seed: int,
+    as_json: bool,
+    **fields: str | None,
+) -> None:
+    """Say from production logs what changed, and what to try.
+
+    LOGS are files (JSONL, JSON, CSV; also gz, zst) or - for stdin. No text of a log is shown unless asked for.
+
+    \b
+    Example:
+      skill-kd diagnose logs/*.jsonl.gz --baseline teacher.jsonl --spec spec.yaml
+      skill-kd diagnose export.jsonl --prompt-field q.text --output-field a.text --time-field at
+      zcat old.gz | skill-kd diagnose - --window 1000 --json
+    """
+    from skill_kd import diagnose as diagnosing
+
+    named = diagnosing.Fields(**{key.removesuffix("_field"): value for key, value in fields.items()})
+    options = diagnosing.Options(format_name, named, diagnosing.window_unit(window), seed, jobs)
+    found = diagnosing.diagnose(
+        logs,
+        options,
+        baseline=baseline,
+        spec=load(spec) if spec else None,
+        out=out,
+        replay=replay,
+        examples=include_examples,
+    )
+    if html:
+        from skill_kd.diagnose.report.diagnosis_page import write_page
+
+        write_page(found, html)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        click.echo(found.table())

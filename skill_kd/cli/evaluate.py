@@ -1,0 +1,64 @@
+"""``skill-kd evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from skill_kd.cli.options import JSON
+from skill_kd.console import Verb, print_json, say
+from skill_kd.errors import ExitCode
+
+
+@click.command(cls=Verb)
+@click.argument("subject", required=False, metavar="[RUN|STUDENT]")
+@click.option("--teacher", metavar="MODEL", help="Teacher to compare with; a run knows its own.")
+@click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="JSONL prompts that no training saw.")
+@click.option("--baseline", metavar="MODEL", help="The student as it was before, for a column of its own.")
+@click.option("--teacher-generations", type=click.Path(path_type=Path), metavar="FILE", help="Saved responses.")
+@click.option("--student-generations", type=click.Path(path_type=Path), metavar="FILE", help="Saved responses.")
+@click.option("--baseline-generations", type=click.Path(path_type=Path), metavar="FILE", help="Of the base student.")
+@click.option("--control-generations", type=click.Path(path_type=Path), metavar="FILE", help="Of a collapsed teacher.")
+@click.option("--training-data", type=click.Path(path_type=Path), metavar="FILE", help="Refuse its prompts.")
+@click.option(
+    "--harness-results",
+    nargs=2,
+    type=click.Path(path_type=Path),
+    metavar="TEACHER STUDENT",
+    help="Results of lm-eval, to show beside.",
+)
+@click.option("--policy", metavar="PRESET", help="assistant, strict-extraction, creative or text-only.")
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Change the policy: recall.margin=0.85.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Length at which a response is cut.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of models that no spec names.")
+@click.option("--latency/--no-latency", default=True, help="Measure the speed of both models on this machine.")
+@click.option("--judge-url", metavar="URL", help="OpenAI-compatible endpoint of a judge, such as http://host/v1.")
+@click.option("--judge-model", metavar="NAME", help="The judge's name there.")
+@click.option("--judge-key-env", metavar="NAME", help="Environment variable that holds the judge's key.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write; RUN/eval if none.")
+@JSON
+def evaluate(subject: str | None, pairs: tuple[str, ...], as_json: bool, **given: Any) -> ExitCode:
+    """May this student replace its teacher? GO, NO-GO or INCONCLUSIVE.
+
+    From models, or from saved generations alone. Exit codes: 0 GO, 3 NO-GO, 4 INCONCLUSIVE.
+
+    \b
+    Example:
+      skill-kd evaluate runs/demo --prompts fresh.jsonl
+      skill-kd evaluate ./student --teacher ./teacher --prompts fresh.jsonl --policy creative
+      skill-kd evaluate --teacher-generations T.jsonl --student-generations S.jsonl
+      skill-kd evaluate runs/demo --harness-results teacher.json student.json
+    """
+    from skill_kd import evaluate as gate
+    from skill_kd.console import given_values
+
+    asked = gate.Request(subject, changes=given_values(pairs), **given)
+    found, written = gate.evaluate(asked, lambda done, of: say(f"{done} of {of} prompts"), say)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        click.echo(found.table())
+    say(written.told)
+    return ExitCode(found.decision.exit_code)

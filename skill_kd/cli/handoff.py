@@ -1,0 +1,56 @@
+"""``skill-kd handoff``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from skill_kd.cli.options import JSON
+from skill_kd.console import Verb, print_json
+
+
+@click.command(cls=Verb)
+@click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
+@click.option("--data", type=click.Path(path_type=Path), metavar="FILE", help="Data, instead of handoff.data.")
+@click.option("--execute", is_flag=True, help="Also fine-tune, load what came out, and measure what it cost.")
+@click.option("--python", metavar="PATH", help="Python interpreter that has Unsloth (default: this one).")
+@click.option("--max-steps", type=click.IntRange(min=1), metavar="N", help="Optimizer steps of a trial.")
+@click.option("--no-drift", is_flag=True, help="Do not measure drift; it needs the teacher.")
+@click.option("--gguf", "quantisations", multiple=True, metavar="Q", help="Make a GGUF of the student, e.g. q8_0.")
+@click.option("--force", is_flag=True, help="Write over edited files and an earlier fine-tune.")
+@JSON
+def handoff(
+    run: Path,
+    data: Path | None,
+    execute: bool,
+    python: str | None,
+    max_steps: int | None,
+    no_drift: bool,
+    quantisations: tuple[str, ...],
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Verify a run's student and write the Unsloth step that follows.
+
+    \b
+    Example:
+      skill-kd handoff runs/demo
+      skill-kd handoff runs/demo --data examples/data/chat.jsonl --execute --max-steps 3
+    """
+    from skill_kd.handoff import hand_on
+
+    result = hand_on(
+        run,
+        data=data,
+        execute=execute,
+        python=python,
+        max_steps=max_steps or -1,
+        drift=not no_drift,
+        quantisations=quantisations,
+        force=force,
+    )
+    if as_json:
+        print_json(result.to_json())
+    else:
+        click.echo(result.table())

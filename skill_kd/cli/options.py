@@ -1,0 +1,26 @@
+"""What several verbs share: an argument and two options, and how a spec is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from skill_kd.spec import Spec
+
+SPEC = click.argument("spec", type=click.Path(path_type=Path))
+BACKEND = click.option("--backend", metavar="NAME", help="Use this backend instead of the one the spec names.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+
+
+def load(path: Path, **overrides: str | None) -> Spec:
+    """Read a spec, with the values given on the command line in place of its own; None leaves it as it is.
+
+    Raises:
+        SpecError: it cannot be read, or it is invalid.
+    """
+    from skill_kd.spec.file import load_spec
+
+    return load_spec(path, **{key: value for key, value in overrides.items() if value is not None})

@@ -1,0 +1,46 @@
+"""``skill-kd prove``."""
+
+from __future__ import annotations
+
+import click
+
+from skill_kd.cli.options import JSON
+from skill_kd.console import Verb, print_json
+from skill_kd.errors import ExitCode
+
+
+@click.command(cls=Verb)
+@click.argument("loss", metavar="MODULE:FUNCTION|FILE.py:FUNCTION")
+@click.option(
+    "--teacher-mix",
+    "mixes",
+    type=click.FloatRange(0, 1, max_open=True),
+    multiple=True,
+    default=(0.0, 0.2, 0.5),
+    show_default=True,
+    help="α, the chance that the teacher samples a token; give it once for each.",
+)
+@click.option("--seeds", type=click.IntRange(1, 100), default=4, show_default=True, help="Pairs of random policies.")
+@JSON
+def prove(loss: str, mixes: tuple[float, ...], seeds: int, as_json: bool) -> ExitCode:
+    """Judge a loss of your own against the exact gradient.
+
+    Its expected gradient is computed over every response of a toy, so a bias shows as a difference, not as noise, and
+    compared with that of KL(student ‖ teacher); a swapped direction is named. The function takes
+    (student_logp_BTV, teacher_logp_BTV, ids_BT, mask_BT, behaviour_logp_BT or None) and returns loss_BT, or its sum
+    over T or over all; it is called with one response at a time. This imports and runs your code. Exit code 0 if
+    exact, at most a constant step size apart, and 3 if not.
+
+    \b
+    Example:
+      skill-kd prove skill_kd.kd.losses.estimators:minillm_exact
+      skill-kd prove my_losses.py:reverse_kl_loss --teacher-mix 0
+    """
+    from skill_kd import prove as proof
+
+    verdict = proof.prove(loss, seeds=seeds, teacher_mixes=mixes)
+    if as_json:
+        print_json(verdict.to_json())
+    else:
+        click.echo(verdict.table())
+    return ExitCode.OK if verdict.exact else ExitCode.NO_GO

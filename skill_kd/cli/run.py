@@ -1,0 +1,92 @@
+"""``skill-kd run``."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from skill_kd.cli.options import BACKEND, JSON, load
+from skill_kd.console import Verb, print_json, say
+from skill_kd.errors import OutOfMemoryError, SkillKDError
+
+if TYPE_CHECKING:
+    from skill_kd.spec import Spec
+
+
+@click.command(cls=Verb)
+@click.argument("spec", type=click.Path(path_type=Path), metavar="SPEC|train.py")
+@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), metavar="DIR", help="Where runs go.")
+@click.option("--name", metavar="NAME", help="Name of the run folder, instead of the one the spec gives.")
+@click.option("--resume", is_flag=True, help="Go on with a run that was stopped, from its last checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Say what would run and what is missing; write nothing.")
+@BACKEND
+@JSON
+def run(
+    spec: Path, runs: Path, name: str | None, resume: bool, dry_run: bool, backend: str | None, as_json: bool
+) -> None:
+    """Train in runs/NAME, from a spec or a generated train.py.
+
+    The script may have been edited. Ctrl-C stops after a checkpoint; --resume goes on from there.
+
+    \b
+    Example:
+      skill-kd run examples/demo.yaml
+      skill-kd run examples/demo.yaml --resume
+      skill-kd run my-run/train.py --name edited
+    """
+    from skill_kd.jobs import job as jobs
+    from skill_kd.jobs import run as runner
+
+    if spec.suffix != ".py":
+        job = jobs.prepare(load(spec, name=name, backend=backend), runs)
+    elif backend is None:
+        job = jobs.prepare_script(spec, runs, name)
+    else:
+        raise click.UsageError("--backend goes with a spec; a generated script belongs to the backend that wrote it")
+    if dry_run:
+        runner.earlier(job, resume)
+        _print_dry_run(str(job.folder), job.command(resume), job.missing, as_json)
+        return
+    for note in job.untested:
+        say(f"note: {note}")
+    with _telling_the_plan(job.spec):
+        result = runner.start(job, resume=resume)
+    if as_json:
+        document = {"name": job.spec.name, "folder": str(result.folder), "student": str(result.student)}
+        print_json({**document, "seconds": round(result.seconds, 1), "summary": result.summary})
+    else:
+        say(f"run '{job.spec.name}' is done; the student is in:")
+        click.echo(result.student)
+
+
+@contextlib.contextmanager
+def _telling_the_plan(spec: Spec) -> Iterator[None]:
+    """Where memory runs out, add what the plan expected."""
+    try:
+        yield
+    except OutOfMemoryError as error:
+        with contextlib.suppress(SkillKDError):
+            error.add_note(_planned_peak(spec))
+        raise
+
+
+def _planned_peak(spec: Spec) -> str:
+    from skill_kd.plan import plan
+    from skill_kd.plan.plan_result import gigabytes
+
+    highest = plan(spec).phases[0]
+    largest = sorted(highest.parts, key=lambda part: -part.bytes)[:3]
+    parts = ", ".join(f"{part.name} {gigabytes(part.bytes)}" for part in largest)
+    return f"the plan says {gigabytes(highest.bytes)} for each process at its peak, the {highest.name}: {parts}"
+
+
+def _print_dry_run(folder: str, command: Sequence[str], missing: list[str], as_json: bool) -> None:
+    if as_json:
+        print_json({"folder": folder, "command": list(command), "missing": missing})
+    else:
+        click.echo(f"folder   {folder}\ncommand  {shlex.join(command)}\nmissing  {', '.join(missing) or 'nothing'}")

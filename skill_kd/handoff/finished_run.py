@@ -1,0 +1,84 @@
+"""A finished run as the hand-off sees it: its spec, its exported student, and the folder of the step that follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skill_kd.errors import UsageError
+from skill_kd.handoff import interpreter
+from skill_kd.handoff.student_folder import read_json
+from skill_kd.jobs.manifest import Manifest
+from skill_kd.spec import Handoff, Spec
+from skill_kd.spec.file import load_spec, parse_spec
+
+FOLDER, STUDENT = "handoff", "student"
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that is done."""
+
+    path: Path
+    """Of the run folder, absolute."""
+    manifest: Manifest
+    spec: Spec
+    """The run's, with a hand-off section."""
+    prober: str
+    """Interpreter that answers questions about models."""
+
+    @classmethod
+    def read(cls, run: Path, data: Path | None, python: str | None) -> FinishedRun:
+        """Read a run folder; ``data`` replaces what the spec's ``handoff.data`` names.
+
+        Raises:
+            UsageError: it is not a run folder, or the run is not finished.
+        """
+        manifest = Manifest.read(run)
+        if manifest.status != "done":
+            raise UsageError(f"run '{run}' is {manifest.status}; finish it first: skill-kd run SPEC --resume")
+        return cls(run.absolute(), manifest, _spec(run, data), interpreter.with_torch(python))
+
+    @property
+    def student(self) -> Path:
+        """The exported student, a Hugging Face folder."""
+        return self.path / STUDENT
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the fine-tuning step."""
+        return self.path / FOLDER
+
+    @property
+    def handoff(self) -> Handoff:
+        """The spec's hand-off section."""
+        assert self.spec.handoff is not None
+        return self.spec.handoff
+
+    @property
+    def verdict(self) -> str | None:
+        """The gate's last verdict on this student; None if it never judged it."""
+        evaluation = self.path / "eval" / "evaluation.json"
+        return read_json(evaluation).get("verdict") if evaluation.exists() else None
+
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint that was exported, if the run's summary names one."""
+        summary = self.path / "summary.json"
+        best = read_json(summary).get("best") if summary.exists() else None
+        return self.path / "checkpoints" / best if best else None
+
+    def ask(self, kind: str, **question: object) -> dict[str, Any]:
+        """Return the probe's answer about models; raises as ``interpreter.ask``."""
+        spec = self.spec.model_dump(mode="json")
+        asked = {"ask": kind, "spec": spec, "folder": str(self.student), **question}
+        return interpreter.ask(self.prober, asked, interpreter.folder_of(self.manifest))
+
+
+def _spec(run: Path, data: Path | None) -> Spec:
+    spec = load_spec(run / "spec.yaml")
+    handoff = (spec.handoff or Handoff()).model_dump(mode="json")
+    if data is not None:
+        handoff["data"] = str(data.absolute())
+    return parse_spec({**spec.model_dump(mode="json"), "handoff": handoff})

@@ -1,0 +1,117 @@
+"""The hand-off from start to end: verify, write the step's files, quantize, fine-tune, measure, record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from skill_kd.errors import MissingRequirementError, TrainingFailedError, UsageError
+from skill_kd.files import write_atomically
+from skill_kd.handoff import gguf
+from skill_kd.handoff.finetune import finetune, measured_drift
+from skill_kd.handoff.finished_run import STUDENT, FinishedRun
+from skill_kd.handoff.handoff_result import HandoffResult
+from skill_kd.handoff.record import write_record, written_before
+from skill_kd.handoff.step_files import DATA, FinetuneTask, files
+from skill_kd.handoff.student_folder import sha256
+from skill_kd.handoff.verify import StudentFindings, notes, verify
+from skill_kd.jobs.manifest import locked
+
+UNKNOWN_LENGTH = 2048
+"""Tokens of the longest row, while there is no data."""
+
+
+def hand_on(
+    run: Path,
+    *,
+    data: Path | None = None,
+    execute: bool = False,
+    python: str | None = None,
+    max_steps: int = -1,
+    drift: bool = True,
+    quantisations: Sequence[str] = (),
+    force: bool = False,
+) -> HandoffResult:
+    """Verify the student of ``run`` and write the fine-tuning step into its ``handoff/``.
+
+    Args:
+        run: folder of a finished run.
+        data: fine-tuning data, instead of what the spec's ``handoff.data`` names.
+        execute: also run the step, load what it made, and measure what it cost.
+        python: interpreter that has Unsloth; this one if left out.
+        max_steps: optimizer steps of a trial; -1 leaves it to ``handoff.epochs``.
+        drift: whether ``execute`` measures the held-out figures again, for which it needs the teacher.
+        quantisations: GGUF files to make of the distilled student itself, for example ``q8_0``.
+        force: write over edited files, and over what an earlier fine-tune made.
+
+    Raises:
+        UsageError: the run is not finished, its student is not what it trained, or the data cannot be used.
+        MissingRequirementError: Unsloth, a tool for GGUF, or a model is missing.
+        TrainingFailedError: the fine-tune failed, or what it made does not load.
+        RunLockedError, InterruptedRunError: as for ``skill_kd.run``.
+    """
+    finished = FinishedRun.read(run, data, python)
+    gguf.refuse_missing(list(quantisations))
+    with locked(run) as lock:
+        findings = verify(finished)
+        result = HandoffResult(finished.folder, checks=[*findings.checks], notes=notes(finished, findings))
+        _write(_texts(finished, findings, max_steps), result, force)
+        for each in quantisations:
+            _quantize(finished, each, result)
+        if execute:
+            result.checks += finetune(finished, lock, python, force=force)
+            write_record(finished, findings, result)
+            _refuse(result, "what the fine-tune made is not fit for use: ", "\n  ")
+            if drift:
+                _measure(finished, result)
+        write_record(finished, findings, result)
+    return result
+
+
+def _texts(run: FinishedRun, findings: StudentFindings, max_steps: int) -> dict[str, str]:
+    """Return the text of every file of the step, by its name."""
+    longest = UNKNOWN_LENGTH if findings.longest is None else findings.longest
+    texts = files(FinetuneTask(run.spec, findings.parts, longest, len(findings.rows), max_steps))
+    if findings.rows:
+        texts[DATA] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in findings.rows)
+    return texts
+
+
+def _write(texts: Mapping[str, str], result: HandoffResult, force: bool) -> None:
+    """Write the step's files; those a person edited are kept, unless forced."""
+    known = written_before(result.folder)
+    for name, text in texts.items():
+        path = result.folder / name
+        if not force and _edited(path, text, known.get(name)):
+            result.kept.append(name)
+            continue
+        write_atomically(path, text)
+        result.written.append(name)
+
+
+def _edited(path: Path, text: str, written: str | None) -> bool:
+    """Return whether a file holds neither what the last hand-off wrote nor what this one would write."""
+    return path.exists() and sha256(path) != written and path.read_text("utf-8") != text
+
+
+def _quantize(run: FinishedRun, quantisation: str, result: HandoffResult) -> None:
+    """Make a GGUF file of the distilled student, and read it back."""
+    file = run.folder / gguf.file_name(STUDENT, quantisation)
+    gguf.convert(run.student, file, quantisation, run.prober)
+    result.checks += run.ask("gguf", file=str(file))["checks"]
+    result.written.append(file.name)
+    _refuse(result, "", "; ")
+
+
+def _refuse(result: HandoffResult, opening: str, between: str) -> None:
+    if failed := result.failed():
+        raise TrainingFailedError(opening + between.join(failed))
+
+
+def _measure(run: FinishedRun, result: HandoffResult) -> None:
+    """Measure what the fine-tune cost, where that is possible."""
+    try:
+        result.figures = measured_drift(run)
+    except (MissingRequirementError, UsageError) as error:
+        result.notes.append(f"drift was not measured: {error}")

@@ -1,0 +1,83 @@
+"""The checks before a hand-off: of the student's folder, its chat template, and the fine-tuning data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from skill_kd.errors import UsageError
+from skill_kd.handoff.finished_run import FinishedRun
+from skill_kd.handoff.step_files import DATA
+from skill_kd.handoff.student_folder import Check, failures, standalone
+
+
+@dataclass(frozen=True)
+class StudentFindings:
+    """The probe's answer about a student and the fine-tuning data."""
+
+    checks: list[Check]
+    has_template: bool
+    parts: dict[str, str] | None
+    """Of the chat template; None where it shows no turns."""
+    positions: int | None
+    """Tokens that the student reads; None if its config sets no limit."""
+    teachers: list[dict[str, str | None]]
+    student: list[dict[str, str | None]]
+    """Each model with its revision and its commit; the student as it was before training."""
+    metrics: dict[str, float]
+    """Held-out figures of the weights that were exported."""
+    rows: list[dict[str, object]] = field(default_factory=list)
+    """The fine-tuning data, as rows of messages."""
+    longest: int | None = None
+    """Tokens of the longest row; None without data."""
+
+
+def verify(run: FinishedRun) -> StudentFindings:
+    """Check the student and the data; ``checks`` holds those of the folder, too.
+
+    Raises:
+        UsageError: a check failed, or the data does not suit the student.
+        MissingRequirementError: as ``FinishedRun.ask``.
+    """
+    checks = standalone(run.student)
+    _refuse_failed(run, checks)
+    run.folder.mkdir(exist_ok=True)
+    checkpoint = run.best_checkpoint and str(run.best_checkpoint)
+    answer = run.ask("student", checkpoint=checkpoint, data=_data(run))
+    findings = StudentFindings(**{**answer, "checks": [*checks, *answer["checks"]]})
+    _refuse_failed(run, findings.checks)
+    _refuse_unsuited(run, findings)
+    return findings
+
+
+def notes(run: FinishedRun, findings: StudentFindings) -> list[str]:
+    """Return what a person should know about a verified student."""
+    judged = f"is {run.verdict}" if run.verdict else f"was not asked: skill-kd evaluate {run.path}"
+    quality = f"these checks are of files, not of quality; the gate's verdict {judged}"
+    if findings.longest is not None:
+        return [quality]
+    return [f"handoff.data names no data; put rows of messages into {run.folder / DATA}", quality]
+
+
+def _data(run: FinishedRun) -> str | None:
+    """Return what the spec names, else the data of an earlier hand-off."""
+    earlier: Path = run.folder / DATA
+    return run.handoff.data or (str(earlier) if earlier.exists() else None)
+
+
+def _refuse_failed(run: FinishedRun, checks: Sequence[Check]) -> None:
+    if failed := failures(checks):
+        raise UsageError(f"'{run.student}' is not fit to be handed on: " + "\n  ".join(failed))
+
+
+def _refuse_unsuited(run: FinishedRun, findings: StudentFindings) -> None:
+    if not findings.has_template:
+        raise UsageError(f"the tokenizer in '{run.student}' has no chat template; give it one, and hand on again")
+    if run.handoff.responses_only and findings.parts is None:
+        raise UsageError(
+            "handoff.responses_only: the chat template shows no plain turns to tell responses by; set it to false"
+        )
+    longest, positions = findings.longest or 0, findings.positions
+    if positions is not None and longest > positions:
+        raise UsageError(f"handoff.data has a row of {longest} tokens, and the student reads {positions}; shorten it")
