@@ -95,11 +95,13 @@ class Problem:
 
     def _ours(self, compiled: bool) -> Any:
         from skill_kd.kd.losses.chunked import States, summed_loss
+        from skill_kd.kd.losses.estimators import Estimator, Responses
         from skill_kd.kd.losses.lm_head import Head
 
         student = States(self.states, Head(self.student, self.vocabulary))
         teacher = States(self.teacher_states, Head(self.teacher, self.vocabulary))
-        return self._descended(summed_loss(student, teacher, self.ids, self.mask, reverse_kl_at, compiled=compiled))
+        given = Responses(self.ids, self.mask), Estimator(reverse_kl_at)
+        return self._descended(summed_loss(student, teacher, *given, compiled=compiled))
 
     def _trl(self) -> Work:
         kernel = importlib.import_module("trl.kernels.chunked_divergence").ChunkedDivergenceFunction

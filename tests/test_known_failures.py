@@ -157,7 +157,7 @@ def test_accumulation_changes_no_gradient(name: str, accumulate: int) -> None:
     size = len(ROWS) // accumulate
     pieces = [ROWS[start : start + size] for start in range(0, len(ROWS), size)]
     mean_of_means = sum(gradient(student, teacher, piece, name, 1) for piece in pieces) / accumulate
-    if objective(name).normaliser == "tokens":
+    if objective(name).loss.normalizer == "tokens":
         assert (mean_of_means - whole).norm() > 0.05 * whole.norm()
 
 

@@ -13,6 +13,7 @@ from skill_kd.kd.dataset.batch import Batch, Row, collate
 from skill_kd.kd.losses import divergences, estimators
 from skill_kd.kd.losses.divergences import log_probs
 from skill_kd.kd.train.objectives import build_objective, coverage_objective
+from skill_kd.prove.known import KNOWN
 from skill_kd.spec import Distill, SelfTrain, WarmStart
 
 torch.set_num_threads(1)
@@ -100,7 +101,7 @@ def test_a_kind_is_its_divergence_with_the_parameters_of_the_spec(kind: str) -> 
     built = objective(kind, **chosen)
     expected = getattr(divergences, kind)(student, teacher, **chosen)
     assert torch.equal(built.loss(student, teacher, batch()), scored(expected))
-    assert (built.normaliser, built.reads_teacher) == ("tokens", True)
+    assert (built.loss.normalizer, built.reads_teacher) == ("tokens", True)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
@@ -129,7 +130,7 @@ def test_fine_tuning_is_the_likelihood_of_the_responses_and_reads_no_teacher(kin
     student = log_probs(STUDENT)
     expected = -estimators.token_logp(student, batch().response_BT)
     assert torch.equal(built.loss(student, None, batch()), scored(expected))
-    assert (built.reads_teacher, built.on_policy, built.normaliser) == (False, 0.0, "tokens")
+    assert (built.reads_teacher, built.on_policy, built.loss.normalizer) == (False, 0.0, "tokens")
     assert built.responses == ("data" if kind == "sft" else "teacher")
 
 
@@ -156,12 +157,18 @@ def test_exact_minillm_takes_its_weights_as_one_when_the_student_alone_sampled()
     assert not torch.allclose(weighted, estimators.minillm_exact(*arguments))
 
 
+def test_the_exact_estimator_that_trains_is_the_one_that_is_proven() -> None:
+    assert objective("minillm", estimator="exact", teacher_mix=0.2).loss is estimators.EXACT
+    assert KNOWN["Single + Long, per-decision weights (`exact`)"] == estimators.EXACT.of_tensors
+    assert KNOWN["per-token weight, length normalisation, clip (`paper`)"] == estimators.PAPER.of_tensors
+
+
 def test_the_papers_minillm_passes_on_its_options() -> None:
     student, teacher, sampled = log_probs(STUDENT), log_probs(TEACHER), batch(*rows("student", behaviour=True))
     arguments = (student, teacher, sampled.response_BT, sampled.mask_BT, sampled.behaviour_logp_BT)
     for options in ({"clip": 0.1, "length_normalization": True}, {"clip": None, "length_normalization": False}):
         built = objective("minillm", estimator="paper", **options)
-        assert torch.equal(built.loss(student, teacher, sampled), estimators.minillm_paper(*arguments, **options))
+        assert torch.equal(built.loss(student, teacher, sampled), estimators.paper(**options).of_tensors(*arguments))
 
 
 @pytest.mark.parametrize("kind", ["sft", *KINDS, "minillm"])
@@ -185,7 +192,7 @@ def test_the_coverage_term_is_forward_kl_on_what_the_teacher_writes() -> None:
     student, teacher = log_probs(STUDENT), log_probs(TEACHER)
     term = coverage_objective()
     assert torch.equal(term.loss(student, teacher, batch()), scored(divergences.forward_kl(student, teacher)))
-    assert (term.on_policy, term.responses, term.normaliser) == (0.0, "teacher", "tokens")
+    assert (term.on_policy, term.responses, term.loss.normalizer) == (0.0, "teacher", "tokens")
 
 
 @pytest.mark.parametrize("stage", [Distill(), WarmStart(), SelfTrain()])

@@ -369,7 +369,7 @@ def block_copies(benchmark: ModuleType, objective: dict[str, Any]) -> float:
     teacher = torch.randn_like(student) if kind.reads_teacher else None
     ids = torch.randint(VOCABULARY, (ROWS * NEW,))
     count = {"minillm": 2}.get(objective["kind"], int("hard_label_weight" in objective))
-    rule = _Rule(kind.loss.position, 1.0, Curve(), Curve() if kind.reads_teacher else None)
+    rule = _Rule(kind.loss.loss, 1.0, Curve(), Curve() if kind.reads_teacher else None)
     weights = [torch.full((ROWS * NEW,), 0.5)] * count
     return copies(benchmark, lambda: _descend(rule, student, teacher, ids, *weights), student, teacher)
 

@@ -11,7 +11,7 @@ row, n those of a chunk or block, b some rows of B, C columns of logits with pad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from .compiled import fused
 from .divergences import log_probs
-from .estimators import Weigh, token_logp
+from .estimators import UNREAD, Estimator, Responses, TokenLoss, at_scored, token_logp
 from .lm_head import Curve, Head
 
 CHUNK_BYTES = 2**27
@@ -38,8 +38,6 @@ BLOCK_TOKENS = 4
 BLOCK_BYTES = 2**25
 """The same for devices that want much work at once."""
 
-TokenLoss = Callable[..., Tensor]
-"""(student_logp_nV, teacher_logp_nV or None, ids_n, *weights_n) -> loss_n, each position by itself."""
 Outputs = tuple[Tensor, Tensor | None]
 """What the heads of student and teacher give for a chunk, [n, V]; scale and cap come later."""
 
@@ -55,36 +53,34 @@ class States:
 def summed_loss(
     student: States,
     teacher: States | None,
-    ids_BT: Tensor,
-    mask_BT: Tensor,
-    loss: TokenLoss,
-    weights: Sequence[Tensor] | Weigh = (),
+    responses: Responses,
+    estimator: Estimator,
     *,
     temperature: float = 1.0,
     compiled: bool = False,
     chunk_bytes: int | None = None,
 ) -> Tensor:
-    """Return Σ loss over the positions where ``mask_BT`` is True: a float32 scalar (float64 from float64 weights).
+    """Return Σ loss over the scored positions: a float32 scalar (float64 from float64 weights).
 
-    ``loss`` gets ``log_probs`` of both models at ``temperature``, ids, and ``weights``: tensors that broadcast to
-    [B, T], or a function that computes them from the token log-probabilities of whole rows. A row that does not fit
-    into a chunk is projected twice for it; ``chunk_bytes`` sets the size of one model's logits there. Weights carry no
-    gradient, and neither does the teacher.
+    The estimator gets ``log_probs`` of both models at ``temperature``. Where it reads rows, one that does not fit into
+    a chunk is projected twice; ``chunk_bytes`` sets the size of one model's logits there. Weights carry no gradient,
+    and neither does the teacher.
 
     Products run in the weights' dtype or autocast's; gradients and the sum are accumulated in float32 at least. The
     gradients exist from the forward pass on and are given out once: a second backward pass raises RuntimeError.
     ``compiled`` lets torch.compile fuse the element-wise work; where it cannot, a warning says so once.
     """
-    states_NH, linear = student.hidden_BTH[mask_BT], student.head.linear
+    mask_BT, linear = responses.mask_BT, student.head.linear
+    states_NH = student.hidden_BTH[mask_BT]
     row_bytes = student.head.vocabulary * _product_dtype(student.head).itemsize
     size = max(CHUNK_TOKENS, CHUNK_BYTES // row_bytes) if chunk_bytes is None else max(1, chunk_bytes // row_bytes)
     task = _Task(
         student=_Projection(states_NH.detach(), student.head, size),
         teacher=None if teacher is None else _Projection(teacher.hidden_BTH.detach()[mask_BT], teacher.head, size),
-        ids_N=ids_BT[mask_BT],
-        mask_BT=mask_BT,
-        weights=weights if callable(weights) else _at_scored(weights, mask_BT),
-        rule=_Rule(loss, temperature, student.head.curve, None if teacher is None else teacher.head.curve),
+        ids_N=responses.response_BT[mask_BT],
+        responses=responses,
+        estimator=estimator,
+        rule=_Rule(estimator.loss, temperature, student.head.curve, None if teacher is None else teacher.head.curve),
         size=size,
         gradient=torch.is_grad_enabled(),
         compiled=compiled,
@@ -206,8 +202,8 @@ class _Task:
     student: _Projection
     teacher: _Projection | None
     ids_N: Tensor
-    mask_BT: Tensor
-    weights: list[Tensor] | Weigh
+    responses: Responses
+    estimator: Estimator
     rule: _Rule
     size: int
     """Tokens in a chunk."""
@@ -218,7 +214,7 @@ class _Task:
         """Yield spans of scored tokens, the outputs of both heads there and the weights of the loss."""
         for rows, tokens in self._groups():
             spans = _spans(tokens, self.size)
-            weights, outputs = self._weigh(rows, spans) if callable(self.weights) else (self.weights, None)
+            weights, outputs = self._weigh(self.responses.of_rows(rows), spans)
             for span in spans:
                 if outputs is None or len(spans) > 1:  # The outputs of a lone chunk are still there.
                     outputs = self._outputs(span)
@@ -234,28 +230,38 @@ class _Task:
         return self.student.outputs(span), None if self.teacher is None else self.teacher.outputs(span)
 
     def _groups(self) -> Iterator[tuple[slice, slice]]:
-        """Yield rows with their tokens: as many whole rows as fit into a chunk, where weights depend on the row."""
-        counts = self.mask_BT.sum(dim=1).tolist() if callable(self.weights) else [len(self.ids_N)]
+        """Yield rows with their tokens: as many whole rows as fit into a chunk, all at once if the loss reads none."""
+        if not self.estimator.reads_rows:
+            yield slice(None), slice(0, len(self.ids_N))
+            return
+        counts = self.responses.mask_BT.sum(dim=1).tolist()
         first = start = stop = 0
         for row, count in enumerate(counts):
             if stop > start and stop + count - start > self.size:
                 yield slice(first, row), slice(start, stop)
                 first, start = row, stop
             stop += count
-        yield slice(first, len(counts)), slice(start, stop)
+        if stop > start:
+            yield slice(first, len(counts)), slice(start, stop)
 
-    def _weigh(self, rows: slice, spans: list[slice]) -> tuple[list[Tensor], Outputs | None]:
-        """Return the weights of the tokens in ``rows``, and the outputs of the last span."""
-        assert callable(self.weights)
-        mask_bT, outputs, logps = self.mask_BT[rows], None, []
+    def _weigh(self, responses: Responses, spans: list[slice]) -> tuple[list[Tensor], Outputs | None]:
+        """Return the weights of the tokens of ``spans``, and the outputs of the last one if they were computed."""
+        outputs, logq_bT, logp_bT = self._read(responses.mask_BT, spans)
+        return at_scored(self.estimator.weights(responses, logq_bT, logp_bT), responses.mask_BT), outputs
+
+    def _read(self, mask_bT: Tensor, spans: list[slice]) -> tuple[Outputs | None, Tensor, Tensor]:
+        """Return the outputs of the last span and the log-probabilities of all tokens, where the weights read them."""
+        if not self.estimator.reads_rows:
+            return None, UNREAD, UNREAD
+        logps: list[tuple[Tensor, Tensor]] = []
         for span in spans:
             outputs = self._outputs(span)
             logps += self._in_blocks(_token_logps, span, outputs, [])
-        laid_out = [
+        logq_bT, logp_bT = (
             logp_n[0].new_zeros(mask_bT.shape).masked_scatter(mask_bT, torch.cat(logp_n))
             for logp_n in zip(*logps, strict=True)
-        ]
-        return _at_scored(self.weights(rows, *laid_out), mask_bT) if logps else [], outputs
+        )
+        return outputs, logq_bT, logp_bT
 
     def _in_blocks(self, work: Callable[..., Any], span: slice, outputs: Outputs, weights: list[Tensor]) -> list[Any]:
         """Return what ``work`` makes of each block of a chunk."""
@@ -277,10 +283,6 @@ def _spans(whole: slice, size: int) -> list[slice]:
     count = -(-length // size)
     ends = [whole.start + length * part // count for part in range(count + 1)] if count else []
     return [slice(*ends[part : part + 2]) for part in range(count)]
-
-
-def _at_scored(weights: Sequence[Tensor], mask_BT: Tensor) -> list[Tensor]:
-    return [weight.detach().expand(mask_BT.shape)[mask_BT] for weight in weights]
 
 
 def _product_dtype(head: Head) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,33 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ..dataset.batch import Batch
-from ..losses.chunked import States, TokenLoss, summed_loss
+from ..losses.chunked import States, summed_loss
 from ..losses.divergences import LOG_ZERO, bucketed, log_probs
-from ..losses.estimators import Weigh, position_losses
+from ..losses.estimators import Estimator
 from ..losses.lm_head import Head
 from ..losses.masking import masked_sum
 
 LEAST_REST = torch.finfo(torch.float32).eps
 """Mass of the unnamed tokens below which it is lost in the rounding of the named ones."""
-
-
-def _no_weights(_batch: Batch) -> Sequence[Tensor]:
-    return ()
-
-
-@dataclass(frozen=True)
-class Loss:
-    """What a batch is trained by."""
-
-    position: TokenLoss
-    """The loss of each position by itself."""
-    weigh: Callable[[Batch], Sequence[Tensor] | Weigh] = _no_weights
-    """What a position has to know beyond itself: returns, importance weights, who wrote its row."""
-
-    def __call__(self, student_logp_BTV: Tensor, teacher_logp_BTV: Tensor | None, batch: Batch) -> Tensor:
-        """Return loss_BT, 0 where nothing is scored."""
-        given = student_logp_BTV, teacher_logp_BTV, batch.response_BT, batch.mask_BT
-        return position_losses(self.position, self.weigh(batch), *given)
 
 
 @dataclass(frozen=True)
@@ -134,12 +115,11 @@ class Policy(nn.Module):
         # Sharding wraps the blocks that the outermost module names.
         self._no_split_modules = getattr(model, "_no_split_modules", None)
 
-    def forward(self, batch: Batch, loss: Loss, teacher: TeacherView | None, temperature: float) -> Tensor:
-        """Return Σ loss_BT over scored tokens, a float32 scalar; the caller divides by the objective's normaliser."""
+    def forward(self, batch: Batch, loss: Estimator, teacher: TeacherView | None, temperature: float) -> Tensor:
+        """Return Σ loss_BT over scored tokens, a float32 scalar; the caller divides by the loss's normalizer."""
         if self.head is not None and (teacher is None or isinstance(teacher, States)):
             student = response_states(self.model, batch, self.head)
-            given = student, teacher, batch.response_BT, batch.mask_BT, loss.position, loss.weigh(batch)
-            return summed_loss(*given, temperature=temperature, compiled=self.compiled)
+            return summed_loss(student, teacher, batch, loss, temperature=temperature, compiled=self.compiled)
         student_logp_BTV = log_probs(response_logits(self.model, batch, self.vocabulary), temperature)
         told = all_logp(teacher, temperature) if isinstance(teacher, States) else teacher
         return masked_sum(loss(*on_shared_outcomes(student_logp_BTV, told, batch)), batch.mask_BT)

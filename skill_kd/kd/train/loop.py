@@ -205,7 +205,7 @@ def go_back(run: Run, progress: Progress, bad: BadUpdate, behind: int) -> None:
 def tell(run: Run, terms: list[Term], stage: str, update: int, figures: Figures) -> None:
     """Record an update, and once that its weights leave little to learn from."""
     run.journal.update(stage, update, figures)
-    in_rollouts = terms[0].experience.objective.normaliser == "rollouts"
+    in_rollouts = terms[0].experience.objective.loss.normalizer == "rollouts"
     if in_rollouts and figures.get("effective_sample_size", 1.0) < LEAST_SAMPLE_SIZE:
         run.journal.note_once(NOISY_WEIGHTS)
 

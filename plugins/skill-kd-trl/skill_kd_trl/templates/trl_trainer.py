@@ -222,7 +222,7 @@ class MiniLLMTrainer(OnPolicyTrainer):
         # As in TRL's own count, divided by the processes over which gradients are averaged.
         rollouts = CONFIG.training.batch_size / self.accelerator.num_processes
         nothing = torch.zeros((), device=total.device)
-        return total / (rollouts if OBJECTIVE.normaliser == "rollouts" else num_items_in_batch), nothing, nothing
+        return total / (rollouts if OBJECTIVE.loss.normalizer == "rollouts" else num_items_in_batch), nothing, nothing
 
 
 def arguments(run: Run) -> DistillationConfig:
