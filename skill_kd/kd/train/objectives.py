@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -15,18 +14,6 @@ from ..dataset.batch import Row
 from ..losses import divergences
 from ..losses.divergences import Divergence
 from ..losses.estimators import EXACT, EXACT_ON_POLICY, Estimator, Responses, paper, token_logp
-
-_DIVERGENCES: dict[str, Callable[..., Tensor]] = {
-    "forward_kl": divergences.forward_kl,
-    "reverse_kl": divergences.reverse_kl,
-    "jsd": divergences.jsd,
-    "skew_kl": divergences.skew_kl,
-    "skew_reverse_kl": divergences.skew_reverse_kl,
-    "adaptive_kl": divergences.adaptive_kl,
-    "entropy_aware": divergences.entropy_aware,
-    "total_variation": divergences.total_variation,
-}
-_PARAMETERS = ("beta", "skew", "head_mass", "entropy_threshold")
 
 
 @dataclass(frozen=True)
@@ -51,14 +38,14 @@ class Objective:
 
 
 def build_objective(objective: Config) -> Objective:
-    """Turn the spec's objective into a loss; the losses themselves are written in ``algorithms``."""
+    """Turn the spec's objective into a loss; the losses themselves are written in ``losses``."""
     if objective.kind in {"sft", "sequence_kd"}:
         source: Literal["teacher", "data"] = "data" if objective.kind == "sft" else "teacher"
         return Objective(Estimator(negative_log_likelihood), 1.0, False, on_policy=0.0, responses=source)
     if objective.kind == "minillm":
         return _minillm(objective)
-    parameters = {name: value for name in _PARAMETERS if (value := getattr(objective, name, None)) is not None}
-    divergence = partial(_DIVERGENCES[objective.kind], **parameters)
+    parameters = {name: getattr(objective, name) for name in divergences.parameters(objective.kind)}
+    divergence = partial(divergences.DIVERGENCES[objective.kind], **parameters)
     return Objective(
         _divergence_loss(divergence, objective.temperature, objective.hard_label_weight),
         objective.temperature,

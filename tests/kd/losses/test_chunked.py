@@ -5,11 +5,11 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from divergence_cases import BOUND
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -25,16 +25,6 @@ torch.set_num_threads(1)
 
 B, T, V, H, TEACHER_H, PADDING = 4, 5, 11, 6, 3, 3
 CHUNKS = {"a token": 1, "two tokens": 2 * V * 8, "seven tokens": 7 * V * 8, "all": 2**20}
-DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "forward_kl": divergences.forward_kl,
-    "reverse_kl": divergences.reverse_kl,
-    "jsd": partial(divergences.jsd, beta=0.3),
-    "skew_kl": partial(divergences.skew_kl, skew=0.1),
-    "skew_reverse_kl": partial(divergences.skew_reverse_kl, skew=0.1),
-    "adaptive_kl": partial(divergences.adaptive_kl, head_mass=0.5),
-    "entropy_aware": partial(divergences.entropy_aware, entropy_threshold=1.5),
-    "total_variation": divergences.total_variation,
-}
 
 
 @dataclass
@@ -116,12 +106,12 @@ def assert_same(s: Setting, dense: Tensor, chunks: Tensor, rtol: float = 1e-9, a
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
-@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("name", BOUND)
 def test_a_divergence_has_the_value_and_gradients_of_all_logits_at_once(name: str, chunk: str) -> None:
     s = setting()
     student, teacher = s.dense(temperature=2.0)
-    dense = torch.where(s.mask_BT, DIVERGENCES[name](student, teacher), 0.0).sum()
-    loss = of_tokens(DIVERGENCES[name])
+    dense = torch.where(s.mask_BT, BOUND[name](student, teacher), 0.0).sum()
+    loss = of_tokens(BOUND[name])
     chunks = summed_loss(s.states(), s.teacher(), s.responses(), loss, temperature=2.0, chunk_bytes=CHUNKS[chunk])
     assert_same(s, dense, chunks)
 
