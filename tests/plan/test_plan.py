@@ -334,7 +334,7 @@ def test_whole_rows_take_the_copies_of_a_block_and_of_the_scored_positions(
 def test_a_served_teacher_costs_the_same_whatever_the_loss(benchmark: ModuleType, kind: str) -> None:
     import torch
 
-    from skill_kd.kd.model.student import TopK
+    from skill_kd.kd.model.teacher_distribution import TopK
 
     told = TopK.of([[{1: -1.0, 2: -2.0}] * NEW] * ROWS, VOCABULARY, torch.device("cpu"))
     mix = {"teacher_mix": 0.0} if kind == "minillm" else {}
@@ -381,7 +381,7 @@ def whole_copies(benchmark: ModuleType, objective: dict[str, Any], told: Any = N
     from skill_kd.kd.dataset.batch import Row, collate
     from skill_kd.kd.losses.divergences import log_probs
     from skill_kd.kd.losses.masking import masked_sum
-    from skill_kd.kd.model.student import on_shared_outcomes
+    from skill_kd.kd.model.teacher_distribution import on_shared_outcomes
 
     kind = built(objective)
     row = Row((1,), tuple(range(1, NEW + 1)), (True,) * NEW, "data", (-1.0,) * NEW)

@@ -28,7 +28,8 @@ from ..losses.estimators import token_logp
 from ..losses.lm_head import Head
 from ..model.loading import check_context, load_teacher
 from ..model.sharding import InStep
-from ..model.student import TeacherView, Told, TopK, find_head, response_logits, response_states
+from ..model.student import find_head, response_logits, response_states
+from ..model.teacher_distribution import TeacherView, Told, TopK
 from ..model.vocabulary import shared_vocabulary
 from ..rollouts.decoding import Decoding
 from ..rollouts.sampler import Draw, Sampler

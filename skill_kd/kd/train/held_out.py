@@ -23,7 +23,8 @@ from ..losses.chunked import CHUNK_BYTES
 from ..losses.divergences import log_probs
 from ..losses.estimators import token_logp
 from ..losses.masking import masked_sum
-from ..model.student import Told, TopK, on_shared_outcomes, response_logits
+from ..model.student import response_logits
+from ..model.teacher_distribution import Told, TopK, on_shared_outcomes
 from ..rollouts.sampler import Draw, Sampler
 from ..teacher.teacher import Teacher
 

@@ -15,7 +15,8 @@ from skill_kd.kd.config import Config
 from skill_kd.kd.dataset.batch import Batch, Row, collate
 from skill_kd.kd.losses.divergences import LOG_ZERO, bucketed, log_probs
 from skill_kd.kd.losses.estimators import token_logp
-from skill_kd.kd.model.student import LEAST_REST, Policy, TopK, find_head, on_shared_outcomes, response_states
+from skill_kd.kd.model.student import Policy, find_head, response_states
+from skill_kd.kd.model.teacher_distribution import LEAST_REST, TopK, on_shared_outcomes
 from skill_kd.kd.train.objectives import build_objective
 
 torch.set_num_threads(1)
