@@ -94,9 +94,10 @@ class Problem:
         return self._descended(reverse_kl(log_probs(self.student(self.states)), teacher_logp).sum())
 
     def _ours(self, compiled: bool) -> Any:
-        from skill_kd.kd.losses.chunked import States, summed_loss
+        from skill_kd.kd.losses.chunked import summed_loss
         from skill_kd.kd.losses.estimators import Estimator, Responses
         from skill_kd.kd.losses.lm_head import Head
+        from skill_kd.kd.losses.projection import States
 
         student = States(self.states, Head(self.student, self.vocabulary))
         teacher = States(self.teacher_states, Head(self.teacher, self.vocabulary))

@@ -23,7 +23,8 @@ from torch.autograd.function import once_differentiable
 from .compiled import fused
 from .divergences import log_probs
 from .estimators import UNREAD, Estimator, Responses, TokenLoss, at_scored, token_logp
-from .lm_head import Curve, Head
+from .lm_head import Curve
+from .projection import Projection, States, product_dtype
 
 CHUNK_BYTES = 2**27
 """Size of one model's logits of a chunk, unless that is fewer than ``CHUNK_TOKENS``."""
@@ -40,14 +41,6 @@ BLOCK_BYTES = 2**25
 
 Outputs = tuple[Tensor, Tensor | None]
 """What the heads of student and teacher give for a chunk, [n, V]; scale and cap come later."""
-
-
-@dataclass(frozen=True)
-class States:
-    """What a model says of the response tokens: the hidden states that predict them, and the head they go through."""
-
-    hidden_BTH: Tensor
-    head: Head
 
 
 def summed_loss(
@@ -72,11 +65,11 @@ def summed_loss(
     """
     mask_BT, linear = responses.mask_BT, student.head.linear
     states_NH = student.hidden_BTH[mask_BT]
-    row_bytes = student.head.vocabulary * _product_dtype(student.head).itemsize
+    row_bytes = student.head.vocabulary * product_dtype(student.head).itemsize
     size = max(CHUNK_TOKENS, CHUNK_BYTES // row_bytes) if chunk_bytes is None else max(1, chunk_bytes // row_bytes)
     task = _Task(
-        student=_Projection(states_NH.detach(), student.head, size),
-        teacher=None if teacher is None else _Projection(teacher.hidden_BTH.detach()[mask_BT], teacher.head, size),
+        student=Projection(states_NH.detach(), student.head, size),
+        teacher=None if teacher is None else Projection(teacher.hidden_BTH.detach()[mask_BT], teacher.head, size),
         ids_N=responses.response_BT[mask_BT],
         responses=responses,
         estimator=estimator,
@@ -116,39 +109,6 @@ class _SummedLoss(torch.autograd.Function):
             raise RuntimeError("summed_loss gives its gradients out once: compute it again for a second backward pass")
         gradients, ctx.gradients = ctx.gradients, None
         return (*(None if each is None else each.mul_(grad) for each in gradients), None)
-
-
-class _Projection:
-    """The scored tokens of one model and its head, in the dtype of their products."""
-
-    def __init__(self, states_NH: Tensor, head: Head, size: int) -> None:
-        dtype, V = _product_dtype(head), head.vocabulary
-        self.head, self.states_NH = head, states_NH.to(dtype)
-        self.weight_VH = head.linear.weight.detach()[:V].to(dtype)
-        self.bias_V = None if head.linear.bias is None else head.linear.bias.detach()[:V].to(dtype)
-        self.buffer_nV = states_NH.new_empty(min(size, len(states_NH)), V, dtype=dtype)
-
-    def outputs(self, span: slice) -> Tensor:
-        """Return the head's output for the tokens of ``span``, valid until the next call."""
-        out_nV, states_nH = self.buffer_nV[: span.stop - span.start], self.states_NH[span]
-        if self.bias_V is None:
-            return torch.mm(states_nH, self.weight_VH.T, out=out_nV)
-        return torch.addmm(self.bias_V, states_nH, self.weight_VH.T, out=out_nV)
-
-    def collect(
-        self, span: slice, slope_nV: Tensor, states_NH: Tensor | None, weight_CH: Tensor | None, bias_C: Tensor | None
-    ) -> None:
-        """Take ∂loss/∂(head's output) of ``span`` into the gradients that are wanted."""
-        V = self.head.vocabulary
-        if states_NH is not None:
-            states_NH[span] = slope_nV @ self.weight_VH
-        if weight_CH is not None:
-            if weight_CH.dtype == slope_nV.dtype:
-                weight_CH[:V].addmm_(slope_nV.T, self.states_NH[span])
-            else:
-                weight_CH[:V] += slope_nV.T @ self.states_NH[span]
-        if bias_C is not None:
-            bias_C[:V] += slope_nV.sum(dim=0, dtype=bias_C.dtype)
 
 
 @dataclass(frozen=True)
@@ -199,8 +159,8 @@ def _descend(rule: _Rule, student_nV: Tensor, teacher_nV: Tensor | None, ids_n: 
 class _Task:
     """The scored tokens of a batch, and what to do with them."""
 
-    student: _Projection
-    teacher: _Projection | None
+    student: Projection
+    teacher: Projection | None
     ids_N: Tensor
     responses: Responses
     estimator: Estimator
@@ -283,9 +243,3 @@ def _spans(whole: slice, size: int) -> list[slice]:
     count = -(-length // size)
     ends = [whole.start + length * part // count for part in range(count + 1)] if count else []
     return [slice(*ends[part : part + 2]) for part in range(count)]
-
-
-def _product_dtype(head: Head) -> torch.dtype:
-    weight = head.linear.weight
-    kind = weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype

@@ -7,11 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..dataset.batch import Batch
-from ..losses.chunked import States, summed_loss
+from ..losses.chunked import summed_loss
 from ..losses.divergences import log_probs
 from ..losses.estimators import Estimator
 from ..losses.lm_head import Head
 from ..losses.masking import masked_sum
+from ..losses.projection import States
 from .teacher_distribution import TeacherView, all_logp, on_shared_outcomes
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..dataset.batch import Batch
-from ..losses.chunked import States
 from ..losses.divergences import LOG_ZERO, bucketed, log_probs
+from ..losses.projection import States
 
 LEAST_REST = torch.finfo(torch.float32).eps
 """Mass of the unnamed tokens below which it is lost in the rounding of the named ones."""

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..dataset.batch import Row, collate
-from ..losses.chunked import States
+from ..losses.projection import States
 from .teacher import Teacher
 
 

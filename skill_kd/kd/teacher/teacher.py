@@ -22,10 +22,10 @@ from ..dataset.batch import Batch, Row
 from ..dataset.encoding import Encoder
 from ..dataset.reading import Example
 from ..errors import BadInput
-from ..losses.chunked import States
 from ..losses.divergences import log_probs
 from ..losses.estimators import token_logp
 from ..losses.lm_head import Head
+from ..losses.projection import States
 from ..model.loading import check_context, load_teacher
 from ..model.sharding import InStep
 from ..model.student import find_head, response_logits, response_states

@@ -15,11 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from skill_kd.kd.losses import divergences
-from skill_kd.kd.losses.chunked import States, summed_loss
+from skill_kd.kd.losses.chunked import summed_loss
 from skill_kd.kd.losses.compiled import fused
 from skill_kd.kd.losses.divergences import log_probs
 from skill_kd.kd.losses.estimators import EXACT, PAPER, Estimator, Responses, paper, token_logp
 from skill_kd.kd.losses.lm_head import Curve, Head
+from skill_kd.kd.losses.projection import States
 
 torch.set_num_threads(1)
 
