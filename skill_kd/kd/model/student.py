@@ -13,7 +13,7 @@ from ..losses.estimators import Estimator
 from ..losses.lm_head import Head
 from ..losses.masking import masked_sum
 from ..losses.projection import States
-from .teacher_distribution import TeacherView, all_logp, on_shared_outcomes
+from .teacher_distribution import TeacherDistribution, all_logp, on_shared_outcomes
 
 
 def response_logits(model: nn.Module, batch: Batch, vocabulary: int) -> Tensor:
@@ -60,7 +60,7 @@ class Policy(nn.Module):
         # Sharding wraps the blocks that the outermost module names.
         self._no_split_modules = getattr(model, "_no_split_modules", None)
 
-    def forward(self, batch: Batch, loss: Estimator, teacher: TeacherView | None, temperature: float) -> Tensor:
+    def forward(self, batch: Batch, loss: Estimator, teacher: TeacherDistribution | None, temperature: float) -> Tensor:
         """Return Σ loss_BT over scored tokens, a float32 scalar; the caller divides by the loss's normalizer."""
         if self.head is not None and (teacher is None or isinstance(teacher, States)):
             student = response_states(self.model, batch, self.head)

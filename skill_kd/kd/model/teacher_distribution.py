@@ -50,7 +50,7 @@ class TopK:
 
 Told = Tensor | TopK
 """Log-probabilities [B, T, V] over all tokens, or what a server tells of them."""
-TeacherView = States | Told
+TeacherDistribution = States | Told
 """The same, or hidden states with the head they go through."""
 
 

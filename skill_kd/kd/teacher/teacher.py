@@ -29,7 +29,7 @@ from ..losses.projection import States
 from ..model.loading import check_context, load_teacher
 from ..model.sharding import InStep
 from ..model.student import find_head, response_logits, response_states
-from ..model.teacher_distribution import TeacherView, Told, TopK
+from ..model.teacher_distribution import TeacherDistribution, Told, TopK
 from ..model.vocabulary import shared_vocabulary
 from ..rollouts.decoding import Decoding
 from ..rollouts.sampler import Draw, Sampler
@@ -63,7 +63,7 @@ class Teacher:
         return self.model is not None or self.server is not None
 
     @torch.no_grad()
-    def view(self, batch: Batch, temperature: float = 1.0) -> TeacherView:
+    def view(self, batch: Batch, temperature: float = 1.0) -> TeacherDistribution:
         """Return the cheapest exact form of the teacher's distributions at the response positions.
 
         ``temperature`` is in log-probabilities only; hidden states have none.
