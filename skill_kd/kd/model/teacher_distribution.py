@@ -48,14 +48,14 @@ class TopK:
         return torch.cat([named_BTK, torch.ones_like(ids_BT, dtype=torch.bool).unsqueeze(-1)], dim=-1).int().argmax(-1)
 
 
-Told = Tensor | TopK
+TeacherLogProbs = Tensor | TopK
 """Log-probabilities [B, T, V] over all tokens, or what a server tells of them."""
-TeacherDistribution = States | Told
+TeacherDistribution = States | TeacherLogProbs
 """The same, or hidden states with the head they go through."""
 
 
 def on_shared_outcomes(
-    student_logp_BTV: Tensor, teacher: Told | None, batch: Batch
+    student_logp_BTV: Tensor, teacher: TeacherLogProbs | None, batch: Batch
 ) -> tuple[Tensor, Tensor | None, Batch]:
     """Return student, teacher and batch over the same outcomes: all tokens, or a server's named tokens and the rest.
 

@@ -29,7 +29,7 @@ from ..losses.projection import States
 from ..model.loading import check_context, load_teacher
 from ..model.sharding import InStep
 from ..model.student import find_head, response_logits, response_states
-from ..model.teacher_distribution import TeacherDistribution, Told, TopK
+from ..model.teacher_distribution import TeacherDistribution, TeacherLogProbs, TopK
 from ..model.vocabulary import shared_vocabulary
 from ..rollouts.decoding import Decoding
 from ..rollouts.sampler import Draw, Sampler
@@ -76,7 +76,7 @@ class Teacher:
         return self.logp(batch, temperature)
 
     @torch.no_grad()
-    def logp(self, batch: Batch, temperature: float = 1.0) -> Told:
+    def logp(self, batch: Batch, temperature: float = 1.0) -> TeacherLogProbs:
         """Return log-probabilities (float32) at the response positions: [B, T, V], or what a server tells of them."""
         if self.server is not None:
             assert temperature == 1  # the spec refuses another one
