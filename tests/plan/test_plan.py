@@ -362,14 +362,14 @@ def block_copies(benchmark: ModuleType, objective: dict[str, Any]) -> float:
     import torch
 
     from skill_kd.kd.losses.chunked import _descend, _Rule
-    from skill_kd.kd.losses.lm_head import Curve
+    from skill_kd.kd.losses.lm_head import LogitTransform
 
     kind = built(objective)
     student = torch.randn(ROWS * NEW, VOCABULARY)
     teacher = torch.randn_like(student) if kind.reads_teacher else None
     ids = torch.randint(VOCABULARY, (ROWS * NEW,))
     count = {"minillm": 2}.get(objective["kind"], int("hard_label_weight" in objective))
-    rule = _Rule(kind.loss.loss, 1.0, Curve(), Curve() if kind.reads_teacher else None)
+    rule = _Rule(kind.loss.loss, 1.0, LogitTransform(), LogitTransform() if kind.reads_teacher else None)
     weights = [torch.full((ROWS * NEW,), 0.5)] * count
     return copies(benchmark, lambda: _descend(rule, student, teacher, ids, *weights), student, teacher)
 

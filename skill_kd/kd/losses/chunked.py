@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from .compiled import fused
 from .divergences import log_probs
 from .estimators import UNREAD, Estimator, Responses, TokenLoss, at_scored, token_logp
-from .lm_head import Curve
+from .lm_head import LogitTransform
 from .projection import Projection, States, product_dtype
 
 CHUNK_BYTES = 2**27
@@ -73,7 +73,9 @@ def summed_loss(
         ids_N=responses.response_BT[mask_BT],
         responses=responses,
         estimator=estimator,
-        rule=_Rule(estimator.loss, temperature, student.head.curve, None if teacher is None else teacher.head.curve),
+        rule=_Rule(
+            estimator.loss, temperature, student.head.transform, None if teacher is None else teacher.head.transform
+        ),
         size=size,
         gradient=torch.is_grad_enabled(),
         compiled=compiled,
@@ -117,11 +119,11 @@ class _Rule:
 
     loss: TokenLoss
     temperature: float
-    student: Curve
-    teacher: Curve | None
+    student: LogitTransform
+    teacher: LogitTransform | None
 
-    def logp(self, output_nV: Tensor, curve: Curve) -> Tensor:
-        return log_probs(curve(output_nV), self.temperature)
+    def logp(self, output_nV: Tensor, transform: LogitTransform) -> Tensor:
+        return log_probs(transform(output_nV), self.temperature)
 
 
 def _token_logps(rule: _Rule, student_nV: Tensor, teacher_nV: Tensor, ids_n: Tensor) -> tuple[Tensor, Tensor]:

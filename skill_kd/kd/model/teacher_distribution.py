@@ -70,4 +70,4 @@ def on_shared_outcomes(
 def all_logp(states: States, temperature: float = 1.0) -> Tensor:
     """Return log-probabilities [B, T, V] (float32) at the response positions."""
     head = states.head
-    return log_probs(head.curve(head.linear(states.hidden_BTH)[..., : head.vocabulary]), temperature)
+    return log_probs(head.transform(head.linear(states.hidden_BTH)[..., : head.vocabulary]), temperature)

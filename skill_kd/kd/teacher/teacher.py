@@ -177,7 +177,7 @@ class Telling(nn.Module):
 
     def project(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., V] of hidden states [..., H]."""
-        return self.head.curve(self.head.linear(hidden))
+        return self.head.transform(self.head.linear(hidden))
 
 
 def check_template(encoder: Encoder, theirs: PreTrainedTokenizerBase) -> None:

@@ -19,7 +19,7 @@ from skill_kd.kd.losses.chunked import summed_loss
 from skill_kd.kd.losses.compiled import fused
 from skill_kd.kd.losses.divergences import log_probs
 from skill_kd.kd.losses.estimators import EXACT, PAPER, Estimator, Responses, paper, token_logp
-from skill_kd.kd.losses.lm_head import Curve, Head
+from skill_kd.kd.losses.lm_head import Head, LogitTransform
 from skill_kd.kd.losses.projection import States
 
 torch.set_num_threads(1)
@@ -41,22 +41,22 @@ class Setting:
     ids_BT: Tensor
     mask_BT: Tensor
     behaviour_BT: Tensor
-    curve: Curve = field(default_factory=Curve)
-    teacher_curve: Curve = field(default_factory=Curve)
+    transform: LogitTransform = field(default_factory=LogitTransform)
+    teacher_transform: LogitTransform = field(default_factory=LogitTransform)
 
     def hidden(self) -> Tensor:
         return torch.tanh(self.embedding(self.ids_BT.clamp(min=0, max=V - 1)) + self.below)
 
     def states(self) -> States:
-        return States(self.hidden(), Head(self.linear, V, self.curve))
+        return States(self.hidden(), Head(self.linear, V, self.transform))
 
     def teacher(self) -> States:
-        return States(self.teacher_BTH, Head(self.teacher_linear, V, self.teacher_curve))
+        return States(self.teacher_BTH, Head(self.teacher_linear, V, self.teacher_transform))
 
     def dense(self, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        student = log_probs(self.curve(self.linear(self.hidden())[..., :V]), temperature)
+        student = log_probs(self.transform(self.linear(self.hidden())[..., :V]), temperature)
         return student, log_probs(
-            self.teacher_curve(self.teacher_linear(self.teacher_BTH)[..., :V]), temperature
+            self.teacher_transform(self.teacher_linear(self.teacher_BTH)[..., :V]), temperature
         ).detach()
 
     def responses(self, behaviour: bool = False) -> Responses:
@@ -147,12 +147,14 @@ def dense_reverse(s: Setting, temperature: float = 1.0) -> Tensor:
     return torch.where(s.mask_BT, divergences.reverse_kl(*s.dense(temperature)), 0.0).sum()
 
 
-@pytest.mark.parametrize("curve", [Curve(), Curve(0.3), Curve(1.0, 2.0), Curve(4.0, 2.0)], ids=str)
+@pytest.mark.parametrize(
+    "transform", [LogitTransform(), LogitTransform(0.3), LogitTransform(1.0, 2.0), LogitTransform(4.0, 2.0)], ids=str
+)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_every_kind_of_head(tied: bool, bias: bool, curve: Curve) -> None:
+def test_every_kind_of_head(tied: bool, bias: bool, transform: LogitTransform) -> None:
     s = setting(tied, bias)
-    s.curve, s.teacher_curve = curve, Curve(0.7, 3.0)
+    s.transform, s.teacher_transform = transform, LogitTransform(0.7, 3.0)
     assert_same(s, dense_reverse(s), reverse(s))
 
 
@@ -165,7 +167,7 @@ def test_the_padding_of_a_head_has_no_gradient() -> None:
 
 def test_finite_differences() -> None:
     s = setting()
-    s.curve = Curve(0.5, 3.0)
+    s.transform = LogitTransform(0.5, 3.0)
     wanted = s.wanted()
     gradients = torch.autograd.grad(reverse(s, temperature=1.5), wanted)
     for tensor, gradient in zip(wanted, gradients, strict=True):
@@ -434,7 +436,7 @@ def test_a_compiler_that_fails_is_done_without_and_said_once(
 
 def test_compiled_is_the_same(fresh_compiler: None) -> None:
     s = setting()
-    s.curve = Curve(0.5, 3.0)
+    s.transform = LogitTransform(0.5, 3.0)
 
     def value(compiled: bool) -> Tensor:
         return summed_loss(s.states(), s.teacher(), s.responses(behaviour=True), EXACT, compiled=compiled)
