@@ -97,10 +97,10 @@ class Problem:
         from skill_kd.kd.losses.chunked import summed_loss
         from skill_kd.kd.losses.estimators import Estimator, Responses
         from skill_kd.kd.losses.lm_head import Head
-        from skill_kd.kd.losses.projection import States
+        from skill_kd.kd.losses.projection import HiddenStates
 
-        student = States(self.states, Head(self.student, self.vocabulary))
-        teacher = States(self.teacher_states, Head(self.teacher, self.vocabulary))
+        student = HiddenStates(self.states, Head(self.student, self.vocabulary))
+        teacher = HiddenStates(self.teacher_states, Head(self.teacher, self.vocabulary))
         given = Responses(self.ids, self.mask), Estimator(reverse_kl_at)
         return self._descended(summed_loss(student, teacher, *given, compiled=compiled))
 

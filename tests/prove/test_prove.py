@@ -25,7 +25,7 @@ from skill_kd.kd.dataset.batch import Row, collate, pad_left
 from skill_kd.kd.losses.divergences import log_probs
 from skill_kd.kd.losses.estimators import Estimator, Responses, minillm_exact, token_logp
 from skill_kd.kd.losses.masking import suffix_sum
-from skill_kd.kd.model.student import Policy, find_head, response_logits, response_states
+from skill_kd.kd.model.student import Policy, find_head, response_hidden_states, response_logits
 from skill_kd.kd.rollouts.decoding import Decoding, sample
 from skill_kd.kd.seeds import uniforms
 from skill_kd.kd.train.objectives import Objective, build_objective
@@ -124,7 +124,7 @@ class Enumerated:
             view = (
                 log_probs(response_logits(teacher, batch, self.vocabulary))
                 if dense
-                else response_states(teacher, batch, head)
+                else response_hidden_states(teacher, batch, head)
             )
         total = policy(batch, weighted(objective.loss), view, 1.0)
         one_rollout_each = [next(row for row in rows if row.prompt == prompt) for prompt in PROMPTS]

@@ -24,7 +24,7 @@ from .compiled import fused
 from .divergences import log_probs
 from .estimators import UNREAD, Estimator, Responses, TokenLoss, at_scored, token_logp
 from .lm_head import LogitTransform
-from .projection import Projection, States, product_dtype
+from .projection import HiddenStates, Projection, product_dtype
 
 CHUNK_BYTES = 2**27
 """Size of one model's logits of a chunk, unless that is fewer than ``CHUNK_TOKENS``."""
@@ -44,8 +44,8 @@ Outputs = tuple[Tensor, Tensor | None]
 
 
 def summed_loss(
-    student: States,
-    teacher: States | None,
+    student: HiddenStates,
+    teacher: HiddenStates | None,
     responses: Responses,
     estimator: Estimator,
     *,

@@ -15,7 +15,7 @@ from .lm_head import Head
 
 
 @dataclass(frozen=True)
-class States:
+class HiddenStates:
     """What a model says of the response tokens: the hidden states that predict them, and the head they go through."""
 
     hidden_BTH: Tensor

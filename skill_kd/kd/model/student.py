@@ -12,7 +12,7 @@ from ..losses.divergences import log_probs
 from ..losses.estimators import Estimator
 from ..losses.lm_head import Head
 from ..losses.masking import masked_sum
-from ..losses.projection import States
+from ..losses.projection import HiddenStates
 from .teacher_distribution import TeacherDistribution, all_logp, on_shared_outcomes
 
 
@@ -22,11 +22,11 @@ def response_logits(model: nn.Module, batch: Batch, vocabulary: int) -> Tensor:
     return logits
 
 
-def response_states(model: nn.Module, batch: Batch, head: Head) -> States:
+def response_hidden_states(model: nn.Module, batch: Batch, head: Head) -> HiddenStates:
     """Return the hidden states that predict the response tokens; nothing meets the output head."""
     with head.bypassed() as seen:
         _read(model, batch)
-    return States(seen[0][:, :-1], head)
+    return HiddenStates(seen[0][:, :-1], head)
 
 
 def _read(model: nn.Module, batch: Batch) -> Any:
@@ -62,9 +62,9 @@ class Policy(nn.Module):
 
     def forward(self, batch: Batch, loss: Estimator, teacher: TeacherDistribution | None, temperature: float) -> Tensor:
         """Return Σ loss_BT over scored tokens, a float32 scalar; the caller divides by the loss's normalizer."""
-        if self.head is not None and (teacher is None or isinstance(teacher, States)):
-            student = response_states(self.model, batch, self.head)
+        if self.head is not None and (teacher is None or isinstance(teacher, HiddenStates)):
+            student = response_hidden_states(self.model, batch, self.head)
             return summed_loss(student, teacher, batch, loss, temperature=temperature, compiled=self.compiled)
         student_logp_BTV = log_probs(response_logits(self.model, batch, self.vocabulary), temperature)
-        told = all_logp(teacher, temperature) if isinstance(teacher, States) else teacher
+        told = all_logp(teacher, temperature) if isinstance(teacher, HiddenStates) else teacher
         return masked_sum(loss(*on_shared_outcomes(student_logp_BTV, told, batch)), batch.mask_BT)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..dataset.batch import Batch
 from ..losses.divergences import LOG_ZERO, bucketed, log_probs
-from ..losses.projection import States
+from ..losses.projection import HiddenStates
 
 LEAST_REST = torch.finfo(torch.float32).eps
 """Mass of the unnamed tokens below which it is lost in the rounding of the named ones."""
@@ -50,7 +50,7 @@ class TopK:
 
 TeacherLogProbs = Tensor | TopK
 """Log-probabilities [B, T, V] over all tokens, or what a server tells of them."""
-TeacherDistribution = States | TeacherLogProbs
+TeacherDistribution = HiddenStates | TeacherLogProbs
 """The same, or hidden states with the head they go through."""
 
 
@@ -67,7 +67,7 @@ def on_shared_outcomes(
     return bucketed(student_logp_BTV, teacher.ids_BTK), teacher.logp_BTK1, in_buckets
 
 
-def all_logp(states: States, temperature: float = 1.0) -> Tensor:
+def all_logp(states: HiddenStates, temperature: float = 1.0) -> Tensor:
     """Return log-probabilities [B, T, V] (float32) at the response positions."""
     head = states.head
     return log_probs(head.transform(head.linear(states.hidden_BTH)[..., : head.vocabulary]), temperature)

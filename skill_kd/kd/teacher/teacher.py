@@ -25,10 +25,10 @@ from ..errors import BadInput
 from ..losses.divergences import log_probs
 from ..losses.estimators import token_logp
 from ..losses.lm_head import Head
-from ..losses.projection import States
+from ..losses.projection import HiddenStates
 from ..model.loading import check_context, load_teacher
 from ..model.sharding import InStep
-from ..model.student import find_head, response_logits, response_states
+from ..model.student import find_head, response_hidden_states, response_logits
 from ..model.teacher_distribution import TeacherDistribution, TeacherLogProbs, TopK
 from ..model.vocabulary import shared_vocabulary
 from ..rollouts.decoding import Decoding
@@ -69,10 +69,10 @@ class Teacher:
         ``temperature`` is in log-probabilities only; hidden states have none.
         """
         if self.head is not None and batch.teacher_states_BTH is not None:
-            return States(batch.teacher_states_BTH, self.head)
+            return HiddenStates(batch.teacher_states_BTH, self.head)
         if self.head is not None and self.model is not None:
             with self.together():
-                return response_states(self.model, batch, self.head)
+                return response_hidden_states(self.model, batch, self.head)
         return self.logp(batch, temperature)
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ from skill_kd.kd.losses.compiled import fused
 from skill_kd.kd.losses.divergences import log_probs
 from skill_kd.kd.losses.estimators import EXACT, PAPER, Estimator, Responses, paper, token_logp
 from skill_kd.kd.losses.lm_head import Head, LogitTransform
-from skill_kd.kd.losses.projection import States
+from skill_kd.kd.losses.projection import HiddenStates
 
 torch.set_num_threads(1)
 
@@ -47,11 +47,11 @@ class Setting:
     def hidden(self) -> Tensor:
         return torch.tanh(self.embedding(self.ids_BT.clamp(min=0, max=V - 1)) + self.below)
 
-    def states(self) -> States:
-        return States(self.hidden(), Head(self.linear, V, self.transform))
+    def states(self) -> HiddenStates:
+        return HiddenStates(self.hidden(), Head(self.linear, V, self.transform))
 
-    def teacher(self) -> States:
-        return States(self.teacher_BTH, Head(self.teacher_linear, V, self.teacher_transform))
+    def teacher(self) -> HiddenStates:
+        return HiddenStates(self.teacher_BTH, Head(self.teacher_linear, V, self.teacher_transform))
 
     def dense(self, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         student = log_probs(self.transform(self.linear(self.hidden())[..., :V]), temperature)
@@ -294,10 +294,10 @@ def assert_near(s: Setting, value: Tensor, gradients: tuple[Tensor, ...]) -> Non
 def test_gradients_and_the_sum_of_bfloat16_weights_are_accumulated_in_float32() -> None:
     # In bfloat16 a sum of equal addends stops at 256 of them.
     linear = nn.Linear(1, 2, bias=False, dtype=torch.bfloat16)
-    states = States(torch.ones(1, 1024, 1, dtype=torch.bfloat16, requires_grad=True), Head(linear, 2))
+    states = HiddenStates(torch.ones(1, 1024, 1, dtype=torch.bfloat16, requires_grad=True), Head(linear, 2))
     ids, mask = torch.zeros(1, 1024, dtype=torch.long), torch.ones(1, 1024, dtype=torch.bool)
     many = summed_loss(states, None, Responses(ids, mask), LIKELIHOOD, chunk_bytes=1)
-    first = States(states.hidden_BTH[:, :1], states.head)
+    first = HiddenStates(states.hidden_BTH[:, :1], states.head)
     one = summed_loss(first, None, Responses(ids[:, :1], mask[:, :1]), LIKELIHOOD)
     assert float(many) == pytest.approx(1024 * float(one), rel=1e-4)
     gradients = [torch.autograd.grad(value, linear.weight)[0] for value in (many, one)]
@@ -341,9 +341,9 @@ def peak(tokens: int, loss: Estimator, vocabulary: int = 4000, rows: int = 8) ->
     linear = nn.Linear(2, vocabulary, bias=False)
     hidden = torch.randn(*shape, 2, requires_grad=True)
     ids, mask = torch.zeros(shape, dtype=torch.long), torch.ones(shape, dtype=torch.bool)
-    teacher = States(torch.randn(*shape, 2), Head(nn.Linear(2, vocabulary, bias=False), vocabulary))
+    teacher = HiddenStates(torch.randn(*shape, 2), Head(nn.Linear(2, vocabulary, bias=False), vocabulary))
     with LiveBytes() as memory:
-        student = States(hidden, Head(linear, vocabulary))
+        student = HiddenStates(hidden, Head(linear, vocabulary))
         summed_loss(student, teacher, Responses(ids, mask), loss, chunk_bytes=8 * vocabulary * 4).backward()
     return memory.peak
 

@@ -15,7 +15,7 @@ from skill_kd.kd.config import Config
 from skill_kd.kd.dataset.batch import Batch, Row, collate
 from skill_kd.kd.losses.divergences import LOG_ZERO, bucketed, log_probs
 from skill_kd.kd.losses.estimators import token_logp
-from skill_kd.kd.model.student import Policy, find_head, response_states
+from skill_kd.kd.model.student import Policy, find_head, response_hidden_states
 from skill_kd.kd.model.teacher_distribution import LEAST_REST, TopK, on_shared_outcomes
 from skill_kd.kd.train.objectives import build_objective
 
@@ -180,7 +180,7 @@ def test_working_from_hidden_states_changes_neither_loss_nor_gradient(student: s
     model, teacher = build_model(student, **padded), build_model("llama", **padded, seed=1)
     head = find_head(teacher, V)
     assert head is not None
-    view = None if values["kind"] == "sft" else response_states(teacher, batch(), head)
+    view = None if values["kind"] == "sft" else response_hidden_states(teacher, batch(), head)
     policy, objective = Policy(model, V), build(values)
     losses, gradients = [], []
     for known in (policy.head, None):

@@ -28,7 +28,7 @@ from skill_kd.kd.errors import BadInput, Missing
 from skill_kd.kd.losses.divergences import bucketed, forward_kl, jsd, kl, log_probs, reverse_kl
 from skill_kd.kd.losses.masking import through_first_eos
 from skill_kd.kd.model.loading import LoadedTeacher
-from skill_kd.kd.model.student import Policy, find_head, response_logits, response_states
+from skill_kd.kd.model.student import Policy, find_head, response_hidden_states, response_logits
 from skill_kd.kd.model.vocabulary import real_vocabulary, shared_vocabulary
 from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.sampler import Draw, Sampler
@@ -80,7 +80,7 @@ def gradient(policy: Policy, teacher: nn.Module, rows: list[Row], name: str, acc
         head = find_head(teacher, policy.vocabulary)
         assert head is not None
         with torch.no_grad():
-            states = response_states(teacher, batch, head)
+            states = response_hidden_states(teacher, batch, head)
         (scale * policy(batch, built.loss, states, 1.0)).backward()
     return torch.cat([weight.grad.flatten() for weight in policy.parameters() if weight.grad is not None])
 
