@@ -25,7 +25,7 @@ from skill_kd.kd.dataset.batch import Row, collate, pad_left
 from skill_kd.kd.losses.divergences import log_probs
 from skill_kd.kd.losses.estimators import Estimator, Responses, minillm_exact, token_logp
 from skill_kd.kd.losses.masking import suffix_sum
-from skill_kd.kd.model.student import Policy, find_head, response_hidden_states, response_logits
+from skill_kd.kd.model.student import StudentWithLoss, find_head, response_hidden_states, response_logits
 from skill_kd.kd.rollouts.decoding import Decoding, sample
 from skill_kd.kd.seeds import uniforms
 from skill_kd.kd.train.objectives import Objective, build_objective
@@ -117,7 +117,7 @@ class Enumerated:
         wide = torch.nn.utils.rnn.pad_sequence(drawn_with, batch_first=True)
         probability_N = torch.stack([logp.sum().exp() for logp in drawn_with])
         batch = replace(batch, behaviour_logp_BT=wide, from_data_B=probability_N)
-        policy, head = Policy(self.student, self.vocabulary), find_head(teacher, self.vocabulary)
+        policy, head = StudentWithLoss(self.student, self.vocabulary), find_head(teacher, self.vocabulary)
         assert policy.head is not None
         assert head is not None
         with torch.no_grad():

@@ -47,7 +47,7 @@ def find_head(model: nn.Module, vocabulary: int) -> Head | None:
         return None
 
 
-class Policy(nn.Module):
+class StudentWithLoss(nn.Module):
     """A student whose forward pass returns the sum of its loss over the scored tokens of a batch."""
 
     def __init__(self, model: nn.Module, vocabulary: int, compiled: bool = False) -> None:

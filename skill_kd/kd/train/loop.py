@@ -22,7 +22,7 @@ from ..errors import StoppedBySignal
 from ..losses.estimators import effective_sample_size
 from ..model.export import export_student, write_json
 from ..model.sharding import Shards
-from ..model.student import Policy
+from ..model.student import StudentWithLoss
 from ..signals import StopRequest
 from ..teacher.teacher import Teacher
 from .checkpoints import Checkpoints, Progress
@@ -63,7 +63,7 @@ class Run:
     """The student's, where it is split over the processes."""
     tokenizer: PreTrainedTokenizerBase
     encoder: Encoder
-    policy: Policy
+    policy: StudentWithLoss
     optimizer: torch.optim.Optimizer
     stepper: Stepper
     teacher: Teacher

@@ -15,7 +15,7 @@ from skill_kd.kd.config import Config
 from skill_kd.kd.dataset.batch import Batch, Row, collate
 from skill_kd.kd.losses.divergences import LOG_ZERO, bucketed, log_probs
 from skill_kd.kd.losses.estimators import token_logp
-from skill_kd.kd.model.student import Policy, find_head, response_hidden_states
+from skill_kd.kd.model.student import StudentWithLoss, find_head, response_hidden_states
 from skill_kd.kd.model.teacher_distribution import LEAST_REST, TopK, on_shared_outcomes
 from skill_kd.kd.train.objectives import build_objective
 
@@ -153,7 +153,7 @@ def test_a_response_token_is_found_in_its_bucket() -> None:
 
 def test_a_policy_takes_what_a_server_tells_for_a_whole_distribution() -> None:
     tokenizer = make_tokenizer()
-    policy = Policy(build_model("llama", layers=1, vocabulary=len(tokenizer), tokenizer=tokenizer), V)
+    policy = StudentWithLoss(build_model("llama", layers=1, vocabulary=len(tokenizer), tokenizer=tokenizer), V)
     objective = build({"kind": "reverse_kl"})
     teacher = distribution(2)
     dense, named, few = (
@@ -181,7 +181,7 @@ def test_working_from_hidden_states_changes_neither_loss_nor_gradient(student: s
     head = find_head(teacher, V)
     assert head is not None
     view = None if values["kind"] == "sft" else response_hidden_states(teacher, batch(), head)
-    policy, objective = Policy(model, V), build(values)
+    policy, objective = StudentWithLoss(model, V), build(values)
     losses, gradients = [], []
     for known in (policy.head, None):
         assert policy.head is not None

@@ -34,7 +34,7 @@ from skill_kd.kd.errors import BadInput, Missing, StoppedBySignal
 from skill_kd.kd.losses.masking import position_ids
 from skill_kd.kd.model.export import export_student, write_json
 from skill_kd.kd.model.loading import load_student
-from skill_kd.kd.model.student import Policy
+from skill_kd.kd.model.student import StudentWithLoss
 from skill_kd.kd.reporting import reporting
 from skill_kd.kd.signals import StopRequest
 from skill_kd.kd.teacher.teacher import Teacher, Telling
@@ -63,7 +63,7 @@ class Run:
     student: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     encoder: Encoder
-    policy: Policy
+    policy: StudentWithLoss
     teacher: Teacher
     teacher_model: PreTrainedModel
     data: TrainingData
@@ -96,7 +96,7 @@ def prepare() -> Run:
         student,
         tokenizer,
         parts.encoder,
-        Policy(student, teacher.vocabulary),
+        StudentWithLoss(student, teacher.vocabulary),
         teacher,
         teacher_model,
         parts.data,
