@@ -129,7 +129,7 @@ def row_figures(run: Run, rows: list[Row], seconds: float) -> Figures:
 def micro_batches(
     run: Run, terms: list[Term], rows_by_term: list[list[Row]]
 ) -> Iterator[tuple[list[Row], Objective, float]]:
-    """Cut each term's rows into ``accumulate`` pieces; the scale holds its weight and its normaliser over all rows.
+    """Cut each term's rows into ``accumulate`` pieces; the scale holds its weight and its normalizer over all rows.
 
     Rows of like length share a piece: a piece is as wide as its longest row, and only the sum of the losses counts.
     """

@@ -136,7 +136,7 @@ def test_equal_sizes_do_not_make_equal_tokens() -> None:
     test_loading.test_two_permuted_ids_are_refused_and_the_first_named()
 
 
-# --- normalisers ------------------------------------------------------------------------------------------------------
+# --- normalizers ------------------------------------------------------------------------------------------------------
 
 
 def test_a_loss_is_divided_by_the_tokens_it_sums() -> None:

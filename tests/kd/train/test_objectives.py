@@ -1,4 +1,4 @@
-"""objectives: what a spec names becomes the loss it describes, with its temperature, labels and normaliser."""
+"""objectives: what a spec names becomes the loss it describes, with its temperature, labels and normalizer."""
 
 from __future__ import annotations
 

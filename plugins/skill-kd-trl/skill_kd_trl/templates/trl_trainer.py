@@ -2,7 +2,7 @@
 
 ``CONFIG`` says what it trains on and how; ``prepare`` puts the parts together; ``OnPolicyTrainer`` is TRL's trainer,
 which samples, scores and steps, with what this run needs to be comparable with any other: prompts as token ids, the
-spec's normalisers, held-out figures, one plain line for a failure. Run it with ``python train.py``; stop it with Ctrl-C
+spec's normalizers, held-out figures, one plain line for a failure. Run it with ``python train.py``; stop it with Ctrl-C
 and go on with ``python train.py --resume``.
 """
 
