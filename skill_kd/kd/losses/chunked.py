@@ -67,7 +67,7 @@ def summed_loss(
     states_NH = student.hidden_BTH[mask_BT]
     row_bytes = student.head.vocabulary * product_dtype(student.head).itemsize
     size = max(CHUNK_TOKENS, CHUNK_BYTES // row_bytes) if chunk_bytes is None else max(1, chunk_bytes // row_bytes)
-    task = _Task(
+    batch_loss = _BatchLoss(
         student=Projection(states_NH.detach(), student.head, size),
         teacher=None if teacher is None else Projection(teacher.hidden_BTH.detach()[mask_BT], teacher.head, size),
         ids_N=responses.response_BT[mask_BT],
@@ -80,7 +80,7 @@ def summed_loss(
         gradient=torch.is_grad_enabled(),
         compiled=compiled,
     )
-    total: Tensor = _SummedLoss.apply(states_NH, linear.weight, linear.bias, task)  # type: ignore[no-untyped-call]
+    total: Tensor = _SummedLoss.apply(states_NH, linear.weight, linear.bias, batch_loss)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -88,20 +88,22 @@ class _SummedLoss(torch.autograd.Function):
     """Computes its gradients where it computes its value, for as long as the logits exist."""
 
     @staticmethod
-    def forward(ctx: Any, states_NH: Tensor, weight_CH: Tensor, bias_C: Tensor | None, task: _Task) -> Tensor:
+    def forward(
+        ctx: Any, states_NH: Tensor, weight_CH: Tensor, bias_C: Tensor | None, batch_loss: _BatchLoss
+    ) -> Tensor:
         wide = torch.promote_types(weight_CH.dtype, torch.float32)
         ctx.gradients = [
-            torch.zeros_like(tensor, dtype=wide) if tensor is not None and needed and task.gradient else None
+            torch.zeros_like(tensor, dtype=wide) if tensor is not None and needed and batch_loss.gradient else None
             for tensor, needed in zip((states_NH, weight_CH, bias_C), ctx.needs_input_grad, strict=False)
         ]
         wanted = any(gradient is not None for gradient in ctx.gradients)
         total = torch.zeros((), dtype=wide, device=states_NH.device)
         # The operands are cast once; autocast would look at each product again.
         with torch.autocast(states_NH.device.type, enabled=False):
-            for span, outputs, weights in task.chunks():
-                total += task.value(span, outputs, weights, wanted)
+            for span, outputs, weights in batch_loss.chunks():
+                total += batch_loss.value(span, outputs, weights, wanted)
                 if wanted:
-                    task.student.collect(span, outputs[0], *ctx.gradients)
+                    batch_loss.student.collect(span, outputs[0], *ctx.gradients)
         return total
 
     @staticmethod
@@ -158,7 +160,7 @@ def _descend(rule: _Rule, student_nV: Tensor, teacher_nV: Tensor | None, ids_n: 
 
 
 @dataclass(frozen=True)
-class _Task:
+class _BatchLoss:
     """The scored tokens of a batch, and what to do with them."""
 
     student: Projection
