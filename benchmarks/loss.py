@@ -94,12 +94,15 @@ class Problem:
         return self._descended(reverse_kl(log_probs(self.student(self.states)), teacher_logp).sum())
 
     def _ours(self, compiled: bool) -> Any:
-        from skill_kd.kd.losses.chunked import States, summed_loss
+        from skill_kd.kd.losses.chunked import summed_loss
+        from skill_kd.kd.losses.estimators import Estimator, Responses
         from skill_kd.kd.losses.lm_head import Head
+        from skill_kd.kd.losses.projection import HiddenStates
 
-        student = States(self.states, Head(self.student, self.vocabulary))
-        teacher = States(self.teacher_states, Head(self.teacher, self.vocabulary))
-        return self._descended(summed_loss(student, teacher, self.ids, self.mask, reverse_kl_at, compiled=compiled))
+        student = HiddenStates(self.states, Head(self.student, self.vocabulary))
+        teacher = HiddenStates(self.teacher_states, Head(self.teacher, self.vocabulary))
+        given = Responses(self.ids, self.mask), Estimator(reverse_kl_at)
+        return self._descended(summed_loss(student, teacher, *given, compiled=compiled))
 
     def _trl(self) -> Work:
         kernel = importlib.import_module("trl.kernels.chunked_divergence").ChunkedDivergenceFunction

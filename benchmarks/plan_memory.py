@@ -221,7 +221,7 @@ def updating(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None]
 
     from skill_kd.kd.config import Config
     from skill_kd.kd.dataset.batch import Row
-    from skill_kd.kd.model.student import Policy, find_head
+    from skill_kd.kd.model.student import StudentWithLoss, find_head
     from skill_kd.kd.signals import StopRequest
     from skill_kd.kd.teacher.teacher import Teacher
     from skill_kd.kd.train.loop import Term, optimizer_step
@@ -236,7 +236,7 @@ def updating(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None]
         from peft import LoraConfig, get_peft_model
 
         student = get_peft_model(student, LoraConfig(r=16, target_modules=case.lora, task_type="CAUSAL_LM"))
-    policy = Policy(student, case.vocabulary)
+    policy = StudentWithLoss(student, case.vocabulary)
     weights = [weight for weight in policy.parameters() if weight.requires_grad]
     accelerator = Accelerator(cpu=True, mixed_precision="bf16" if case.precision == "bf16" else "no")
     policy, optimizer = accelerator.prepare(policy, torch.optim.AdamW(weights, lr=1e-5, fused=True))

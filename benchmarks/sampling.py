@@ -34,7 +34,7 @@ from skill_kd.kd.losses.divergences import log_probs, mixture
 from skill_kd.kd.losses.masking import position_ids
 from skill_kd.kd.model.growing import grow
 from skill_kd.kd.model.loading import load_model, load_tokenizer
-from skill_kd.kd.model.student import find_head, response_states
+from skill_kd.kd.model.student import find_head, response_hidden_states
 from skill_kd.kd.rollouts.decoding import Decoding, draw, sample
 from skill_kd.kd.rollouts.reordered import reordered_weights
 from skill_kd.kd.seeds import seeded, uniforms
@@ -78,7 +78,7 @@ class Work:
             for prompt, ids in zip(self.prompts, ids_BT.tolist(), strict=True)
         ]
         with torch.no_grad():
-            return response_states(self.teacher, collate(rows, 0, torch.device("cpu")), self.head).hidden_BTH
+            return response_hidden_states(self.teacher, collate(rows, 0, torch.device("cpu")), self.head).hidden_BTH
 
     def lazy(self) -> torch.Tensor:
         rollout = sample(

@@ -30,7 +30,7 @@ from skill_kd.kd.model.export import export_student
 from skill_kd.kd.model.growing import grow
 from skill_kd.kd.model.loading import load_model, load_tokenizer
 from skill_kd.kd.model.packaged import resolve
-from skill_kd.kd.model.student import Policy, find_head
+from skill_kd.kd.model.student import StudentWithLoss, find_head
 from skill_kd.kd.model.vocabulary import eos_ids, real_vocabulary
 from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.sampler import Sampler, draws_for
@@ -113,10 +113,8 @@ def grow_update(settings: Any, out: Path) -> None:
     head = find_head(telling, vocabulary)
     assert head is not None
     teacher = Teacher(Telling(telling.requires_grad_(False), head), vocabulary, lambda *_: [], head=head)
-    policy, objective = (
-        Policy(student, vocabulary),
-        build_objective(Distill.of({"objective": settings["objective"]}).objective),
-    )
+    objective = build_objective(Distill.of({"objective": settings["objective"]}).objective)
+    policy = StudentWithLoss(student, vocabulary)
     optimizer = torch.optim.AdamW(policy.parameters(), 1e-4)
     sampler = Sampler(Decoding(tokens, 1.0, 1.0, frozenset({-1}), vocabulary), 0, torch.device("cpu"))
     prompts = [Encoded(tuple(ids)) for ids in torch.randint(vocabulary, (rows, PROMPT_TOKENS)).tolist()]

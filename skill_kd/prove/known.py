@@ -7,13 +7,12 @@ signature and mask; Π and w are importance weights q/p̃, 1 when the student it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from skill_kd.kd.losses.divergences import forward_kl, reverse_kl
-from skill_kd.kd.losses.estimators import log_weights, minillm_exact, minillm_paper, token_logp
+from skill_kd.kd.losses.estimators import log_weights, minillm_exact, minillm_paper, paper, token_logp
 from skill_kd.kd.losses.masking import suffix_sum
 from skill_kd.prove.enumeration import EOS, Loss
 
@@ -133,8 +132,8 @@ KNOWN: dict[str, Loss] = {
     "Single + Long, whole-sequence weight": whole_sequence,
     "Eq 2, whole-sequence weight": plain_policy_gradient,
     "Eq 5 to the letter, Π_{≤t} on token t": eq_5,
-    "per-token weight w_t": partial(minillm_paper, length_normalization=False, clip=None),
-    "per-token weight, length normalisation": partial(minillm_paper, clip=None),
+    "per-token weight w_t": paper(length_normalization=False, clip=None).of_tensors,
+    "per-token weight, length normalisation": paper(clip=None).of_tensors,
     "per-token weight, length normalisation, clip (`paper`)": minillm_paper,
     "Single alone (`reverse_kl`, on-policy)": single_only,
     "Single + R_t: own reward counted twice": counted_twice,

@@ -334,7 +334,7 @@ def test_whole_rows_take_the_copies_of_a_block_and_of_the_scored_positions(
 def test_a_served_teacher_costs_the_same_whatever_the_loss(benchmark: ModuleType, kind: str) -> None:
     import torch
 
-    from skill_kd.kd.model.student import TopK
+    from skill_kd.kd.model.teacher_distribution import TopK
 
     told = TopK.of([[{1: -1.0, 2: -2.0}] * NEW] * ROWS, VOCABULARY, torch.device("cpu"))
     mix = {"teacher_mix": 0.0} if kind == "minillm" else {}
@@ -362,14 +362,14 @@ def block_copies(benchmark: ModuleType, objective: dict[str, Any]) -> float:
     import torch
 
     from skill_kd.kd.losses.chunked import _descend, _Rule
-    from skill_kd.kd.losses.lm_head import Curve
+    from skill_kd.kd.losses.lm_head import LogitTransform
 
     kind = built(objective)
     student = torch.randn(ROWS * NEW, VOCABULARY)
     teacher = torch.randn_like(student) if kind.reads_teacher else None
     ids = torch.randint(VOCABULARY, (ROWS * NEW,))
     count = {"minillm": 2}.get(objective["kind"], int("hard_label_weight" in objective))
-    rule = _Rule(kind.loss.position, 1.0, Curve(), Curve() if kind.reads_teacher else None)
+    rule = _Rule(kind.loss.loss, 1.0, LogitTransform(), LogitTransform() if kind.reads_teacher else None)
     weights = [torch.full((ROWS * NEW,), 0.5)] * count
     return copies(benchmark, lambda: _descend(rule, student, teacher, ids, *weights), student, teacher)
 
@@ -381,7 +381,7 @@ def whole_copies(benchmark: ModuleType, objective: dict[str, Any], told: Any = N
     from skill_kd.kd.dataset.batch import Row, collate
     from skill_kd.kd.losses.divergences import log_probs
     from skill_kd.kd.losses.masking import masked_sum
-    from skill_kd.kd.model.student import on_shared_outcomes
+    from skill_kd.kd.model.teacher_distribution import on_shared_outcomes
 
     kind = built(objective)
     row = Row((1,), tuple(range(1, NEW + 1)), (True,) * NEW, "data", (-1.0,) * NEW)

@@ -21,11 +21,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from skill_kd.cli import main
 from skill_kd.errors import ExitCode, UsageError
 from skill_kd.kd import config
-from skill_kd.kd.dataset.batch import Batch, Row, collate, pad_left
+from skill_kd.kd.dataset.batch import Row, collate, pad_left
 from skill_kd.kd.losses.divergences import log_probs
-from skill_kd.kd.losses.estimators import Weigh, minillm_exact, token_logp
+from skill_kd.kd.losses.estimators import Estimator, Responses, minillm_exact, token_logp
 from skill_kd.kd.losses.masking import suffix_sum
-from skill_kd.kd.model.student import Loss, Policy, find_head, response_logits, response_states
+from skill_kd.kd.model.student import StudentWithLoss, find_head, response_hidden_states, response_logits
 from skill_kd.kd.rollouts.decoding import Decoding, sample
 from skill_kd.kd.seeds import uniforms
 from skill_kd.kd.train.objectives import Objective, build_objective
@@ -69,19 +69,18 @@ def alone(model: nn.Module, prompt: tuple[int, ...], response: tuple[int, ...]) 
     return logits.log_softmax(dim=-1).gather(-1, torch.tensor(response).unsqueeze(-1)).squeeze(-1)
 
 
-def weighted(loss: Loss, share_B1: Tensor) -> Loss:
-    """Return the loss with each row's positions times its share."""
+def weighted(estimator: Estimator) -> Estimator:
+    """Return the estimator with each row's positions times a share, which stands where labels of the data do."""
 
-    def position(student_logp: Tensor, teacher_logp: Tensor, ids: Tensor, *given: Tensor) -> Tensor:
+    def loss(student_logp: Tensor, teacher_logp: Tensor, ids: Tensor, *given: Tensor) -> Tensor:
         *weights, share = given
-        return share * loss.position(student_logp, teacher_logp, ids, *weights)
+        return share * estimator.loss(student_logp, teacher_logp, ids, *weights)
 
-    def weigh(batch: Batch) -> Weigh:
-        of_rows = loss.weigh(batch)
-        assert callable(of_rows)
-        return lambda rows, logq, logp: (*of_rows(rows, logq, logp), share_B1[rows].expand(logq.shape))
+    def weights(responses: Responses, logq_BT: Tensor, logp_BT: Tensor) -> tuple[Tensor, ...]:
+        assert responses.from_data_B is not None
+        return (*estimator.weights(responses, logq_BT, logp_BT), responses.from_data_B.unsqueeze(1))
 
-    return Loss(position, weigh)
+    return replace(estimator, loss=loss, weights=weights)
 
 
 class Enumerated:
@@ -116,18 +115,18 @@ class Enumerated:
         batch = collate(rows, EOS, CPU)
         # A batch keeps these in float32; the proof is of the mathematics.
         wide = torch.nn.utils.rnn.pad_sequence(drawn_with, batch_first=True)
-        batch = replace(batch, behaviour_logp_BT=wide)
-        probability_N1 = torch.stack([logp.sum().exp() for logp in drawn_with]).unsqueeze(1)
-        policy, head = Policy(self.student, self.vocabulary), find_head(teacher, self.vocabulary)
+        probability_N = torch.stack([logp.sum().exp() for logp in drawn_with])
+        batch = replace(batch, behaviour_logp_BT=wide, from_data_B=probability_N)
+        policy, head = StudentWithLoss(self.student, self.vocabulary), find_head(teacher, self.vocabulary)
         assert policy.head is not None
         assert head is not None
         with torch.no_grad():
             view = (
                 log_probs(response_logits(teacher, batch, self.vocabulary))
                 if dense
-                else response_states(teacher, batch, head)
+                else response_hidden_states(teacher, batch, head)
             )
-        total = policy(batch, weighted(objective.loss, probability_N1), view, 1.0)
+        total = policy(batch, weighted(objective.loss), view, 1.0)
         one_rollout_each = [next(row for row in rows if row.prompt == prompt) for prompt in PROMPTS]
         return torch.autograd.grad(total / objective.count(one_rollout_each), list(self.student.parameters()))
 

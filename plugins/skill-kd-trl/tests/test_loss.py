@@ -20,7 +20,7 @@ from skill_kd.kd.config import Config
 from skill_kd.kd.dataset.batch import Row, collate
 from skill_kd.kd.errors import Missing
 from skill_kd.kd.model.loading import load_student, load_teacher
-from skill_kd.kd.model.student import Policy, response_logits
+from skill_kd.kd.model.student import StudentWithLoss, response_logits
 from skill_kd.kd.train.experience import Experience
 from skill_kd.kd.train.objectives import build_objective
 from skill_kd.spec.file import parse_spec
@@ -90,7 +90,9 @@ def expected_update(spec_values: dict[str, Any]) -> tuple[float, list[torch.Tens
     with torch.no_grad():
         logits = response_logits(teacher.model, batch, teacher.vocabulary)
         teacher_logp = torch.log_softmax(logits / temperature, dim=-1)
-    loss = Policy(student, teacher.vocabulary)(batch, objective.loss, teacher_logp, temperature) / objective.count(rows)
+    loss = StudentWithLoss(student, teacher.vocabulary)(
+        batch, objective.loss, teacher_logp, temperature
+    ) / objective.count(rows)
     loss.backward()
     return float(loss.detach()), [weight.grad for weight in student.parameters()]
 

@@ -24,7 +24,7 @@ from skill_kd.kd.config import Lora
 from skill_kd.kd.dataset.batch import Batch, Row, collate
 from skill_kd.kd.dataset.encoding import Encoded
 from skill_kd.kd.errors import TrainingStopped
-from skill_kd.kd.model.student import find_head, response_logits, response_states
+from skill_kd.kd.model.student import find_head, response_hidden_states, response_logits
 from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.sampler import Draw, Sampler
 from skill_kd.spec.file import parse_spec
@@ -83,7 +83,9 @@ def test_scoring_is_padded_on_the_right_and_gives_the_same_logits(template: Modu
 def test_a_loss_that_works_before_the_head_sees_the_same_states(template: ModuleType) -> None:
     watched, plain = model(), model()
     template.Guard().watch(watched)
-    found, expected = (response_states(each, batch(), find_head(each, 300)).hidden_BTH for each in (watched, plain))
+    found, expected = (
+        response_hidden_states(each, batch(), find_head(each, 300)).hidden_BTH for each in (watched, plain)
+    )
     mask = batch().mask_BT
     assert found.shape == expected.shape
     assert torch.allclose(found[mask], expected[mask], atol=1e-5)

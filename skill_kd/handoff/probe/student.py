@@ -86,7 +86,7 @@ def _put_weights(model: Any, checkpoint: str | None) -> str | None:
     """Load a checkpoint's weights, whole or of the adapters alone, into ``model``, or return why it cannot be done."""
     from safetensors.torch import load_file
 
-    from skill_kd.kd.model.student import Policy
+    from skill_kd.kd.model.student import StudentWithLoss
 
     if checkpoint is None:
         return "the run names no best checkpoint"
@@ -99,7 +99,7 @@ def _put_weights(model: Any, checkpoint: str | None) -> str | None:
         return f"no whole set of weights in '{checkpoint}'"
     weights = load_file(found)
     # Our loop saves the policy around the model, other trainers and shards the model by itself.
-    reasons = [_put_all(holder, weights, found == trained) for holder in (Policy(model, 0), model)]
+    reasons = [_put_all(holder, weights, found == trained) for holder in (StudentWithLoss(model, 0), model)]
     return None if None in reasons else reasons[0]
 
 

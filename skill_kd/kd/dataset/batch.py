@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..losses.estimators import Responses
 from ..losses.masking import position_ids
 from ..seeds import seeded
 
@@ -49,21 +50,16 @@ class Row:
         return sum(self.scored)
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Rows as tensors. L = P + T: the responses of all rows begin at column P."""
+@dataclass(frozen=True, kw_only=True)
+class Batch(Responses):
+    """Rows as tensors: their responses, with the prompts before them. L = P + T: all responses begin at column P.
+
+    ``response_BT`` is 0 where padded; ``behaviour_logp_BT`` is float32, None unless a known policy sampled every row.
+    """
 
     ids_BL: Tensor
     attention_mask_BL: Tensor
     position_ids_BL: Tensor
-    response_BT: Tensor
-    """Response tokens (long), 0 where padded."""
-    mask_BT: Tensor
-    """bool, True on scored response tokens."""
-    behaviour_logp_BT: Tensor | None
-    """float32, None unless every row was sampled by a known policy."""
-    from_data_B: Tensor
-    """bool, True where the response was written in the data."""
     teacher_states_BTH: Tensor | None = None
     """The teacher's final hidden states, None unless those of every row are known."""
 

@@ -11,7 +11,7 @@ row, n those of a chunk or block, b some rows of B, C columns of logits with pad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,8 +22,9 @@ from torch.autograd.function import once_differentiable
 
 from .compiled import fused
 from .divergences import log_probs
-from .estimators import Weigh, token_logp
-from .lm_head import Curve, Head
+from .estimators import UNREAD, Estimator, Responses, TokenLoss, at_scored, token_logp
+from .lm_head import LogitTransform
+from .projection import HiddenStates, Projection, product_dtype
 
 CHUNK_BYTES = 2**27
 """Size of one model's logits of a chunk, unless that is fewer than ``CHUNK_TOKENS``."""
@@ -38,58 +39,48 @@ BLOCK_TOKENS = 4
 BLOCK_BYTES = 2**25
 """The same for devices that want much work at once."""
 
-TokenLoss = Callable[..., Tensor]
-"""(student_logp_nV, teacher_logp_nV or None, ids_n, *weights_n) -> loss_n, each position by itself."""
 Outputs = tuple[Tensor, Tensor | None]
 """What the heads of student and teacher give for a chunk, [n, V]; scale and cap come later."""
 
 
-@dataclass(frozen=True)
-class States:
-    """What a model says of the response tokens: the hidden states that predict them, and the head they go through."""
-
-    hidden_BTH: Tensor
-    head: Head
-
-
 def summed_loss(
-    student: States,
-    teacher: States | None,
-    ids_BT: Tensor,
-    mask_BT: Tensor,
-    loss: TokenLoss,
-    weights: Sequence[Tensor] | Weigh = (),
+    student: HiddenStates,
+    teacher: HiddenStates | None,
+    responses: Responses,
+    estimator: Estimator,
     *,
     temperature: float = 1.0,
     compiled: bool = False,
     chunk_bytes: int | None = None,
 ) -> Tensor:
-    """Return Σ loss over the positions where ``mask_BT`` is True: a float32 scalar (float64 from float64 weights).
+    """Return Σ loss over the scored positions: a float32 scalar (float64 from float64 weights).
 
-    ``loss`` gets ``log_probs`` of both models at ``temperature``, ids, and ``weights``: tensors that broadcast to
-    [B, T], or a function that computes them from the token log-probabilities of whole rows. A row that does not fit
-    into a chunk is projected twice for it; ``chunk_bytes`` sets the size of one model's logits there. Weights carry no
-    gradient, and neither does the teacher.
+    The estimator gets ``log_probs`` of both models at ``temperature``. Where it reads rows, one that does not fit into
+    a chunk is projected twice; ``chunk_bytes`` sets the size of one model's logits there. Weights carry no gradient,
+    and neither does the teacher.
 
     Products run in the weights' dtype or autocast's; gradients and the sum are accumulated in float32 at least. The
     gradients exist from the forward pass on and are given out once: a second backward pass raises RuntimeError.
     ``compiled`` lets torch.compile fuse the element-wise work; where it cannot, a warning says so once.
     """
-    states_NH, linear = student.hidden_BTH[mask_BT], student.head.linear
-    row_bytes = student.head.vocabulary * _product_dtype(student.head).itemsize
+    mask_BT, linear = responses.mask_BT, student.head.linear
+    states_NH = student.hidden_BTH[mask_BT]
+    row_bytes = student.head.vocabulary * product_dtype(student.head).itemsize
     size = max(CHUNK_TOKENS, CHUNK_BYTES // row_bytes) if chunk_bytes is None else max(1, chunk_bytes // row_bytes)
-    task = _Task(
-        student=_Projection(states_NH.detach(), student.head, size),
-        teacher=None if teacher is None else _Projection(teacher.hidden_BTH.detach()[mask_BT], teacher.head, size),
-        ids_N=ids_BT[mask_BT],
-        mask_BT=mask_BT,
-        weights=weights if callable(weights) else _at_scored(weights, mask_BT),
-        rule=_Rule(loss, temperature, student.head.curve, None if teacher is None else teacher.head.curve),
+    batch_loss = _BatchLoss(
+        student=Projection(states_NH.detach(), student.head, size),
+        teacher=None if teacher is None else Projection(teacher.hidden_BTH.detach()[mask_BT], teacher.head, size),
+        ids_N=responses.response_BT[mask_BT],
+        responses=responses,
+        estimator=estimator,
+        rule=_Rule(
+            estimator.loss, temperature, student.head.transform, None if teacher is None else teacher.head.transform
+        ),
         size=size,
         gradient=torch.is_grad_enabled(),
         compiled=compiled,
     )
-    total: Tensor = _SummedLoss.apply(states_NH, linear.weight, linear.bias, task)  # type: ignore[no-untyped-call]
+    total: Tensor = _SummedLoss.apply(states_NH, linear.weight, linear.bias, batch_loss)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -97,20 +88,22 @@ class _SummedLoss(torch.autograd.Function):
     """Computes its gradients where it computes its value, for as long as the logits exist."""
 
     @staticmethod
-    def forward(ctx: Any, states_NH: Tensor, weight_CH: Tensor, bias_C: Tensor | None, task: _Task) -> Tensor:
+    def forward(
+        ctx: Any, states_NH: Tensor, weight_CH: Tensor, bias_C: Tensor | None, batch_loss: _BatchLoss
+    ) -> Tensor:
         wide = torch.promote_types(weight_CH.dtype, torch.float32)
         ctx.gradients = [
-            torch.zeros_like(tensor, dtype=wide) if tensor is not None and needed and task.gradient else None
+            torch.zeros_like(tensor, dtype=wide) if tensor is not None and needed and batch_loss.gradient else None
             for tensor, needed in zip((states_NH, weight_CH, bias_C), ctx.needs_input_grad, strict=False)
         ]
         wanted = any(gradient is not None for gradient in ctx.gradients)
         total = torch.zeros((), dtype=wide, device=states_NH.device)
         # The operands are cast once; autocast would look at each product again.
         with torch.autocast(states_NH.device.type, enabled=False):
-            for span, outputs, weights in task.chunks():
-                total += task.value(span, outputs, weights, wanted)
+            for span, outputs, weights in batch_loss.chunks():
+                total += batch_loss.value(span, outputs, weights, wanted)
                 if wanted:
-                    task.student.collect(span, outputs[0], *ctx.gradients)
+                    batch_loss.student.collect(span, outputs[0], *ctx.gradients)
         return total
 
     @staticmethod
@@ -122,50 +115,17 @@ class _SummedLoss(torch.autograd.Function):
         return (*(None if each is None else each.mul_(grad) for each in gradients), None)
 
 
-class _Projection:
-    """The scored tokens of one model and its head, in the dtype of their products."""
-
-    def __init__(self, states_NH: Tensor, head: Head, size: int) -> None:
-        dtype, V = _product_dtype(head), head.vocabulary
-        self.head, self.states_NH = head, states_NH.to(dtype)
-        self.weight_VH = head.linear.weight.detach()[:V].to(dtype)
-        self.bias_V = None if head.linear.bias is None else head.linear.bias.detach()[:V].to(dtype)
-        self.buffer_nV = states_NH.new_empty(min(size, len(states_NH)), V, dtype=dtype)
-
-    def outputs(self, span: slice) -> Tensor:
-        """Return the head's output for the tokens of ``span``, valid until the next call."""
-        out_nV, states_nH = self.buffer_nV[: span.stop - span.start], self.states_NH[span]
-        if self.bias_V is None:
-            return torch.mm(states_nH, self.weight_VH.T, out=out_nV)
-        return torch.addmm(self.bias_V, states_nH, self.weight_VH.T, out=out_nV)
-
-    def collect(
-        self, span: slice, slope_nV: Tensor, states_NH: Tensor | None, weight_CH: Tensor | None, bias_C: Tensor | None
-    ) -> None:
-        """Take ∂loss/∂(head's output) of ``span`` into the gradients that are wanted."""
-        V = self.head.vocabulary
-        if states_NH is not None:
-            states_NH[span] = slope_nV @ self.weight_VH
-        if weight_CH is not None:
-            if weight_CH.dtype == slope_nV.dtype:
-                weight_CH[:V].addmm_(slope_nV.T, self.states_NH[span])
-            else:
-                weight_CH[:V] += slope_nV.T @ self.states_NH[span]
-        if bias_C is not None:
-            bias_C[:V] += slope_nV.sum(dim=0, dtype=bias_C.dtype)
-
-
 @dataclass(frozen=True)
 class _Rule:
     """What is done to each position, all of it element-wise or a sum over the vocabulary."""
 
     loss: TokenLoss
     temperature: float
-    student: Curve
-    teacher: Curve | None
+    student: LogitTransform
+    teacher: LogitTransform | None
 
-    def logp(self, output_nV: Tensor, curve: Curve) -> Tensor:
-        return log_probs(curve(output_nV), self.temperature)
+    def logp(self, output_nV: Tensor, transform: LogitTransform) -> Tensor:
+        return log_probs(transform(output_nV), self.temperature)
 
 
 def _token_logps(rule: _Rule, student_nV: Tensor, teacher_nV: Tensor, ids_n: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,14 +160,14 @@ def _descend(rule: _Rule, student_nV: Tensor, teacher_nV: Tensor | None, ids_n: 
 
 
 @dataclass(frozen=True)
-class _Task:
+class _BatchLoss:
     """The scored tokens of a batch, and what to do with them."""
 
-    student: _Projection
-    teacher: _Projection | None
+    student: Projection
+    teacher: Projection | None
     ids_N: Tensor
-    mask_BT: Tensor
-    weights: list[Tensor] | Weigh
+    responses: Responses
+    estimator: Estimator
     rule: _Rule
     size: int
     """Tokens in a chunk."""
@@ -218,7 +178,7 @@ class _Task:
         """Yield spans of scored tokens, the outputs of both heads there and the weights of the loss."""
         for rows, tokens in self._groups():
             spans = _spans(tokens, self.size)
-            weights, outputs = self._weigh(rows, spans) if callable(self.weights) else (self.weights, None)
+            weights, outputs = self._weigh(self.responses.of_rows(rows), spans)
             for span in spans:
                 if outputs is None or len(spans) > 1:  # The outputs of a lone chunk are still there.
                     outputs = self._outputs(span)
@@ -234,28 +194,38 @@ class _Task:
         return self.student.outputs(span), None if self.teacher is None else self.teacher.outputs(span)
 
     def _groups(self) -> Iterator[tuple[slice, slice]]:
-        """Yield rows with their tokens: as many whole rows as fit into a chunk, where weights depend on the row."""
-        counts = self.mask_BT.sum(dim=1).tolist() if callable(self.weights) else [len(self.ids_N)]
+        """Yield rows with their tokens: as many whole rows as fit into a chunk, all at once if the loss reads none."""
+        if not self.estimator.reads_rows:
+            yield slice(None), slice(0, len(self.ids_N))
+            return
+        counts = self.responses.mask_BT.sum(dim=1).tolist()
         first = start = stop = 0
         for row, count in enumerate(counts):
             if stop > start and stop + count - start > self.size:
                 yield slice(first, row), slice(start, stop)
                 first, start = row, stop
             stop += count
-        yield slice(first, len(counts)), slice(start, stop)
+        if stop > start:
+            yield slice(first, len(counts)), slice(start, stop)
 
-    def _weigh(self, rows: slice, spans: list[slice]) -> tuple[list[Tensor], Outputs | None]:
-        """Return the weights of the tokens in ``rows``, and the outputs of the last span."""
-        assert callable(self.weights)
-        mask_bT, outputs, logps = self.mask_BT[rows], None, []
+    def _weigh(self, responses: Responses, spans: list[slice]) -> tuple[list[Tensor], Outputs | None]:
+        """Return the weights of the tokens of ``spans``, and the outputs of the last one if they were computed."""
+        outputs, logq_bT, logp_bT = self._read(responses.mask_BT, spans)
+        return at_scored(self.estimator.weights(responses, logq_bT, logp_bT), responses.mask_BT), outputs
+
+    def _read(self, mask_bT: Tensor, spans: list[slice]) -> tuple[Outputs | None, Tensor, Tensor]:
+        """Return the outputs of the last span and the log-probabilities of all tokens, where the weights read them."""
+        if not self.estimator.reads_rows:
+            return None, UNREAD, UNREAD
+        logps: list[tuple[Tensor, Tensor]] = []
         for span in spans:
             outputs = self._outputs(span)
             logps += self._in_blocks(_token_logps, span, outputs, [])
-        laid_out = [
+        logq_bT, logp_bT = (
             logp_n[0].new_zeros(mask_bT.shape).masked_scatter(mask_bT, torch.cat(logp_n))
             for logp_n in zip(*logps, strict=True)
-        ]
-        return _at_scored(self.weights(rows, *laid_out), mask_bT) if logps else [], outputs
+        )
+        return outputs, logq_bT, logp_bT
 
     def _in_blocks(self, work: Callable[..., Any], span: slice, outputs: Outputs, weights: list[Tensor]) -> list[Any]:
         """Return what ``work`` makes of each block of a chunk."""
@@ -277,13 +247,3 @@ def _spans(whole: slice, size: int) -> list[slice]:
     count = -(-length // size)
     ends = [whole.start + length * part // count for part in range(count + 1)] if count else []
     return [slice(*ends[part : part + 2]) for part in range(count)]
-
-
-def _at_scored(weights: Sequence[Tensor], mask_BT: Tensor) -> list[Tensor]:
-    return [weight.detach().expand(mask_BT.shape)[mask_BT] for weight in weights]
-
-
-def _product_dtype(head: Head) -> torch.dtype:
-    weight = head.linear.weight
-    kind = weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype

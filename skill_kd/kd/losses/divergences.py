@@ -8,6 +8,7 @@ them from below.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 
@@ -109,3 +110,21 @@ def entropy_aware(student_logp: Tensor, teacher_logp: Tensor, entropy_threshold:
 def total_variation(student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
     """½ Σ_v |p − q|, between 0 and 1. f-DISTILL, arXiv 2307.15190 section 3.3."""
     return 0.5 * (teacher_logp.exp() - student_logp.exp()).abs().sum(dim=-1)
+
+
+DIVERGENCES: dict[str, Callable[..., Tensor]] = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "jsd": jsd,
+    "skew_kl": skew_kl,
+    "skew_reverse_kl": skew_reverse_kl,
+    "adaptive_kl": adaptive_kl,
+    "entropy_aware": entropy_aware,
+    "total_variation": total_variation,
+}
+"""By the ``kind`` of a spec's objective. Its docstring names the paper; a test names what else a new one needs."""
+
+
+def parameters(kind: str) -> tuple[str, ...]:
+    """Return what the divergence takes besides the two distributions: keys of the spec's objective, by name."""
+    return tuple(inspect.signature(DIVERGENCES[kind]).parameters)[2:]

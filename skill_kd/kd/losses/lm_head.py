@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Curve:
+class LogitTransform:
     """From a head's output z to logits: s·z, then c·tanh(s·z / c) where the model caps its logits."""
 
     scale: float = 1.0
@@ -26,12 +26,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Head:
-    """From hidden states to logits: a linear layer, then a curve."""
+    """From hidden states to logits: a linear layer, then a transform."""
 
     linear: nn.Linear
     vocabulary: int
     """Only the first ``vocabulary`` ids count; what the layer holds beyond them is padding."""
-    curve: Curve = Curve()
+    transform: LogitTransform = LogitTransform()
 
     @classmethod
     def of(cls, model: nn.Module, vocabulary: int) -> Head:
@@ -56,10 +56,10 @@ class Head:
         finally:
             hook.remove()
         cap = float(made_C[1]) if made_C[1] < 1e20 else None
-        curve = Curve(float(made_C[0]) * 2**10, cap)
-        if made_C.shape != given_C.shape or not torch.allclose(curve(given_C), made_C.float(), rtol=1e-5):
+        transform = LogitTransform(float(made_C[0]) * 2**10, cap)
+        if made_C.shape != given_C.shape or not torch.allclose(transform(given_C), made_C.float(), rtol=1e-5):
             raise ValueError("the model does more to its logits than scaling and capping them")
-        return cls(linear, vocabulary, curve)
+        return cls(linear, vocabulary, transform)
 
     @contextmanager
     def bypassed(self) -> Iterator[list[Tensor]]:

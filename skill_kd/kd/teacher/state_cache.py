@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..dataset.batch import Row, collate
 from ..files import replacing
-from ..losses.chunked import States
+from ..losses.projection import HiddenStates
 from .teacher import Teacher
 
 
@@ -108,5 +108,5 @@ class Annotator:
 
     def _states(self, rows: list[Row]) -> list[Tensor]:
         view = self.teacher.view(collate(rows, self.pad, self.device))
-        assert isinstance(view, States)
+        assert isinstance(view, HiddenStates)
         return [states_TH[: len(row.response)].clone() for row, states_TH in zip(rows, view.hidden_BTH, strict=True)]

@@ -22,13 +22,14 @@ from ..dataset.batch import Batch, Row
 from ..dataset.encoding import Encoder
 from ..dataset.reading import Example
 from ..errors import BadInput
-from ..losses.chunked import States
 from ..losses.divergences import log_probs
 from ..losses.estimators import token_logp
 from ..losses.lm_head import Head
+from ..losses.projection import HiddenStates
 from ..model.loading import check_context, load_teacher
 from ..model.sharding import InStep
-from ..model.student import TeacherView, Told, TopK, find_head, response_logits, response_states
+from ..model.student import find_head, response_hidden_states, response_logits
+from ..model.teacher_distribution import TeacherDistribution, TeacherLogProbs, TopK
 from ..model.vocabulary import shared_vocabulary
 from ..rollouts.decoding import Decoding
 from ..rollouts.sampler import Draw, Sampler
@@ -58,20 +59,20 @@ class Teacher:
         return self.model is not None or self.server is not None
 
     @torch.no_grad()
-    def view(self, batch: Batch, temperature: float = 1.0) -> TeacherView:
+    def view(self, batch: Batch, temperature: float = 1.0) -> TeacherDistribution:
         """Return the cheapest exact form of the teacher's distributions at the response positions.
 
         ``temperature`` is in log-probabilities only; hidden states have none.
         """
         if self.head is not None and batch.teacher_states_BTH is not None:
-            return States(batch.teacher_states_BTH, self.head)
+            return HiddenStates(batch.teacher_states_BTH, self.head)
         if self.head is not None and self.model is not None:
             with self.together():
-                return response_states(self.model, batch, self.head)
+                return response_hidden_states(self.model, batch, self.head)
         return self.logp(batch, temperature)
 
     @torch.no_grad()
-    def logp(self, batch: Batch, temperature: float = 1.0) -> Told:
+    def logp(self, batch: Batch, temperature: float = 1.0) -> TeacherLogProbs:
         """Return log-probabilities (float32) at the response positions: [B, T, V], or what a server tells of them."""
         if self.server is not None:
             assert temperature == 1  # the spec refuses another one
@@ -172,7 +173,7 @@ class Telling(nn.Module):
 
     def project(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., V] of hidden states [..., H]."""
-        return self.head.curve(self.head.linear(hidden))
+        return self.head.transform(self.head.linear(hidden))
 
 
 def check_template(encoder: Encoder, theirs: PreTrainedTokenizerBase) -> None:

@@ -23,7 +23,8 @@ from ..losses.chunked import CHUNK_BYTES
 from ..losses.divergences import log_probs
 from ..losses.estimators import token_logp
 from ..losses.masking import masked_sum
-from ..model.student import Told, TopK, on_shared_outcomes, response_logits
+from ..model.student import response_logits
+from ..model.teacher_distribution import TeacherLogProbs, TopK, on_shared_outcomes
 from ..rollouts.sampler import Draw, Sampler
 from ..teacher.teacher import Teacher
 
@@ -33,7 +34,7 @@ Figures = dict[str, float]
 SHOWN = 3
 """Completions told with each measure."""
 
-_Reading = Callable[[Tensor, Told | None, Batch], dict[str, Tensor]]
+_Reading = Callable[[Tensor, TeacherLogProbs | None, Batch], dict[str, Tensor]]
 """(student_logp_BTV, teacher's view or None, batch) -> named values [B, T]"""
 
 
@@ -98,7 +99,7 @@ class HeldOut:
         return {name: total / count for name, total in totals.items()}
 
 
-def _on_teacher_samples(student_logp: Tensor, teacher: Told | None, batch: Batch) -> dict[str, Tensor]:
+def _on_teacher_samples(student_logp: Tensor, teacher: TeacherLogProbs | None, batch: Batch) -> dict[str, Tensor]:
     values = {"held_out_nll": -token_logp(student_logp, batch.response_BT)}
     shared_logp, teacher_logp, batch = on_shared_outcomes(student_logp, teacher, batch)
     if teacher_logp is not None:
@@ -108,7 +109,7 @@ def _on_teacher_samples(student_logp: Tensor, teacher: Told | None, batch: Batch
     return values
 
 
-def _on_student_samples(student_logp: Tensor, teacher: Told | None, batch: Batch) -> dict[str, Tensor]:
+def _on_student_samples(student_logp: Tensor, teacher: TeacherLogProbs | None, batch: Batch) -> dict[str, Tensor]:
     shared_logp, teacher_logp, batch = on_shared_outcomes(student_logp, teacher, batch)
     assert teacher_logp is not None
     return {
@@ -118,7 +119,7 @@ def _on_student_samples(student_logp: Tensor, teacher: Told | None, batch: Batch
     }
 
 
-def _bound(name: str, teacher: Told | None) -> str:
+def _bound(name: str, teacher: TeacherLogProbs | None) -> str:
     return f"{name}_topk" if isinstance(teacher, TopK) else name
 
 

@@ -23,7 +23,7 @@ from ..files import write_json
 from ..losses.estimators import effective_sample_size
 from ..model.export import export_student
 from ..model.sharding import Shards
-from ..model.student import Policy
+from ..model.student import StudentWithLoss
 from ..signals import StopRequest
 from ..teacher.teacher import Teacher
 from .checkpoints import Checkpoints, Progress
@@ -64,7 +64,7 @@ class Run:
     """The student's, where it is split over the processes."""
     tokenizer: PreTrainedTokenizerBase
     encoder: Encoder
-    policy: Policy
+    policy: StudentWithLoss
     optimizer: torch.optim.Optimizer
     stepper: Stepper
     teacher: Teacher
@@ -130,7 +130,7 @@ def row_figures(run: Run, rows: list[Row], seconds: float) -> Figures:
 def micro_batches(
     run: Run, terms: list[Term], rows_by_term: list[list[Row]]
 ) -> Iterator[tuple[list[Row], Objective, float]]:
-    """Cut each term's rows into ``accumulate`` pieces; the scale holds its weight and its normaliser over all rows.
+    """Cut each term's rows into ``accumulate`` pieces; the scale holds its weight and its normalizer over all rows.
 
     Rows of like length share a piece: a piece is as wide as its longest row, and only the sum of the losses counts.
     """
@@ -206,7 +206,7 @@ def go_back(run: Run, progress: Progress, bad: BadUpdate, behind: int) -> None:
 def tell(run: Run, terms: list[Term], stage: str, update: int, figures: Figures) -> None:
     """Record an update, and once that its weights leave little to learn from."""
     run.journal.update(stage, update, figures)
-    in_rollouts = terms[0].experience.objective.normaliser == "rollouts"
+    in_rollouts = terms[0].experience.objective.loss.normalizer == "rollouts"
     if in_rollouts and figures.get("effective_sample_size", 1.0) < LEAST_SAMPLE_SIZE:
         run.journal.note_once(NOISY_WEIGHTS)
 

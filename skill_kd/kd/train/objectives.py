@@ -1,8 +1,7 @@
-"""From a spec's objective to the loss of a batch: which divergence, whose responses, which normaliser."""
+"""From a spec's objective to the loss of a batch: which divergence, whose responses, which normalizer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -11,35 +10,20 @@ import torch
 from torch import Tensor
 
 from .. import config
-from ..dataset.batch import Batch, Row
+from ..dataset.batch import Row
 from ..losses import divergences
 from ..losses.divergences import Divergence
-from ..losses.estimators import Weigh, exact_loss, exact_weights, paper_loss, paper_weights, token_logp
-from ..model.student import Loss
-
-_DIVERGENCES: dict[str, Callable[..., Tensor]] = {
-    "forward_kl": divergences.forward_kl,
-    "reverse_kl": divergences.reverse_kl,
-    "jsd": divergences.jsd,
-    "skew_kl": divergences.skew_kl,
-    "skew_reverse_kl": divergences.skew_reverse_kl,
-    "adaptive_kl": divergences.adaptive_kl,
-    "entropy_aware": divergences.entropy_aware,
-    "total_variation": divergences.total_variation,
-}
-_PARAMETERS = ("beta", "skew", "head_mass", "entropy_threshold")
+from ..losses.estimators import EXACT, EXACT_ON_POLICY, Estimator, Responses, paper, token_logp
 
 
 @dataclass(frozen=True)
 class Objective:
     """What one optimizer step minimises."""
 
-    loss: Loss
+    loss: Estimator
     temperature: float
     """Divides the logits of both models before the loss sees them."""
     reads_teacher: bool
-    normaliser: Literal["tokens", "rollouts"]
-    """MiniLLM's exact estimator divides by rollouts, all others by scored tokens."""
     on_policy: float
     """Share of the rows whose responses the student samples."""
     responses: Literal["teacher", "data"]
@@ -50,23 +34,22 @@ class Objective:
 
     def count(self, rows: list[Row]) -> int:
         """Return what the summed loss of ``rows`` is divided by."""
-        return len(rows) if self.normaliser == "rollouts" else sum(row.tokens for row in rows)
+        return len(rows) if self.loss.normalizer == "rollouts" else sum(row.tokens for row in rows)
 
 
 def build_objective(objective: config.Objective) -> Objective:
-    """Turn the spec's objective into a loss; the losses themselves are written in ``algorithms``."""
+    """Turn the spec's objective into a loss; the losses themselves are written in ``losses``."""
     if isinstance(objective, config.Sft | config.SequenceKD):
         source: Literal["teacher", "data"] = "data" if objective.kind == "sft" else "teacher"
-        return Objective(Loss(negative_log_likelihood), 1.0, False, "tokens", on_policy=0.0, responses=source)
+        return Objective(Estimator(negative_log_likelihood), 1.0, False, on_policy=0.0, responses=source)
     if isinstance(objective, config.MiniLLM):
         return _minillm(objective)
-    parameters = {name: value for name in _PARAMETERS if (value := getattr(objective, name, None)) is not None}
-    divergence = partial(_DIVERGENCES[objective.kind], **parameters)
+    parameters = {name: getattr(objective, name) for name in divergences.parameters(objective.kind)}
+    divergence = partial(divergences.DIVERGENCES[objective.kind], **parameters)
     return Objective(
         _divergence_loss(divergence, objective.temperature, objective.hard_label_weight),
         objective.temperature,
         True,
-        "tokens",
         on_policy=objective.on_policy,
         responses=objective.responses,
     )
@@ -74,30 +57,15 @@ def build_objective(objective: config.Objective) -> Objective:
 
 def coverage_objective() -> Objective:
     """Return forward KL on the teacher's samples, the coverage term of MiniLLM's spec."""
-    return Objective(
-        _divergence_loss(divergences.forward_kl, 1.0, 0.0), 1.0, True, "tokens", on_policy=0.0, responses="teacher"
-    )
+    loss = _divergence_loss(divergences.forward_kl, 1.0, 0.0)
+    return Objective(loss, 1.0, True, on_policy=0.0, responses="teacher")
 
 
 def _minillm(objective: config.MiniLLM) -> Objective:
-    exact = objective.estimator == "exact"
-    weights = exact_weights if exact else partial(paper_weights, length_normalization=objective.length_normalization)
-
-    def weigh(batch: Batch) -> Weigh:
-        # On-policy, 'exact' takes one step from the policy that sampled: its weights are 1, not 1 up to rounding.
-        behaviour_BT = None if exact and objective.teacher_mix == 0 else batch.behaviour_logp_BT
-
-        def of_rows(rows: slice, logq_bT: Tensor, logp_bT: Tensor) -> tuple[Tensor, ...]:
-            behaviour_bT = None if behaviour_BT is None else behaviour_BT[rows]
-            return weights(logq_bT, logp_bT, batch.mask_BT[rows], behaviour_bT)
-
-        return of_rows
-
     return Objective(
-        Loss(exact_loss if exact else partial(paper_loss, clip=objective.clip), weigh),
+        _estimator(objective),
         1.0,
         True,
-        "rollouts" if exact else "tokens",
         on_policy=1.0,
         responses="teacher",
         teacher_mix=objective.teacher_mix,
@@ -106,12 +74,19 @@ def _minillm(objective: config.MiniLLM) -> Objective:
     )
 
 
+def _estimator(objective: config.MiniLLM) -> Estimator:
+    if objective.estimator == "paper":
+        return paper(length_normalization=objective.length_normalization, clip=objective.clip)
+    # Without the teacher's share, 'exact' takes one step from the policy that sampled.
+    return EXACT if objective.teacher_mix else EXACT_ON_POLICY
+
+
 def negative_log_likelihood(student_logp: Tensor, _teacher: Tensor | None, ids: Tensor) -> Tensor:
     """−log q(y_t): supervised fine-tuning on the data's responses, sequence_kd on the teacher's."""
     return -token_logp(student_logp, ids)
 
 
-def _divergence_loss(divergence: Divergence, temperature: float, hard_label_weight: float) -> Loss:
+def _divergence_loss(divergence: Divergence, temperature: float, hard_label_weight: float) -> Estimator:
     """T² times the divergence; where the data wrote the response, a hard label takes its share."""
 
     def soft(student_logp: Tensor, teacher_logp: Tensor, _ids: Tensor) -> Tensor:
@@ -123,6 +98,8 @@ def _divergence_loss(divergence: Divergence, temperature: float, hard_label_weig
         hard = -token_logp(torch.log_softmax(temperature * student_logp, dim=-1), ids)
         return (1 - share) * soft(student_logp, teacher_logp, ids) + share * hard
 
-    if hard_label_weight == 0:
-        return Loss(soft)
-    return Loss(labelled, lambda batch: (hard_label_weight * batch.from_data_B.float().unsqueeze(1),))
+    def shares(responses: Responses, _logq_BT: Tensor, _logp_BT: Tensor) -> tuple[Tensor]:
+        assert responses.from_data_B is not None
+        return (hard_label_weight * responses.from_data_B.float().unsqueeze(1),)
+
+    return Estimator(labelled, shares) if hard_label_weight else Estimator(soft)

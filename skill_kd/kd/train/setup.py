@@ -17,7 +17,7 @@ from ..dataset.training_data import TrainingData, load_training_data
 from ..errors import BadInput
 from ..model.loading import check_context
 from ..model.sharding import Shards
-from ..model.student import Policy
+from ..model.student import StudentWithLoss
 from ..model.vocabulary import eos_ids, real_vocabulary
 from ..rollouts.decoding import Decoding
 from ..rollouts.sampler import Sampler, draws_for
@@ -120,7 +120,7 @@ def open_run(
     shards = Shards(student, accelerator) if strategy == "fsdp2" else None
     gathered = nullcontext if shards is None else shards.gathered
     with gathered():  # before, a process may have shapes alone, and a policy reads its student once
-        policy = Policy(student, teacher.vocabulary, training.compile_loss)
+        policy = StudentWithLoss(student, teacher.vocabulary, training.compile_loss)
     optimizer = adamw(policy, training)
     stepper: Stepper
     state: State = accelerator

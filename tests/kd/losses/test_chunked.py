@@ -4,46 +4,28 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import torch
+from divergence_cases import BOUND
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from skill_kd.kd.losses import divergences
-from skill_kd.kd.losses.chunked import States, TokenLoss, summed_loss
+from skill_kd.kd.losses.chunked import summed_loss
 from skill_kd.kd.losses.compiled import fused
 from skill_kd.kd.losses.divergences import log_probs
-from skill_kd.kd.losses.estimators import (
-    Weigh,
-    exact_loss,
-    exact_weights,
-    minillm_exact,
-    minillm_paper,
-    paper_loss,
-    paper_weights,
-    token_logp,
-)
-from skill_kd.kd.losses.lm_head import Curve, Head
+from skill_kd.kd.losses.estimators import EXACT, PAPER, Estimator, Responses, paper, token_logp
+from skill_kd.kd.losses.lm_head import Head, LogitTransform
+from skill_kd.kd.losses.projection import HiddenStates
 
 torch.set_num_threads(1)
 
 B, T, V, H, TEACHER_H, PADDING = 4, 5, 11, 6, 3, 3
 CHUNKS = {"a token": 1, "two tokens": 2 * V * 8, "seven tokens": 7 * V * 8, "all": 2**20}
-DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "forward_kl": divergences.forward_kl,
-    "reverse_kl": divergences.reverse_kl,
-    "jsd": partial(divergences.jsd, beta=0.3),
-    "skew_kl": partial(divergences.skew_kl, skew=0.1),
-    "skew_reverse_kl": partial(divergences.skew_reverse_kl, skew=0.1),
-    "adaptive_kl": partial(divergences.adaptive_kl, head_mass=0.5),
-    "entropy_aware": partial(divergences.entropy_aware, entropy_threshold=1.5),
-    "total_variation": divergences.total_variation,
-}
 
 
 @dataclass
@@ -59,23 +41,26 @@ class Setting:
     ids_BT: Tensor
     mask_BT: Tensor
     behaviour_BT: Tensor
-    curve: Curve = field(default_factory=Curve)
-    teacher_curve: Curve = field(default_factory=Curve)
+    transform: LogitTransform = field(default_factory=LogitTransform)
+    teacher_transform: LogitTransform = field(default_factory=LogitTransform)
 
     def hidden(self) -> Tensor:
         return torch.tanh(self.embedding(self.ids_BT.clamp(min=0, max=V - 1)) + self.below)
 
-    def states(self) -> States:
-        return States(self.hidden(), Head(self.linear, V, self.curve))
+    def states(self) -> HiddenStates:
+        return HiddenStates(self.hidden(), Head(self.linear, V, self.transform))
 
-    def teacher(self) -> States:
-        return States(self.teacher_BTH, Head(self.teacher_linear, V, self.teacher_curve))
+    def teacher(self) -> HiddenStates:
+        return HiddenStates(self.teacher_BTH, Head(self.teacher_linear, V, self.teacher_transform))
 
     def dense(self, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        student = log_probs(self.curve(self.linear(self.hidden())[..., :V]), temperature)
+        student = log_probs(self.transform(self.linear(self.hidden())[..., :V]), temperature)
         return student, log_probs(
-            self.teacher_curve(self.teacher_linear(self.teacher_BTH)[..., :V]), temperature
+            self.teacher_transform(self.teacher_linear(self.teacher_BTH)[..., :V]), temperature
         ).detach()
+
+    def responses(self, behaviour: bool = False) -> Responses:
+        return Responses(self.ids_BT, self.mask_BT, self.behaviour_BT if behaviour else None)
 
     def wanted(self) -> list[Tensor]:
         found = [self.below, self.embedding.weight, self.linear.weight, self.linear.bias]
@@ -105,8 +90,11 @@ def setting(tied: bool = False, bias: bool = True, dtype: torch.dtype = torch.fl
     )
 
 
-def of_tokens(divergence: Callable[[Tensor, Tensor], Tensor]) -> TokenLoss:
-    return lambda student_logp, teacher_logp, _ids: divergence(student_logp, teacher_logp)
+def of_tokens(divergence: Callable[[Tensor, Tensor], Tensor]) -> Estimator:
+    return Estimator(lambda student_logp, teacher_logp, _ids: divergence(student_logp, teacher_logp))
+
+
+LIKELIHOOD = Estimator(lambda student_logp, _teacher, ids: -token_logp(student_logp, ids))
 
 
 def assert_same(s: Setting, dense: Tensor, chunks: Tensor, rtol: float = 1e-9, atol: float = 1e-11) -> None:
@@ -119,46 +107,37 @@ def assert_same(s: Setting, dense: Tensor, chunks: Tensor, rtol: float = 1e-9, a
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
-@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("name", BOUND)
 def test_a_divergence_has_the_value_and_gradients_of_all_logits_at_once(name: str, chunk: str) -> None:
     s = setting()
     student, teacher = s.dense(temperature=2.0)
-    dense = torch.where(s.mask_BT, DIVERGENCES[name](student, teacher), 0.0).sum()
-    loss = of_tokens(DIVERGENCES[name])
-    chunks = summed_loss(s.states(), s.teacher(), s.ids_BT, s.mask_BT, loss, temperature=2.0, chunk_bytes=CHUNKS[chunk])
+    dense = torch.where(s.mask_BT, BOUND[name](student, teacher), 0.0).sum()
+    loss = of_tokens(BOUND[name])
+    chunks = summed_loss(s.states(), s.teacher(), s.responses(), loss, temperature=2.0, chunk_bytes=CHUNKS[chunk])
     assert_same(s, dense, chunks)
 
 
 @pytest.mark.parametrize("on_policy", [True, False], ids=["on-policy", "mixed"])
 @pytest.mark.parametrize("chunk", CHUNKS)
-@pytest.mark.parametrize("estimator", ["exact", "paper", "paper, plain"])
-def test_an_estimator_knows_the_rest_of_its_row_whatever_the_chunk(estimator: str, chunk: str, on_policy: bool) -> None:
+@pytest.mark.parametrize(
+    "estimator",
+    [EXACT, PAPER, paper(length_normalization=False, clip=None)],
+    ids=["exact", "paper", "paper, plain"],
+)
+def test_an_estimator_knows_the_rest_of_its_row_whatever_the_chunk(
+    estimator: Estimator, chunk: str, on_policy: bool
+) -> None:
     s = setting(seed=1)
-    behaviour = None if on_policy else s.behaviour_BT
-    whole, loss, given = {
-        "exact": (minillm_exact, exact_loss, exact_weights),
-        "paper": (minillm_paper, paper_loss, paper_weights),
-        "paper, plain": (
-            partial(minillm_paper, length_normalization=False, clip=None),
-            partial(paper_loss, clip=None),
-            partial(paper_weights, length_normalization=False),
-        ),
-    }[estimator]
-
-    def weigh(rows: slice, logq_bT: Tensor, logp_bT: Tensor) -> tuple[Tensor, ...]:
-        return given(logq_bT, logp_bT, s.mask_BT[rows], None if behaviour is None else behaviour[rows])
-
-    dense = whole(*s.dense(), s.ids_BT, s.mask_BT, behaviour).sum()
-    chunks = summed_loss(s.states(), s.teacher(), s.ids_BT, s.mask_BT, loss, weigh, chunk_bytes=CHUNKS[chunk])
-    assert_same(s, dense, chunks)
+    responses = s.responses(behaviour=not on_policy)
+    chunks = summed_loss(s.states(), s.teacher(), responses, estimator, chunk_bytes=CHUNKS[chunk])
+    assert_same(s, estimator(*s.dense(), responses).sum(), chunks)
 
 
 def reverse(s: Setting, **options: Any) -> Tensor:
     return summed_loss(
         s.states(),
         s.teacher(),
-        s.ids_BT,
-        s.mask_BT,
+        s.responses(),
         of_tokens(divergences.reverse_kl),
         **{"chunk_bytes": 300} | options,
     )
@@ -168,12 +147,14 @@ def dense_reverse(s: Setting, temperature: float = 1.0) -> Tensor:
     return torch.where(s.mask_BT, divergences.reverse_kl(*s.dense(temperature)), 0.0).sum()
 
 
-@pytest.mark.parametrize("curve", [Curve(), Curve(0.3), Curve(1.0, 2.0), Curve(4.0, 2.0)], ids=str)
+@pytest.mark.parametrize(
+    "transform", [LogitTransform(), LogitTransform(0.3), LogitTransform(1.0, 2.0), LogitTransform(4.0, 2.0)], ids=str
+)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_every_kind_of_head(tied: bool, bias: bool, curve: Curve) -> None:
+def test_every_kind_of_head(tied: bool, bias: bool, transform: LogitTransform) -> None:
     s = setting(tied, bias)
-    s.curve, s.teacher_curve = curve, Curve(0.7, 3.0)
+    s.transform, s.teacher_transform = transform, LogitTransform(0.7, 3.0)
     assert_same(s, dense_reverse(s), reverse(s))
 
 
@@ -186,7 +167,7 @@ def test_the_padding_of_a_head_has_no_gradient() -> None:
 
 def test_finite_differences() -> None:
     s = setting()
-    s.curve = Curve(0.5, 3.0)
+    s.transform = LogitTransform(0.5, 3.0)
     wanted = s.wanted()
     gradients = torch.autograd.grad(reverse(s, temperature=1.5), wanted)
     for tensor, gradient in zip(wanted, gradients, strict=True):
@@ -206,8 +187,18 @@ def test_weights_of_positions_and_rows() -> None:
         return row * divergences.forward_kl(student, teacher) - token * token_logp(student, ids)
 
     dense = torch.where(s.mask_BT, loss(*s.dense(), s.ids_BT, per_row, per_token), 0.0).sum()
-    chunks = summed_loss(s.states(), s.teacher(), s.ids_BT, s.mask_BT, loss, (per_row, per_token), chunk_bytes=300)
-    assert_same(s, dense, chunks)
+    estimator = Estimator(loss, lambda _responses, _logq, _logp: (per_row, per_token))
+    assert_same(s, dense, summed_loss(s.states(), s.teacher(), s.responses(), estimator, chunk_bytes=300))
+    torch.testing.assert_close(estimator(*s.dense(), s.responses()).sum(), dense)
+
+
+def test_weights_that_read_what_they_do_not_ask_for_fail() -> None:
+    s = setting()
+    estimator = replace(EXACT, reads_rows=False)
+    with pytest.raises(RuntimeError, match="size"):
+        estimator(*s.dense(), s.responses())
+    with pytest.raises(RuntimeError, match="size"):
+        summed_loss(s.states(), s.teacher(), s.responses(), estimator)
 
 
 def test_without_a_teacher() -> None:
@@ -218,7 +209,7 @@ def test_without_a_teacher() -> None:
         return -token_logp(student, ids)
 
     dense = torch.where(s.mask_BT, -token_logp(s.dense()[0], s.ids_BT), 0.0).sum()
-    assert_same(s, dense, summed_loss(s.states(), None, s.ids_BT, s.mask_BT, loss, chunk_bytes=300))
+    assert_same(s, dense, summed_loss(s.states(), None, s.responses(), Estimator(loss), chunk_bytes=300))
 
 
 def test_what_is_not_scored_is_never_read() -> None:
@@ -235,10 +226,7 @@ def test_what_is_not_scored_is_never_read() -> None:
 def test_nothing_scored_is_zero_with_gradients_of_zero() -> None:
     s = setting()
     s.mask_BT = torch.zeros_like(s.mask_BT)
-    for value in (
-        reverse(s),
-        summed_loss(s.states(), s.teacher(), s.ids_BT, s.mask_BT, exact_loss, lambda _rows, q, p: (q, p)),
-    ):
+    for value in (reverse(s), summed_loss(s.states(), s.teacher(), s.responses(), EXACT)):
         assert value == 0
         assert all((gradient == 0).all() for gradient in torch.autograd.grad(value, s.wanted()))
 
@@ -306,14 +294,11 @@ def assert_near(s: Setting, value: Tensor, gradients: tuple[Tensor, ...]) -> Non
 def test_gradients_and_the_sum_of_bfloat16_weights_are_accumulated_in_float32() -> None:
     # In bfloat16 a sum of equal addends stops at 256 of them.
     linear = nn.Linear(1, 2, bias=False, dtype=torch.bfloat16)
-    states = States(torch.ones(1, 1024, 1, dtype=torch.bfloat16, requires_grad=True), Head(linear, 2))
+    states = HiddenStates(torch.ones(1, 1024, 1, dtype=torch.bfloat16, requires_grad=True), Head(linear, 2))
     ids, mask = torch.zeros(1, 1024, dtype=torch.long), torch.ones(1, 1024, dtype=torch.bool)
-
-    def loss(student: Tensor, _teacher: Tensor | None, ids: Tensor) -> Tensor:
-        return -token_logp(student, ids)
-
-    many = summed_loss(states, None, ids, mask, loss, chunk_bytes=1)
-    one = summed_loss(States(states.hidden_BTH[:, :1], states.head), None, ids[:, :1], mask[:, :1], loss)
+    many = summed_loss(states, None, Responses(ids, mask), LIKELIHOOD, chunk_bytes=1)
+    first = HiddenStates(states.hidden_BTH[:, :1], states.head)
+    one = summed_loss(first, None, Responses(ids[:, :1], mask[:, :1]), LIKELIHOOD)
     assert float(many) == pytest.approx(1024 * float(one), rel=1e-4)
     gradients = [torch.autograd.grad(value, linear.weight)[0] for value in (many, one)]
     torch.testing.assert_close(gradients[0], 1024 * gradients[1])
@@ -351,22 +336,28 @@ class LiveBytes(TorchDispatchMode):
         self.live -= self.storages.pop(key)
 
 
-def peak(tokens: int, loss: TokenLoss, weights: Any, vocabulary: int = 4000, rows: int = 8) -> int:
+def peak(tokens: int, loss: Estimator, vocabulary: int = 4000, rows: int = 8) -> int:
     shape = rows, tokens // rows
     linear = nn.Linear(2, vocabulary, bias=False)
     hidden = torch.randn(*shape, 2, requires_grad=True)
     ids, mask = torch.zeros(shape, dtype=torch.long), torch.ones(shape, dtype=torch.bool)
-    teacher = States(torch.randn(*shape, 2), Head(nn.Linear(2, vocabulary, bias=False), vocabulary))
+    teacher = HiddenStates(torch.randn(*shape, 2), Head(nn.Linear(2, vocabulary, bias=False), vocabulary))
     with LiveBytes() as memory:
-        student = States(hidden, Head(linear, vocabulary))
-        summed_loss(student, teacher, ids, mask, loss, weights, chunk_bytes=8 * vocabulary * 4).backward()
+        student = HiddenStates(hidden, Head(linear, vocabulary))
+        summed_loss(student, teacher, Responses(ids, mask), loss, chunk_bytes=8 * vocabulary * 4).backward()
     return memory.peak
 
 
-@pytest.mark.parametrize("weights", [(), lambda _rows, logq, logp: (logq, logp)], ids=["positions", "whole rows"])
-def test_memory_does_not_grow_with_the_tokens(weights: tuple[()] | Weigh) -> None:
-    loss = exact_loss if callable(weights) else of_tokens(divergences.reverse_kl)
-    few, many = peak(64, loss, weights), peak(512, loss, weights)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        of_tokens(divergences.reverse_kl),
+        replace(EXACT, weights=lambda _responses, logq, logp: (logq, logp)),
+    ],
+    ids=["positions", "whole rows"],
+)
+def test_memory_does_not_grow_with_the_tokens(loss: Estimator) -> None:
+    few, many = peak(64, loss), peak(512, loss)
     assert few > 2 * 8 * 4000 * 4  # Two models' chunks are counted.
     # What a token may add: states, gradients, ids, mask, a handful of weights; its logits would be 16,000 bytes.
     assert many - few < (512 - 64) * 200
@@ -386,18 +377,33 @@ class Products(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("tokens", "products"), [(5, 4), (7, 4), (4, 5)], ids=["a row", "rows", "less than a row"])
-def test_rows_that_fit_into_a_chunk_cost_four_products_of_what_is_scored(tokens: int, products: int) -> None:
+LABELLED = Estimator(
+    lambda student, teacher, _ids, share: share * divergences.reverse_kl(student, teacher),
+    lambda responses, _logq, _logp: (torch.full((len(responses.mask_BT), 1), 0.5, dtype=torch.float64),),
+)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "tokens", "products"),
+    [
+        (EXACT, 5, 4),
+        (EXACT, 7, 4),
+        (EXACT, 4, 5),
+        (of_tokens(divergences.reverse_kl), 4, 4),
+        (LIKELIHOOD, 4, 4),
+        (LABELLED, 4, 4),
+    ],
+    ids=["a row", "rows", "less than a row", "no weights", "likelihood", "weights of rows"],
+)
+def test_only_rows_that_are_read_and_do_not_fit_cost_more_than_four_products_of_what_is_scored(
+    estimator: Estimator, tokens: int, products: int
+) -> None:
     s = setting(bias=False)
     s.teacher_BTH = torch.randn(B, T, H, dtype=torch.float64)
     s.teacher_linear = nn.Linear(H, V, bias=False, dtype=torch.float64).requires_grad_(False)
-
-    def weigh(rows: slice, logq_bT: Tensor, logp_bT: Tensor) -> tuple[Tensor, ...]:
-        return exact_weights(logq_bT, logp_bT, s.mask_BT[rows])
-
     student, teacher = s.states(), s.teacher()
     with Products() as count:
-        summed_loss(student, teacher, s.ids_BT, s.mask_BT, exact_loss, weigh, chunk_bytes=tokens * V * 8).backward()
+        summed_loss(student, teacher, s.responses(), estimator, chunk_bytes=tokens * V * 8).backward()
     assert s.mask_BT.sum() == 10  # Rows of 5, 3 and 2: the first one is read twice in the last case.
     assert count.multiplications == products * 10 * V * H
 
@@ -430,13 +436,10 @@ def test_a_compiler_that_fails_is_done_without_and_said_once(
 
 def test_compiled_is_the_same(fresh_compiler: None) -> None:
     s = setting()
-    s.curve = Curve(0.5, 3.0)
-
-    def weigh(rows: slice, logq_bT: Tensor, logp_bT: Tensor) -> tuple[Tensor, ...]:
-        return exact_weights(logq_bT, logp_bT, s.mask_BT[rows], s.behaviour_BT[rows])
+    s.transform = LogitTransform(0.5, 3.0)
 
     def value(compiled: bool) -> Tensor:
-        return summed_loss(s.states(), s.teacher(), s.ids_BT, s.mask_BT, exact_loss, weigh, compiled=compiled)
+        return summed_loss(s.states(), s.teacher(), s.responses(behaviour=True), EXACT, compiled=compiled)
 
     assert_same(s, value(compiled=False), value(compiled=True))
 

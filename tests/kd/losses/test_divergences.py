@@ -6,6 +6,7 @@ import math
 import pytest
 import reference
 import torch
+from divergence_cases import CASES, Case
 from torch import Tensor
 
 from skill_kd.kd.losses import divergences
@@ -13,18 +14,6 @@ from skill_kd.kd.losses.divergences import LOG_ZERO, log_probs
 
 torch.set_num_threads(1)  # Tensors this small only lose time to threads.
 
-Case = tuple[str, dict[str, float]]
-
-CASES: list[Case] = [
-    ("forward_kl", {}),
-    ("reverse_kl", {}),
-    *(("jsd", {"beta": beta}) for beta in (0.05, 0.5, 0.9)),
-    *(("skew_kl", {"skew": skew}) for skew in (0.01, 0.1, 0.7)),
-    *(("skew_reverse_kl", {"skew": skew}) for skew in (0.01, 0.1, 0.7)),
-    *(("adaptive_kl", {"head_mass": mass}) for mass in (0.2, 0.5, 0.95)),
-    *(("entropy_aware", {"entropy_threshold": threshold}) for threshold in (0.1, 0.8, 5.0)),
-    ("total_variation", {}),
-]
 # A gate that is always open leaves the sum of both directions.
 SYMMETRIC: list[Case] = [("total_variation", {}), ("jsd", {"beta": 0.5}), ("entropy_aware", {"entropy_threshold": 0.1})]
 every_divergence = pytest.mark.parametrize(

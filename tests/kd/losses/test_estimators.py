@@ -4,7 +4,6 @@
 gradient of one response, in plain loops, from the equations.
 """
 
-import functools
 import math
 
 import pytest
@@ -13,7 +12,14 @@ import torch
 from torch import Tensor
 
 from skill_kd.kd.losses.divergences import log_probs, reverse_kl
-from skill_kd.kd.losses.estimators import effective_sample_size, log_weights, minillm_exact, minillm_paper, token_logp
+from skill_kd.kd.losses.estimators import (
+    effective_sample_size,
+    log_weights,
+    minillm_exact,
+    minillm_paper,
+    paper,
+    token_logp,
+)
 from skill_kd.prove import enumeration, known
 from skill_kd.prove.enumeration import Loss, Responses, cosine, exact_gradient, expected_gradient, random_policy
 from skill_kd.prove.judging import policies
@@ -21,12 +27,12 @@ from skill_kd.prove.judging import policies
 torch.set_num_threads(1)  # Tensors this small only lose time to threads.
 
 SEEDS = range(4)
-PLAIN: Loss = functools.partial(minillm_paper, length_normalization=False, clip=None)
+PLAIN: Loss = paper(length_normalization=False, clip=None).of_tensors
 ESTIMATORS: dict[str, Loss] = {
     "exact": minillm_exact,
     "paper": minillm_paper,
-    "paper, no length normalization": functools.partial(minillm_paper, length_normalization=False),
-    "paper, no clip": functools.partial(minillm_paper, clip=None),
+    "paper, no length normalization": paper(length_normalization=False).of_tensors,
+    "paper, no clip": paper(clip=None).of_tensors,
     "paper, neither": PLAIN,
 }
 every_estimator = pytest.mark.parametrize("loss", ESTIMATORS.values(), ids=ESTIMATORS.keys())
@@ -228,7 +234,7 @@ def test_paper_gradient_of_each_response_is_the_score_function_form(
     on_policy: bool, length_normalization: bool, clip: float | None
 ) -> None:
     student, teacher, ids, mask, behaviour = batch(1)
-    loss = functools.partial(minillm_paper, length_normalization=length_normalization, clip=clip)
+    loss = paper(length_normalization=length_normalization, clip=clip).of_tensors
     gradient = logit_gradient(loss, student, teacher, ids, mask, None if on_policy else behaviour)
     for row, length in enumerate(LENGTHS):
         expected = reference.minillm_paper_gradient(
@@ -263,7 +269,7 @@ def test_length_normalization_divides_by_the_tokens_that_remain() -> None:
     teacher = torch.full((1, length, 2), logp, dtype=torch.float64)
     ids, mask = torch.zeros(1, length, dtype=torch.long), torch.ones(1, length, dtype=torch.bool)
     for normalized, returns in ((True, [1, 1, 1, 0]), (False, [3, 2, 1, 0])):
-        loss = minillm_paper(student, teacher, ids, mask, length_normalization=normalized, clip=None)
+        loss = paper(length_normalization=normalized, clip=None).of_tensors(student, teacher, ids, mask)
         single = torch.where(mask, reverse_kl(student, teacher), 0.0)
         (pull,) = torch.autograd.grad((single - loss).sum(), student)
         torch.testing.assert_close(pull[0], torch.tensor(returns, dtype=torch.float64).unsqueeze(1) * eye)

@@ -10,7 +10,7 @@ from tiny import build_model, make_tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from skill_kd.kd.losses.lm_head import Curve, Head
+from skill_kd.kd.losses.lm_head import Head, LogitTransform
 
 torch.set_num_threads(1)
 
@@ -27,13 +27,13 @@ SMALL = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-MODELS: dict[str, tuple[dict[str, Any], Curve]] = {
-    "llama": ({"tie_word_embeddings": False}, Curve()),
-    "qwen2": ({"tie_word_embeddings": True}, Curve()),
-    "gemma2": ({"final_logit_softcapping": 3.0}, Curve(1.0, 3.0)),
-    "cohere": ({"logit_scale": 0.0625}, Curve(0.0625)),
-    "granite": ({"logits_scaling": 6.0}, Curve(1 / 6)),
-    "phi": ({}, Curve()),  # its head has a bias
+MODELS: dict[str, tuple[dict[str, Any], LogitTransform]] = {
+    "llama": ({"tie_word_embeddings": False}, LogitTransform()),
+    "qwen2": ({"tie_word_embeddings": True}, LogitTransform()),
+    "gemma2": ({"final_logit_softcapping": 3.0}, LogitTransform(1.0, 3.0)),
+    "cohere": ({"logit_scale": 0.0625}, LogitTransform(0.0625)),
+    "granite": ({"logits_scaling": 6.0}, LogitTransform(1 / 6)),
+    "phi": ({}, LogitTransform()),  # its head has a bias
 }
 
 
@@ -56,7 +56,7 @@ def test_states_and_head_give_the_logits_of_the_model(kind: str) -> None:
         assert made(input_ids=ids, logits_to_keep=4).logits.numel() == 0
     (states,) = seen
     assert states.shape == (2, 4, 16)
-    torch.testing.assert_close(head.curve(head.linear(states)), expected)
+    torch.testing.assert_close(head.transform(head.linear(states)), expected)
     assert expected.std() > 0.1
     torch.testing.assert_close(made(input_ids=ids, logits_to_keep=4).logits, expected)  # It is as it was.
 
@@ -64,9 +64,9 @@ def test_states_and_head_give_the_logits_of_the_model(kind: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", MODELS)
 def test_scale_and_cap_are_found(kind: str, dtype: torch.dtype) -> None:
-    curve, expected = Head.of(model(kind, dtype), V).curve, MODELS[kind][1]
-    assert curve.scale == pytest.approx(expected.scale, rel=1e-6)
-    assert curve.cap == (None if expected.cap is None else pytest.approx(expected.cap, rel=1e-6))
+    transform, expected = Head.of(model(kind, dtype), V).transform, MODELS[kind][1]
+    assert transform.scale == pytest.approx(expected.scale, rel=1e-6)
+    assert transform.cap == (None if expected.cap is None else pytest.approx(expected.cap, rel=1e-6))
 
 
 def test_gradients_reach_the_states() -> None:
@@ -78,7 +78,7 @@ def test_gradients_reach_the_states() -> None:
     assert made.model.layers[0].mlp.up_proj.weight.grad.abs().max() > 0
 
 
-def test_a_curve_of_another_kind_is_refused() -> None:
+def test_a_transform_of_another_kind_is_refused() -> None:
     class Strange(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -100,7 +100,7 @@ def test_an_adapter_on_the_head_is_refused() -> None:
     tokenizer = make_tokenizer()
     base = build_model("llama", layers=1, vocabulary=len(tokenizer), tokenizer=tokenizer)
     elsewhere = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"]))
-    assert Head.of(elsewhere, 10).curve == Curve()
+    assert Head.of(elsewhere, 10).transform == LogitTransform()
     base = build_model("llama", layers=1, vocabulary=len(tokenizer), tokenizer=tokenizer)
     adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["lm_head"]))
     with pytest.raises(ValueError, match="not a plain Linear"):

@@ -33,7 +33,7 @@ from skill_kd.kd.dataset.reading import Example
 from skill_kd.kd.errors import BadInput, Missing, StoppedBySignal
 from skill_kd.kd.losses import divergences
 from skill_kd.kd.losses.divergences import log_probs
-from skill_kd.kd.model.student import TopK, on_shared_outcomes
+from skill_kd.kd.model.teacher_distribution import TopK, on_shared_outcomes
 from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.sampler import Sampler, draws_for
 from skill_kd.kd.signals import StopRequest

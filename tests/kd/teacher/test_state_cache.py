@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from skill_kd.kd.dataset.batch import Row, collate
 from skill_kd.kd.dataset.encoding import Encoded
-from skill_kd.kd.model.student import all_logp, find_head
+from skill_kd.kd.model.student import find_head
+from skill_kd.kd.model.teacher_distribution import all_logp
 from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.sampler import Draw, Sampler
 from skill_kd.kd.teacher.state_cache import Annotator, StatesCache

@@ -35,7 +35,7 @@ from skill_kd.kd.errors import Missing  # noqa: E402
 from skill_kd.kd.losses import divergences  # noqa: E402
 from skill_kd.kd.losses.divergences import log_probs  # noqa: E402
 from skill_kd.kd.model.packaged import resolve  # noqa: E402
-from skill_kd.kd.model.student import TopK, on_shared_outcomes  # noqa: E402
+from skill_kd.kd.model.teacher_distribution import TopK, on_shared_outcomes  # noqa: E402
 from skill_kd.kd.rollouts.decoding import Decoding  # noqa: E402
 from skill_kd.kd.rollouts.sampler import Sampler  # noqa: E402
 from skill_kd.kd.teacher.served import ServedTeacher  # noqa: E402

@@ -1,7 +1,7 @@
 """Where implementations of distillation break, in public: each failure is a test of its own, that names its issue.
 
-Most go through the path that training takes: rows, ``collate``, ``Policy``, ``micro_batches``. Where another file
-proves the same of one function, the test here calls that one.
+Most go through the path that training takes: rows, ``collate``, ``StudentWithLoss``, ``micro_batches``. Where another
+file proves the same of one function, the test here calls that one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from skill_kd.kd.errors import BadInput, Missing
 from skill_kd.kd.losses.divergences import bucketed, forward_kl, jsd, kl, log_probs, reverse_kl
 from skill_kd.kd.losses.masking import through_first_eos
 from skill_kd.kd.model.loading import LoadedTeacher
-from skill_kd.kd.model.student import Policy, find_head, response_logits, response_states
+from skill_kd.kd.model.student import StudentWithLoss, find_head, response_hidden_states, response_logits
 from skill_kd.kd.model.vocabulary import real_vocabulary, shared_vocabulary
 from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.sampler import Draw, Sampler
@@ -68,7 +68,7 @@ ROWS = [row((50, 51, 52, 53, END)), row((END,)), row((60, 61, END), prompt=(42,)
 """From 1 to 6 tokens, so that means of parts differ from the mean of the whole."""
 
 
-def gradient(policy: Policy, teacher: nn.Module, rows: list[Row], name: str, accumulate: int) -> Tensor:
+def gradient(policy: StudentWithLoss, teacher: nn.Module, rows: list[Row], name: str, accumulate: int) -> Tensor:
     """Return the gradient of one optimizer step, cut into ``accumulate`` micro-batches as training cuts it."""
     term: Any = SimpleNamespace(experience=SimpleNamespace(objective=objective(name)), weight=1.0)
     run: Any = SimpleNamespace(
@@ -81,7 +81,7 @@ def gradient(policy: Policy, teacher: nn.Module, rows: list[Row], name: str, acc
         head = find_head(teacher, policy.vocabulary)
         assert head is not None
         with torch.no_grad():
-            states = response_states(teacher, batch, head)
+            states = response_hidden_states(teacher, batch, head)
         (scale * policy(batch, built.loss, states, 1.0)).backward()
     return torch.cat([weight.grad.flatten() for weight in policy.parameters() if weight.grad is not None])
 
@@ -108,7 +108,7 @@ def test_a_pad_that_is_eos_hides_no_eos() -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_padding_and_neighbours_change_no_gradient(name: str) -> None:
     """Padding invariance: a row's gradient is the same alone, beside longer rows, and with its pads at either end."""
-    student, teacher = Policy(model(0), len(TOKENIZER)), model(1)
+    student, teacher = StudentWithLoss(model(0), len(TOKENIZER)), model(1)
     each = [gradient(student, teacher, [one], name, 1) * objective(name).count([one]) for one in ROWS]
     together = gradient(student, teacher, ROWS, name, 1) * objective(name).count(ROWS)
     torch.testing.assert_close(sum(each), together, rtol=0, atol=1e-5)  # its norms compute in float32
@@ -123,11 +123,11 @@ def test_padded_vocabularies_are_cut_to_the_ids_that_both_models_share() -> None
     sizes = [real_vocabulary(TOKENIZER, each) for each in (student, teacher)]
     shared = shared_vocabulary(TOKENIZER, make_tokenizer(), min(sizes))
     assert shared == len(TOKENIZER) == 300
-    before = gradient(Policy(student, shared), teacher, ROWS, "reverse_kl", 1)
+    before = gradient(StudentWithLoss(student, shared), teacher, ROWS, "reverse_kl", 1)
     with torch.no_grad():
         for each in (student, teacher):
             each.get_output_embeddings().weight[shared:] += 100.0  # type: ignore[operator, union-attr]
-    after = gradient(Policy(student, shared), teacher, ROWS, "reverse_kl", 1)
+    after = gradient(StudentWithLoss(student, shared), teacher, ROWS, "reverse_kl", 1)
     assert torch.equal(before, after)
     assert before.abs().max() > 0
 
@@ -137,7 +137,7 @@ def test_equal_sizes_do_not_make_equal_tokens() -> None:
     test_loading.test_two_permuted_ids_are_refused_and_the_first_named()
 
 
-# --- normalisers ------------------------------------------------------------------------------------------------------
+# --- normalizers ------------------------------------------------------------------------------------------------------
 
 
 def test_a_loss_is_divided_by_the_tokens_it_sums() -> None:
@@ -152,13 +152,13 @@ def test_a_loss_is_divided_by_the_tokens_it_sums() -> None:
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_accumulation_changes_no_gradient(name: str, accumulate: int) -> None:
     """Trl PR 6006, ms-swift PR 10165: each micro-batch was divided by its own tokens, so the split changed the loss."""
-    student, teacher = Policy(model(0), len(TOKENIZER)), model(1)
+    student, teacher = StudentWithLoss(model(0), len(TOKENIZER)), model(1)
     whole, parts = (gradient(student, teacher, ROWS, name, split) for split in (1, accumulate))
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)  # the norms of a llama compute in float32
     size = len(ROWS) // accumulate
     pieces = [ROWS[start : start + size] for start in range(0, len(ROWS), size)]
     mean_of_means = sum(gradient(student, teacher, piece, name, 1) for piece in pieces) / accumulate
-    if objective(name).normaliser == "tokens":
+    if objective(name).loss.normalizer == "tokens":
         assert (mean_of_means - whole).norm() > 0.05 * whole.norm()
 
 
@@ -168,7 +168,7 @@ def test_accumulation_changes_no_gradient(name: str, accumulate: int) -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_rows_without_a_scored_token_give_zero_and_no_nan(name: str) -> None:
     """LMOps issue 38: a mean over an empty mask is 0 / 0."""
-    student, teacher = Policy(model(0), len(TOKENIZER)), model(1)
+    student, teacher = StudentWithLoss(model(0), len(TOKENIZER)), model(1)
     empty = [row((50, 51), scored=False), row((60,), scored=False)]
     assert not gradient(student, teacher, empty, name, 1).any()
     beside = gradient(student, teacher, [ROWS[0], empty[0]], name, 1)

@@ -1,34 +1,34 @@
-"""objectives: what a spec names becomes the loss it describes, with its temperature, labels and normaliser."""
+"""objectives: what a spec names becomes the loss it describes, with its temperature, labels and normalizer."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import inspect
+import json
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import pytest
+import reference
 import torch
+from divergence_cases import BOUND, CASES, PARAMETERS
 from torch import Tensor
 
+from skill_kd.guidance.table import FINDINGS
 from skill_kd.kd import config
 from skill_kd.kd.dataset.batch import Batch, Row, collate
 from skill_kd.kd.losses import divergences, estimators
-from skill_kd.kd.losses.divergences import log_probs
+from skill_kd.kd.losses.divergences import DIVERGENCES, log_probs, parameters
 from skill_kd.kd.train.objectives import build_objective, coverage_objective
-from skill_kd.spec import Distill, SelfTrain, WarmStart
+from skill_kd.plan.loss import LOGIT_COPIES
+from skill_kd.prove.known import KNOWN
+from skill_kd.spec import Distill, Divergence, Objective, OffPolicyObjective, SelfTrain, WarmStart
 
 torch.set_num_threads(1)
 
 V = 11
 CPU = torch.device("cpu")
-KINDS = [
-    "forward_kl",
-    "reverse_kl",
-    "jsd",
-    "skew_kl",
-    "skew_reverse_kl",
-    "adaptive_kl",
-    "entropy_aware",
-    "total_variation",
-]
 
 
 def objective(kind: str, **values: Any) -> Any:
@@ -91,16 +91,13 @@ def test_temperature_keeps_the_size_of_the_gradient() -> None:
     assert float(warm / hot) == pytest.approx(1, abs=0.05)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DIVERGENCES)
 def test_a_kind_is_its_divergence_with_the_parameters_of_the_spec(kind: str) -> None:
-    parameters = {"jsd": {"beta": 0.3}, "skew_kl": {"skew": 0.2}, "skew_reverse_kl": {"skew": 0.2}}
-    parameters |= {"adaptive_kl": {"head_mass": 0.4}, "entropy_aware": {"entropy_threshold": 1.9}}
-    chosen = parameters.get(kind, {})
     student, teacher = log_probs(STUDENT), log_probs(TEACHER)
-    built = objective(kind, **chosen)
-    expected = getattr(divergences, kind)(student, teacher, **chosen)
+    built = objective(kind, **PARAMETERS.get(kind, {}))
+    expected = BOUND[kind](student, teacher)
     assert torch.equal(built.loss(student, teacher, batch()), scored(expected))
-    assert (built.normaliser, built.reads_teacher) == ("tokens", True)
+    assert (built.loss.normalizer, built.reads_teacher) == ("tokens", True)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
@@ -129,7 +126,7 @@ def test_fine_tuning_is_the_likelihood_of_the_responses_and_reads_no_teacher(kin
     student = log_probs(STUDENT)
     expected = -estimators.token_logp(student, batch().response_BT)
     assert torch.equal(built.loss(student, None, batch()), scored(expected))
-    assert (built.reads_teacher, built.on_policy, built.normaliser) == (False, 0.0, "tokens")
+    assert (built.reads_teacher, built.on_policy, built.loss.normalizer) == (False, 0.0, "tokens")
     assert built.responses == ("data" if kind == "sft" else "teacher")
 
 
@@ -156,15 +153,21 @@ def test_exact_minillm_takes_its_weights_as_one_when_the_student_alone_sampled()
     assert not torch.allclose(weighted, estimators.minillm_exact(*arguments))
 
 
+def test_the_exact_estimator_that_trains_is_the_one_that_is_proven() -> None:
+    assert objective("minillm", estimator="exact", teacher_mix=0.2).loss is estimators.EXACT
+    assert KNOWN["Single + Long, per-decision weights (`exact`)"] == estimators.EXACT.of_tensors
+    assert KNOWN["per-token weight, length normalisation, clip (`paper`)"] == estimators.PAPER.of_tensors
+
+
 def test_the_papers_minillm_passes_on_its_options() -> None:
     student, teacher, sampled = log_probs(STUDENT), log_probs(TEACHER), batch(*rows("student", behaviour=True))
     arguments = (student, teacher, sampled.response_BT, sampled.mask_BT, sampled.behaviour_logp_BT)
     for options in ({"clip": 0.1, "length_normalization": True}, {"clip": None, "length_normalization": False}):
         built = objective("minillm", estimator="paper", **options)
-        assert torch.equal(built.loss(student, teacher, sampled), estimators.minillm_paper(*arguments, **options))
+        assert torch.equal(built.loss(student, teacher, sampled), estimators.paper(**options).of_tensors(*arguments))
 
 
-@pytest.mark.parametrize("kind", ["sft", *KINDS, "minillm"])
+@pytest.mark.parametrize("kind", ["sft", *DIVERGENCES, "minillm"])
 def test_losses_of_rows_add_up_however_they_are_cut_into_micro_batches(kind: str) -> None:
     built = build_objective(config.Sft()) if kind == "sft" else objective(kind)
     both = rows("student", behaviour=True)
@@ -185,10 +188,65 @@ def test_the_coverage_term_is_forward_kl_on_what_the_teacher_writes() -> None:
     student, teacher = log_probs(STUDENT), log_probs(TEACHER)
     term = coverage_objective()
     assert torch.equal(term.loss(student, teacher, batch()), scored(divergences.forward_kl(student, teacher)))
-    assert (term.on_policy, term.responses, term.normaliser) == (0.0, "teacher", "tokens")
+    assert (term.on_policy, term.responses, term.loss.normalizer) == (0.0, "teacher", "tokens")
 
 
 @pytest.mark.parametrize("stage", [Distill(), WarmStart(), SelfTrain()])
 def test_the_default_objective_of_every_stage_builds(stage: Any) -> None:
     values = getattr(config, type(stage).__name__).of(stage.model_dump())
     assert build_objective(getattr(values, "objective", config.Sft())).count(rows()) == 5
+
+
+# --- completeness -----------------------------------------------------------------------------------------------------
+
+TESTS = Path(__file__).parents[2]
+REFERENCE = (TESTS.parent / "references" / "objectives.md").read_text(encoding="utf-8")
+
+
+def kinds(union: Any) -> dict[str, Any]:
+    """Return the spec's models of a union by kind."""
+    return {model.model_fields["kind"].default: model for model in get_args(get_args(union)[0])}
+
+
+HOMES: dict[str, Collection[str]] = {
+    "a model to Objective in skill_kd/spec": kinds(Objective),
+    "its kind to ON_POLICY, _OFF or _TEXT in skill_kd/guidance/table.py, or to a knob of its own": {
+        kind for finding in FINDINGS for remedy in finding.remedies for knob in remedy.knobs for kind in knob.kinds
+    },
+    "the tensors it keeps alive to LOGIT_COPIES in skill_kd/plan/loss.py": LOGIT_COPIES,
+    "a row to 'All objectives' in references/objectives.md": re.findall(r"^\| `(\w+)` \|", REFERENCE, re.MULTILINE),
+    "a spec to OBJECTIVES in tests/kd/train/test_trainer.py, and its losses with SKILL_KD_WRITE_GOLDEN=1": json.loads(
+        (TESTS / "golden_losses.json").read_text(encoding="utf-8")
+    ),
+}
+"""What to add for a new objective, and the kinds that have it."""
+HOMES_OF_DIVERGENCES: dict[str, Collection[str]] = {
+    "the function to DIVERGENCES in skill_kd/kd/losses/divergences.py": DIVERGENCES,
+    "the model to OffPolicyObjective in skill_kd/spec": kinds(OffPolicyObjective),
+    "its formula in plain Python to tests/reference.py": dict(inspect.getmembers(reference, inspect.isfunction)),
+    "its parameters to CASES in tests/kd/losses/divergence_cases.py": [kind for kind, _ in CASES],
+}
+
+
+def lacking(kind: str) -> list[str]:
+    """Return, in words, what an objective lacks."""
+    homes = HOMES if kind in {"sft", "sequence_kd", "minillm"} else HOMES_OF_DIVERGENCES | HOMES
+    return [f"{kind}: add {home}" for home, found in homes.items() if kind not in found]
+
+
+def test_every_objective_is_in_all_its_homes() -> None:
+    failures = [line for kind in sorted({*kinds(Objective), *DIVERGENCES}) for line in lacking(kind)]
+    assert not failures, "\n".join(failures)
+
+
+def test_a_new_objective_is_told_every_home() -> None:
+    assert lacking("new_kl") == [f"new_kl: add {home}" for home in (*HOMES_OF_DIVERGENCES, *HOMES)]
+
+
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_a_divergence_names_its_paper_and_takes_its_parameters_from_its_spec(kind: str) -> None:
+    assert re.search(r"arXiv \d{4}\.\d{5}", str(DIVERGENCES[kind].__doc__))
+    model = kinds(Objective)[kind]
+    assert set(parameters(kind)) == set(model.model_fields) - {*Divergence.model_fields, "kind"}
+    assert set(parameters(kind)) == set(PARAMETERS.get(kind, {}))
+    assert all(model.model_fields[name].default != value for name, value in PARAMETERS.get(kind, {}).items())

@@ -2,7 +2,7 @@
 
 ``CONFIG`` says what it trains on and how; ``prepare`` puts the parts together; ``OnPolicyTrainer`` is TRL's trainer,
 which samples, scores and steps, with what this run needs to be comparable with any other: prompts as token ids, the
-spec's normalisers, held-out figures, one plain line for a failure. Run it with ``python train.py``; stop it with Ctrl-C
+spec's normalizers, held-out figures, one plain line for a failure. Run it with ``python train.py``; stop it with Ctrl-C
 and go on with ``python train.py --resume``.
 """
 
@@ -35,7 +35,7 @@ from skill_kd.kd.files import write_json
 from skill_kd.kd.losses.masking import position_ids
 from skill_kd.kd.model.export import export_student
 from skill_kd.kd.model.loading import load_student
-from skill_kd.kd.model.student import Policy
+from skill_kd.kd.model.student import StudentWithLoss
 from skill_kd.kd.reporting import reporting
 from skill_kd.kd.signals import StopRequest
 from skill_kd.kd.teacher.teacher import Teacher, Telling
@@ -64,7 +64,7 @@ class Run:
     student: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     encoder: Encoder
-    policy: Policy
+    policy: StudentWithLoss
     teacher: Teacher
     teacher_model: PreTrainedModel
     data: TrainingData
@@ -97,7 +97,7 @@ def prepare() -> Run:
         student,
         tokenizer,
         parts.encoder,
-        Policy(student, teacher.vocabulary),
+        StudentWithLoss(student, teacher.vocabulary),
         teacher,
         teacher_model,
         parts.data,
@@ -223,7 +223,7 @@ class MiniLLMTrainer(OnPolicyTrainer):
         # As in TRL's own count, divided by the processes over which gradients are averaged.
         rollouts = CONFIG.training.batch_size / self.accelerator.num_processes
         nothing = torch.zeros((), device=total.device)
-        return total / (rollouts if OBJECTIVE.normaliser == "rollouts" else num_items_in_batch), nothing, nothing
+        return total / (rollouts if OBJECTIVE.loss.normalizer == "rollouts" else num_items_in_batch), nothing, nothing
 
 
 def arguments(run: Run) -> DistillationConfig:
