@@ -41,7 +41,7 @@ FLOORS = {
     "skill_kd.diagnose": (("formats",), ("changes",), ("report",), ("diagnosis",), ("__init__",)),
 }
 
-NO_TORCH = ("config", "errors", "signals", "files", "reporting", "dataset.reading")
+NO_TORCH = ("config", "errors", "signals", "files", "reporting", "dataset.reading", "model.context")
 """The part of kd that the rest of the package may import when a module is loaded."""
 
 TORCH = ("prove",)
