@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ import test_data
 import test_divergences
 import test_loading
 import torch
+from accelerate import Accelerator
 from pydantic import ValidationError
 from tiny import EOS, build_model, make_tokenizer
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.sampler import Draw, Sampler
 from skill_kd.kd.teacher import teacher as teachers
 from skill_kd.kd.teacher.served import ServedTeacher
+from skill_kd.kd.teacher.teacher import Teacher
+from skill_kd.kd.train.experience import Experience, Sampling, Term, rows_source
 from skill_kd.kd.train.loop import micro_batches
 from skill_kd.kd.train.objectives import Objective, build_objective
 from skill_kd.spec import JSD, Distill
@@ -69,13 +71,12 @@ ROWS = [row((50, 51, 52, 53, END)), row((END,)), row((60, 61, END), prompt=(42,)
 
 def gradient(policy: Policy, teacher: nn.Module, rows: list[Row], name: str, accumulate: int) -> Tensor:
     """Return the gradient of one optimizer step, cut into ``accumulate`` micro-batches as training cuts it."""
-    term: Any = SimpleNamespace(experience=SimpleNamespace(objective=objective(name)), weight=1.0)
-    run: Any = SimpleNamespace(
-        accelerator=SimpleNamespace(device=CPU, reduce=lambda tensor, _how: tensor),
-        config=Config(training=Config(accumulate=accumulate)),
-    )
+    config = Config(seed=0, training=Config(batch_size=len(rows)), rollout=Config(prompts=len(rows), inner_epochs=1))
+    sampler = Sampler(Decoding(8, 1.0, 1.0, frozenset({END}), policy.vocabulary), END, CPU)
+    sampling = Sampling(sampler, Teacher(teacher, policy.vocabulary, lambda *_: []), process=0, processes=1)
+    term = Term(Experience(config, "distill", objective(name), rows_source(rows), sampling))
     policy.zero_grad()
-    for piece, built, scale in micro_batches(run, [term], [rows]):
+    for piece, built, scale in micro_batches(Accelerator(cpu=True), [term], [rows], accumulate):
         batch = collate(piece, END, CPU)
         head = find_head(teacher, policy.vocabulary)
         assert head is not None

@@ -38,7 +38,7 @@ from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 
 from skill_kd.kd.config import Config
-from skill_kd.kd.errors import reporting
+from skill_kd.kd.reporting import reporting
 from skill_kd.kd.model.loading import load_teacher
 from skill_kd.kd.model.sharding import InStep
 
@@ -101,7 +101,7 @@ from accelerate import Accelerator
 
 from skill_kd.kd.model import sharding
 from skill_kd.kd.config import Config
-from skill_kd.kd.errors import reporting
+from skill_kd.kd.reporting import reporting
 from skill_kd.kd.model.loading import load_student
 
 

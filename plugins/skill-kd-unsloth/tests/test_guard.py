@@ -8,13 +8,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from skill_kd_unsloth import UnslothBackend
 from specs import needs_unsloth, values
 from tiny import build_model, make_tokenizer
@@ -213,12 +213,8 @@ def test_a_student_that_samples_and_scores_apart_is_refused(template: ModuleType
     draws = [Draw(Encoded(prompt), (0, "test"), row) for row, prompt in enumerate(PROMPTS)]
     watched = model()
     template.Guard().watch(watched)
-    run = SimpleNamespace(
-        student=watched,
-        held_out=SimpleNamespace(sampler=sampler, draws=draws),
-        accelerator=SimpleNamespace(autocast=nullcontext),
-    )
-    template.check_sampling(run)
+    accelerator = Accelerator(cpu=True)
+    template.check_sampling(watched, sampler, draws, accelerator)
 
     def scores_otherwise(module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
         if kwargs.get("use_cache") is False:
@@ -226,4 +222,4 @@ def test_a_student_that_samples_and_scores_apart_is_refused(template: ModuleType
 
     watched.register_forward_pre_hook(scores_otherwise, with_kwargs=True)
     with pytest.raises(TrainingStopped, match="nats a token apart"):
-        template.check_sampling(run)
+        template.check_sampling(watched, sampler, draws, accelerator)

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -38,6 +38,8 @@ _HANDED_OUT = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
 
 class Shards:
     """A student in shards, block by block; the rest of it is the outermost block."""
+
+    kept_by: ClassVar[str] = "Shards"
 
     def __init__(self, student: PreTrainedModel, accelerator: Accelerator) -> None:
         """Split ``student`` in place; what counts is the main process's, the others need shapes alone.

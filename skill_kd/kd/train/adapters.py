@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -30,7 +31,9 @@ def _trained(policy: nn.Module) -> dict[str, nn.Parameter]:
 
 
 class Adapters:
-    """Keeps the adapters of a student and their optimizer."""
+    """Saves and loads the adapters of a student and their optimizer."""
+
+    kept_by: ClassVar[str] = "Adapters"
 
     def __init__(self, accelerator: Accelerator, policy: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.accelerator = accelerator

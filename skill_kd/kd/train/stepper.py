@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -72,6 +72,8 @@ class Zero:
 
     Not through accelerate, which would step at every micro-batch, and on CPUs leave DeepSpeed out.
     """
+
+    kept_by: ClassVar[str] = "Zero"
 
     def __init__(
         self, accelerator: Accelerator, policy: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ os.environ["UNSLOTH_COMPILE_LOCATION"] = str(Path(__file__).resolve().parent / "
 
 import unsloth  # isort: skip -- it patches what is imported after it
 
+from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -35,8 +37,10 @@ from skill_kd.kd.model.loading import load_student, load_tokenizer
 from skill_kd.kd.model.packaged import resolve
 from skill_kd.kd.model.student import response_logits
 from skill_kd.kd.reporting import reporting
+from skill_kd.kd.rollouts.sampler import Draw, Sampler
 from skill_kd.kd.train.loop import Run, train
 from skill_kd.kd.train.setup import open_accelerator, open_run
+from skill_kd.kd.train.strategy import open_strategy
 
 CONFIG = Config.read(sys.argv[1])  # kd: config
 FOLDER = output_folder(__file__, sys.argv)
@@ -174,7 +178,7 @@ class Guard:
 
 
 @torch.no_grad()
-def check_sampling(run: Run) -> None:
+def check_sampling(student: nn.Module, sampler: Sampler, draws: Sequence[Draw], accelerator: Accelerator) -> None:
     """Refuse a student that samples from another distribution than the one that is trained.
 
     Unsloth decodes with other kernels than it trains with: the two are held against each other before the first step.
@@ -182,13 +186,12 @@ def check_sampling(run: Run) -> None:
     Raises:
         TrainingStopped: their log-probabilities differ by more than rounding.
     """
-    sampler = run.held_out.sampler
-    with run.accelerator.autocast():
-        rows = sampler.sample(run.student, run.held_out.draws[:4], "student")
+    with accelerator.autocast():
+        rows = sampler.sample(student, draws, "student")
         batch = collate(rows, sampler.pad, sampler.device)
-        run.student.train(False)
-        logits_BTV = response_logits(run.student, batch, sampler.decoding.vocabulary)
-        run.student.train()
+        student.train(False)
+        logits_BTV = response_logits(student, batch, sampler.decoding.vocabulary)
+        student.train()
     assert batch.behaviour_logp_BT is not None
     apart_BT = token_logp(log_probs(logits_BTV), batch.response_BT) - batch.behaviour_logp_BT
     apart = float(apart_BT.abs()[batch.mask_BT].mean())
@@ -210,8 +213,9 @@ def prepare() -> Run:
     """
     accelerator = open_accelerator(CONFIG, FOLDER)
     student, tokenizer = load_unsloth_student()
-    run = open_run(CONFIG, FOLDER, accelerator, student, tokenizer)
-    check_sampling(run)
+    run = open_run(CONFIG, FOLDER, accelerator, open_strategy(CONFIG, accelerator), student, tokenizer)
+    held_out = run.measures.held_out
+    check_sampling(student, held_out.sampler, held_out.draws[:4], accelerator)
     return run
 
 
