@@ -1,0 +1,334 @@
+"""Each format, by a fixture made from its public description; and every reader against whatever JSON can hold."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from skill_kd.diagnose.changes.scan import Options, Scan, scan
+from skill_kd.diagnose.formats.readers import FORMATS, Fields, detect, parse, reader
+from skill_kd.diagnose.formats.rows import BAD, DROPS, Row, asked, number, seconds, text_of
+from skill_kd.diagnose.formats.sources import Source
+from skill_kd.errors import UsageError
+
+LOGS = Path(__file__).parents[1] / "data" / "logs"
+GIVEN = Fields(prompt="q.text", output="a.texts", time="at", temperature="cfg.t")
+
+
+def lines_of(name: str) -> list[bytes]:
+    blocks = Source(str(LOGS / name)).blocks()
+    return [line for block in blocks for line in block.lines.split(b"\n") if line.strip()]
+
+
+def read(name: str, fields: Fields | None = None) -> tuple[str, list[Row], list[str]]:
+    """The detected format, the rows, and why the other lines hold none."""
+    lines, fields = lines_of(name), fields or Fields()
+    kind = detect(lines, fields)
+    found = [reader(kind, fields)(parse(line)) for line in lines]
+    return (
+        kind,
+        [row for each in found if isinstance(each, list) for row in each],
+        [e for e in found if isinstance(e, str)],
+    )
+
+
+CASES: dict[str, tuple[str, list[tuple[str, str | None]], list[str]]] = {
+    "openai_proxy.jsonl": (
+        "openai",
+        [
+            ("A narrow inlet of the sea between cliffs.", "What is a fjord?"),
+            ("The Aare.", "Name a river."),
+            ("A bridge.", "What is this?"),
+            ("Seven days.", "How long is a week?"),
+            *[("Red.", "A colour?"), ("Blue.", "A colour?")] * 2,
+        ],
+        ["tool call without text", "served from a cache", "failed call"],
+    ),
+    "openai_responses.jsonl": (
+        "openai",
+        [("Debris left by a glacier.", "What is a moraine?"), ("A drumlin is a hill that", None)],
+        ["tool call without text", "failed call"],
+    ),
+    "openai_batch_output.jsonl": (
+        "openai-batch",
+        [("Bern.", None), ("Oslo is the capital of", None)],
+        ["failed call", "failed call"],
+    ),
+    "openai_batch_input.jsonl": ("openai-batch", [], ["request without its answer"]),
+    "openai_stream.txt": ("openai", [("One.", None), ("Two words", None), ("never ended", None)], []),
+    "openai_conversations.jsonl": (
+        "openai",
+        [("Lake Thun.", "Name a lake."), ("Mönch.", "Another?")],
+        ["request without its answer"],
+    ),
+    "langfuse_blob.jsonl": (
+        "langfuse",
+        [("In autumn.", "Best time to plant tulips?"), ("Plain answer", "Plain prompt")],
+        ["not a model call", "failed call", "tool call without text"],
+    ),
+    **dict.fromkeys(
+        ("langfuse_table.json", "langfuse_table.csv"),
+        (
+            "langfuse",
+            [
+                ("In autumn.", "Plant tulips when?"),
+                ('In late winter, "before" budding.\nNot later.', "Prune roses when?"),
+            ],
+            [],
+        ),
+    ),
+    **dict.fromkeys(
+        ("langsmith_runs.jsonl", "langsmith_runs.json"),
+        (
+            "langsmith",
+            [("A grain.", "What is rye?"), ("An old kind of wheat.", "What is spelt?"), ("A cereal.", "What is oat?")],
+            ["not a model call", "failed call", "tool call without text"],
+        ),
+    ),
+    "otel_spans.jsonl": (
+        "otel",
+        [("A soft metal.", "What is tin?"), ("A metal.", "What is zinc?")],
+        ["tool call without text", "not a model call", "not a model call", "failed call"],
+    ),
+    "otel_otlp.jsonl": (
+        "otel",
+        [("A metal that rusts.", "What is iron?"), ("A metal.", "What is zinc?"), ("A heavy", "What is lead?")],
+        [],
+    ),
+    "otel_events.jsonl": (
+        "otel",
+        [("A noble metal.", None), ("A noble gas.", "What is argon?")],
+        ["request without its answer"],
+    ),
+    "generic_usual.jsonl": (
+        "generic",
+        [("Soft limestone.", "What is chalk?"), ("Hard quartz.", "What is flint?")],
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_format_is_told_by_its_content_and_read(name: str) -> None:
+    kind, rows, reasons = read(name)
+    assert kind == CASES[name][0]
+    assert [(row.output, row.prompt) for row in rows] == CASES[name][1]
+    assert reasons == CASES[name][2]
+
+
+def test_settings_and_times_are_read() -> None:
+    logs = ("openai_proxy.jsonl", "langsmith_runs.jsonl", "langfuse_table.json", "otel_spans.jsonl", "otel_otlp.jsonl")
+    for name in logs:
+        row = read(name)[1][0]
+        assert (row.model, row.temperature, row.max_tokens) == ("student-1", 0.7, 200), name
+        assert row.system in ("You are a helpful assistant.", "Be brief."), name
+        assert row.time is not None
+        assert int(row.time) // 60 == 1767607260 // 60 or name == "otel_otlp.jsonl", name
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("openai_proxy.jsonl", ["stop", "stop", "length", "stop", "stop", "length", "stop", "length"]),
+        ("openai_responses.jsonl", ["stop", "length"]),
+        ("openai_stream.txt", ["stop", "length", None]),
+        ("otel_otlp.jsonl", ["stop", "stop", "length"]),
+        ("langsmith_runs.jsonl", ["stop", "length", None]),
+    ],
+)
+def test_finish_reasons_are_read(name: str, expected: list[str | None]) -> None:
+    assert [row.finish for row in read(name)[1]] == expected
+
+
+def test_given_fields_make_a_log_generic_and_reach_into_it() -> None:
+    kind, rows, _ = read("generic.jsonl", GIVEN)
+    assert kind == "generic"
+    assert [row.output for row in rows] == ["Dark rock", "Cooled lava", "Split rock"]
+    assert rows[0].prompt == "What is basalt?"
+    assert rows[0].temperature == 0.3
+    assert rows[0].time == 1767603660  # one hour before UTC
+
+
+def test_a_server_text_log_is_answered_with_what_to_log_instead() -> None:
+    with pytest.raises(UsageError, match="proxy"):
+        read("vllm.log")
+
+
+def test_unknown_formats_and_misplaced_fields_are_refused() -> None:
+    with pytest.raises(UsageError, match="unknown"):
+        reader("nonsense", Fields())
+    with pytest.raises(UsageError, match="add --format generic"):
+        reader("langfuse", Fields(output="x"))
+    with pytest.raises(UsageError, match="--prompt-field"):
+        detect([b'{"a": 1}', b'{"b": 2}'], Fields())
+
+
+def test_what_was_written_twice_counts_once() -> None:
+    done = scan([str(LOGS / "openai_proxy.jsonl")], Options())
+    assert done.rows == 6
+    assert done.drops["written twice"] == 2
+
+
+# --- batches: two files of one log ------------------------------------------------------------------------------------
+
+INPUT, OUTPUT = str(LOGS / "openai_batch_input.jsonl"), str(LOGS / "openai_batch_output.jsonl")
+
+
+def sampled(done: Scan) -> dict[str, tuple[str | None, tuple[str, ...]]]:
+    """Prompt and settings of each answer."""
+    return {row.output: (row.prompt, row.setting) for _, window in done.windows for row in window.sample}
+
+
+def packed(source: str, target: Path) -> str:
+    target.write_bytes(gzip.compress(Path(source).read_bytes()))
+    return str(target)
+
+
+@pytest.mark.parametrize(
+    ("order", "kind", "jobs"),
+    [
+        ((INPUT, OUTPUT), None, 1),
+        ((OUTPUT, INPUT), None, 1),
+        ((OUTPUT, INPUT), "openai-batch", 1),
+        ((OUTPUT, INPUT), None, 2),
+    ],
+)
+def test_a_batchs_answers_get_their_prompts_from_its_input(order: tuple[str, str], kind: str | None, jobs: int) -> None:
+    done = scan(order, Options(kind, jobs=jobs))
+    prompt, setting = sampled(done)["Bern."]
+    assert prompt == "Capital of Switzerland?"
+    assert setting[:3] == ("student-1", "0.7", "200")
+    assert setting[3] != sampled(done)["Oslo is the capital of"][1][3]  # it has a system prompt
+    assert sampled(done)["Oslo is the capital of"][0] is None
+    assert done.lines == 4  # the input's lines are no lines of the log
+    assert done.drops == {"failed call": 2}
+    assert any(f"by custom_id from '{INPUT}'; 3 answers have no request" in note for note in done.notes)
+
+
+def test_a_packed_input_is_joined_too(tmp_path: Path) -> None:
+    done = scan([packed(INPUT, tmp_path / "in.gz"), packed(OUTPUT, tmp_path / "out.gz")], Options())
+    assert sampled(done)["Bern."][0] == "Capital of Switzerland?"
+
+
+def test_an_id_that_two_requests_share_is_joined_to_neither(tmp_path: Path) -> None:
+    record = json.loads(Path(INPUT).read_text())
+    same, other = tmp_path / "same.jsonl", tmp_path / "other.jsonl"
+    same.write_text(json.dumps(record) + "\n")
+    assert sampled(scan([INPUT, str(same), OUTPUT], Options()))["Bern."][0] == "Capital of Switzerland?"
+    record["body"]["messages"][-1]["content"] = "Capital of France?"
+    other.write_text(json.dumps(record) + "\n")
+    done = scan([INPUT, str(other), OUTPUT], Options())
+    assert sampled(done)["Bern."][0] is None
+    assert any("4 answers have no request of theirs alone" in note for note in done.notes)
+
+
+@pytest.mark.parametrize("paths", [(OUTPUT,), (OUTPUT, str(LOGS / "generic_usual.jsonl")), (OUTPUT, OUTPUT)])
+def test_without_an_input_the_answers_stand_alone(paths: tuple[str, ...]) -> None:
+    done = scan(paths, Options())
+    assert sampled(done)["Bern."][0] is None
+    assert not any("custom_id" in note for note in done.notes)
+
+
+def test_inputs_alone_are_no_log() -> None:
+    with pytest.raises(UsageError, match="no line holds an answer"):
+        scan([INPUT, INPUT], Options())
+
+
+def test_broken_lines_of_either_file_are_counted_where_they_count(tmp_path: Path) -> None:
+    broken = tmp_path / "in.jsonl"
+    broken.write_bytes(Path(INPUT).read_bytes() + b'{"custom_id": "q-2", "body": \n[1]\n\xff\n')
+    answers_ = tmp_path / "out.jsonl"
+    answers_.write_bytes(Path(OUTPUT).read_bytes() * 20 + b'{"custom_id": "q-1", "resp\n')
+    done = scan([str(broken), str(answers_)], Options())
+    assert done.drops["not JSON"] == 1
+    assert sampled(done)["Bern."][0] == "Capital of Switzerland?"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("2026-01-05T10:01:00Z", 1767607260),
+        ("2026-01-05T10:01:00.5Z", 1767607260),
+        ("2026-01-05 10:01:00.123000", 1767607260),
+        ("2026-01-05T12:01:00+02:00", 1767607260),
+        (1767607260, 1767607260),
+        (1767607260123, 1767607260.123),
+        ("1767607260000000000", 1767607260),
+        (1767607260000000, 1767607260),
+        (float("nan"), None),
+        (10**400, None),
+        ("yesterday at ten", None),
+        ("9999-99-99T00:00:00Z", None),
+        (-5, None),
+        (True, None),
+        (None, None),
+        ([], None),
+    ],
+)
+def test_times(value: Any, expected: float | None) -> None:
+    found = seconds(value)
+    assert found == expected or (found is not None and expected is not None and abs(found - expected) < 1)
+
+
+def test_numbers_are_finite_or_nothing() -> None:
+    assert [number(each) for each in (1, "0.5", float("nan"), "inf", True, None, "x", 10**400)] == [
+        1.0, 0.5, None, None, None, None, None, None,
+    ]  # fmt: skip
+
+
+def test_content_of_many_shapes() -> None:
+    parts = [
+        {"type": "text", "text": "a"},
+        {"type": "image_url", "image_url": {"url": "u"}},
+        {"type": "text", "content": "b"},
+    ]
+    assert text_of(parts) == "a\nb"
+    assert asked([{"role": "developer", "content": "s"}, {"role": "user", "content": parts}]) == ("a\nb", "s")
+    assert asked({"messages": [{"role": "human", "content": "q"}]}) == ("q", None)
+
+
+def test_nan_and_lone_surrogates_are_read() -> None:
+    assert parse(b'{"temperature": NaN, "output": "\\ud800x"}')["output"].endswith("x")
+    with pytest.raises(ValueError, match="deep"):
+        parse(b"[" * 100_000)
+
+
+KEYS = sorted(
+    {key for name in CASES for line in lines_of(name) for key in json.loads(line)}
+    | {"role", "content", "parts", "kwargs", "key", "value", "spans", "choices", "attributes", "body", "delta", "text"}
+    | {"scopeSpans", "resourceSpans", "arrayValue", "values", "gen_ai.output.messages", "generations", "object"}
+)
+WORDS = ["chat.completion", "response", "x.chunk", "llm", "GENERATION", "user", "assistant", "gen_ai.choice", "[[]]"]
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+LEAVES |= st.sampled_from([*WORDS, '{"a": [1]}'])
+RECORDS = st.dictionaries(
+    st.sampled_from(KEYS),
+    st.recursive(
+        LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4)
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(record=RECORDS)
+def test_no_reader_is_surprised_by_a_record(record: dict[str, Any]) -> None:
+    """A reader answers with rows or a known reason, or raises what `scan` counts as an unreadable record."""
+    for kind in FORMATS:
+        try:
+            found = reader(kind, Fields())(record)
+        except (TypeError, AttributeError, KeyError, IndexError, ValueError):
+            continue
+        if isinstance(found, str):
+            assert found in (*DROPS, *BAD)
+        else:
+            assert found
+            assert all(isinstance(row.output, str) and row.output.strip() for row in found)
+            assert all(row.prompt is None or isinstance(row.prompt, str) for row in found)
+            assert all(row.time is None or 0 < row.time < 1e10 for row in found)

@@ -1,0 +1,92 @@
+"""A few of the simulations that benchmarks/evaluate_honesty.py counts: the gate against planted damage."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+np = pytest.importorskip("numpy")
+pytest.importorskip("scipy")
+
+
+ROOT = Path(__file__).parents[2]
+SEED = 77_000  # in neither range that the results were taken from
+
+
+@cache
+def benchmark() -> ModuleType:
+    """benchmarks/evaluate_honesty.py as a module."""
+    source = importlib.util.spec_from_file_location("evaluate_honesty", ROOT / "benchmarks" / "evaluate_honesty.py")
+    assert source is not None
+    assert source.loader is not None
+    module = importlib.util.module_from_spec(source)
+    sys.modules["evaluate_honesty"] = module
+    source.loader.exec_module(module)
+    return module
+
+
+@cache
+def played(*conditions: str) -> dict[str, list[object]]:
+    known = benchmark().CONDITIONS | benchmark().UNSEEN
+    return benchmark().simulate(SEED, {name: known[name] for name in conditions})
+
+
+EIGHT = ("null", "half length", "1.5 times the length", "12 to 3 modes", "temperature 0.8", "15% loops")
+PLANTED = {"boilerplate opening", "10% refusals"}
+
+
+@pytest.mark.parametrize("preset", ["text-only", "assistant"])
+def test_a_student_like_its_teacher_passes_at_any_length_and_damage_does_not(preset: str) -> None:
+    judged = played(*EIGHT, *sorted(PLANTED))
+    verdicts = {name: benchmark().verdict(metrics, preset).verdict for name, metrics in judged.items()}
+    assert {name for name, verdict in verdicts.items() if verdict == "GO"} == set(benchmark().HARMLESS)
+
+
+def test_the_metric_that_stops_a_student_is_the_one_that_sees_its_damage() -> None:
+    judged = played(*EIGHT, *sorted(PLANTED))
+    binding = {name: benchmark().verdict(metrics, "text-only").binding for name, metrics in judged.items()}
+    assert binding["15% loops"] == "loops"
+    assert binding["10% refusals"] == "refusals"
+    assert binding["boilerplate opening"] in {"stock_openings", "recall", "retention"}
+    assert binding["12 to 3 modes"] in {"retention", "recall"}
+    assert binding["temperature 0.8"] == "retention"
+
+
+def test_where_words_hardly_tell_modes_the_gate_says_so() -> None:
+    world = benchmark().WORLDS[-1]
+    judged = benchmark().simulate(SEED, {"12 to 3 modes": benchmark().CONDITIONS["12 to 3 modes"]}, world)
+    found = benchmark().verdict(judged["12 to 3 modes"], "text-only")
+    assert found.verdict == "INCONCLUSIVE"
+    assert found.reason_code == "metric_insensitive"
+
+
+# --- the synthetic teacher itself -------------------------------------------------------------------------------------
+
+
+def test_its_samples_have_the_probabilities_it_says() -> None:
+    Teacher, Condition = benchmark().SyntheticTeacher, benchmark().Condition
+    teacher = Teacher(3, prompts=2, modes=4)
+    for condition in (Condition(), Condition(modes=1), Condition(temperature=0.5)):
+        ids, lengths = teacher.ids(condition, 4000, 1)
+        told, _ = next(iter(teacher.reading(condition, ids[:, :1], lengths[:, :1], 1)))
+        words = told[0, :-1] / told[0, :-1].sum()
+        seen = np.bincount(ids[0, :, 0], minlength=len(words)) / 4000
+        spread = np.sqrt(words * (1 - words) / 4000)
+        assert (np.abs(seen - words) < 5 * spread + 1e-3).all()
+
+
+def test_coverage_of_the_teacher_is_its_nucleus_and_damage_takes_from_it() -> None:
+    Teacher, Condition = benchmark().SyntheticTeacher, benchmark().Condition
+    teacher = Teacher(4, prompts=10)
+    student, own = teacher.coverage(Condition(), 2)
+    assert student == pytest.approx(own)
+    assert own.min() >= 0.95
+    fewer, _ = teacher.coverage(Condition(modes=3), 2)
+    sharper, _ = teacher.coverage(Condition(temperature=0.8), 2)
+    assert fewer.mean() < own.mean() - 0.02
+    assert sharper.mean() < own.mean() - 0.02

