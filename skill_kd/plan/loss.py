@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from skill_kd.kd.kinds import reads_teacher
 from skill_kd.plan.model_source import ModelConfig
 from skill_kd.plan.setup import DTYPE_BYTES, Setup
 from skill_kd.plan.weights import Part
-from skill_kd.spec import Divergence, SelfTrain, Stage, reads_teacher_probabilities
+from skill_kd.spec import Divergence, SelfTrain, Stage
 
 CHUNK_BYTES, CACHE_BYTES, BLOCK_BYTES = 2**27, 2**20, 2**25
 """The trainer's own: one model's logits of a chunk, and its float32 logits in a block, on a CPU and elsewhere."""
@@ -109,7 +110,7 @@ def head_gradient(setup: Setup, stage: Stage) -> Part:
 
 def _reads(stage: Stage) -> bool:
     # Self-training reads the teacher's before it trains, to choose its rows.
-    return not isinstance(stage, SelfTrain) and reads_teacher_probabilities(stage)
+    return not isinstance(stage, SelfTrain) and reads_teacher(stage)
 
 
 def _logits_bytes(setup: Setup, rows: int) -> int:

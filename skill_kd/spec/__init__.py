@@ -18,6 +18,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from skill_kd.kd.kinds import reads_teacher
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
@@ -702,11 +704,6 @@ def on_policy(stage: Stage) -> bool:
     return isinstance(stage, SelfTrain)
 
 
-def reads_teacher_probabilities(stage: Stage) -> bool:
-    """Whether a stage needs the teacher's distribution, not only its text."""
-    return isinstance(stage, SelfTrain) or not isinstance(stage.objective, Sft | SequenceKD)
-
-
 def _check_stages(spec: Spec) -> None:
     kinds = [stage.kind for stage in spec.stages]
     if kinds.count("distill") != 1 or kinds != sorted(kinds, key=["warm_start", "distill", "self_train"].index):
@@ -746,7 +743,7 @@ def _check_teacher(spec: Spec) -> None:
             "student.from_teacher needs the teacher's weights, and teacher.served gives none; set student.model"
         )
     for stage in spec.stages:
-        if reads_teacher_probabilities(stage) and served.top_logprobs == 0:
+        if reads_teacher(stage) and served.top_logprobs == 0:
             kind = getattr(stage, "objective", stage).kind
             mend = "drop that stage" if isinstance(stage, SelfTrain) else "take kind: sequence_kd"
             raise refuse(

@@ -22,6 +22,7 @@ from ..dataset.batch import Batch, Row
 from ..dataset.encoding import Encoder
 from ..dataset.reading import Example
 from ..errors import BadInput
+from ..kinds import reads_teacher
 from ..losses.chunked import States
 from ..losses.divergences import log_probs
 from ..losses.estimators import token_logp
@@ -122,7 +123,7 @@ def open_teacher(
         shared = shared_vocabulary(tokenizer, loaded.tokenizer, min(vocabulary, loaded.vocabulary))
         check_template(encoder, loaded.tokenizer)
     except BadInput:
-        if any(reads_probabilities(stage) for stage in config.stages):
+        if any(map(reads_teacher, config.stages)):
             raise
         foreign = _foreign_writer(model, loaded, sampler, encoder)
         return Teacher(None, vocabulary, _in_step(foreign, together), together=together)
@@ -193,11 +194,6 @@ def check_template(encoder: Encoder, theirs: PreTrainedTokenizerBase) -> None:
             f"the student's chat template renders a prompt as {rendered[0]!r}, the teacher's as {rendered[1]!r}; "
             "give the student the teacher's chat template, or take kind: sequence_kd, whose teacher writes with its own"
         )
-
-
-def reads_probabilities(stage: Config) -> bool:
-    """Whether a stage needs the teacher's distribution, not only its text."""
-    return stage.kind == "self_train" or stage.objective.kind not in {"sft", "sequence_kd"}
 
 
 def _probe(server: ServedTeacher, tokenizer: PreTrainedTokenizerBase) -> Callable[[], None]:

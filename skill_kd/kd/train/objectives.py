@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..config import Config
 from ..dataset.batch import Batch, Row
+from ..kinds import reads_teacher
 from ..losses import divergences
 from ..losses.divergences import Divergence
 from ..losses.estimators import Weigh, exact_loss, exact_weights, paper_loss, paper_weights, token_logp
@@ -55,7 +56,7 @@ class Objective:
 
 def build_objective(objective: Config) -> Objective:
     """Turn the spec's objective into a loss; the losses themselves are written in ``algorithms``."""
-    if objective.kind in {"sft", "sequence_kd"}:
+    if not reads_teacher(objective):
         source: Literal["teacher", "data"] = "data" if objective.kind == "sft" else "teacher"
         return Objective(Loss(negative_log_likelihood), 1.0, False, "tokens", on_policy=0.0, responses=source)
     if objective.kind == "minillm":
