@@ -229,7 +229,7 @@ def updating(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None]
     from skill_kd.kd.train.experience import Sampling, Term
     from skill_kd.kd.train.loop import optimizer_step
     from skill_kd.kd.train.objectives import build_objective
-    from skill_kd.kd.train.stepper import Plain
+    from skill_kd.kd.train.stepper import AccelerateStepper
     from skill_kd.kd.train.strategy import WrappedStudent
     from skill_kd.spec import Spec
 
@@ -258,7 +258,7 @@ def updating(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None]
         model=student,
         policy=policy,
         optimizer=optimizer,
-        stepper=Plain(accelerator, policy, optimizer, config.training.max_grad_norm),
+        stepper=AccelerateStepper(accelerator, policy, optimizer, config.training.max_grad_norm),
         state=AccelerateState(accelerator),
         whole=lambda: student,
     )

@@ -35,7 +35,7 @@ class Stepper(Protocol):
         """Change the weights, and begin with no gradients again."""
 
 
-class Plain:
+class AccelerateStepper:
     """A step of what accelerate prepared, or of shards that torch keeps."""
 
     def __init__(

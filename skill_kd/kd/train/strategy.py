@@ -17,7 +17,7 @@ from ..model.sharding import Shards
 from ..model.student import Policy
 from .adapters import Adapters
 from .checkpoints import AccelerateState, State
-from .stepper import Plain, Stepper, Zero
+from .stepper import AccelerateStepper, Stepper, Zero
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class AccelerateStrategy:
             model=student,
             policy=policy,
             optimizer=optimizer,
-            stepper=Plain(accelerator, policy, optimizer, training.max_grad_norm),
+            stepper=AccelerateStepper(accelerator, policy, optimizer, training.max_grad_norm),
             state=Adapters(accelerator, inner, optimizer) if lora else AccelerateState(accelerator),
             whole=lambda: student if accelerator.is_main_process else None,
         )
@@ -109,7 +109,7 @@ class Fsdp2Strategy:
             model=student,
             policy=policy,
             optimizer=optimizer,
-            stepper=Plain(self.accelerator, policy, optimizer, training.max_grad_norm),
+            stepper=AccelerateStepper(self.accelerator, policy, optimizer, training.max_grad_norm),
             state=shards,
             gathered=shards.gathered,
             whole=shards.whole,
