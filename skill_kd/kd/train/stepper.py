@@ -67,7 +67,7 @@ class AccelerateStepper:
         self.optimizer.zero_grad()
 
 
-class Zero:
+class DeepSpeedStepper:
     """ZeRO's second stage: each process has the student whole, and a part of its gradients and of AdamW's moments.
 
     Not through accelerate, which would step at every micro-batch, and on CPUs leave DeepSpeed out.

@@ -17,7 +17,7 @@ from ..model.sharding import Shards
 from ..model.student import Policy
 from .adapters import Adapters
 from .checkpoints import AccelerateState, State
-from .stepper import AccelerateStepper, Stepper, Zero
+from .stepper import AccelerateStepper, DeepSpeedStepper, Stepper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ class DeepSpeedStrategy:
         accelerator, training = self.accelerator, self.config.training
         policy = Policy(student, vocabulary, training.compile_loss)
         optimizer = adamw(policy, training)
-        stepper = Zero(accelerator, policy, optimizer, training.max_grad_norm)
+        stepper = DeepSpeedStepper(accelerator, policy, optimizer, training.max_grad_norm)
         return WrappedStudent(
             model=student,
             policy=stepper.engine,
