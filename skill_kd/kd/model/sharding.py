@@ -118,7 +118,7 @@ class Shards:
         return self.optimizer
 
 
-class InStep(nn.Module):
+class ShardedTeacher(nn.Module):
     """A frozen model in shards, which all processes read in step, each for rows of its own.
 
     A pass gathers every block from all processes, so all must make equally many. Whoever reads does so within

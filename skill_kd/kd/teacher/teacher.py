@@ -28,7 +28,7 @@ from ..losses.divergences import log_probs
 from ..losses.estimators import token_logp
 from ..losses.lm_head import Head
 from ..model.loading import check_context, load_teacher
-from ..model.sharding import InStep
+from ..model.sharding import ShardedTeacher
 from ..model.student import TeacherView, Told, TopK, find_head, response_logits, response_states
 from ..model.vocabulary import shared_vocabulary
 from ..rollouts.decoding import Decoding
@@ -117,8 +117,8 @@ def open_teacher(
     loaded = load_teacher(config.teacher, weights=over is None or over.is_main_process)
     for member in loaded.members:
         check_context(member, config.data.max_prompt_tokens + config.rollout.max_new_tokens, "the teacher")
-    model: nn.Module = loaded.model.to(sampler.device) if over is None else InStep(loaded.model, over)
-    together = model.together if isinstance(model, InStep) else nullcontext
+    model: nn.Module = loaded.model.to(sampler.device) if over is None else ShardedTeacher(loaded.model, over)
+    together = model.together if isinstance(model, ShardedTeacher) else nullcontext
     try:
         shared = shared_vocabulary(tokenizer, loaded.tokenizer, min(vocabulary, loaded.vocabulary))
         check_template(encoder, loaded.tokenizer)

@@ -40,7 +40,7 @@ from torch.distributed.tensor import DTensor
 from skill_kd.kd.config import Config
 from skill_kd.kd.reporting import reporting
 from skill_kd.kd.model.loading import load_teacher
-from skill_kd.kd.model.sharding import InStep
+from skill_kd.kd.model.sharding import ShardedTeacher
 
 
 def check():
@@ -50,7 +50,7 @@ def check():
     whole = load_teacher(source).model
     empty = load_teacher(source, weights=accelerator.is_main_process).model
     assert accelerator.is_main_process or all(weight.is_meta for weight in empty.parameters())
-    split = InStep(empty, accelerator)
+    split = ShardedTeacher(empty, accelerator)
     assert not split.training
 
     for name, weight in split.model.named_parameters():
