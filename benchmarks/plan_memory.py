@@ -277,12 +277,12 @@ def sampling(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None]
     from skill_kd.kd.rollouts.decoding import Decoding, sample
     from skill_kd.kd.rollouts.reordered import reordered_weights
     from skill_kd.kd.seeds import uniforms
-    from skill_kd.kd.teacher.teacher import Telling
+    from skill_kd.kd.teacher.teacher import HiddenStateTeacher
 
     student.train(False)
     mix = 0.0 if case.estimator == "exact" else 0.2
     decoding = Decoding(case.new, 1.0, 1.0, frozenset({0}), case.vocabulary)
-    helper = Telling(teacher, find_head(teacher, case.vocabulary)) if mix else None
+    helper = HiddenStateTeacher(teacher, find_head(teacher, case.vocabulary)) if mix else None
 
     def rollouts() -> None:
         prompts = torch.randint(1, case.vocabulary, (case.rows, case.prompt))

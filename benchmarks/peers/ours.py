@@ -33,7 +33,7 @@ from skill_kd.kd.model.student import Policy, find_head
 from skill_kd.kd.model.vocabulary import eos_ids, real_vocabulary
 from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.sampler import Sampler, draws_for
-from skill_kd.kd.teacher.teacher import Teacher, Telling, open_teacher
+from skill_kd.kd.teacher.teacher import HiddenStateTeacher, Teacher, open_teacher
 from skill_kd.kd.train.held_out import HeldOut
 from skill_kd.kd.train.objectives import build_objective
 
@@ -111,7 +111,7 @@ def grow_update(settings: Any, out: Path) -> None:
     student, telling = random_model(LAYERS, vocabulary), random_model(TEACHER_LAYERS, vocabulary)
     head = find_head(telling, vocabulary)
     assert head is not None
-    teacher = Teacher(Telling(telling.requires_grad_(False), head), vocabulary, lambda *_: [], head=head)
+    teacher = Teacher(HiddenStateTeacher(telling.requires_grad_(False), head), vocabulary, lambda *_: [], head=head)
     policy, objective = Policy(student, vocabulary), build_objective(Config.of(settings["objective"]))
     optimizer = torch.optim.AdamW(policy.parameters(), 1e-4)
     sampler = Sampler(Decoding(tokens, 1.0, 1.0, frozenset({-1}), vocabulary), 0, torch.device("cpu"))

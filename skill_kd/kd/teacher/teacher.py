@@ -135,7 +135,7 @@ def open_teacher(
         return own.sample(model, draws, "teacher")
 
     head = find_head(loaded.model, shared)
-    telling = model if head is None else Telling(model, head)
+    telling = model if head is None else HiddenStateTeacher(model, head)
     return Teacher(telling, shared, _in_step(write, together), head=head, together=together)
 
 
@@ -147,7 +147,7 @@ def _in_step(write: Write, together: Together) -> Write:
     return written
 
 
-class Telling(nn.Module):
+class HiddenStateTeacher(nn.Module):
     """A model that also tells the hidden states its head is given, so that a sampler need not have them made again."""
 
     def __init__(self, model: nn.Module, head: Head) -> None:

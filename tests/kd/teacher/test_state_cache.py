@@ -16,7 +16,7 @@ from skill_kd.kd.model.student import all_logp, find_head
 from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.sampler import Draw, Sampler
 from skill_kd.kd.teacher.state_cache import Annotator, StatesCache
-from skill_kd.kd.teacher.teacher import Teacher, Telling
+from skill_kd.kd.teacher.teacher import HiddenStateTeacher, Teacher
 
 torch.set_num_threads(1)
 
@@ -37,7 +37,7 @@ def model(seed: int = 1) -> nn.Module:
 def teacher(made: nn.Module) -> Teacher:
     head = find_head(made, VOCABULARY)
     assert head is not None
-    return Teacher(Telling(made, head), VOCABULARY, lambda *_: [], head=head)
+    return Teacher(HiddenStateTeacher(made, head), VOCABULARY, lambda *_: [], head=head)
 
 
 def annotator(made: nn.Module, folder: Path | None = None, quota_gb: float = 1.0, rows_at_once: int = 2) -> Annotator:

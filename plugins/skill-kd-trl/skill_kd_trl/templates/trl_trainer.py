@@ -44,7 +44,7 @@ from skill_kd.kd.model.loading import load_student
 from skill_kd.kd.model.student import Policy
 from skill_kd.kd.reporting import reporting
 from skill_kd.kd.signals import StopRequest
-from skill_kd.kd.teacher.teacher import Teacher, Telling
+from skill_kd.kd.teacher.teacher import HiddenStateTeacher, Teacher
 from skill_kd.kd.train.checkpoint_files import STATE
 from skill_kd.kd.train.checkpoints import Progress
 from skill_kd.kd.train.journal import Journal
@@ -92,7 +92,7 @@ def prepare() -> Run:
     student, tokenizer = load_student(CONFIG.student, CONFIG.teacher)
     parts = open_parts(CONFIG, accelerator, student.to(accelerator.device), tokenizer)
     teacher = parts.teacher
-    teacher_model = teacher.model.model if isinstance(teacher.model, Telling) else teacher.model
+    teacher_model = teacher.model.model if isinstance(teacher.model, HiddenStateTeacher) else teacher.model
     fit_vocabulary(student, teacher_model)
     for model in (student, teacher_model):
         count_positions_from_the_first_token(model)
