@@ -160,7 +160,7 @@ class HiddenStateTeacher(nn.Module):
         """Return what the model returns."""
         return self.model(**inputs)
 
-    def tell(self, **inputs: Any) -> SimpleNamespace:
+    def forward_with_hidden_states(self, **inputs: Any) -> SimpleNamespace:
         """Return ``past_key_values``, ``hidden`` as ``logits_to_keep`` asks, and ``logits`` of the last position."""
         seen: list[Tensor] = []
 

@@ -173,7 +173,7 @@ def train_stage(run: Run, progress: Progress, pending: list[list[Row]]) -> None:
                 run.stop.agree()
                 scheduler.step()
                 progress.update += 1
-                tell(run.journal, experience.objective, stage.kind, progress.update, figures)
+                log_update(run.journal, experience.objective, stage.kind, progress.update, figures)
                 keep_checkpoint(run, progress, experience, due=progress.update == updates)
             if run.stop.agreed:
                 raise StoppedBySignal(run.stop.agreed)
@@ -235,7 +235,7 @@ def go_back(run: Run, progress: Progress, bad: BadUpdate, behind: int) -> None:
     run.journal.rolled_back(stage, bad.update, behind, source, str(bad).partition(";")[0])
 
 
-def tell(journal: Journal, objective: Objective, stage: str, update: int, figures: Figures) -> None:
+def log_update(journal: Journal, objective: Objective, stage: str, update: int, figures: Figures) -> None:
     """Record an update; warn once if the importance weights leave little to learn from."""
     journal.update(stage, update, figures)
     if objective.normaliser == "rollouts" and figures.get("effective_sample_size", 1.0) < LEAST_SAMPLE_SIZE:
