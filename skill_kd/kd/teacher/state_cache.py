@@ -74,7 +74,7 @@ def _identity(model: nn.Module) -> str:
 
 
 @dataclass(frozen=True)
-class Annotator:
+class TeacherStateFiller:
     """Puts the teacher's states beside rows, before the first step that needs them."""
 
     teacher: Teacher

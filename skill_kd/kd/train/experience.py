@@ -22,7 +22,7 @@ from ..dataset.training_data import TrainingData
 from ..errors import BadInput, StoppedBySignal
 from ..rollouts.sampler import Draw, Sampler
 from ..signals import StopRequest
-from ..teacher.state_cache import Annotator
+from ..teacher.state_cache import TeacherStateFiller
 from ..teacher.teacher import Teacher
 from .held_out import repetition
 from .objectives import Objective
@@ -41,7 +41,7 @@ class Sampling:
     teacher: Teacher
     process: int
     processes: int
-    annotate: Annotator | None = None
+    annotate: TeacherStateFiller | None = None
     """Puts the teacher's hidden states beside rows; without it, every step has them made again."""
     gathered: Callable[[], AbstractContextManager[None]] = nullcontext
     """Within, a student that is split over the processes can be read as it pleases this one."""

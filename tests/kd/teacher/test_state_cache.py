@@ -15,7 +15,7 @@ from skill_kd.kd.dataset.encoding import Encoded
 from skill_kd.kd.model.student import all_logp, find_head
 from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.sampler import Draw, Sampler
-from skill_kd.kd.teacher.state_cache import Annotator, StatesCache
+from skill_kd.kd.teacher.state_cache import StatesCache, TeacherStateFiller
 from skill_kd.kd.teacher.teacher import HiddenStateTeacher, Teacher
 
 torch.set_num_threads(1)
@@ -40,9 +40,11 @@ def teacher(made: nn.Module) -> Teacher:
     return Teacher(HiddenStateTeacher(made, head), VOCABULARY, lambda *_: [], head=head)
 
 
-def annotator(made: nn.Module, folder: Path | None = None, quota_gb: float = 1.0, rows_at_once: int = 2) -> Annotator:
+def annotator(
+    made: nn.Module, folder: Path | None = None, quota_gb: float = 1.0, rows_at_once: int = 2
+) -> TeacherStateFiller:
     cache = None if folder is None else StatesCache(folder / "states", made, quota_gb)
-    return Annotator(teacher(made), 0, CPU, rows_at_once, cache)
+    return TeacherStateFiller(teacher(made), 0, CPU, rows_at_once, cache)
 
 
 def distributions(rows: list[Row], made: nn.Module) -> Tensor:
@@ -112,7 +114,7 @@ def test_forgetting_deletes_the_files(tmp_path: Path) -> None:
 
 
 def test_a_teacher_that_tells_no_states_leaves_rows_as_they_are() -> None:
-    made = Annotator(Teacher(None, VOCABULARY, lambda *_: []), 0, CPU, 2, None)
+    made = TeacherStateFiller(Teacher(None, VOCABULARY, lambda *_: []), 0, CPU, 2, None)
     assert made(ROWS, lasting=True) == ROWS
     assert all(row.teacher_states is None for row in made(ROWS, lasting=True))
 
