@@ -23,7 +23,7 @@ from ..losses.chunked import States
 from .teacher import Teacher
 
 
-class StatesCache:
+class TeacherStateCache:
     """One file a response, memory-mapped when read; it stops to grow at its quota and is deleted with ``clear``."""
 
     def __init__(self, folder: Path, model: nn.Module, quota_gb: float) -> None:
@@ -81,7 +81,7 @@ class TeacherStateFiller:
     pad: int
     device: torch.device
     rows_at_once: int
-    cache: StatesCache | None
+    cache: TeacherStateCache | None
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[Row], *, lasting: bool) -> list[Row]:

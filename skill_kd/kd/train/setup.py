@@ -19,7 +19,7 @@ from ..rollouts.decoding import Decoding
 from ..rollouts.sampler import Sampler, draws_for
 from ..signals import StopRequest
 from ..teacher.responses import TeacherResponses
-from ..teacher.state_cache import StatesCache, TeacherStateFiller
+from ..teacher.state_cache import TeacherStateCache, TeacherStateFiller
 from ..teacher.teacher import Teacher, open_teacher
 from .checkpoints import Checkpoints
 from .experience import Sampling, Source
@@ -132,7 +132,9 @@ def _sampling(
     config: Config, folder: Path, accelerator: Accelerator, parts: Parts, student: WrappedStudent
 ) -> Sampling:
     teacher, sampler = parts.teacher, parts.sampler
-    cache = StatesCache(folder / "teacher_states", teacher.model, config.teacher.cache_gb) if teacher.model else None
+    cache = (
+        TeacherStateCache(folder / "teacher_states", teacher.model, config.teacher.cache_gb) if teacher.model else None
+    )
     annotate = TeacherStateFiller(teacher, sampler.pad, accelerator.device, parts.rows_at_once, cache)
     process, processes = accelerator.process_index, accelerator.num_processes
     return Sampling(sampler, teacher, process, processes, annotate, student.gathered)

@@ -15,7 +15,7 @@ from skill_kd.kd.dataset.encoding import Encoded
 from skill_kd.kd.model.student import all_logp, find_head
 from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.sampler import Draw, Sampler
-from skill_kd.kd.teacher.state_cache import StatesCache, TeacherStateFiller
+from skill_kd.kd.teacher.state_cache import TeacherStateCache, TeacherStateFiller
 from skill_kd.kd.teacher.teacher import HiddenStateTeacher, Teacher
 
 torch.set_num_threads(1)
@@ -43,7 +43,7 @@ def teacher(made: nn.Module) -> Teacher:
 def annotator(
     made: nn.Module, folder: Path | None = None, quota_gb: float = 1.0, rows_at_once: int = 2
 ) -> TeacherStateFiller:
-    cache = None if folder is None else StatesCache(folder / "states", made, quota_gb)
+    cache = None if folder is None else TeacherStateCache(folder / "states", made, quota_gb)
     return TeacherStateFiller(teacher(made), 0, CPU, rows_at_once, cache)
 
 
@@ -74,14 +74,14 @@ def test_a_text_is_read_once_and_comes_back_bit_by_bit(tmp_path: Path) -> None:
 def test_other_weights_another_prompt_and_another_response_are_other_keys(tmp_path: Path) -> None:
     made = model()
     annotator(made, tmp_path)(ROWS[:1], lasting=True)
-    cache = StatesCache(tmp_path / "states", made, 1.0)
+    cache = TeacherStateCache(tmp_path / "states", made, 1.0)
     assert cache.get(ROWS[0]) is not None
     assert cache.get(replace(ROWS[0], prompt=(1, 5))) is None
     assert cache.get(replace(ROWS[0], response=(11, 12, 3))) is None
     moved = model()
     moved.config._commit_hash = "another"
-    assert StatesCache(tmp_path / "states", moved, 1.0).get(ROWS[0]) is None
-    assert StatesCache(tmp_path / "states", model().to(torch.bfloat16), 1.0).get(ROWS[0]) is None
+    assert TeacherStateCache(tmp_path / "states", moved, 1.0).get(ROWS[0]) is None
+    assert TeacherStateCache(tmp_path / "states", model().to(torch.bfloat16), 1.0).get(ROWS[0]) is None
 
 
 def test_rollouts_leave_nothing_on_disk(tmp_path: Path) -> None:
