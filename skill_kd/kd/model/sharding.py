@@ -36,7 +36,7 @@ _HANDED_OUT = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
 """To the main process, and from it: the memory of a machine holds what is whole once, not once for each process."""
 
 
-class Shards:
+class ShardedStudent:
     """A student in shards, block by block; the rest of it is the outermost block."""
 
     kept_by: ClassVar[str] = "Shards"

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..config import Config
-from ..model.sharding import Shards
+from ..model.sharding import ShardedStudent
 from ..model.student import Policy
 from .adapters import Adapters
 from .checkpoints import AccelerateState, State
@@ -100,7 +100,7 @@ class Fsdp2Strategy:
     def wrap(self, student: PreTrainedModel, vocabulary: int) -> WrappedStudent:
         """See ``Strategy``."""
         training = self.config.training
-        shards = Shards(student, self.accelerator)
+        shards = ShardedStudent(student, self.accelerator)
         with shards.gathered():  # before, a process may have shapes alone, and a policy reads its student once
             policy = Policy(student, vocabulary, training.compile_loss)
         optimizer = adamw(policy, training)

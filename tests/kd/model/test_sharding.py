@@ -134,7 +134,7 @@ def check(model, how):
     part, _ = load_student(student, source, weights=main)
     assert all(weight.is_meta != main for name, weight in part.named_parameters() if "lora" not in name)
 
-    shards = sharding.Shards(part, accelerator)
+    shards = sharding.ShardedStudent(part, accelerator)
     assert [name for name, _ in part.named_parameters()] == [name for name, _ in whole.named_parameters()]
     with shards.gathered():
         for name, weight in whole.named_parameters():

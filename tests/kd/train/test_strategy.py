@@ -8,7 +8,7 @@ import pytest
 from accelerate import Accelerator
 
 from skill_kd.kd.config import Config
-from skill_kd.kd.model.sharding import Shards
+from skill_kd.kd.model.sharding import ShardedStudent
 from skill_kd.kd.train.adapters import Adapters
 from skill_kd.kd.train.checkpoints import AccelerateState
 from skill_kd.kd.train.stepper import DeepSpeedStepper
@@ -32,5 +32,5 @@ def test_one_process_trains_a_whole_student_under_every_strategy(name: str) -> N
 
 
 def test_checkpoints_keep_the_names_that_earlier_versions_wrote() -> None:
-    states = (AccelerateState, Adapters, Shards, DeepSpeedStepper)
+    states = (AccelerateState, Adapters, ShardedStudent, DeepSpeedStepper)
     assert [state.kept_by for state in states] == ["Accelerator", "Adapters", "Shards", "Zero"]
