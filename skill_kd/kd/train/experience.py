@@ -60,7 +60,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Source:
+class PromptSource:
     """Prompts of a stage, and who has already answered them."""
 
     prompts: Sequence[Encoded]
@@ -68,7 +68,7 @@ class Source:
     """Indices into ``prompts`` -> rows."""
 
 
-def data_source(data: TrainingData) -> Source:
+def data_source(data: TrainingData) -> PromptSource:
     """The responses written in the data.
 
     Raises:
@@ -84,15 +84,17 @@ def data_source(data: TrainingData) -> Source:
     return rows_source(rows)
 
 
-def rows_source(rows: Sequence[Row]) -> Source:
+def rows_source(rows: Sequence[Row]) -> PromptSource:
     """Rows that exist already."""
-    return Source([Encoded(row.prompt) for row in rows], lambda indices: [rows[index] for index in indices])
+    return PromptSource([Encoded(row.prompt) for row in rows], lambda indices: [rows[index] for index in indices])
 
 
 class Experience:
     """The rows of a stage. One batch of rollouts, a round, serves ``steps`` optimizer steps."""
 
-    def __init__(self, config: Config, name: str, objective: Objective, source: Source, sampling: Sampling) -> None:
+    def __init__(
+        self, config: Config, name: str, objective: Objective, source: PromptSource, sampling: Sampling
+    ) -> None:
         self.objective = objective
         self.source = source
         self.sampling = sampling
@@ -159,7 +161,7 @@ class Term:
     weight: float = 1.0
 
 
-def corpus_source(texts: Sequence[str], encoder: Encoder, length: int) -> Source:
+def corpus_source(texts: Sequence[str], encoder: Encoder, length: int) -> PromptSource:
     """Plain text in pieces of at most ``length`` tokens, every token but the first scored."""
     rows: list[Row] = []
     for text in texts:

@@ -25,8 +25,8 @@ from ..signals import StopRequest
 from .checkpoints import Checkpoints, Progress
 from .experience import (
     Experience,
+    PromptSource,
     Sampling,
-    Source,
     Term,
     corpus_source,
     data_source,
@@ -62,7 +62,7 @@ class Run:
     student: WrappedStudent
     encoder: Encoder
     data: TrainingData
-    teacher_source: Source
+    teacher_source: PromptSource
     """The training prompts with the teacher's responses."""
     sampling: Sampling
     """Student and teacher, and which rows of a batch are this process's."""
@@ -197,7 +197,7 @@ def stage_terms(run: Run, stage: Config) -> list[Term]:
     return terms
 
 
-def self_train_source(run: Run, stage: Config) -> Source:
+def self_train_source(run: Run, stage: Config) -> PromptSource:
     """Return the student's own best samples, which a run draws once and keeps in its folder."""
     rows_file = run.folder / "self_train.json"
     if not rows_file.exists():

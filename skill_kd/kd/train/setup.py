@@ -22,7 +22,7 @@ from ..teacher.responses import TeacherResponses
 from ..teacher.state_cache import TeacherStateCache, TeacherStateFiller
 from ..teacher.teacher import Teacher, open_teacher
 from .checkpoints import Checkpoints
-from .experience import Sampling, Source
+from .experience import PromptSource, Sampling
 from .held_out import HeldOut
 from .journal import Journal
 from .loop import Run
@@ -113,7 +113,7 @@ def open_run(
         student=wrapped,
         encoder=parts.encoder,
         data=parts.data,
-        teacher_source=Source(parts.data.prompts, responses),
+        teacher_source=PromptSource(parts.data.prompts, responses),
         sampling=_sampling(config, folder, accelerator, parts, wrapped),
         measures=HeldOutMeasures(
             held_out=parts.held_out,

@@ -26,8 +26,8 @@ from skill_kd.kd.signals import StopRequest
 from skill_kd.kd.teacher.teacher import Teacher
 from skill_kd.kd.train.experience import (
     Experience,
+    PromptSource,
     Sampling,
-    Source,
     corpus_source,
     data_source,
     keep_rows,
@@ -77,7 +77,7 @@ def experience(
 ) -> Experience:
     sampling = Sampling(sampler(), teacher(), process, processes)
     return Experience(
-        config(**values), "distill", objective(on_policy, teacher_mix), Source(PROMPTS, written), sampling
+        config(**values), "distill", objective(on_policy, teacher_mix), PromptSource(PROMPTS, written), sampling
     )
 
 
@@ -224,7 +224,7 @@ def test_a_corpus_is_cut_into_pieces_that_score_all_but_their_first_token_and_cl
 
 def test_the_coverage_term_reads_the_teachers_rows_one_batch_a_step() -> None:
     sampling = Sampling(sampler(), teacher(), 0, 1)
-    given = Experience(config(), "coverage", coverage_objective(), Source(PROMPTS, written), sampling)
+    given = Experience(config(), "coverage", coverage_objective(), PromptSource(PROMPTS, written), sampling)
     assert [len(batch) for batch in batches(given, 2)] == [4, 4]
 
 
