@@ -301,16 +301,16 @@ def measuring(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None
 
     from skill_kd.kd.dataset.encoding import Encoded
     from skill_kd.kd.rollouts.decoding import Decoding
-    from skill_kd.kd.rollouts.sampler import Sampler, draws_for
+    from skill_kd.kd.rollouts.sampler import Sampler, requests_for
     from skill_kd.kd.teacher.teacher import Teacher
     from skill_kd.kd.train.held_out import HeldOut
 
     decoding = Decoding(case.new, 1.0, 1.0, frozenset({0}), case.vocabulary)
     sampler = Sampler(decoding, 0, torch.device("cpu"))
-    own = Teacher(teacher, case.vocabulary, lambda _, draws, __: sampler.sample(teacher, draws, "teacher"))
+    own = Teacher(teacher, case.vocabulary, lambda _, requests, __: sampler.sample(teacher, requests, "teacher"))
     prompts = torch.randint(1, case.vocabulary, (case.rows, case.prompt)).tolist()
-    draws = draws_for([Encoded(tuple(ids)) for ids in prompts], ("measured",))
-    held_out = HeldOut(own, sampler, [], draws, case.rows)
+    requests = requests_for([Encoded(tuple(ids)) for ids in prompts], ("measured",))
+    held_out = HeldOut(own, sampler, [], requests, case.rows)
     return lambda: held_out.measure(student), _idle_optimizer(student)
 
 

@@ -25,7 +25,7 @@ from skill_kd.kd.dataset.encoding import Encoded
 from skill_kd.kd.errors import TrainingStopped
 from skill_kd.kd.model.student import find_head, response_logits, response_states
 from skill_kd.kd.rollouts.decoding import Decoding
-from skill_kd.kd.rollouts.sampler import Draw, Sampler
+from skill_kd.kd.rollouts.sampler import Sampler, SampleRequest
 from skill_kd.spec.file import parse_spec
 
 pytestmark = needs_unsloth
@@ -210,11 +210,11 @@ def test_adapters_that_were_not_attached_are_missed(
 def test_a_student_that_samples_and_scores_apart_is_refused(template: ModuleType) -> None:
     decoding = Decoding(8, 1.0, 1.0, frozenset({2}), 300)
     sampler = Sampler(decoding, 0, CPU)
-    draws = [Draw(Encoded(prompt), (0, "test"), row) for row, prompt in enumerate(PROMPTS)]
+    requests = [SampleRequest(Encoded(prompt), (0, "test"), row) for row, prompt in enumerate(PROMPTS)]
     watched = model()
     template.Guard().watch(watched)
     accelerator = Accelerator(cpu=True)
-    template.check_sampling(watched, sampler, draws, accelerator)
+    template.check_sampling(watched, sampler, requests, accelerator)
 
     def scores_otherwise(module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
         if kwargs.get("use_cache") is False:
@@ -222,4 +222,4 @@ def test_a_student_that_samples_and_scores_apart_is_refused(template: ModuleType
 
     watched.register_forward_pre_hook(scores_otherwise, with_kwargs=True)
     with pytest.raises(TrainingStopped, match="nats a token apart"):
-        template.check_sampling(watched, sampler, draws, accelerator)
+        template.check_sampling(watched, sampler, requests, accelerator)

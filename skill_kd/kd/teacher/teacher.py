@@ -32,7 +32,7 @@ from ..model.sharding import ShardedTeacher
 from ..model.student import TeacherView, Told, TopK, find_head, response_logits, response_states
 from ..model.vocabulary import shared_vocabulary
 from ..rollouts.decoding import Decoding
-from ..rollouts.sampler import Draw, Sampler
+from ..rollouts.sampler import Sampler, SampleRequest
 from .served import ServedTeacher
 from .writers import Write, _foreign_writer, _served_writer
 
@@ -130,9 +130,9 @@ def open_teacher(
     if max(sampler.decoding.eos_ids) >= shared:
         raise BadInput("the teacher does not know the student's end-of-sequence token; no response could ever end")
 
-    def write(_examples: Sequence[Example], draws: Sequence[Draw], decoding: Decoding) -> list[Row]:
+    def write(_examples: Sequence[Example], requests: Sequence[SampleRequest], decoding: Decoding) -> list[Row]:
         own = replace(sampler, decoding=replace(decoding, vocabulary=shared))
-        return own.sample(model, draws, "teacher")
+        return own.sample(model, requests, "teacher")
 
     head = find_head(loaded.model, shared)
     telling = model if head is None else HiddenStateTeacher(model, head)

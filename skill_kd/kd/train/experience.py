@@ -20,7 +20,7 @@ from ..dataset.batch import Row, collate, epoch_stream
 from ..dataset.encoding import Encoded, Encoder
 from ..dataset.training_data import TrainingData
 from ..errors import BadInput, StoppedBySignal
-from ..rollouts.sampler import Draw, Sampler
+from ..rollouts.sampler import Sampler, SampleRequest
 from ..signals import StopRequest
 from ..teacher.state_cache import TeacherStateFiller
 from ..teacher.teacher import Teacher
@@ -51,12 +51,12 @@ class Sampling:
         size = len(batch) // self.processes
         return list(batch[self.process * size : (self.process + 1) * size])
 
-    def draw(self, student: nn.Module, draws: list[Draw], teacher_mix: float) -> list[Row]:
+    def sample(self, student: nn.Module, requests: list[SampleRequest], teacher_mix: float) -> list[Row]:
         """Sample from the student, the teacher mixed in where ``teacher_mix`` > 0."""
         with self.gathered():
             if teacher_mix and self.teacher.model is not None:
-                return self.sampler.sample_mixed(student, self.teacher.model, teacher_mix, draws)
-            return self.sampler.sample(student, draws, "student")
+                return self.sampler.sample_mixed(student, self.teacher.model, teacher_mix, requests)
+            return self.sampler.sample(student, requests, "student")
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ class Experience:
         first = number * self.round_size
         by_student = [(row, index) for row, index in mine if self._is_on_policy(first + row)]
         by_others = [(row, index) for row, index in mine if not self._is_on_policy(first + row)]
-        draws = [Draw(self.source.prompts[index], (*self.seed, number), row) for row, index in by_student]
-        sampled = self.sampling.draw(student, draws, self.objective.teacher_mix)
+        requests = [SampleRequest(self.source.prompts[index], (*self.seed, number), row) for row, index in by_student]
+        sampled = self.sampling.sample(student, requests, self.objective.teacher_mix)
         written = self.source.off_policy([index for _, index in by_others]) if by_others else []
         annotate = self.sampling.annotate
         if self.objective.reads_teacher and annotate is not None:
@@ -185,14 +185,16 @@ def own_best_samples(
         StoppedBySignal: the run was asked to stop, and this can take long.
     """
     seed = (config.seed, "self_train")
-    draws = [
-        Draw(prompt, (*seed, number), row) for number in range(stage.samples) for row, prompt in enumerate(prompts)
+    requests = [
+        SampleRequest(prompt, (*seed, number), row)
+        for number in range(stage.samples)
+        for row, prompt in enumerate(prompts)
     ]
     rows: list[Row] = []
-    for start in range(0, len(draws), sampler.rows):
+    for start in range(0, len(requests), sampler.rows):
         if StopRequest.asked:
             raise StoppedBySignal(StopRequest.asked)
-        rows += sampler.sample(student, draws[start : start + sampler.rows], "student")
+        rows += sampler.sample(student, requests[start : start + sampler.rows], "student")
     usable = [
         row for row in rows if row.response[-1] in sampler.decoding.eos_ids and repetition(row.response) <= LOOPING
     ]

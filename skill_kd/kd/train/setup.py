@@ -16,7 +16,7 @@ from ..errors import BadInput
 from ..model.loading import check_context
 from ..model.vocabulary import eos_ids, real_vocabulary
 from ..rollouts.decoding import Decoding
-from ..rollouts.sampler import Sampler, draws_for
+from ..rollouts.sampler import Sampler, requests_for
 from ..signals import StopRequest
 from ..teacher.responses import TeacherResponses
 from ..teacher.state_cache import TeacherStateCache, TeacherStateFiller
@@ -87,7 +87,7 @@ def open_parts(
     teacher = open_teacher(config, tokenizer, sampler, encoder, over)
     sampler = replace(sampler, decoding=replace(decoding, vocabulary=teacher.vocabulary))
     rows_at_once = training.batch_size // training.accumulate // accelerator.num_processes
-    measured = draws_for(data.held_out_prompts, (config.seed, "held_out"))
+    measured = requests_for(data.held_out_prompts, (config.seed, "held_out"))
     held_out = HeldOut(teacher, sampler, data.held_out_examples, measured, rows_at_once)
     return Parts(encoder, data, teacher, sampler, held_out, rows_at_once)
 
@@ -104,7 +104,7 @@ def open_run(
     parts = open_parts(config, accelerator, student, tokenizer)
     wrapped = strategy.wrap(student, parts.teacher.vocabulary)
     journal = Journal(folder, accelerator, config)
-    written = draws_for(parts.data.prompts, (config.seed, "teacher"))
+    written = requests_for(parts.data.prompts, (config.seed, "teacher"))
     responses = TeacherResponses(parts.teacher, parts.data.examples, written, parts.sampler.decoding)
     return Run(
         config=config,

@@ -14,7 +14,7 @@ from skill_kd.kd.dataset.batch import Row, collate
 from skill_kd.kd.dataset.encoding import Encoded
 from skill_kd.kd.model.student import all_logp, find_head
 from skill_kd.kd.rollouts.decoding import Decoding
-from skill_kd.kd.rollouts.sampler import Draw, Sampler
+from skill_kd.kd.rollouts.sampler import Sampler, SampleRequest
 from skill_kd.kd.teacher.state_cache import TeacherStateCache, TeacherStateFiller
 from skill_kd.kd.teacher.teacher import HiddenStateTeacher, Teacher
 
@@ -123,8 +123,8 @@ def test_mixed_sampling_brings_the_states_along() -> None:
     """No scoring pass is needed: they are those of a pass over the finished text."""
     student, made = model(seed=3), model()
     sampler = Sampler(Decoding(6, 1.0, 1.0, frozenset({2, 30}), VOCABULARY), pad=0, device=CPU)
-    draws = [Draw(Encoded(row.prompt), ("states",), number) for number, row in enumerate(ROWS)]
-    rows = sampler.sample_mixed(student, teacher(made).model, 0.5, draws)
+    requests = [SampleRequest(Encoded(row.prompt), ("states",), number) for number, row in enumerate(ROWS)]
+    rows = sampler.sample_mixed(student, teacher(made).model, 0.5, requests)
     bare = [replace(row, teacher_states=None) for row in rows]
     torch.testing.assert_close(distributions(rows, made), distributions(bare, made), rtol=1e-4, atol=1e-5)
     assert all(row.student_logp is not None for row in rows)

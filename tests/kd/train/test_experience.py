@@ -21,7 +21,7 @@ from skill_kd.kd.dataset.reading import Example
 from skill_kd.kd.dataset.training_data import TrainingData
 from skill_kd.kd.errors import BadInput, StoppedBySignal
 from skill_kd.kd.rollouts.decoding import Decoding
-from skill_kd.kd.rollouts.sampler import Draw, Sampler
+from skill_kd.kd.rollouts.sampler import Sampler, SampleRequest
 from skill_kd.kd.signals import StopRequest
 from skill_kd.kd.teacher.teacher import Teacher
 from skill_kd.kd.train.experience import (
@@ -52,7 +52,7 @@ def sampler(max_new_tokens: int = 5, eos: frozenset[int] = frozenset({2})) -> Sa
 
 
 def teacher(model: nn.Module | None = TEACHER) -> Teacher:
-    return Teacher(model, VOCABULARY, lambda _, draws, _decoding: sampler().sample(TEACHER, draws, "teacher"))
+    return Teacher(model, VOCABULARY, lambda _, requests, _decoding: sampler().sample(TEACHER, requests, "teacher"))
 
 
 def config(batch_size: int = 4, prompts: int = 8, inner_epochs: int = 1, seed: int = 3) -> Config:
@@ -273,10 +273,12 @@ def test_self_training_without_a_usable_sample_is_refused() -> None:
 def test_self_training_stops_between_two_rectangles_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     sampled, sample = [], Sampler.sample
 
-    def asked_in_the_second(self: Sampler, model: nn.Module, draws: Sequence[Draw], source: Any) -> list[Row]:
-        sampled.append(len(draws))
+    def asked_in_the_second(
+        self: Sampler, model: nn.Module, requests: Sequence[SampleRequest], source: Any
+    ) -> list[Row]:
+        sampled.append(len(requests))
         monkeypatch.setattr(StopRequest, "asked", signal.SIGTERM if len(sampled) == 2 else 0)
-        return sample(self, model, draws, source)
+        return sample(self, model, requests, source)
 
     monkeypatch.setattr(StopRequest, "asked", 0)
     monkeypatch.setattr(Sampler, "sample", asked_in_the_second)
@@ -288,7 +290,7 @@ def test_self_training_stops_between_two_rectangles_of_samples(monkeypatch: pyte
 
 
 def test_draws_of_one_seed_and_row_are_alike_whatever_is_sampled_beside_them() -> None:
-    draws = [Draw(prompt, (1, "x"), row) for row, prompt in enumerate(PROMPTS)]
-    together = sampler().sample(STUDENT, draws, "student")
-    alone = [sampler().sample(STUDENT, [draw], "student")[0] for draw in draws]
+    requests = [SampleRequest(prompt, (1, "x"), row) for row, prompt in enumerate(PROMPTS)]
+    together = sampler().sample(STUDENT, requests, "student")
+    alone = [sampler().sample(STUDENT, [request], "student")[0] for request in requests]
     assert [row.response for row in together] == [row.response for row in alone]

@@ -31,7 +31,7 @@ from skill_kd.kd.model.loading import LoadedTeacher
 from skill_kd.kd.model.student import Policy, find_head, response_logits, response_states
 from skill_kd.kd.model.vocabulary import real_vocabulary, shared_vocabulary
 from skill_kd.kd.rollouts.decoding import Decoding
-from skill_kd.kd.rollouts.sampler import Draw, Sampler
+from skill_kd.kd.rollouts.sampler import Sampler, SampleRequest
 from skill_kd.kd.teacher import teacher as teachers
 from skill_kd.kd.teacher.served import ServedTeacher
 from skill_kd.kd.teacher.teacher import Teacher
@@ -276,7 +276,7 @@ def test_a_teacher_of_the_same_template_reads_the_prompt_that_serving_will_send(
 ) -> None:
     teacher, recorder, encoder = opened(monkeypatch, kind, str(TOKENIZER.chat_template))
     prompt = encoder.prompt(EXAMPLE)
-    teacher.write([EXAMPLE], [Draw(prompt, (1,), 0)], Decoding(4, 1.0, 1.0, frozenset({END}), 300))
+    teacher.write([EXAMPLE], [SampleRequest(prompt, (1,), 0)], Decoding(4, 1.0, 1.0, frozenset({END}), 300))
     rendered = TOKENIZER.apply_chat_template(
         [{"role": "user", "content": "the quick brown fox"}], add_generation_prompt=True, tokenize=True
     )
@@ -294,10 +294,10 @@ def test_a_teacher_with_another_chat_template_is_not_asked_about_prompts_it_neve
 def test_a_teacher_with_another_chat_template_writes_with_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same, where only the teacher's text is learnt from."""
     teacher, recorder, encoder = opened(monkeypatch, "sequence_kd", OTHER_TEMPLATE)
-    draw = Draw(encoder.prompt(EXAMPLE), (1,), 0)
-    written = teacher.write([EXAMPLE], [draw], Decoding(4, 1.0, 1.0, frozenset({END}), 300))
+    request = SampleRequest(encoder.prompt(EXAMPLE), (1,), 0)
+    written = teacher.write([EXAMPLE], [request], Decoding(4, 1.0, 1.0, frozenset({END}), 300))
     assert TOKENIZER.decode(recorder.asked[0]) == "user: the quick brown fox\n\nassistant:"
-    assert written[0].prompt == draw.prompt.prompt
+    assert written[0].prompt == request.prompt.prompt
 
 
 def server(monkeypatch: pytest.MonkeyPatch, texts: list[str], shift: int = 0) -> ServedTeacher:

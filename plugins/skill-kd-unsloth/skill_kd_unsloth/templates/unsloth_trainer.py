@@ -37,7 +37,7 @@ from skill_kd.kd.model.loading import load_student, load_tokenizer
 from skill_kd.kd.model.packaged import resolve
 from skill_kd.kd.model.student import response_logits
 from skill_kd.kd.reporting import reporting
-from skill_kd.kd.rollouts.sampler import Draw, Sampler
+from skill_kd.kd.rollouts.sampler import Sampler, SampleRequest
 from skill_kd.kd.train.loop import Run, train
 from skill_kd.kd.train.setup import open_accelerator, open_run
 from skill_kd.kd.train.strategy import open_strategy
@@ -178,7 +178,9 @@ class Guard:
 
 
 @torch.no_grad()
-def check_sampling(student: nn.Module, sampler: Sampler, draws: Sequence[Draw], accelerator: Accelerator) -> None:
+def check_sampling(
+    student: nn.Module, sampler: Sampler, requests: Sequence[SampleRequest], accelerator: Accelerator
+) -> None:
     """Refuse a student that samples from another distribution than the one that is trained.
 
     Unsloth decodes with other kernels than it trains with: the two are held against each other before the first step.
@@ -187,7 +189,7 @@ def check_sampling(student: nn.Module, sampler: Sampler, draws: Sequence[Draw], 
         TrainingStopped: their log-probabilities differ by more than rounding.
     """
     with accelerator.autocast():
-        rows = sampler.sample(student, draws, "student")
+        rows = sampler.sample(student, requests, "student")
         batch = collate(rows, sampler.pad, sampler.device)
         student.train(False)
         logits_BTV = response_logits(student, batch, sampler.decoding.vocabulary)
@@ -215,7 +217,7 @@ def prepare() -> Run:
     student, tokenizer = load_unsloth_student()
     run = open_run(CONFIG, FOLDER, accelerator, open_strategy(CONFIG, accelerator), student, tokenizer)
     held_out = run.measures.held_out
-    check_sampling(student, held_out.sampler, held_out.draws[:4], accelerator)
+    check_sampling(student, held_out.sampler, held_out.requests[:4], accelerator)
     return run
 
 
