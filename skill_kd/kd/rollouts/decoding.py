@@ -192,8 +192,8 @@ def sample(
         prompt_ids_BP: prompts (long), padded on the left; ``prompt_mask_BP`` is True on real tokens.
         uniform_BT: float64 in [0, 1), one for each token to draw, from ``uniforms``.
         teacher: draws position t where ``coin_T[t]`` < ``teacher_mix``, which is α of Eq 4. A model with
-            ``forward_with_hidden_states`` gives the logits of the last position alone and, as ``hidden``, what its head was given at the
-            others; its ``project`` makes logits of that.
+            ``forward_with_hidden_states`` gives the logits of the last position alone and, as ``hidden``, what its head
+            was given at the others; its ``project`` makes logits of that.
         coin_T: float64 in [0, 1), shared by all rows.
 
     Returns:

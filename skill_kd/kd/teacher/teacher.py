@@ -148,7 +148,7 @@ def _in_step(write: Write, together: Together) -> Write:
 
 
 class HiddenStateTeacher(nn.Module):
-    """A model that also tells the hidden states its head is given, so that a sampler need not have them made again."""
+    """A model that also returns the hidden states its head is given, so that a sampler need not compute them again."""
 
     def __init__(self, model: nn.Module, head: Head) -> None:
         super().__init__()
