@@ -2,7 +2,7 @@
 
 ``CONFIG`` says what it trains on and how. Next to this file, ``kd/train/setup.py`` builds the parts of a run,
 ``kd/train/loop.py`` is the training loop, ``kd/losses/`` has the losses and ``kd/rollouts/`` the sampler.
-Run it with ``python train.py``; stop it with Ctrl-C and go on with ``python train.py --resume``.
+Run it with ``python train.py``; stop it with Ctrl-C and resume with ``python train.py --resume``.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class ShardedStudent:
             torch.save(states, Path(folder) / OPTIMIZER)
 
     def load_state(self, folder: str) -> None:
-        """Take up what ``save_state`` wrote, on any number of processes; all must call it."""
+        """Restore what ``save_state`` wrote, on any number of processes; all must call it."""
         self._steps().zero_grad()  # torch takes states for a step that is over
         weights: dict[str, Any] = {}
         states: dict[str, Any] = {}
@@ -121,8 +121,8 @@ class ShardedStudent:
 class ShardedTeacher(nn.Module):
     """A frozen model in shards, which all processes read in step, each for rows of its own.
 
-    A pass gathers every block from all processes, so all must make equally many. Whoever reads does so within
-    ``together``: a process that is done with its rows goes on with passes over one token until no other has any left.
+    A pass gathers every block from all processes, so all must make equally many. Each process reads within
+    ``together``: when it is done with its rows, it makes passes over one token until no other has any left.
     """
 
     def __init__(self, model: nn.Module, accelerator: Accelerator) -> None:
@@ -191,15 +191,15 @@ def _tie_alike(model: nn.Module) -> None:
     def names() -> list[str]:
         return [name for name, _ in model.named_parameters()]
 
-    told: list[Any] = [names()]
-    distributed.broadcast_object_list(told, 0)
-    if names() != told[0]:
+    main: list[Any] = [names()]
+    distributed.broadcast_object_list(main, 0)
+    if names() != main[0]:
         for module in model.modules():
             if isinstance(module, PreTrainedModel):
                 module.tie_weights()
-    if names() != told[0]:
-        differing = sorted(set(names()) ^ set(told[0]))
-        raise BadInput(f"processes disagree on the weights {differing}; save the model anew with transformers")
+    if names() != main[0]:
+        differing = sorted(set(names()) ^ set(main[0]))
+        raise BadInput(f"processes disagree on the weights {differing}; save the model again with transformers")
 
 
 def _without_weights(model: PreTrainedModel) -> PreTrainedModel:

@@ -75,7 +75,7 @@ def _identity(model: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class TeacherStateFiller:
-    """Puts the teacher's states beside rows, before the first step that needs them."""
+    """Adds the teacher's hidden states to rows, before the first step that needs them."""
 
     teacher: Teacher
     pad: int
@@ -87,7 +87,7 @@ class TeacherStateFiller:
     def __call__(self, rows: Sequence[Row], *, lasting: bool) -> list[Row]:
         """Return the rows with the teacher's states; ``lasting`` looks them up in the cache, and keeps new ones there.
 
-        A teacher that tells no states leaves the rows as they are.
+        A teacher that gives no states leaves the rows as they are.
         """
         if self.teacher.head is None:
             return list(rows)

@@ -47,6 +47,6 @@ class Adapters:
             torch.save(self.optimizer.state_dict(), Path(folder) / OPTIMIZER)
 
     def load_state(self, folder: str) -> None:
-        """Take up what ``save_state`` wrote."""
+        """Restore what ``save_state`` wrote."""
         load_trained(self.policy, folder)
         self.optimizer.load_state_dict(torch.load(Path(folder) / OPTIMIZER, map_location="cpu", weights_only=True))

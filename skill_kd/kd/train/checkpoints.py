@@ -134,7 +134,7 @@ class Checkpoints:
     def load(self, checkpoint: Path) -> tuple[Progress, list[list[Row]]]:
         """Restore weights, optimizer and random state; return the progress and the rollouts still in use.
 
-        The rollouts are those of all processes that wrote the checkpoint: another number of them may go on with it.
+        The rollouts are those of all processes that wrote the checkpoint: another number of them may resume from it.
 
         A best checkpoint that is torn is forgotten, so that a later one can be the best.
 
@@ -146,7 +146,7 @@ class Checkpoints:
         if values.pop("kept_by") != self.state.kept_by:
             raise BadInput(
                 f"checkpoint {checkpoint.name} was written under another launch.strategy: none and ddp read each "
-                "other's, fsdp2 and deepspeed their own alone; go on with the one the run began with"
+                "other's, fsdp2 and deepspeed their own alone; resume with the one the run began with"
             )
         self.state.load_state(str(checkpoint))
         self.in_memory = checkpoint.name
@@ -189,13 +189,13 @@ class Checkpoints:
 
     def _publish(self, partial: Path, name: str) -> None:
         target = self.folder / name
-        if os.path.lexists(target):  # a torn one: a run goes on behind every whole one
+        if os.path.lexists(target):  # a torn one: a run resumes behind every whole one
             _remove(target)
         partial.rename(target)
         _sync_folder(self.folder)
 
     def _forget_old(self, newest: str, best: str | None) -> None:
-        """Keep the newest few. What is named later than the newest was torn, or the run would have gone on from it."""
+        """Keep the newest few. What is named later than the newest was torn, or the run would have resumed from it."""
         good = [path for path in self._all() if path.name <= newest and path.name not in self.torn - {newest}]
         for path in {*self._all()} - {*good[-self.keep :]}:
             if path.name != best:
@@ -207,12 +207,12 @@ class Checkpoints:
             if then != now:
                 raise BadInput(
                     f"{field_name}: its content has changed since checkpoint {checkpoint.name} (SHA-256 {then[:12]}, "
-                    f"now {now[:12]}); put the old file back, or begin a new run under another --name"
+                    f"now {now[:12]}); put the old file back, or start a new run under another --name"
                 )
 
 
 def _save_rows(path: Path, batches: Sequence[Sequence[Row]]) -> None:
-    """Write rows as JSON, and beside it the teacher's states: made again, they would differ in their last bits."""
+    """Write rows as JSON, and next to it the teacher's states: computed again, they would differ in their last bits."""
     states = {
         f"{number}.{place}": row.teacher_states.contiguous()
         for number, batch in enumerate(batches)

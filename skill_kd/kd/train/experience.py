@@ -30,19 +30,19 @@ from .objectives import Objective
 _T = TypeVar("_T")
 
 LOOPING = 0.3
-"""A response with a larger share of repeated 4-grams is no example to learn from."""
+"""A response with a larger share of repeated 4-grams is not an example to learn from."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Who samples here, and which part of every batch is this process's."""
+    """The models that sample, and this process's part of every batch."""
 
     sampler: Sampler
     teacher: Teacher
     process: int
     processes: int
     annotate: TeacherStateFiller | None = None
-    """Puts the teacher's hidden states beside rows; without it, every step has them made again."""
+    """Adds the teacher's hidden states to rows; without it, every step computes them again."""
     gathered: Callable[[], AbstractContextManager[None]] = nullcontext
     """Within, a student that is split over the processes can be read as it pleases this one."""
 

@@ -136,7 +136,7 @@ def add_up_gradients(
 
 
 def row_figures(accelerator: Accelerator, rows: list[Row], seconds: float) -> Figures:
-    """Return what the rows of a step tell: tokens and rate over all processes, this one's mean length, its weights."""
+    """Return the tokens and their rate over all processes; of this one, the mean length and the sample size."""
     tokens = int(accelerator.reduce(torch.tensor(sum(row.tokens for row in rows), device=accelerator.device), "sum"))
     length = sum(len(row.response) for row in rows) / len(rows)
     figures = {"tokens": tokens, "tokens_per_second": tokens / seconds, "length": length}
@@ -266,7 +266,7 @@ def train(run: Run, resume: bool) -> None:
     newest = run.checkpoints.newest() if resume else None
     progress, pending = run.checkpoints.load(newest) if newest else (Progress(), [])
     if newest:
-        run.journal.note(f"going on from checkpoint {newest.name}")
+        run.journal.note(f"resuming from checkpoint {newest.name}")
     else:
         measure(run, progress, "before")
     while progress.stage < len(run.config.stages):

@@ -129,7 +129,7 @@ class DeepSpeedStepper:
             save_trained(self.policy, folder)
 
     def load_state(self, folder: str) -> None:
-        """Take up what ``save_state`` wrote.
+        """Restore what ``save_state`` wrote.
 
         Raises:
             BadInput: another number of processes wrote it, whose parts are cut otherwise.
@@ -138,7 +138,7 @@ class DeepSpeedStepper:
         if parts != self.accelerator.num_processes:
             raise BadInput(
                 f"checkpoint {Path(folder).name} of launch.strategy: deepspeed is in {parts} parts, and here are "
-                f"{self.accelerator.num_processes} processes; go on with {parts}, or begin anew with fsdp2"
+                f"{self.accelerator.num_processes} processes; resume with {parts}, or start a new run with fsdp2"
             )
         load_trained(self.policy, folder)
         self.engine.optimizer.refresh_fp32_params()

@@ -641,7 +641,7 @@ def test_a_run_whose_patience_ends_is_resumed_to_the_weights_of_an_undisturbed_o
     server.start(server.port)
     done = skill_kd(tmp_path, "run", "--resume")
     assert done.returncode == 0, done.stderr
-    assert "going on from checkpoint 0-" in done.stderr
+    assert "resuming from checkpoint 0-" in done.stderr
     assert weights(tmp_path) == expected
 
 

@@ -3,7 +3,7 @@
 ``CONFIG`` says what it trains on and how; ``prepare`` puts the parts together; ``OnPolicyTrainer`` is TRL's trainer,
 which samples, scores and steps, with what this run needs to be comparable with any other: prompts as token ids, the
 spec's normalisers, held-out figures, one plain line for a failure. Run it with ``python train.py``; stop it with Ctrl-C
-and go on with ``python train.py --resume``.
+and resume with ``python train.py --resume``.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def prepare() -> Run:
     """Load data and models and make them fit TRL, which compares two models over all rows of their output heads."""
     accelerator = open_accelerator(CONFIG, FOLDER)
     if accelerator.device.type == "cpu" and CONFIG.training.precision == "bf16":
-        raise BadInput("training.precision: bf16, and there is no accelerator here; set precision: fp32")
+        raise BadInput("training.precision: bf16, and this machine has no accelerator; set precision: fp32")
     if (started := accelerator.num_processes) != CONFIG.launch.processes:
         raise BadInput(
             f"launch.processes: {CONFIG.launch.processes}, and {started} started; use `skill-kd run`, launch.sh"
@@ -290,7 +290,7 @@ def only_tokens(vocabulary: int, rows: int) -> dict[str, list[int]]:
 
 
 class Reporter(TrainerCallback):  # type: ignore[misc]
-    """Tells each update as the built-in backend does, stops when asked or when a loss is no number."""
+    """Records each update as the built-in backend does; stops when asked, or when a loss is not a number."""
 
     def __init__(self, run: Run, progress: Progress) -> None:
         self.run, self.progress, self.began = run, progress, 0.0
@@ -341,7 +341,7 @@ def best(state: Any) -> str | None:
 
 
 def newest_checkpoint() -> Path | None:
-    """Return the newest whole checkpoint, if this run goes on from one."""
+    """Return the newest whole checkpoint, if this run resumes from one."""
     whole = [path.parent for path in (FOLDER / "checkpoints").glob(f"checkpoint-*/{STATE}")]
     newest = max(whole, key=lambda path: int(path.name.split("-")[-1]), default=None)
     return newest if "--resume" in sys.argv else None
@@ -374,7 +374,7 @@ def main() -> None:
     generation_config = run.student.generation_config
     trainer = open_trainer(run, progress)
     if newest:
-        run.journal.note(f"going on from checkpoint {newest.name}")
+        run.journal.note(f"resuming from checkpoint {newest.name}")
     else:
         run.measures.take(run.student, progress, "before")
     with run.journal.bar_of(STAGE.kind, STAGE.updates, progress.update):
