@@ -23,23 +23,13 @@ from ..losses.estimators import effective_sample_size
 from ..model.export import export_student, write_json
 from ..signals import StopRequest
 from .checkpoints import Checkpoints, Progress
-from .experience import (
-    Experience,
-    PromptSource,
-    Sampling,
-    Term,
-    corpus_source,
-    data_source,
-    keep_rows,
-    kept_rows,
-    own_best_samples,
-    rows_source,
-)
+from .experience import Experience, PromptSource, Sampling, Term, corpus_source, data_source
 from .held_out import Figures
 from .journal import Journal
 from .measures import HeldOutMeasures
 from .objectives import Objective, build_objective, coverage_objective
 from .roll_back import BadUpdate, check_loss, roll_back
+from .self_training import own_samples_source
 from .strategy import WrappedStudent
 
 LEAST_SAMPLE_SIZE = 0.1
@@ -184,7 +174,9 @@ def stage_terms(run: Run, stage: Config) -> list[Term]:
     config, sampling = run.config, run.sampling
     likelihood = build_objective(Config(kind="sft"))
     if stage.kind == "self_train":
-        return [Term(Experience(config, stage.kind, likelihood, self_train_source(run, stage), sampling))]
+        file = run.folder / "self_train.json"
+        own = own_samples_source(config, stage, run.student, sampling, run.data.prompts, file)
+        return [Term(Experience(config, stage.kind, likelihood, own, sampling))]
     objective = build_objective(stage.objective)
     source = data_source(run.data) if objective.responses == "data" else run.teacher_source
     terms = [Term(Experience(config, stage.kind, objective, source, sampling))]
@@ -195,19 +187,6 @@ def stage_terms(run: Run, stage: Config) -> list[Term]:
         covering = Experience(config, "coverage", coverage_objective(), run.teacher_source, sampling)
         terms.append(Term(covering, objective.coverage_weight))
     return terms
-
-
-def self_train_source(run: Run, stage: Config) -> PromptSource:
-    """Return the student's own best samples, which a run draws once and keeps in its folder."""
-    rows_file = run.folder / "self_train.json"
-    if not rows_file.exists():
-        sampling, student = run.sampling, run.student
-        with student.gathered():
-            rows = own_best_samples(
-                run.config, stage, student.model, sampling.teacher, run.data.prompts, sampling.sampler
-            )
-        keep_rows(rows_file, rows)
-    return rows_source(kept_rows(rows_file))
 
 
 def begin_schedule(

@@ -38,8 +38,8 @@ from skill_kd.kd.signals import StopRequest
 from skill_kd.kd.teacher import served
 from skill_kd.kd.teacher.served import ServedTeacher
 from skill_kd.kd.teacher.teacher import Teacher, open_teacher
-from skill_kd.kd.train.experience import own_best_samples
 from skill_kd.kd.train.held_out import HeldOut
+from skill_kd.kd.train.self_training import own_best_samples
 from skill_kd.spec.file import parse_spec
 
 torch.set_num_threads(1)

@@ -30,13 +30,11 @@ from skill_kd.kd.train.experience import (
     Sampling,
     corpus_source,
     data_source,
-    keep_rows,
-    kept_rows,
-    own_best_samples,
     rows_source,
 )
 from skill_kd.kd.train.held_out import repetition
 from skill_kd.kd.train.objectives import Objective, build_objective, coverage_objective
+from skill_kd.kd.train.self_training import keep_rows, kept_rows, own_best_samples
 
 torch.set_num_threads(1)
 
