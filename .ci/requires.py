@@ -12,4 +12,4 @@ for text in requires(distribution) or ():
     needed = Requirement(text)
     if needed.name not in without and (needed.marker is None or needed.marker.evaluate({"extra": ""})):
         needed.marker = None
-        print(needed)  # noqa: T201
+        print(needed)

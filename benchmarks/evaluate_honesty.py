@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from synthetic_teacher import CONDITIONS, HARMLESS, UNSEEN, Condition, SyntheticTeacher
 
 from skill_kd.evaluate import gate, metrics, sides
-from skill_kd.evaluate.policy import PRESETS, Policy
-from skill_kd.evaluate.statistics import Columns
+from skill_kd.evaluate.estimates import Columns
+from skill_kd.evaluate.policy import PRESETS, GatePolicy
 
 RESULTS = Path(__file__).parent / "results" / "evaluate_honesty.json"
 PROMPTS, SAMPLES = 200, 8
@@ -81,7 +81,7 @@ def simulate(seed: int, conditions: Mapping[str, Condition], world: World = WORL
     return judged
 
 
-def quick(policy: Policy) -> Policy:
+def quick(policy: GatePolicy) -> GatePolicy:
     """Half the resamples: a bound moves by less than a tenth of its standard error."""
     return policy.model_copy(update={"resamples": 1000})
 

@@ -29,10 +29,9 @@ import torch
 from machine import keep, machine
 
 from skill_kd.demo import PROMPTS
-from skill_kd.evaluate import make_policy
-from skill_kd.evaluate import opened_models as models
+from skill_kd.evaluate import make_policy, opened_models
 from skill_kd.evaluate.generations import read_rows
-from skill_kd.evaluate.opened_models import ROWS, Source, Writer
+from skill_kd.evaluate.opened_models import ROWS, ModelSource, Writer
 from skill_kd.kd.dataset.batch import Row, collate
 from skill_kd.kd.dataset.reading import parse_example
 from skill_kd.kd.model import loading
@@ -45,10 +44,10 @@ LIMIT = 1.3
 def opened(teacher: str, layers: int, tokens: int, folder: Path) -> tuple[Writer, Writer]:
     """Return the teacher, and a student grown from its layers by way of ``folder``."""
     device = torch.device("cpu")
-    writer = models.open_writer(Source(teacher), tokens, device)
+    writer = opened_models.open_writer(ModelSource(teacher), tokens, device)
     loading.grow(writer.model, layers).save_pretrained(folder)
     writer.tokenizer.save_pretrained(folder)
-    return writer, models.open_writer(Source(str(folder)), tokens, device)
+    return writer, opened_models.open_writer(ModelSource(str(folder)), tokens, device)
 
 
 def sampled(teacher: Writer, student: Writer, prompts: int) -> list[Row]:
@@ -105,12 +104,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         teacher, student = opened(options.teacher, options.layers, options.tokens, Path(folder))
         rows = sampled(teacher, student, options.prompts)
-        vocabulary, why = models.shared(student, teacher)
+        vocabulary, why = opened_models.shared(student, teacher)
         assert why is None, why
         policy = make_policy()
         work = {
             "bare": lambda: bare(rows, student, teacher),
-            "evaluate": lambda: models.read(rows, student, teacher, vocabulary, policy),
+            "evaluate": lambda: opened_models.read(rows, student, teacher, vocabulary, policy),
         }
         runs = measure(work, options.repeats)
     ratios = {clock: sorted(run["evaluate"][clock] / run["bare"][clock] for run in runs) for clock in ("cpu", "wall")}

@@ -2,15 +2,54 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+# Workers share the cores. Set before torch is imported, and inherited by the scripts that tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from skill_kd import plugins
 from skill_kd.spec import Spec
 from skill_kd.testing import minimal_spec
+
+TESTS = Path(__file__).parent
+
+
+LANES = {
+    "faults": ("jobs/test_faults.py", "jobs/test_kill.py", "documents/test_soak.py"),
+    "processes": ("kd/train/test_distributed.py", "kd/model/test_sharding.py"),
+    "browser": ("report/test_report_browser.py", "diagnose/test_diagnose_browser.py"),
+    "install": ("test_kd.py", "documents/test_skill_installed.py", "kd/model/test_old_transformers.py"),
+}
+"""Files of slow tests by the lane of .ci/run that runs them. Plain `pytest` leaves them out."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--lane", help=f"run only this lane ({', '.join(LANES)}), or 'all' (default: all but the lanes)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Run a file that is named on the command line, whichever lane it is in."""
+    if config.option.lane is None:
+        whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+        config.option.lane = "tests" if whole else "all"
+    if config.option.lane not in (*LANES, "tests", "all"):
+        raise pytest.UsageError(f"--lane {config.option.lane}: unknown; known: {', '.join(LANES)}, tests, all")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the tests of other lanes than the one asked for."""
+    lanes = {TESTS / file: lane for lane, files in LANES.items() for file in files}
+    asked = config.option.lane
+    left_out = [item for item in items if asked not in ("all", lanes.get(item.path, "tests"))]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
 
 
 @pytest.fixture

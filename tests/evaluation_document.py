@@ -1,8 +1,12 @@
-"""One `evaluation.json` with everything in it, for tests of what is drawn from it. Its figures are made up."""
+"""One `evaluation.json` with everything in it, for tests of what is drawn from it, and a check of its types.
+
+Its figures are made up.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 ATTACK = "</scr" + "ipt><img src=x onerror=alert(1)>"
 """A completion that tries to leave every place it is put in."""
@@ -88,6 +92,7 @@ def document() -> dict[str, Any]:
         "sentence": "NO-GO: recall is .78 of the teacher's own (at most .81); the policy asks for .90.",
         "reason_code": "below_margin",
         "binding_metric": "recall",
+        "prompts_needed": None,
         "warnings": ["3 prompts had fewer than 8 samples and were left out."],
         "metrics": metrics(),
         "slices": [
@@ -132,9 +137,22 @@ def document() -> dict[str, Any]:
             "concurrency": 1,
             "responses": 20,
             "load": 0.4,
+            "memory": "weights",
             "dtypes": {"teacher": "float32", "student": "bfloat16"},
-            "teacher": {**times(4.21), "tokens_per_s": 31.2, "memory_bytes": 15.2e9},
-            "student": {**times(0.83), "tokens_per_s": 142.0, "memory_bytes": 1.31e9},
+            "teacher": {
+                **times(4.21),
+                "tokens_per_s": 31.2,
+                "tokens": 130.0,
+                "memory_bytes": 15_200_000_000,
+                "seconds": [4.21],
+            },
+            "student": {
+                **times(0.83),
+                "tokens_per_s": 142.0,
+                "tokens": 118.0,
+                "memory_bytes": 1_310_000_000,
+                "seconds": [0.83],
+            },
             "cost_per_1k": {"teacher": 1.2, "student": 0.21, "currency": "EUR"},
         },
         "curves": {
@@ -150,6 +168,7 @@ def document() -> dict[str, Any]:
                 "confidence": [0.1, 0.3, 0.5, 0.7, 0.9],
                 "accuracy": [0.08, 0.27, 0.44, 0.62, 0.85],
                 "tokens": [900, 800, 650, 1200, 9000],
+                "bins": 10,
                 "ece": 0.031,
                 "teacher_ece": 0.022,
             },
@@ -220,3 +239,31 @@ def bare() -> dict[str, Any]:
         "lengths": None,
         "reproduction": {**whole["reproduction"], "decoding": None, "teacher": None, "student": None, "files": []},
     }
+
+
+def problems(value: object, kind: Any, place: str = "document") -> list[str]:
+    """Where ``value`` is not of the annotated type ``kind``: keys missing or unknown, values of another type."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if is_typeddict(kind):
+        return _key_problems(value, kind, place)
+    if origin in (list, dict):
+        if not isinstance(value, origin):
+            return [f"{place}: {value!r} is not {kind}"]
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return [each for key, item in items for each in problems(item, parts[-1], f"{place}[{key!r}]")]
+    if origin is Literal:
+        return [] if value in parts else [f"{place}: {value!r} is not in {parts}"]
+    if origin in (Union, UnionType):
+        return min((problems(value, part, place) for part in parts), key=len)
+    fits = isinstance(value, int | float if kind is float else kind)
+    return [] if fits else [f"{place}: {value!r} is not {kind}"]
+
+
+def _key_problems(value: object, kind: Any, place: str) -> list[str]:
+    if not isinstance(value, dict):
+        return [f"{place}: {value!r} is not {kind}"]
+    kinds = get_type_hints(kind)
+    missing = [f"{place}: no '{key}'" for key in sorted(kind.__required_keys__ - value.keys())]
+    unknown = [f"{place}: unknown '{key}'" for key in sorted(value.keys() - kinds.keys())]
+    found = [each for key in kinds.keys() & value.keys() for each in problems(value[key], kinds[key], f"{place}.{key}")]
+    return missing + unknown + found

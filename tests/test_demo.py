@@ -15,8 +15,8 @@ from skill_kd import demo as main_job
 from skill_kd.cli import cli
 from skill_kd.demo import DemoResult, Judged, demo, demo_spec
 from skill_kd.errors import InterruptedRunError, MissingRequirementError, SpecError
-from skill_kd.evaluate import Evaluation, Request, make_policy
-from skill_kd.evaluate.evaluation import without_prompts
+from skill_kd.evaluate import EvaluationResult, Request, make_policy
+from skill_kd.evaluate.from_generations import without_prompts
 from skill_kd.evaluate.written import Written, write_all
 from skill_kd.jobs.run import RunResult
 from skill_kd.spec import Spec
@@ -73,7 +73,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
         (folder / "summary.json").write_text(json.dumps(SUMMARY))
         return RunResult(folder, 412.34)
 
-    def evaluate(request: Request, progress: object) -> tuple[Evaluation, Written]:
+    def evaluate(request: Request, progress: object) -> tuple[EvaluationResult, Written]:
         folder = Path(str(request.subject))
         assert folder.is_dir(), "a student is judged once it is there"
         found = without_prompts(make_policy(changes=request.changes))

@@ -31,6 +31,7 @@ FLOORS = {
     "skill_kd.kd": (
         ("__init__", "errors", "config", "kinds", "seeds"),
         ("signals", "files", "reporting"),
+        ("endpoint",),
         ("losses",),
         ("dataset",),
         ("model",),
@@ -41,13 +42,24 @@ FLOORS = {
     "skill_kd.diagnose": (("formats",), ("changes",), ("report",), ("diagnosis",), ("__init__",)),
 }
 
-NO_TORCH = ("config", "kinds", "errors", "signals", "files", "reporting", "dataset.reading", "model.context")
+NO_TORCH = (
+    "config",
+    "kinds",
+    "errors",
+    "signals",
+    "files",
+    "reporting",
+    "endpoint",
+    "dataset.reading",
+    "model.context",
+)
 """The part of kd that the rest of the package may import when a module is loaded."""
 
 TORCH = ("prove",)
 """Packages that need torch. Others import them inside the function that needs them."""
 
-HEAVY = {"torch", "transformers", "accelerate", "datasets", "peft", "numpy", "pandas", "gguf", "httpx", "tenacity"}
+HTTP = {"httpx", "tenacity"}
+HEAVY = {*HTTP, "torch", "transformers", "accelerate", "datasets", "peft", "numpy", "pandas", "gguf"}
 
 IGNORED = {"runs", "data", "models", "logs", "checkpoints", "outputs", "build", "dist", "lib", "env"}
 """Folder names that .gitignore files and rsync rules of users drop."""
@@ -195,8 +207,15 @@ def test_kd_needs_itself_and_the_train_dependencies_alone() -> None:
 
 
 def test_only_the_endpoint_imports_the_http_client() -> None:
-    users = {named(path) for path in SOURCE for each in imports(path) if each.roots & {"httpx", "tenacity"}}
-    assert users <= {"skill_kd/kd/endpoint.py"}
+    readers = [*SOURCE, *TEMPLATES, *PLUGINS]
+    users = {(named(path), each.eager) for path in readers for each in imports(path) if each.roots & HTTP}
+    assert users == {("skill_kd/kd/endpoint.py", False)}  # inside the functions that need it
+
+
+def test_the_endpoint_loads_no_torch_and_no_http_client() -> None:
+    endpoint = [each for each in imports(PACKAGE / "kd" / "endpoint.py") if each.relative]
+    assert {name for each in endpoint for name in each.names} == {"skill_kd.kd.errors", "skill_kd.kd.signals"}
+    assert not loaded_by("import skill_kd.kd.endpoint") & HEAVY
 
 
 def test_a_template_imports_of_ours_only_kd() -> None:

@@ -32,6 +32,8 @@ class TransformersBackend(Backend):
         "safetensors==0.8.0",
         "gguf==0.19.0",
         "tqdm==4.70.1",
+        "httpx==0.28.1",
+        "tenacity==9.2.1",
     )
 
     def check(self, spec: Spec) -> list[str]:

@@ -3,17 +3,19 @@
 GO: every blocking metric of the policy passes. NO-GO: one fails. INCONCLUSIVE: the evidence does not tell.
 """
 
-from skill_kd.evaluate.evaluation import Files, Measured, evaluate_generations
-from skill_kd.evaluate.evaluation_result import Evaluation
-from skill_kd.evaluate.policy import PRESETS, Policy, make_policy
-from skill_kd.evaluate.request import Request, evaluate
+from skill_kd.evaluate.answer import evaluate
+from skill_kd.evaluate.evaluation_result import EvaluationResult
+from skill_kd.evaluate.from_generations import Files, evaluate_generations
+from skill_kd.evaluate.measurements import ModelMeasurements
+from skill_kd.evaluate.policy import PRESETS, GatePolicy, make_policy
+from skill_kd.evaluate.request import Request
 
 __all__ = [
     "PRESETS",
-    "Evaluation",
+    "EvaluationResult",
     "Files",
-    "Measured",
-    "Policy",
+    "GatePolicy",
+    "ModelMeasurements",
     "Request",
     "evaluate",
     "evaluate_generations",

@@ -8,11 +8,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from skill_kd.evaluate.estimates import NULL
 from skill_kd.evaluate.gate import Decision, Metric
-from skill_kd.evaluate.statistics import NULL
+from skill_kd.evaluate.inspection import Inspection
+from skill_kd.evaluate.measurements import ShownMeasurements
+from skill_kd.report.evaluation_document import EvaluationDocument, MetricRow, Reproduction
 from skill_kd.report.markup import clean
+from skill_kd.report.shown_document import HarnessComparison
 
 FORMAT = 1
 HARNESS_ROWS = 20
@@ -26,19 +29,17 @@ NOT_COVERED = (
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationResult:
     """A verdict and everything it rests on."""
 
     decision: Decision
     metrics: list[Metric]
     warnings: list[str]
-    findings: dict[str, Any]
-    """slices, lost_modes, examples, lengths; empty where nothing could be compared."""
-    measured: dict[str, Any]
-    """latency, curves, judge and harness, each None where it was not measured."""
-    reproduction: dict[str, Any]
+    inspection: Inspection
+    shown: ShownMeasurements
+    reproduction: Reproduction
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> EvaluationDocument:
         """Return JSON-ready values; a number that does not exist is None."""
         return {
             "format": FORMAT,
@@ -51,9 +52,14 @@ class Evaluation:
             "prompts_needed": self.decision.needed,
             "warnings": self.warnings,
             "metrics": [_row(metric, self.reproduction["prompts"]) for metric in self.metrics],
-            **{"slices": [], "lost_modes": [], "examples": [], "lengths": None, **self.findings},
-            **{"latency": None, "judge": None, "harness": None, **self.measured},
-            "curves": {"exposure": None, "calibration": None, "temperature": [], **self.measured.get("curves", {})},
+            "slices": self.inspection.slices,
+            "lost_modes": self.inspection.lost_modes,
+            "examples": self.inspection.examples,
+            "lengths": self.inspection.lengths,
+            "latency": self.shown.latency,
+            "judge": self.shown.judge,
+            "harness": self.shown.harness,
+            "curves": {"exposure": self.shown.exposure, "calibration": self.shown.calibration, "temperature": []},
             "known_not_covered": list(NOT_COVERED),
             "reproduction": self.reproduction,
         }
@@ -70,7 +76,7 @@ class Evaluation:
         return "\n".join(_lines(self))
 
 
-def _row(metric: Metric, prompts: int) -> dict[str, Any]:
+def _row(metric: Metric, prompts: int) -> MetricRow:
     found, (teacher, student, baseline) = metric.found, metric.means or (None, None, None)
     return {
         "name": metric.name,
@@ -100,7 +106,7 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _lines(evaluation: Evaluation) -> Iterator[str]:
+def _lines(evaluation: EvaluationResult) -> Iterator[str]:
     yield evaluation.decision.sentence
     yield ""
     beside = any(metric.means and metric.means[2] is not None for metric in evaluation.metrics)
@@ -111,7 +117,7 @@ def _lines(evaluation: Evaluation) -> Iterator[str]:
         if rows:
             yield f"{role}:"
             yield from (_line(metric, beside) for metric in rows)
-    yield from _harness_lines(evaluation.measured.get("harness"))
+    yield from _harness_lines(evaluation.shown.harness)
     yield ""
     yield from (f"warning: {each}" for each in evaluation.warnings)
     about = evaluation.reproduction
@@ -132,7 +138,7 @@ def _line(metric: Metric, beside: bool) -> str:
     return name + figures + _figure(baseline, 10) * beside + f"  {metric.outcome}"
 
 
-def _harness_lines(harness: dict[str, Any] | None) -> Iterator[str]:
+def _harness_lines(harness: HarnessComparison | None) -> Iterator[str]:
     if harness is None:
         return
     yield "harness (retention of the teacher's score; decides nothing):"

@@ -5,27 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from skill_kd.errors import ExitCode
+from skill_kd.evaluate.estimates import NULL, Columns, Estimate, estimate, prompts_needed
 from skill_kd.evaluate.metrics import KINDS, Kind
-from skill_kd.evaluate.policy import Policy, Role, Rules
-from skill_kd.evaluate.statistics import NULL, Columns, Estimate, estimate, prompts_needed
+from skill_kd.evaluate.policy import GatePolicy, Rules
+from skill_kd.report.evaluation_document import Outcome, Reason, Role, Verdict
 
 if TYPE_CHECKING:
-    from skill_kd.evaluate.statistics import Array
-
-Verdict = Literal["GO", "NO-GO", "INCONCLUSIVE"]
-Outcome = Literal["pass", "fail", "uncertain", "insensitive", "not_measured", "shown"]
-Reason = Literal[
-    "all_passed",
-    "below_margin",
-    "too_few_prompts",
-    "too_few_samples",
-    "metric_insensitive",
-    "not_measured",
-    "uncertain",
-]
+    from skill_kd.evaluate.estimates import Array
 
 EXIT_CODES: dict[Verdict, ExitCode] = {
     "GO": ExitCode.OK,
@@ -82,7 +71,11 @@ class Decision:
 
 
 def judge(
-    columns: Mapping[str, Columns], absent: Mapping[str, str], clusters: Sequence[str | None], rows: int, policy: Policy
+    columns: Mapping[str, Columns],
+    absent: Mapping[str, str],
+    clusters: Sequence[str | None],
+    rows: int,
+    policy: GatePolicy,
 ) -> list[Metric]:
     """Return every metric of the policy, blocking ones first.
 
@@ -98,7 +91,7 @@ def judge(
 
 
 def _judged(
-    name: str, columns: Columns | None, why: str | None, clusters: Sequence[str | None], rows: int, policy: Policy
+    name: str, columns: Columns | None, why: str | None, clusters: Sequence[str | None], rows: int, policy: GatePolicy
 ) -> Metric:
     rule, kind = getattr(policy.rules, name), KINDS[name]
     if columns is None:
@@ -173,7 +166,7 @@ def _insensitive(kind: Kind, margin: float, control: Estimate | None, unit: Esti
     return control is not None and _outcome(control, kind, margin) != "fail"
 
 
-def decide(metrics: Sequence[Metric], prompts: int, samples: int, policy: Policy) -> Decision:
+def decide(metrics: Sequence[Metric], prompts: int, samples: int, policy: GatePolicy) -> Decision:
     """Return the verdict. NO-GO needs one blocking metric that fails; GO needs all of them to pass."""
     blocking = [metric for metric in metrics if metric.role == "blocking"]
     if prompts < policy.least_prompts:

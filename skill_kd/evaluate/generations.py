@@ -178,6 +178,25 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_prompts(path: Path) -> dict[str, Prompt]:
+    """Read prompts with their optional ``reference``, ``category`` and ``cluster``, by key.
+
+    Raises:
+        UsageError: the file or a row cannot be used.
+    """
+    found: dict[str, Prompt] = {}
+    for number, row in read_rows(path):
+        try:
+            # A reference is often called response in data that was made for training.
+            reference = row.get("reference", row.get("response"))
+            found.setdefault(prompt_key(row), Prompt.of({**row, "reference": reference}))
+        except ValueError as error:
+            raise UsageError(f"'{path}' line {number}: {error}") from error
+    if not found:
+        raise UsageError(f"'{path}' is empty; each line needs 'prompt' or 'messages'")
+    return found
+
+
 def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Write a JSONL file in one step: a reader sees the old one or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

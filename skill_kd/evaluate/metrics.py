@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from skill_kd import textstats
 from skill_kd.errors import UsageError
 from skill_kd.evaluate import similarity
+from skill_kd.evaluate.estimates import Columns
 from skill_kd.evaluate.samples import Samples
 from skill_kd.evaluate.sides import Compared, Side, Words
-from skill_kd.evaluate.statistics import Columns, Form
+from skill_kd.report.evaluation_document import Form
+from skill_kd.report.shown_document import Better
 
 if TYPE_CHECKING:
     from numpy import float64
@@ -33,7 +35,7 @@ class Kind:
 
     title: str
     form: Form
-    better: Literal["high", "low"]
+    better: Better
     unit: str
 
 

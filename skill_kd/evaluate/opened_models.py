@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import statistics
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from skill_kd.errors import MissingRequirementError, SkillKDError, UsageError
-from skill_kd.evaluate.policy import Policy
+from skill_kd.evaluate.policy import GatePolicy
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +48,7 @@ def plain_errors() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A model to load."""
 
     model: str
@@ -99,7 +97,7 @@ class Writer:
         return str(self.tokenizer.decode(row.response, skip_special_tokens=True))
 
 
-def open_writer(source: Source, max_new_tokens: int, device: torch.device) -> Writer:
+def open_writer(source: ModelSource, max_new_tokens: int, device: torch.device) -> Writer:
     """Load a model for evaluation: frozen, in inference mode, sampling its whole distribution at temperature 1."""
     from skill_kd.kd.dataset.encoding import Encoder
     from skill_kd.kd.model import loading
@@ -138,7 +136,7 @@ def shared(student: Writer, teacher: Writer) -> tuple[int, str | None]:
 
 
 def read(
-    rows: Sequence[Row], student: Writer, teacher: Writer, vocabulary: int, policy: Policy
+    rows: Sequence[Row], student: Writer, teacher: Writer, vocabulary: int, policy: GatePolicy
 ) -> dict[str, list[list[float]]]:
     """Return, for each figure, the values of every row's tokens.
 
@@ -168,16 +166,28 @@ def bucket(longest: int) -> int:
     return -(-longest // POSITIONS)
 
 
-def summarized(found: dict[str, list[list[float]]], longest: int) -> dict[str, Any]:
+class TokenSums(TypedDict):
+    """What is kept of one prompt's rows, in JSON."""
+
+    tokens: int
+    means: dict[str, float]
+    """Of each figure, over all tokens."""
+    curve: list[list[float]]
+    """Sum of forward_kl and number of tokens, for each of ``POSITIONS`` buckets."""
+    bins: dict[str, list[list[float]]]
+    """By model: sum of confidence, right answers and tokens, for each of ``BINS`` bins."""
+
+
+def summarized(found: dict[str, list[list[float]]], longest: int) -> TokenSums:
     """Return what is kept of one prompt's rows: token means, sums over positions, and sums over bins of confidence."""
     tokens = sum(map(len, found["forward_kl"]))
     width = bucket(longest)
-    curve = [[0.0, 0] for _ in range(POSITIONS)]
+    curve: list[list[float]] = [[0.0, 0] for _ in range(POSITIONS)]
     for row in found["forward_kl"]:
         for position, value in enumerate(row):
             curve[position // width][0] += value
             curve[position // width][1] += 1
-    bins = {who: [[0.0, 0.0, 0] for _ in range(BINS)] for who in ("student", "teacher")}
+    bins: dict[str, list[list[float]]] = {who: [[0.0, 0.0, 0] for _ in range(BINS)] for who in ("student", "teacher")}
     for who, table in bins.items():
         pairs = zip(found[f"{who}_confidence"], found[f"{who}_right"], strict=True)
         for confidence, right in ((c, r) for row in pairs for c, r in zip(*row, strict=True)):
@@ -187,64 +197,3 @@ def summarized(found: dict[str, list[list[float]]], longest: int) -> dict[str, A
             place[2] += 1
     means = {name: sum(map(sum, rows)) / tokens for name, rows in found.items()}
     return {"tokens": tokens, "means": means, "curve": curve, "bins": bins}
-
-
-def timed(writers: Mapping[str, Writer], examples: Sequence[Example], seed: int) -> dict[str, dict[str, Any]]:
-    """Ask all models for one response at a time, in turn, so that what else the machine does falls on all alike.
-
-    Returns:
-        For each model ``seconds`` of every response, their ``p50_s`` with the bounds that order statistics give it
-        (95%, of any distribution), ``p95_s`` by nearest rank, ``tokens_per_s``, mean ``tokens`` of a response, and
-        ``memory_bytes``: its own share of the peak on a GPU, else the weights.
-    """
-    import torch
-
-    from skill_kd.kd.rollouts.reordered import reordered_weights
-
-    seconds: dict[str, list[float]] = {name: [] for name in writers}
-    tokens, memory = dict.fromkeys(writers, 0), dict.fromkeys(writers, 0)
-    with ExitStack() as prepared:
-        # A server prepares its weights once; without this, on a CPU, each response would be timed with doing it anew.
-        for writer in writers.values():
-            prepared.enter_context(reordered_weights(writer.model))
-            writer.write(examples[:1], 1, (seed, "warm-up"), 0)
-        for index, example in enumerate(examples):
-            for name, writer in writers.items():
-                on_gpu = writer.sampler.device.type == "cuda"
-                if on_gpu:
-                    torch.cuda.reset_peak_memory_stats()
-                held = torch.cuda.memory_allocated() if on_gpu else 0
-                begun = time.perf_counter()
-                [[row]] = writer.write([example], 1, (seed, "timed"), index)
-                if on_gpu:
-                    torch.cuda.synchronize()
-                seconds[name].append(time.perf_counter() - begun)
-                tokens[name] += len(row.response)
-                memory[name] = max(memory[name], torch.cuda.max_memory_allocated() - held if on_gpu else 0)
-    return {
-        name: {
-            **quantiles(seconds[name]),
-            "tokens_per_s": tokens[name] / sum(seconds[name]),
-            "tokens": tokens[name] / len(examples),
-            "memory_bytes": memory[name] + sum(w.numel() * w.element_size() for w in writer.model.parameters()),
-            "seconds": seconds[name],
-        }
-        for name, writer in writers.items()
-    }
-
-
-def quantiles(seconds: Sequence[float]) -> dict[str, float | None]:
-    """Return the median with its bounds, and the 95th percentile.
-
-    As many of n draws lie under the median as heads in n tosses of a coin; fewer than 6 draws have no such bounds.
-    """
-    from scipy.stats import binom
-
-    ordered, count = sorted(seconds), len(seconds)
-    outer = int(binom.ppf(0.025, count, 0.5))
-    return {
-        "p50_s": statistics.median(ordered),
-        "p50_low_s": ordered[outer - 1] if outer else None,
-        "p50_high_s": ordered[count - outer] if outer else None,
-        "p95_s": ordered[math.ceil(0.95 * count) - 1],
-    }

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from skill_kd.errors import SkillKDError
 from skill_kd.evaluate.opened_models import plain_errors
 from skill_kd.evaluate.samples import Samples
+from skill_kd.kd.endpoint import Endpoint, Names
 
 if TYPE_CHECKING:
-    from skill_kd.evaluate.statistics import Array
+    from skill_kd.evaluate.estimates import Array
 
+NAMES = Names(url="--judge-url", model="--judge-model", api_key_env="--judge-key-env")
 LONGEST = 6000
 """Characters of each response that the judge is shown."""
 QUESTION = """\
@@ -33,6 +34,8 @@ Response B
 {second}
 ======
 Answer with one word: A, B or TIE."""
+SAMPLING = {"max_tokens": 8, "temperature": 0.0, "top_p": 1.0, "seed": 1842039270}
+"""The likeliest word; the seed is any number, always the same."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def compare(judge: Judge, samples: Samples) -> tuple[Array, dict[str, Any]]:
     The first response of each side is compared. Answers that are none of the three words count as a contradiction.
 
     Raises:
-        MissingRequirementError: the endpoint cannot be reached or refuses, or torch is not installed.
+        MissingRequirementError: the endpoint cannot be reached or refuses, or httpx is not installed.
     """
     import numpy as np
 
@@ -78,27 +81,14 @@ def _score(student_first: str | None, teacher_first: str | None) -> float | None
 
 
 def _asked(judge: Judge, questions: Sequence[tuple[str, str, str]]) -> list[str | None]:
-    try:
-        return _words_of(judge, questions)
-    except SkillKDError as error:
-        # The client speaks of the spec's fields, which a judge has none of.
-        raise type(error)(re.sub(r"\bteacher\.served\.?", "judge ", str(error))) from error
-
-
-def _words_of(judge: Judge, questions: Sequence[tuple[str, str, str]]) -> list[str | None]:
+    """Return the judge's word on each (prompt, first response, second response)."""
     with plain_errors():
-        from skill_kd.kd.config import Config
-        from skill_kd.kd.rollouts.decoding import Decoding
-        from skill_kd.kd.teacher.served import ServedTeacher
+        endpoint = Endpoint(**vars(judge), names=NAMES)
+        return endpoint.each(lambda question: _word(endpoint.chat(_turns(*question), **SAMPLING).text), questions)
 
-        server = ServedTeacher(Config(**vars(judge)))
-        decoding = Decoding(8, 0.0, 1.0, frozenset(), 0)
-        conversations = [
-            (("user", QUESTION.format(prompt=prompt, first=first, second=second)),)
-            for prompt, first, second in questions
-        ]
-        answers = server.answer(conversations, [("judge",)] * len(conversations), decoding)
-    return [_word(answer.text) for answer in answers]
+
+def _turns(prompt: str, first: str, second: str) -> list[tuple[str, str]]:
+    return [("user", QUESTION.format(prompt=prompt, first=first, second=second))]
 
 
 def _word(text: str) -> str | None:

@@ -14,9 +14,9 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, ValidationError
 
 from skill_kd.errors import UsageError
+from skill_kd.report.evaluation_document import Role
 from skill_kd.spec import Section
 
-Role = Literal["blocking", "advisory"]
 Preset = Literal["assistant", "strict-extraction", "creative", "text-only"]
 
 
@@ -90,7 +90,7 @@ class Rules(Section):
     """Share of comparisons with the teacher that a judge gives to the student; a tie counts half."""
 
 
-class Policy(Section):
+class GatePolicy(Section):
     """Everything the verdict depends on besides the data."""
 
     name: str = "assistant"
@@ -133,19 +133,19 @@ def _with(**rules: Rule) -> Rules:
     return Rules(**rules)
 
 
-PRESETS: dict[str, Policy] = {
-    "assistant": Policy(name="assistant"),
-    "strict-extraction": Policy(
+PRESETS: dict[str, GatePolicy] = {
+    "assistant": GatePolicy(name="assistant"),
+    "strict-extraction": GatePolicy(
         name="strict-extraction",
         rules=_with(retention=_advisory(), recall=_advisory(), stock_openings=_advisory(), near_duplicates=_advisory()),
     ),
-    "creative": Policy(name="creative", rules=_with(quality=_advisory(-0.03), recall=_blocking(0.92))),
-    "text-only": Policy(name="text-only", rules=_with(quality=_advisory(-0.03), coverage=_advisory(-0.03))),
+    "creative": GatePolicy(name="creative", rules=_with(quality=_advisory(-0.03), recall=_blocking(0.92))),
+    "text-only": GatePolicy(name="text-only", rules=_with(quality=_advisory(-0.03), coverage=_advisory(-0.03))),
 }
 assert set(PRESETS) == set(get_args(Preset))
 
 
-def make_policy(preset: str = "assistant", changes: Mapping[str, object] | None = None) -> Policy:
+def make_policy(preset: str = "assistant", changes: Mapping[str, object] | None = None) -> GatePolicy:
     """Return a preset with changes laid over it, keys dotted: ``{"rules.recall.margin": 0.85, "samples": 4}``.
 
     Raises:
@@ -157,7 +157,7 @@ def make_policy(preset: str = "assistant", changes: Mapping[str, object] | None 
     for dotted, value in (changes or {}).items():
         _lay(values, dotted, value)
     try:
-        return Policy.model_validate(values)
+        return GatePolicy.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"policy: {'.'.join(map(str, first['loc'])) or 'key'}: {first['msg']}") from error

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
-from skill_kd.evaluate.evaluation import Measured
+from skill_kd.evaluate.estimates import Columns
+from skill_kd.evaluate.measurements import ModelMeasurements, ShownMeasurements
 from skill_kd.evaluate.opened_models import BINS, bucket
-from skill_kd.evaluate.statistics import Columns
+from skill_kd.evaluate.samples_folder import ModelsRecord, PromptWork
+from skill_kd.report.shown_document import CalibrationCurve, ExposureCurve
 
 if TYPE_CHECKING:
-    from skill_kd.evaluate.statistics import Array
+    from skill_kd.evaluate.estimates import Array
 
 
-def measured(done: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Measured:
+def measured(done: Sequence[PromptWork], record: ModelsRecord) -> ModelMeasurements:
     """Return the columns and curves of what was read, or why there are none."""
-    told = {"latency": about["latency"]}
-    if about["unread"] or not done:
-        absent = dict.fromkeys(_COLUMNS, about["unread"])
-        return Measured({}, absent, told, about["about"])
+    shown, facts = ShownMeasurements(latency=record["latency"]), record["about"]
+    if record["unread"] is not None:
+        return ModelMeasurements({}, dict.fromkeys(_COLUMNS, record["unread"]), shown, facts)
     # None where there is no baseline, or its tokenizer is another one.
     beside = all(line.get("read_baseline") for line in done)
     columns = {
@@ -30,11 +32,9 @@ def measured(done: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Mea
         for name, (ours, theirs) in _COLUMNS.items()
     }
     columns["calibration"] = Columns(*(_overconfidence(done, who) for who in ("student", "teacher")))
-    curves = {
-        "exposure": _exposure(done, about["about"]["decoding"]["max_new_tokens"]),
-        "calibration": _calibration(done),
-    }
-    return Measured(columns, {}, {**told, "curves": curves}, about["about"])
+    assert facts["decoding"] is not None
+    exposure = _exposure(done, facts["decoding"]["max_new_tokens"])
+    return ModelMeasurements(columns, {}, replace(shown, exposure=exposure, calibration=_calibration(done)), facts)
 
 
 _COLUMNS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
@@ -49,17 +49,19 @@ _COLUMNS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
 """Whose samples, and which figure: of the student's column and of the teacher's, whose KL with itself is 0."""
 
 
-def _column(done: Sequence[Mapping[str, Any]], samples: str, figure: str, reading: str = "read") -> Array:
+def _column(
+    done: Sequence[PromptWork], samples: str, figure: str, reading: Literal["read", "read_baseline"] = "read"
+) -> Array:
     import numpy as np
 
     return np.array([line[reading][samples]["means"].get(figure, 0.0) for line in done])
 
 
-def _overconfidence(done: Sequence[Mapping[str, Any]], who: str) -> Array:
+def _overconfidence(done: Sequence[PromptWork], who: str) -> Array:
     return _column(done, "teacher", f"{who}_confidence") - _column(done, "teacher", f"{who}_right")
 
 
-def _exposure(done: Sequence[Mapping[str, Any]], longest: int) -> dict[str, Any]:
+def _exposure(done: Sequence[PromptWork], longest: int) -> ExposureCurve:
     """Forward KL by position, on the teacher's prefixes and, with bounds over prompts, on the student's own."""
     import numpy as np
 
@@ -88,7 +90,7 @@ def _ratio_error(curve_NPC: Array) -> Array:
     return error
 
 
-def _calibration(done: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _calibration(done: Sequence[PromptWork]) -> CalibrationCurve:
     import numpy as np
 
     tables = {

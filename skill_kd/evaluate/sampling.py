@@ -1,36 +1,43 @@
-"""Responses and figures of two models, kept in a folder: a stopped evaluation goes on, a second policy costs seconds.
+"""Responses and figures of two models, sampled and read into a folder of samples.
 
 ``work.jsonl`` has one line a prompt, written as soon as it is known; the generations are written from it at the end.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from skill_kd.errors import UsageError
-from skill_kd.evaluate import opened_models as models
-from skill_kd.evaluate.evaluation import Files, Measured, read_prompts
-from skill_kd.evaluate.generations import prompt_key, read_rows, write_rows
-from skill_kd.evaluate.opened_models import Source, Writer
-from skill_kd.evaluate.policy import Policy
+from skill_kd.evaluate import opened_models
+from skill_kd.evaluate.from_generations import Files
+from skill_kd.evaluate.generations import prompt_key, read_prompts, read_rows, write_rows
+from skill_kd.evaluate.latency import measure_latency
+from skill_kd.evaluate.measurements import ModelMeasurements
+from skill_kd.evaluate.opened_models import ModelSource, TokenSums, Writer
+from skill_kd.evaluate.policy import GatePolicy
 from skill_kd.evaluate.readings import measured
+from skill_kd.evaluate.samples_folder import (
+    FORMAT,
+    ModelsRecord,
+    PromptWork,
+    SamplesKey,
+    check_key,
+    finished,
+    read_record,
+)
+from skill_kd.report.evaluation_document import ModelFacts
 
 if TYPE_CHECKING:
     from skill_kd.kd.dataset.reading import Example
 
-FORMAT = 2
-"""Of what is kept in the folder; another one is not gone on with."""
 AT_ONCE = 4
 """Prompts worked on together."""
-TIMED = 20
-"""Responses that latency is taken from."""
 Progress = Callable[[int, int], None]
 """(prompts done, of how many)"""
 Shared = tuple[Writer, int]
@@ -42,19 +49,21 @@ def silent(_done: int, _of: int) -> None:
 
 
 @dataclass(frozen=True)
-class Task:
+class SamplingTask:
     """What is to be sampled, and from whom."""
 
     prompts: Path
     """JSONL with ``prompt`` or ``messages``; ``reference``, ``category`` and ``cluster`` are passed on."""
-    teacher: Source
-    student: Source
-    baseline: Source | None = None
+    teacher: ModelSource
+    student: ModelSource
+    baseline: ModelSource | None = None
     max_new_tokens: int = 256
     latency: bool = True
 
 
-def sample(task: Task, policy: Policy, folder: Path, progress: Progress = silent) -> tuple[Files, Measured]:
+def sample(
+    task: SamplingTask, policy: GatePolicy, folder: Path, progress: Progress = silent
+) -> tuple[Files, ModelMeasurements]:
     """Sample what is not yet in ``folder``, and return the files and figures to judge.
 
     2K teacher, K student and K collapsed-teacher responses a prompt (and K of the undistilled student), each token of
@@ -64,18 +73,16 @@ def sample(task: Task, policy: Policy, folder: Path, progress: Progress = silent
         UsageError: the folder holds the work of another task, or data or models cannot be used.
         MissingRequirementError: a model or a package is not there.
     """
-    with models.plain_errors():
+    with opened_models.plain_errors():
         rows, examples = _prompts(task.prompts)
         folder.mkdir(parents=True, exist_ok=True)
-        key = _key(task, policy)
-        _check_key(folder / "work.json", key)
-        done = _finished(folder / "work.jsonl")
+        check_key(folder / "work.json", _key(task, policy))
+        done = finished(folder / "work.jsonl")
         if len(done) < len(examples) or not (folder / "measured.json").is_file():
-            about = _work(task, policy, folder, examples, done, progress)
-            _replace(folder / "measured.json", about)
-            done = _finished(folder / "work.jsonl")
-        about = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
-    return _files(folder, rows, done, task), measured(done, about)
+            write_rows(folder / "measured.json", [_work(task, policy, folder, examples, done, progress)])
+            done = finished(folder / "work.jsonl")
+        record = read_record(folder / "measured.json")
+    return _files(folder, rows, done, task), measured(done, record)
 
 
 def prompt_keys(path: Path) -> list[str]:
@@ -104,14 +111,12 @@ def _prompts(path: Path) -> tuple[list[dict[str, object]], list[Example]]:
     return list(rows.values()), list(examples.values())
 
 
-def _key(task: Task, policy: Policy) -> dict[str, Any]:
-    """What the samples depend on; margins are not among it."""
-    sources = {
-        name: vars(source) if (source := getattr(task, name)) else None for name in ("teacher", "student", "baseline")
-    }
+def _key(task: SamplingTask, policy: GatePolicy) -> SamplesKey:
     return {
         "format": FORMAT,
-        **sources,
+        "teacher": vars(task.teacher),
+        "student": vars(task.student),
+        "baseline": vars(task.baseline) if task.baseline else None,
         "prompts": hashlib.sha256(task.prompts.read_bytes()).hexdigest(),
         "max_new_tokens": task.max_new_tokens,
         "samples": policy.samples,
@@ -121,41 +126,21 @@ def _key(task: Task, policy: Policy) -> dict[str, Any]:
     }
 
 
-def _check_key(path: Path, key: Mapping[str, Any]) -> None:
-    if path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept != key:
-            changed = ", ".join(name for name in key if kept.get(name) != key[name])
-            raise UsageError(
-                f"'{path.parent}' holds samples of another evaluation (other {changed}); "
-                "take another --out, or delete the folder"
-            )
-    else:
-        _replace(path, key)
-
-
-def _finished(path: Path) -> list[dict[str, Any]]:
-    """Read the whole lines; one that a kill cut short is dropped, and cut off so that the next follows a whole one."""
-    if not path.is_file():
-        return []
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        with path.open("r+b") as file:
-            file.truncate(whole)
-    return [json.loads(line) for line in data[:whole].split(b"\n") if line]
-
-
 def _work(
-    task: Task, policy: Policy, folder: Path, examples: Sequence[Example], done: Sequence[object], progress: Progress
-) -> dict[str, Any]:
+    task: SamplingTask,
+    policy: GatePolicy,
+    folder: Path,
+    examples: Sequence[Example],
+    done: Sequence[object],
+    progress: Progress,
+) -> ModelsRecord:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # before this adds to it
-    device = models.accelerator()
-    teacher = models.open_writer(task.teacher, task.max_new_tokens, device)
-    student = models.open_writer(task.student, task.max_new_tokens, device)
-    baseline = models.open_writer(task.baseline, task.max_new_tokens, device) if task.baseline else None
-    vocabulary, why = models.shared(student, teacher)
-    beside = (baseline, models.shared(baseline, teacher)[0] if vocabulary else 0) if baseline else None
+    device = opened_models.accelerator()
+    teacher = opened_models.open_writer(task.teacher, task.max_new_tokens, device)
+    student = opened_models.open_writer(task.student, task.max_new_tokens, device)
+    baseline = opened_models.open_writer(task.baseline, task.max_new_tokens, device) if task.baseline else None
+    vocabulary, why = opened_models.shared(student, teacher)
+    beside = (baseline, opened_models.shared(baseline, teacher)[0] if vocabulary else 0) if baseline else None
     with (folder / "work.jsonl").open("ab") as file:
         for start in range(len(done), len(examples), AT_ONCE):
             chunk = examples[start : start + AT_ONCE]
@@ -166,20 +151,24 @@ def _work(
             progress(min(start + AT_ONCE, len(examples)), len(examples))
     return {
         "unread": why,
-        "latency": {"load": load, **_latency(policy, teacher, student, examples)} if task.latency else None,
-        "about": {
-            "teacher": task.teacher.model,
-            "student": task.student.model,
-            "baseline": task.baseline.model if task.baseline else None,
-            "tokenizer": "different" if why else "same",
-            "decoding": {
-                "temperature": 1.0,
-                "top_p": 1.0,
-                "max_new_tokens": task.max_new_tokens,
-                "control_temperature": policy.control_temperature,
-            },
-            "device": str(device),
+        "latency": measure_latency(policy, teacher, student, examples, load) if task.latency else None,
+        "about": _facts(task, policy, "different" if why else "same", str(device)),
+    }
+
+
+def _facts(task: SamplingTask, policy: GatePolicy, tokenizer: Literal["same", "different"], device: str) -> ModelFacts:
+    return {
+        "teacher": task.teacher.model,
+        "student": task.student.model,
+        "baseline": task.baseline.model if task.baseline else None,
+        "tokenizer": tokenizer,
+        "decoding": {
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "max_new_tokens": task.max_new_tokens,
+            "control_temperature": policy.control_temperature,
         },
+        "device": device,
     }
 
 
@@ -189,9 +178,9 @@ def _chunk(
     teacher: Writer,
     student: Shared,
     baseline: Shared | None,
-    policy: Policy,
+    policy: GatePolicy,
     longest: int,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[PromptWork]:
     count, seed = policy.samples, policy.seed
     written = {
         "teacher": (teacher, teacher.write(chunk, 2 * count, (seed, "teacher"), first)),
@@ -201,54 +190,26 @@ def _chunk(
     if baseline is not None:
         written["baseline"] = (baseline[0], baseline[0].write(chunk, count, (seed, "student"), first))
 
-    def read(side: Shared | None, own: str, index: int) -> dict[str, Any]:
+    def read(side: Shared | None, own: str, index: int) -> dict[str, TokenSums]:
         """What a model and the teacher make of the teacher's responses, and of the model's own."""
         if side is None or not side[1]:
             return {}
         rows = {"teacher": written["teacher"][1][index], "student": written[own][1][index]}
         return {
-            who: models.summarized(models.read(each, side[0], teacher, side[1], policy), longest)
+            who: opened_models.summarized(opened_models.read(each, side[0], teacher, side[1], policy), longest)
             for who, each in rows.items()
         }
 
     for index in range(len(chunk)):
         texts = {who: [writer.text(row) for row in rows[index]] for who, (writer, rows) in written.items()}
-        both = {"read": read(student, "student", index), "read_baseline": read(baseline, "baseline", index)}
-        yield {"texts": texts, **both}
+        yield {
+            "texts": texts,
+            "read": read(student, "student", index),
+            "read_baseline": read(baseline, "baseline", index),
+        }
 
 
-def _latency(policy: Policy, teacher: Writer, student: Writer, examples: Sequence[Example]) -> dict[str, Any]:
-    import torch
-
-    device, asked = teacher.sampler.device, examples[:TIMED]
-    threads = torch.get_num_threads()
-    cpu = f"{_processor()}, {threads} thread{'s' * (threads > 1)} of {os.cpu_count()} processors"
-    asked_of = {"teacher": teacher, "student": student}
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-    return {
-        "hardware": name,
-        "batch": 1,
-        "concurrency": 1,
-        "responses": len(asked),
-        "memory": "peak" if device.type == "cuda" else "weights",
-        "dtypes": {who: str(next(each.model.parameters()).dtype)[6:] for who, each in asked_of.items()},
-        **models.timed(asked_of, asked, policy.seed),
-        "cost_per_1k": None,
-    }
-
-
-def _processor() -> str:
-    """The processor's own name where the system tells it."""
-    import platform
-
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or f"{platform.machine()} CPU"
-
-
-def _files(folder: Path, rows: Sequence[Mapping[str, object]], done: Sequence[Mapping[str, Any]], task: Task) -> Files:
+def _files(folder: Path, rows: Sequence[Mapping[str, object]], done: Sequence[PromptWork], task: SamplingTask) -> Files:
     """Write the generations of each side, in the format that is read without models."""
     carried = ("prompt", "messages", "reference", "category", "cluster")
     paths: dict[str, Path] = {}
@@ -263,7 +224,3 @@ def _files(folder: Path, rows: Sequence[Mapping[str, object]], done: Sequence[Ma
             ),
         )
     return Files(paths["teacher"], paths["student"], paths.get("baseline"), paths["control"], prompts=task.prompts)
-
-
-def _replace(path: Path, value: Mapping[str, Any]) -> None:
-    write_rows(path, [value])

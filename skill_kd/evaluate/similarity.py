@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy import int64
     from numpy.typing import NDArray
 
-    from skill_kd.evaluate.statistics import Array
+    from skill_kd.evaluate.estimates import Array
 
 ORDERS = (1, 2, 3, 4)
 ROUNDING = 1e-9

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skill_kd.errors import UsageError
-from skill_kd.evaluate.evaluation_result import Evaluation
+from skill_kd.evaluate.evaluation_result import EvaluationResult
 from skill_kd.report.card import Training, model_card, write_card
 from skill_kd.report.evaluation import decision_page
 from skill_kd.report.page import write
@@ -45,7 +45,7 @@ class Written:
         return f"{text}; the model card is {self.card}{elsewhere}"
 
 
-def write_all(found: Evaluation, folder: Path, subject: Subject | None) -> Written:
+def write_all(found: EvaluationResult, folder: Path, subject: Subject | None) -> Written:
     """Write ``evaluation.json`` and ``report.html`` into ``folder``, and the card to the student.
 
     Raises:

@@ -1,5 +1,5 @@
 """What a running trainer script needs. A copy of this tree, unchanged, lies as ``kd/`` next to each generated train.py.
 
 It imports nothing of the rest of skill_kd. Inside, imports go down only: train → teacher → rollouts → model → dataset →
-losses, over config and errors.
+losses, over endpoint, config, errors and seeds.
 """

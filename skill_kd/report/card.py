@@ -6,20 +6,19 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from skill_kd.report.evaluation import setting
+from skill_kd.report.evaluation_document import EvaluationDocument, MetricRow, Reproduction
 from skill_kd.report.figures import shown
 from skill_kd.report.markup import clean
 from skill_kd.report.numbers import finite, number, size
 from skill_kd.report.page import write
-
-Json = Mapping[str, Any]
+from skill_kd.report.shown_document import SIDES, SIDES_AND_BASELINE, Latency, ModelSpeed, Side
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>&|~$@]|:(?=//)|\.(?<=www\.))", re.IGNORECASE)
 _FIRST = re.compile(r"^(\d*)([#+\-=.)])(?=[#+\-=.)]*(?:\s|$))")
@@ -41,7 +40,7 @@ class Training:
     spec_hash: str | None = None
 
 
-def model_card(evaluation: Json, name: str, training: Training | None = None) -> str:
+def model_card(evaluation: EvaluationDocument, name: str, training: Training | None = None) -> str:
     """Return the card of the student ``name``: YAML front matter with a ``model-index``, then plain words."""
     made = training or Training()
     front = yaml.safe_dump(_front_matter(evaluation, name, made), sort_keys=False, allow_unicode=True, width=10**6)
@@ -73,7 +72,7 @@ def _one_line(text: object) -> str:
     return " ".join(clean(text).split())
 
 
-def _front_matter(evaluation: Json, name: str, made: Training) -> dict[str, object]:
+def _front_matter(evaluation: EvaluationDocument, name: str, made: Training) -> dict[str, object]:
     fields: dict[str, object] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -88,7 +87,7 @@ def _front_matter(evaluation: Json, name: str, made: Training) -> dict[str, obje
     return known
 
 
-def _results(evaluation: Json) -> dict[str, object] | None:
+def _results(evaluation: EvaluationDocument) -> dict[str, object] | None:
     metrics = [
         {
             "type": _one_line(metric["name"]),
@@ -104,7 +103,7 @@ def _results(evaluation: Json) -> dict[str, object] | None:
     return {"task": {"type": "text-generation"}, "dataset": dataset, "metrics": metrics}
 
 
-def _verdict(evaluation: Json) -> str:
+def _verdict(evaluation: EvaluationDocument) -> str:
     policy = plain(evaluation["reproduction"]["policy_name"])
     return f"**{plain(evaluation['verdict'])}** under the policy {policy}. {plain(evaluation['sentence'])}"
 
@@ -122,10 +121,11 @@ def _origin(made: Training) -> str:
     return f"{about} {words[0].upper()}{words[1:]}." if words else about
 
 
-def _metrics(evaluation: Json) -> str:
+def _metrics(evaluation: EvaluationDocument) -> str:
     rows = [
-        f"| {plain(metric['title'])} | {_cell(metric, 'estimate')} | {_cell(metric, 'low')} to {_cell(metric, 'high')} "
-        f"| {_cell(metric, 'margin')} | {_levels(metric)} | {plain(metric['outcome'].replace('_', ' '))} |"
+        f"| {plain(metric['title'])} | {_cell(metric, metric['estimate'])} "
+        f"| {_cell(metric, metric['low'])} to {_cell(metric, metric['high'])} | {_cell(metric, metric['margin'])} "
+        f"| {_levels(metric)} | {plain(metric['outcome'].replace('_', ' '))} |"
         for metric in evaluation["metrics"]
         if finite(metric["estimate"]) is not None
     ]
@@ -138,30 +138,30 @@ def _metrics(evaluation: Json) -> str:
     return "\n\n".join([told, *(["\n".join(missing)] if missing else [])])
 
 
-def _levels(metric: Json) -> str:
+def _levels(metric: MetricRow) -> str:
     """What the two sides, and the student as it was before, have by themselves; a ratio of two figures has no sides."""
     if metric["name"] in ("kl_ratio", "exposure"):
         return "– | – | –"
-    return " | ".join(plain(number(metric[side])) for side in ("teacher", "student", "baseline"))
+    return " | ".join(plain(number(metric[side])) for side in SIDES_AND_BASELINE)
 
 
-def _cell(metric: Json, key: str) -> str:
-    return plain(shown(metric[key], metric))
+def _cell(metric: MetricRow, value: float | None) -> str:
+    return plain(shown(value, metric))
 
 
-def _speed(latency: Json | None) -> str:
+def _speed(latency: Latency | None) -> str:
     if latency is None:
         return "Latency was not measured."
-    return plain(f"On {setting(latency)}: {'; '.join(_pace(who, latency[who]) for who in ('student', 'teacher'))}.")
+    return plain(f"On {setting(latency)}: {'; '.join(_pace(who, latency[who]) for who in reversed(SIDES))}.")
 
 
-def _pace(who: str, side: Json) -> str:
+def _pace(who: Side, side: ModelSpeed) -> str:
     bounds = f"({number(side['p50_low_s'])} to {number(side['p50_high_s'])}, 95%)"
     times = f"p50 {number(side['p50_s'])} s {bounds}, p95 {number(side['p95_s'])} s"
     return f"{who} {times}, {number(side['tokens_per_s'])} tokens/s, {size(side['memory_bytes'])}"
 
 
-def _measured(facts: Json) -> str:
+def _measured(facts: Reproduction) -> str:
     told = f"{facts['prompts']} prompts, {facts['samples']} samples each, seed {facts['seed']}, {facts['time']}."
     where = "The whole report is `report.html` in the evaluation's folder."
     return f"{plain(told)} Policy hash `{plain(facts['policy_hash'])}`. {where}"

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
+from skill_kd.report.evaluation_document import (
+    EvaluationDocument,
+    FlaggedExample,
+    Lengths,
+    LostMode,
+    MetricRow,
+    Verdict,
+)
 from skill_kd.report.figures import figures, shown
 from skill_kd.report.harness import harness
 from skill_kd.report.markup import Child, Markup, clean, join, tag
@@ -22,14 +29,20 @@ from skill_kd.report.page import (
     verdict,
 )
 from skill_kd.report.plots import Line, Spot, line_plot, scatter_plot
+from skill_kd.report.shown_document import (
+    SIDES,
+    SIDES_AND_BASELINE,
+    CalibrationCurve,
+    ExposureCurve,
+    JudgeCounts,
+    Latency,
+)
 from skill_kd.report.tables import Cell, Column, table
 
-Json = Mapping[str, Any]
-
-TONES = {"GO": "pass", "NO-GO": "fail", "INCONCLUSIVE": "uncertain"}
+TONES: dict[Verdict, str] = {"GO": "pass", "NO-GO": "fail", "INCONCLUSIVE": "uncertain"}
 
 
-def decision_page(evaluation: Json) -> str:
+def decision_page(evaluation: EvaluationDocument) -> str:
     """Return the page of one evaluation (the document of ``evaluation.json``, format 1)."""
     word, reproduction = evaluation["verdict"], evaluation["reproduction"]
     student, teacher = reproduction["student"] or "the student", reproduction["teacher"] or "its teacher"
@@ -53,7 +66,7 @@ def decision_page(evaluation: Json) -> str:
     return page(f"{word}: {title}", head, sections, data=evaluation, foot=foot)
 
 
-def _sentence(evaluation: Json) -> str:
+def _sentence(evaluation: EvaluationDocument) -> str:
     words = str(evaluation["sentence"]).removeprefix(f"{evaluation['verdict']}: ")
     return words[:1].upper() + words[1:]
 
@@ -71,7 +84,7 @@ def _or_none(items: Sequence[Child]) -> Markup:
 # --- quality, speed, slices -------------------------------------------------------------------------------------------
 
 
-def _trade(evaluation: Json) -> list[Markup]:
+def _trade(evaluation: EvaluationDocument) -> list[Markup]:
     spots = [
         Spot(each["who"], each["coverage"], each["quality"], f"T = {each['temperature']:g}")
         for each in evaluation["curves"]["temperature"] or ()
@@ -87,7 +100,7 @@ def _trade(evaluation: Json) -> list[Markup]:
     ]
 
 
-def _judge(judge: Json | None) -> list[Markup]:
+def _judge(judge: JudgeCounts | None) -> list[Markup]:
     if judge is None:
         return []
     told = (
@@ -97,7 +110,7 @@ def _judge(judge: Json | None) -> list[Markup]:
     return [paragraph(told)]
 
 
-def _speed(latency: Json | None) -> list[Markup]:
+def _speed(latency: Latency | None) -> list[Markup]:
     if latency is None:
         return [paragraph("Not measured.")]
     cost = latency["cost_per_1k"]
@@ -117,7 +130,7 @@ def _speed(latency: Json | None) -> list[Markup]:
             Cell(size(memory), finite(memory)),
             *price,
         ]
-        for who in ("teacher", "student")
+        for who in SIDES
         for side, price in [(latency[who], [cost[who]] if cost else [])]
         for memory in [side["memory_bytes"]]
     ]
@@ -126,7 +139,7 @@ def _speed(latency: Json | None) -> list[Markup]:
     return [table(f"Latency per request on {setting(latency)}", columns, rows), paragraph(about), *costs]
 
 
-def setting(latency: Json) -> str:
+def setting(latency: Latency) -> str:
     """Return on what, and how, latency was measured."""
     load = "" if latency["load"] is None else f", load {number(latency['load'], 1)} before all began"
     dtypes = latency["dtypes"]
@@ -136,7 +149,7 @@ def setting(latency: Json) -> str:
     )
 
 
-def _slices(evaluation: Json) -> list[Markup]:
+def _slices(evaluation: EvaluationDocument) -> list[Markup]:
     slices, metrics = evaluation["slices"], {metric["name"]: metric for metric in evaluation["metrics"]}
     if not slices:
         return [paragraph("The prompts name no slices.")]
@@ -158,14 +171,16 @@ def _slices(evaluation: Json) -> list[Markup]:
     ]
 
 
-def _slice_cells(figures: Json, names: Iterable[str], metrics: Mapping[str, Json]) -> list[Cell]:
+def _slice_cells(
+    figures: Mapping[str, float | None], names: Iterable[str], metrics: Mapping[str, MetricRow]
+) -> list[Cell]:
     return [Cell(shown(figures.get(name), metrics[name]), finite(figures.get(name))) for name in names]
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------
 
 
-def _lost(modes: Sequence[Json]) -> list[Markup]:
+def _lost(modes: Sequence[LostMode]) -> list[Markup]:
     if not modes:
         return [paragraph("No response of the teacher was found that no sample of the student comes near.")]
     told = paragraph(
@@ -174,7 +189,7 @@ def _lost(modes: Sequence[Json]) -> list[Markup]:
     return [told, *_first_three([_pair(mode, f"recall {percent(mode['recall'], 0)}") for mode in modes])]
 
 
-def _flagged(examples: Sequence[Json]) -> list[Markup]:
+def _flagged(examples: Sequence[FlaggedExample]) -> list[Markup]:
     return _first_three([_pair(each, ", ".join(each["flags"])) for each in examples]) or [paragraph("None.")]
 
 
@@ -183,35 +198,32 @@ def _first_three(parts: Sequence[Markup]) -> list[Markup]:
     return [*parts[:3], *([folded(f"{len(rest)} more", *rest)] if rest else [])]
 
 
-def _pair(each: Json, note: str) -> Markup:
-    sides = [
-        (who.capitalize(), [sample(text) for text in each[who]] or [paragraph("None.")])
-        for who in ("teacher", "student")
-    ]
+def _pair(each: LostMode | FlaggedExample, note: str) -> Markup:
+    sides = [(who.capitalize(), [sample(text) for text in each[who]] or [paragraph("None.")]) for who in SIDES]
     return tag("article", sample(each["prompt"], f"Prompt ({note})"), side_by_side(*sides))
 
 
 # --- lengths, curves --------------------------------------------------------------------------------------------------
 
 
-def _curves(evaluation: Json) -> list[Markup]:
+def _curves(evaluation: EvaluationDocument) -> list[Markup]:
     curves = evaluation["curves"]
     return [_lengths(evaluation["lengths"]), *_exposure(curves["exposure"]), *_calibration(curves["calibration"])]
 
 
-def _lengths(lengths: Json | None) -> Markup:
+def _lengths(lengths: Lengths | None) -> Markup:
     if lengths is None:
         return paragraph("Lengths were not measured.")
     columns = [Column("Model"), *(Column(name, numeric=True, digits=1) for name in ("10%", "Median", "90%", "Mean"))]
     rows = [
-        [who, *(lengths[who][key] for key in ("p10", "p50", "p90", "mean"))]
-        for who in ("teacher", "student", "baseline")
-        if lengths.get(who)
+        [who, each["p10"], each["p50"], each["p90"], each["mean"]]
+        for who in SIDES_AND_BASELINE
+        if (each := lengths[who])
     ]
     return table(f"Length of responses, {lengths['unit']}", columns, rows)
 
 
-def _exposure(curve: Json | None) -> list[Markup]:
+def _exposure(curve: ExposureCurve | None) -> list[Markup]:
     if curve is None:
         return [paragraph("Exposure bias was not measured: it takes both models.")]
     lines = [
@@ -222,7 +234,7 @@ def _exposure(curve: Json | None) -> list[Markup]:
     return [line_plot("Exposure bias", about, lines, x="position, tokens", y=f"excess KL, {curve['unit']}", zero=True)]
 
 
-def _calibration(curve: Json | None) -> list[Markup]:
+def _calibration(curve: CalibrationCurve | None) -> list[Markup]:
     if curve is None:
         return []
     about = (
@@ -243,17 +255,17 @@ def _calibration(curve: Json | None) -> list[Markup]:
 # --- reproduction -----------------------------------------------------------------------------------------------------
 
 
-def _reproduction(evaluation: Json) -> list[Markup]:
+def _reproduction(evaluation: EvaluationDocument) -> list[Markup]:
     facts = evaluation["reproduction"]
-    decoding = facts["decoding"] or {}
+    decoding = facts["decoding"].items() if facts["decoding"] else ()
     items: list[tuple[Child, Child]] = [
         ("Policy", join([facts["policy_name"], " ", tag("code", facts["policy_hash"])])),
         (
             "Models",
-            ", ".join(f"{who} {facts[who] or MISSING}" for who in ("teacher", "student", "baseline")),
+            ", ".join(f"{who} {facts[who] or MISSING}" for who in SIDES_AND_BASELINE),
         ),
         ("Tokenizers", facts["tokenizer"]),
-        ("Decoding", ", ".join(f"{key} {value}" for key, value in decoding.items()) or "not recorded"),
+        ("Decoding", ", ".join(f"{key} {value}" for key, value in decoding) or "not recorded"),
         (
             "Samples",
             f"{facts['prompts']} prompts, {facts['samples']} of the student each, first {facts['word_budget']} words",

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from skill_kd.report.drawing import Mark
+from skill_kd.report.evaluation_document import Form, MetricRow, Outcome
 from skill_kd.report.markup import Markup, join, tag
 from skill_kd.report.numbers import finite, number, percent, points
 from skill_kd.report.page import badge, bullets, folded
 from skill_kd.report.rowplots import Interval, forest_plot
+from skill_kd.report.shown_document import SIDES_AND_BASELINE
 from skill_kd.report.tables import Cell, Column, table
 
-Json = Mapping[str, Any]
-
-_OUTCOMES = {
+_OUTCOMES: dict[Outcome, tuple[str, str]] = {
     "pass": ("pass", "passed"),
     "fail": ("fail", "failed"),
     "uncertain": ("uncertain", "uncertain"),
@@ -22,7 +21,7 @@ _OUTCOMES = {
     "not_measured": ("uncertain", "not measured"),
     "shown": ("plain", "shown only"),
 }
-_FORMS = {
+_FORMS: dict[Form, str] = {
     "retention": "0 = collapsed control, 1 = teacher",
     "ratio": "1 = like the teacher",
     "difference": "0 = like the teacher",
@@ -30,29 +29,29 @@ _FORMS = {
 }
 
 
-def shown(value: object, metric: Json) -> str:
+def shown(value: object, metric: MetricRow) -> str:
     """Return a figure of ``metric`` with the unit it is read in."""
     unit = f" {metric['unit']}" if _has_unit(metric) and finite(value) is not None else ""
     return _bare(value, metric) + unit
 
 
-def _has_unit(metric: Json) -> bool:
+def _has_unit(metric: MetricRow) -> bool:
     return metric["form"] not in ("retention", "ratio") and metric["unit"] in ("nats/token", "words")
 
 
-def _bare(value: object, metric: Json) -> str:
+def _bare(value: object, metric: MetricRow) -> str:
     difference = metric["form"] == "difference"
     if metric["unit"] == "share" and metric["form"] not in ("retention", "ratio"):
         return points(value) if difference else percent(value)
     return number(value, 3, sign=difference)
 
 
-def _mean(value: object, metric: Json) -> str:
+def _mean(value: object, metric: MetricRow) -> str:
     """A mean behind a figure, in the unit it was measured in."""
     return percent(value) if metric["unit"] == "share" else number(value)
 
 
-def figures(metrics: Sequence[Json]) -> list[Markup]:
+def figures(metrics: Sequence[MetricRow]) -> list[Markup]:
     """Return the forest plot and the tables of all figures."""
     rows = [row for metric in metrics if (row := _against_margin(metric))]
     plot = forest_plot(
@@ -72,11 +71,11 @@ def figures(metrics: Sequence[Json]) -> list[Markup]:
     ]
 
 
-def _absence(metric: Json) -> str:
+def _absence(metric: MetricRow) -> str:
     return f"{metric['title']}: {metric['reason'] or 'no reason is given'}"
 
 
-def _against_margin(metric: Json) -> Interval | None:
+def _against_margin(metric: MetricRow) -> Interval | None:
     """The row of a metric: 0 where a perfect student is, -1 at the margin. None where one of the two is missing."""
     null, margin = finite(metric["null"]), finite(metric["margin"])
     way = 1.0 if metric["better"] == "high" else -1.0
@@ -94,26 +93,27 @@ def _against_margin(metric: Json) -> Interval | None:
     return Interval(label, place(finite(metric["estimate"])), low, high, words, tone)
 
 
-def _verdict_table(metrics: Sequence[Json]) -> Markup:
+def _verdict_table(metrics: Sequence[MetricRow]) -> Markup:
     numeric = ("Estimate", "Low", "High", "Margin", "Perfect student", "Control")
     columns = [Column("Figure"), Column("Outcome"), *(Column(title, numeric=True) for title in numeric)]
     about = "Low and high are one-sided 95% bounds; the control is a teacher made to collapse."
     return table(about, columns, [_verdict_row(metric) for metric in metrics], filtered=len(metrics) > 8)
 
 
-def _verdict_row(metric: Json) -> list[object]:
+def _verdict_row(metric: MetricRow) -> list[object]:
     tone, word = _OUTCOMES[metric["outcome"]]
     unit = metric["unit"] if _has_unit(metric) else ""
     reads = ", ".join(filter(None, (metric["role"], unit, _FORMS[metric["form"]], f"{metric['better']} is better")))
     name = join([metric["title"], tag("br"), tag("small", reads)])
     reason = [tag("br"), tag("small", metric["reason"])] if metric["reason"] else []
-    values = ("estimate", "low", "high", "margin", "null", "control")
-    cells = [Cell(_bare(metric[key], metric), finite(metric[key])) for key in values]
+    bounded = (metric["estimate"], metric["low"], metric["high"])
+    values = (*bounded, metric["margin"], metric["null"], metric["control"])
+    cells = [Cell(_bare(value, metric), finite(value)) for value in values]
     return [Cell(name), Cell(join([badge(word, tone), *reason])), *cells]
 
 
-def _means_table(metrics: Sequence[Json]) -> Markup:
-    sides = [side for side in ("teacher", "student", "baseline") if any(metric[side] is not None for metric in metrics)]
+def _means_table(metrics: Sequence[MetricRow]) -> Markup:
+    sides = [side for side in SIDES_AND_BASELINE if any(metric[side] is not None for metric in metrics)]
     numeric = (*(side.capitalize() for side in sides), "Prompts", "Detectable change", "Prompts needed")
     rows = [
         [

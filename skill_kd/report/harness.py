@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from skill_kd.report.markup import join, tag
 from skill_kd.report.numbers import MISSING, finite, number
 from skill_kd.report.page import Section, paragraph
+from skill_kd.report.shown_document import SIDES, HarnessComparison, HarnessRow
 from skill_kd.report.tables import Cell, Column, table
-
-Json = Mapping[str, Any]
 
 _ABOUT = (
     "Shown, and no part of the verdict. Retention is student ÷ teacher (where less is better, teacher ÷ student): 1 "
@@ -21,13 +17,13 @@ _ABOUT = (
 _NUMBERS = ("Teacher", "Student", "Difference", "Low", "High", "Retention", "Low", "High", "Questions")
 
 
-def harness(results: Json | None) -> list[Section]:
+def harness(results: HarnessComparison | None) -> list[Section]:
     """Return the section of imported results, or nothing where there are none."""
     if results is None:
         return []
     columns = [Column("Task"), *(Column(title, numeric=True) for title in _NUMBERS)]
     rows = [_row(each) for each in results["rows"]]
-    models = "; ".join(f"{who} {results[who]['model']} ({results[who]['file']})" for who in ("teacher", "student"))
+    models = "; ".join(f"{who} {results[who]['model']} ({results[who]['file']})" for who in SIDES)
     left = results["left_out"]
     content = [
         paragraph(_ABOUT),
@@ -38,16 +34,22 @@ def harness(results: Json | None) -> list[Section]:
     return [Section("harness", "Tasks of the harness", content, "Harness")]
 
 
-def _row(each: Json) -> list[object]:
-    notes = (each["filter"] != "none" and each["filter"], each["better"] and f"{each['better']} is better")
-    about = ", ".join(filter(None, (each["metric"], *notes, each["reason"])))
-    sides = [_with_error(each[who], each[f"{who}_error"]) for who in ("teacher", "student")]
-    gaps = [
-        Cell(number(each[key], 3, sign=True), finite(each[key]))
-        for key in ("difference", "difference_low", "difference_high")
+def _row(each: HarnessRow) -> list[object]:
+    named = None if each["filter"] == "none" else each["filter"]
+    better = each["better"] and f"{each['better']} is better"
+    about = ", ".join(filter(None, (each["metric"], named, better, each["reason"])))
+    return [
+        Cell(join([each["task"], tag("br"), tag("small", about)])),
+        _with_error(each["teacher"], each["teacher_error"]),
+        _with_error(each["student"], each["student_error"]),
+        *(_gap(value) for value in (each["difference"], each["difference_low"], each["difference_high"])),
+        *(Cell(number(value, 3), finite(value)) for value in (each["retention"], each["low"], each["high"])),
+        each["samples"],
     ]
-    kept = [Cell(number(each[key], 3), finite(each[key])) for key in ("retention", "low", "high")]
-    return [Cell(join([each["task"], tag("br"), tag("small", about)])), *sides, *gaps, *kept, each["samples"]]
+
+
+def _gap(value: float | None) -> Cell:
+    return Cell(number(value, 3, sign=True), finite(value))
 
 
 def _with_error(value: float | None, error: float | None) -> Cell:

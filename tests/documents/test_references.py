@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from skill_kd.evaluate.metrics import KINDS
-from skill_kd.evaluate.policy import Policy
+from skill_kd.evaluate.policy import GatePolicy
 from skill_kd.guidance import CHOICES, advise
 from skill_kd.spec import Divergence, MiniLLM, Objective, Rollout, Section, Spec
 
@@ -94,7 +94,7 @@ def test_every_metric_of_the_gate_has_a_row() -> None:
     table = text.partition("\n## What is measured\n")[2].partition("\n## ")[0]
     named = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)))
     assert sorted(named) == sorted(KINDS)
-    assert f"the margin is {Policy().rules.kl_ratio.margin:g}" in table
+    assert f"the margin is {GatePolicy().rules.kl_ratio.margin:g}" in table
 
 
 def test_every_objective_stands_with_its_equation_or_its_paper() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import subprocess
+import tarfile
 import tomllib
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +114,26 @@ def test_the_checksums_are_those_of_all_files(dist: Path) -> None:
     assert listed == {path.name for path in dist.iterdir()} - {"SHA256SUMS"}
     assert {"".join(Path(name).suffixes[-2:]) for name in listed} >= {".tar.gz", ".cdx.json"}
     assert any(name.endswith(".whl") for name in listed)
+
+
+def source_files(names: Iterable[str], root: str = "") -> set[str]:
+    """Return the files of the package among the names in an archive, by path inside it."""
+    inside = {name.removeprefix(root) for name in names if name.startswith(f"{root}skill_kd/")}
+    return {name for name in inside if not name.endswith("/") and name.split("/")[1] not in {"templates", "examples"}}
+
+
+def test_wheel_source_distribution_and_git_archive_hold_the_same_source_files(dist: Path) -> None:
+    (wheel,), (sdist,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
+    in_wheel = source_files(zipfile.ZipFile(wheel).namelist())
+    with tarfile.open(sdist) as archive:
+        in_sdist = source_files(archive.getnames(), f"{sdist.name.removesuffix('.tar.gz')}/")
+        in_sdist = {name for name in in_sdist if Path(name).suffix}
+    archived = subprocess.run(["git", "archive", "HEAD"], cwd=REPOSITORY, capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(archived)) as archive:
+        in_git = source_files(member.name for member in archive if member.isfile())
+    assert {"skill_kd/__init__.py", "skill_kd/kd/train/loop.py"} <= in_git
+    assert in_wheel == in_git
+    assert in_sdist == in_git
 
 
 def test_the_bill_of_materials_lists_what_the_wheel_needs_as_it_is_pinned(dist: Path) -> None:

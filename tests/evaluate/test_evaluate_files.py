@@ -9,13 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from evaluation_document import problems
 
 pytest.importorskip("numpy")
 pytest.importorskip("scipy")
 
 from skill_kd.errors import UsageError
-from skill_kd.evaluate import Evaluation, Files, Request, evaluate, evaluate_generations, make_policy
+from skill_kd.evaluate import EvaluationResult, Files, Request, evaluate, evaluate_generations, make_policy
 from skill_kd.evaluate.generations import write_rows
+from skill_kd.report.evaluation_document import EvaluationDocument
 
 POLICY = make_policy("text-only", {"resamples": 300})
 PROMPTS = 60
@@ -55,11 +57,11 @@ def teacher(tmp_path: Path) -> Path:
     return written(tmp_path, "teacher", modes("teacher"), 16)
 
 
-def judged(folder: Path, teacher: Path, speak: Speak, **files: Path) -> Evaluation:
+def judged(folder: Path, teacher: Path, speak: Speak, **files: Path) -> EvaluationResult:
     return evaluate_generations(Files(teacher, written(folder, "student", speak, 8), **files), POLICY)
 
 
-def outcome(found: Evaluation, name: str) -> str:
+def outcome(found: EvaluationResult, name: str) -> str:
     return next(metric.outcome for metric in found.metrics if metric.name == name)
 
 
@@ -140,6 +142,7 @@ def test_the_document_is_complete_and_names_what_it_rests_on(tmp_path: Path, tea
     told = judged(tmp_path, teacher, one_mode).to_json()
     text = json.dumps(told, allow_nan=False)
     assert json.loads(text) == told
+    assert not problems(told, EvaluationDocument)
     assert [row["role"] for row in told["metrics"]] == sorted(
         (r["role"] for r in told["metrics"]), key="advisory".__eq__
     )

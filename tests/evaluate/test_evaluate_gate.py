@@ -15,15 +15,15 @@ from hypothesis import strategies as st  # noqa: E402
 from skill_kd.console import given_values  # noqa: E402
 from skill_kd.errors import UsageError  # noqa: E402
 from skill_kd.evaluate import gate  # noqa: E402
+from skill_kd.evaluate.estimates import Columns, Estimate  # noqa: E402
 from skill_kd.evaluate.metrics import KINDS  # noqa: E402
-from skill_kd.evaluate.policy import PRESETS, Policy, Rule, Rules, make_policy  # noqa: E402
-from skill_kd.evaluate.statistics import Columns, Estimate  # noqa: E402
+from skill_kd.evaluate.policy import PRESETS, GatePolicy, Rule, Rules, make_policy  # noqa: E402
 
 
-def only(**rules: Rule) -> Policy:
+def only(**rules: Rule) -> GatePolicy:
     """A policy in which the given rules alone have a say."""
     silent = {name: Rule() for name in Rules.model_fields}
-    return Policy(rules=Rules(**{**silent, **rules}), resamples=500)
+    return GatePolicy(rules=Rules(**{**silent, **rules}), resamples=500)
 
 
 def blocking(margin: float) -> Rule:
@@ -103,7 +103,7 @@ def metric(name: str, outcome: str, slack: float = 1.0) -> gate.Metric:
 
 
 def verdict(*metrics: gate.Metric, prompts: int = 200, samples: int = 8) -> gate.Decision:
-    return gate.decide(list(metrics), prompts, samples, Policy())
+    return gate.decide(list(metrics), prompts, samples, GatePolicy())
 
 
 def test_go_needs_every_blocking_metric() -> None:

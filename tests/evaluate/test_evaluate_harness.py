@@ -14,8 +14,8 @@ import pytest
 
 from skill_kd import cli
 from skill_kd.errors import UsageError
-from skill_kd.evaluate import harness
-from skill_kd.evaluate.statistics import ratio_bounds
+from skill_kd.evaluate import harness_results
+from skill_kd.evaluate.estimates import ratio_bounds
 
 FILES = Path(__file__).parents[1] / "data" / "harness"
 TEACHER, STUDENT = FILES / "teacher.json", FILES / "student.json"
@@ -31,12 +31,12 @@ def changed(folder: Path, change: Change, source: Path = STUDENT) -> Path:
 
 
 def rows(teacher: Path = TEACHER, student: Path = STUDENT) -> dict[tuple[str, str, str], dict[str, Any]]:
-    found = harness.compare(teacher, student)["rows"]
+    found = harness_results.compare(teacher, student)["rows"]
     return {(row["task"], row["metric"], row["filter"]): row for row in found}
 
 
 def test_every_shared_figure_stands_once_with_both_sides() -> None:
-    found = harness.compare(TEACHER, STUDENT)
+    found = harness_results.compare(TEACHER, STUDENT)
     assert [(row["task"], row["metric"], row["filter"]) for row in found["rows"]] == [
         ("rivers", "acc", "none"),
         ("rivers", "acc_norm", "none"),
@@ -143,20 +143,20 @@ def test_a_file_that_cannot_be_used_is_named_with_the_mend(content: bytes, said:
     path = tmp_path / "results.json"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=said) as caught:
-        harness.compare(TEACHER, path)
+        harness_results.compare(TEACHER, path)
     assert "results.json" in str(caught.value)
 
 
 def test_missing_huge_and_equal_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot read .*none\.json"):
-        harness.compare(tmp_path / "none.json", STUDENT)
+        harness_results.compare(tmp_path / "none.json", STUDENT)
     huge = tmp_path / "huge.json"
     with huge.open("wb") as file:
-        file.truncate(harness.LARGEST + 1)
+        file.truncate(harness_results.LARGEST + 1)
     with pytest.raises(UsageError, match="larger than"):
-        harness.compare(huge, STUDENT)
+        harness_results.compare(huge, STUDENT)
     with pytest.raises(UsageError, match="hold the same"):
-        harness.compare(STUDENT, STUDENT)
+        harness_results.compare(STUDENT, STUDENT)
 
 
 # --- the verb ---------------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def test_alone_they_are_shown_and_decide_nothing(tmp_path: Path, capsys: pytest.
     assert "decide nothing" in printed
     assert "rivers acc" in printed
     told = json.loads((out / "evaluation.json").read_text())
-    assert told["harness"] == harness.compare(TEACHER, STUDENT)
+    assert told["harness"] == harness_results.compare(TEACHER, STUDENT)
     page = (out / "report.html").read_text()
     assert page.count("0.800 ± 0.018") == 1
     assert "0.900" in page.partition('id="harness"')[2].partition("</section>")[0]

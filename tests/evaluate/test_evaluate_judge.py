@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,14 +12,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 pytest.importorskip("scipy")
-pytest.importorskip("torch")
+pytest.importorskip("httpx")
+pytest.importorskip("tenacity")
 
 from skill_kd.errors import MissingRequirementError, UsageError
 from skill_kd.evaluate import Request
 from skill_kd.evaluate.generations import Prompt
 from skill_kd.evaluate.pairwise_judge import Judge, compare
 from skill_kd.evaluate.samples import Samples
-from skill_kd.kd.teacher import served
+from skill_kd.kd import endpoint
 
 Opinion = Callable[[str, str], str]
 """(response A, response B) -> what the judge says"""
@@ -26,7 +29,7 @@ Opinion = Callable[[str, str], str]
 @pytest.fixture
 def ask(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Opinion], Judge]]:
     """Serve an opinion and return whom to ask."""
-    monkeypatch.setattr(served, "BACKOFF", 0.0)
+    monkeypatch.setattr(endpoint, "BACKOFF", 0.0)
     servers: list[ThreadingHTTPServer] = []
 
     def start(opinion: Opinion) -> Judge:
@@ -80,8 +83,22 @@ def test_a_taste_for_a_place_or_a_longer_answer_counts_nothing(said: str, ask: C
     assert told["inconsistent"] == 3
 
 
+def test_a_judge_needs_no_torch(ask: Callable[[Opinion], Judge]) -> None:
+    judge = ask(lambda *_: "TIE")
+    code = f"""
+import sys
+sys.modules["torch"] = None
+from skill_kd.evaluate.generations import Prompt
+from skill_kd.evaluate.pairwise_judge import Judge, compare
+from skill_kd.evaluate.samples import Samples
+print(compare(Judge({judge.url!r}, "strict"), Samples([Prompt("p")], [["a"]], [["b"]], None, None, ()))[1]["ties"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "1\n", done.stderr
+
+
 def test_a_judge_that_refuses_is_named_as_the_judge(ask: Callable[[Opinion], Judge]) -> None:
-    with pytest.raises(MissingRequirementError, match=r"^judge url http://127\.0\.0\.1"):
+    with pytest.raises(MissingRequirementError, match=r"^--judge-url http://127\.0\.0\.1"):
         compare(ask(lambda *_: "refuse"), PAIRS)
 
 

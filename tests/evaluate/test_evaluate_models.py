@@ -14,6 +14,7 @@ pytest.importorskip("scipy")
 torch = pytest.importorskip("torch")
 
 import reference  # noqa: E402
+from evaluation_document import problems  # noqa: E402
 from tiny import BOS, EOS, UNK, build_model, make_model, make_tokenizer  # noqa: E402
 
 from skill_kd import cli  # noqa: E402
@@ -22,16 +23,19 @@ from skill_kd.evaluate import (  # noqa: E402
     Request,
     evaluate,
     evaluate_generations,
+    latency,
     make_policy,
+    opened_models,
     probabilities,
     sampling,
 )
-from skill_kd.evaluate import opened_models as models  # noqa: E402
-from skill_kd.evaluate.opened_models import Source  # noqa: E402
-from skill_kd.evaluate.sampling import Task  # noqa: E402
+from skill_kd.evaluate.opened_models import ModelSource  # noqa: E402
+from skill_kd.evaluate.samples_folder import ModelsRecord, PromptWork, SamplesKey  # noqa: E402
+from skill_kd.evaluate.sampling import SamplingTask  # noqa: E402
 from skill_kd.evaluate.written import subject_of_run  # noqa: E402
 from skill_kd.kd.dataset.batch import Row, collate  # noqa: E402
 from skill_kd.kd.dataset.reading import Example  # noqa: E402
+from skill_kd.report.evaluation_document import EvaluationDocument  # noqa: E402
 from skill_kd.spec.file import parse_spec  # noqa: E402
 
 TOP_P = 0.9
@@ -138,9 +142,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 POLICY = make_policy("assistant", {"samples": 4, "resamples": 300})
 
 
-def task(home: Path, student: str = "student", **changes: object) -> Task:
+def task(home: Path, student: str = "student", **changes: object) -> SamplingTask:
     values: dict[str, object] = {"max_new_tokens": 12, "latency": False, **changes}
-    return Task(home / "prompts.jsonl", Source(str(home / "teacher")), Source(str(home / student)), **values)  # type: ignore[arg-type]
+    teacher, asked = ModelSource(str(home / "teacher")), ModelSource(str(home / student))
+    return SamplingTask(home / "prompts.jsonl", teacher, asked, **values)  # type: ignore[arg-type]
+
+
+def read_objects(path: Path) -> list[object]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -172,7 +181,7 @@ def test_another_margin_needs_no_model_and_other_samples_need_another_folder(
     def refuse(*_: object) -> None:
         raise AssertionError("a model was opened")
 
-    monkeypatch.setattr(models, "open_writer", refuse)
+    monkeypatch.setattr(opened_models, "open_writer", refuse)
     files, measured = sampling.sample(task(home), make_policy("creative", {"samples": 4}), tmp_path)
     assert evaluate_generations(files, POLICY, measured=measured).decision.reason_code == "too_few_prompts"
     with pytest.raises(UsageError, match=r"another evaluation \(other seed\); take another --out"):
@@ -205,10 +214,12 @@ def test_columns_and_curves_are_token_means_of_each_prompt(home: Path, tmp_path:
     tokens = np.array([line["read"]["teacher"]["tokens"] for line in lines])
     assert curve[..., 1].sum(1) == pytest.approx(tokens)
     assert curve[..., 0].sum(1) == pytest.approx(means * tokens)
-    told = measured.told["curves"]
-    assert told["exposure"]["teacher_prefixes"][0] == pytest.approx(curve[:, 0, 0].sum() / curve[:, 0, 1].sum())
-    assert sum(told["calibration"]["tokens"]) == tokens.sum()
-    assert 0 <= told["calibration"]["ece"] <= 1
+    exposure, calibration = measured.shown.exposure, measured.shown.calibration
+    assert exposure is not None
+    assert calibration is not None
+    assert exposure["teacher_prefixes"][0] == pytest.approx(curve[:, 0, 0].sum() / curve[:, 0, 1].sum())
+    assert sum(calibration["tokens"]) == tokens.sum()
+    assert 0 <= calibration["ece"] <= 1
     assert measured.columns["kl_ratio"].student == pytest.approx(means)
 
 
@@ -230,8 +241,10 @@ def test_a_model_whose_numbers_are_none_is_named(broken: str, home: Path, tmp_pa
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"] = weights["model.norm.weight"] * float("nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    sides = {"teacher": Source(str(home / "teacher")), "student": Source(str(home / "student"))}
-    asked = Task(home / "prompts.jsonl", **{**sides, broken: Source(str(folder))}, max_new_tokens=4, latency=False)
+    sides = {"teacher": ModelSource(str(home / "teacher")), "student": ModelSource(str(home / "student"))}
+    asked = SamplingTask(
+        home / "prompts.jsonl", **{**sides, broken: ModelSource(str(folder))}, max_new_tokens=4, latency=False
+    )
     with pytest.raises(UsageError, match=r"broken' gives probabilities that are no finite numbers.*--dtype float32"):
         sampling.sample(asked, POLICY, tmp_path / "out")
 
@@ -248,14 +261,14 @@ def test_no_response_is_timed_with_laying_out_the_weights(home: Path, monkeypatc
         return layers
 
     monkeypatch.setattr(reordered, "_plain_layers", counted)
-    writer = models.open_writer(Source(str(home / "student")), 4, torch.device("cpu"))
-    models.timed({"student": writer}, [Example((("user", "hello"),), None)] * 3, 0)
+    writer = opened_models.open_writer(ModelSource(str(home / "student")), 4, torch.device("cpu"))
+    latency.timed({"student": writer}, [Example((("user", "hello"),), None)] * 3, 0)
     assert found[0] > 0
     assert found[1:] == [0] * 4  # the warm-up and three responses find it done
 
 
 def test_latency_and_the_undistilled_student_are_told(home: Path, tmp_path: Path) -> None:
-    asked = task(home, latency=True, baseline=Source(str(home / "student")))
+    asked = task(home, latency=True, baseline=ModelSource(str(home / "student")))
     files, measured = sampling.sample(asked, POLICY, tmp_path)
     told = evaluate_generations(files, POLICY, measured=measured).to_json()
     for who in ("teacher", "student"):
@@ -270,11 +283,16 @@ def test_latency_and_the_undistilled_student_are_told(home: Path, tmp_path: Path
     assert read.keys() == set(names)
     assert all(metric["baseline"] == metric["student"] is not None for metric in read.values())
     assert told["lengths"]["baseline"] == told["lengths"]["student"]
+    assert not problems(told, EvaluationDocument)
+    [key], [record] = (read_objects(tmp_path / name) for name in ("work.json", "measured.json"))
+    assert not problems(key, SamplesKey)
+    assert not problems(record, ModelsRecord)
+    assert not problems(read_objects(tmp_path / "work.jsonl"), list[PromptWork])
 
 
 def test_a_baseline_is_read_by_itself(home: Path, tmp_path: Path) -> None:
     """The teacher in its place: no divergence, and the teacher's own coverage, where the student has others."""
-    asked = task(home, baseline=Source(str(home / "teacher")))
+    asked = task(home, baseline=ModelSource(str(home / "teacher")))
     _, measured = sampling.sample(asked, POLICY, tmp_path)
     for name in ("forward_kl", "reverse_kl"):
         column = measured.columns[name]
@@ -458,9 +476,9 @@ def test_tokens_as_likely_as_the_last_of_a_nucleus_are_inside() -> None:
 
 def test_the_medians_bounds_are_order_statistics_that_cover_it() -> None:
     """Of 20 draws the 6th and the 15th: the median is outside with chance 2 · P(B(20, ½) ≤ 5) = .041."""
-    found = models.quantiles([float(number) for number in range(20, 0, -1)])
+    found = latency.quantiles([float(number) for number in range(20, 0, -1)])
     assert found == {"p50_s": 10.5, "p50_low_s": 6.0, "p50_high_s": 15.0, "p95_s": 19.0}
-    assert models.quantiles([2.0, 1.0]) == {"p50_s": 1.5, "p50_low_s": None, "p50_high_s": None, "p95_s": 2.0}
+    assert latency.quantiles([2.0, 1.0]) == {"p50_s": 1.5, "p50_low_s": None, "p50_high_s": None, "p95_s": 2.0}
     draws = torch.rand(2000, 20, generator=torch.Generator().manual_seed(0)).tolist()
-    inside = [each["p50_low_s"] <= 0.5 <= each["p50_high_s"] for each in map(models.quantiles, draws)]
+    inside = [each["p50_low_s"] <= 0.5 <= each["p50_high_s"] for each in map(latency.quantiles, draws)]
     assert 0.945 < sum(inside) / len(inside) < 0.975

@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 SETUP = (
     "pip install torch==2.13.0",
     "pip install --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9",
-    'pip install trl==1.16.0 transformers==5.23.0 "datasets>=4.7,<5" "peft>=0.18" accelerate gguf',
+    'pip install trl==1.16.0 transformers==5.23.0 "datasets>=4.7,<5" "peft>=0.18" accelerate gguf httpx tenacity',
 )
 """What the tests were run with: a plain install ends with an Unsloth that cannot train on a CPU, or in a conflict."""
 
@@ -38,6 +38,8 @@ class UnslothBackend(Backend):
         "safetensors>=0.5,<1",
         "gguf>=0.17,<1",
         "tqdm>=4.66",
+        "httpx>=0.27,<1",
+        "tenacity>=9,<10",
         "unsloth>=2026.10.9",
         "unsloth_zoo>=2026.10.9",
     )

@@ -33,14 +33,10 @@ from ..model.student import TeacherView, Told, TopK, find_head, response_logits,
 from ..model.vocabulary import shared_vocabulary
 from ..rollouts.decoding import Decoding
 from ..rollouts.sampler import Sampler, SampleRequest
-from .served import ServedTeacher
+from .served import PROBE, ServedTeacher
 from .writers import Write, _foreign_writer, _served_writer
 
 Together = Callable[[], AbstractContextManager[None]]
-
-PROBE = "The quick brown fox jumps over the lazy dog, and 12 times 12 makes 144."
-ANOTHER_MODEL = 1.0
-"""A difference (nats) at a token of the probe that rounding does not make: logits of 16 bits are an eighth apart."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +108,7 @@ def open_teacher(
     if config.teacher.served is not None:
         server = ServedTeacher(config.teacher.served)
         told = config.teacher.served.top_logprobs > 0
-        server.open(_probe(server, tokenizer) if told else server.check_name)
+        server.open(tokenizer)
         return Teacher(None, vocabulary, _served_writer(server, encoder), server if told else None)
     loaded = load_teacher(config.teacher, weights=over is None or over.is_main_process)
     for member in loaded.members:
@@ -194,47 +190,6 @@ def check_template(encoder: Encoder, theirs: PreTrainedTokenizerBase) -> None:
             f"the student's chat template renders a prompt as {rendered[0]!r}, the teacher's as {rendered[1]!r}; "
             "give the student the teacher's chat template, or take kind: sequence_kd, whose teacher writes with its own"
         )
-
-
-def _probe(server: ServedTeacher, tokenizer: PreTrainedTokenizerBase) -> Callable[[], None]:
-    """Return a check that refuses a server of another model, and later one that tells otherwise than the first time."""
-    first: list[float] = []
-
-    def check() -> None:
-        server.check_name()
-        told = _probed(server, tokenizer)
-        first[:] = first or told
-        if max(abs(now - then) for now, then in zip(told, first, strict=True)) > ANOTHER_MODEL:
-            raise BadInput(
-                f"teacher.served.url {server.served.url} came back with another model as '{server.served.model}'; "
-                "serve the one that the run began with, and go on with --resume"
-            )
-
-    return check
-
-
-def _probed(server: ServedTeacher, tokenizer: PreTrainedTokenizerBase) -> list[float]:
-    """Return the log-probabilities of the probe's tokens, all but the first.
-
-    Refuse a server whose log-probabilities are absent, belong to other positions or to another tokenizer: there are
-    some that drop them silently, and others that shift them by one. The likeliest token alone is asked for first: the
-    longer the list, the likelier a shifted one holds the token that stands there by chance.
-    """
-    ids: list[int] = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
-    listed = server.prompt_logprobs(ids, 1)
-    server.prompt_logprobs(ids, server.served.top_logprobs)
-    texts = [
-        (tokenizer.decode([token]).strip(), named[token].text) for token, named in zip(ids[1:], listed, strict=True)
-    ]
-    differ = [(ours, text.strip()) for ours, text in texts if text is not None and text.strip() != ours]
-    # Servers write spaces and parts of characters each in their own way; another tokenizer differs nearly everywhere.
-    if len(differ) > len(texts) / 2:
-        ours, theirs = differ[0]
-        raise BadInput(
-            f"teacher.served.model '{server.served.model}' has another tokenizer: {theirs!r} there is {ours!r} "
-            "in the student; serve a teacher of the student's family, or set top_logprobs: 0 and kind: sequence_kd"
-        )
-    return [named[token].logp for token, named in zip(ids[1:], listed, strict=True)]
 
 
 def _unpadded(batch: Batch) -> list[tuple[list[int], list[int]]]:

@@ -24,6 +24,7 @@ from skill_kd.errors import MissingRequirementError
 from skill_kd.evaluate.generations import Prompt
 from skill_kd.evaluate.pairwise_judge import Judge, compare
 from skill_kd.evaluate.samples import Samples
+from skill_kd.kd import endpoint
 from skill_kd.kd.config import Config
 from skill_kd.kd.dataset.batch import Row, collate
 from skill_kd.kd.dataset.encoding import Encoder
@@ -35,7 +36,6 @@ from skill_kd.kd.model.student import TopK, on_shared_outcomes
 from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.sampler import Sampler, requests_for
 from skill_kd.kd.signals import StopRequest
-from skill_kd.kd.teacher import served
 from skill_kd.kd.teacher.served import ServedTeacher
 from skill_kd.kd.teacher.teacher import Teacher, open_teacher
 from skill_kd.kd.train.held_out import HeldOut
@@ -73,6 +73,7 @@ class Server:
     """Seconds until it is back; None: for ever."""
     lists: tuple[str, ...] | None = ("tiny",)
     redirect: str = ""
+    redirects_with: int = 302
     seen: list[dict[str, Any]] = field(default_factory=list)
     keys: set[str | None] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -187,7 +188,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, status: int, content: bytes, until: int | None = None) -> None:
         with suppress(OSError):  # the client gave up waiting
-            self.send_response(302 if self.fake.redirect else status)
+            self.send_response(self.fake.redirects_with if self.fake.redirect else status)
             self.send_header("Location", self.fake.redirect)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -214,7 +215,7 @@ def server(models: Path) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served, "BACKOFF", 0.001)
+    monkeypatch.setattr(endpoint, "BACKOFF", 0.001)
     monkeypatch.setattr(StopRequest, "asked", 0)
 
 
@@ -328,7 +329,7 @@ def test_passing_faults_are_waited_for(status: int, server: Server) -> None:
 
 def test_waits_grow_and_no_two_are_alike(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(served.time, "sleep", waits.append)
+    monkeypatch.setattr(endpoint.time, "sleep", waits.append)
     for _ in range(4):
         server.fail_first = len(server.seen) + 3
         ServedTeacher(address(server)).score([([4, 5], [7])])
@@ -350,7 +351,7 @@ def test_where_some_rows_of_a_batch_fail_all_come_back_as_if_none_had(server: Se
 def test_a_server_that_has_answered_is_waited_for(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     teacher = ServedTeacher(address(server, patience=60.0))
     teacher.score([([4, 5], [7])])
-    server.fail_first = len(server.seen) + 2 * served.ATTEMPTS  # it comes back after more than the usual attempts
+    server.fail_first = len(server.seen) + 2 * endpoint.ATTEMPTS  # it comes back after more than the usual attempts
     [[position]] = teacher.score([([4, 5], [7])])
     assert 7 in position
     assert capsys.readouterr().err.count("waiting for it, 60 s at most") == 1
@@ -400,13 +401,13 @@ def test_a_server_that_comes_back_with_another_model_is_refused(
     setting = Setting(models, server, patience=60.0, concurrency=1)
     teacher, layout = setting.teacher(), collate(setting.rows(), setting.sampler.pad, CPU)
     before = teacher.token_logp(layout)
-    monkeypatch.setattr(served.time, "sleep", lambda _: None if server.up else server.start(server.port))
+    monkeypatch.setattr(endpoint.time, "sleep", lambda _: None if server.up else server.start(server.port))
 
     def go_away() -> None:
         if outage == "short":  # nobody listens, until the first attempt has failed
             server.stop()
         else:
-            server.fail_first = len(server.seen) + served.ATTEMPTS
+            server.fail_first = len(server.seen) + endpoint.ATTEMPTS
 
     go_away()
     torch.testing.assert_close(teacher.token_logp(layout), before, rtol=0, atol=0)  # the same one is welcome
@@ -532,7 +533,7 @@ def test_a_key_that_the_server_echoes_is_in_no_message(
             teacher = Config(**vars(teacher), concurrency=1, patience=0.0)
             judge = Judge(url, "m", KEY_VARIABLE, concurrency=1, timeout=5.0, patience=0.0)
             for ask in (
-                lambda teacher=teacher: ServedTeacher(teacher).check_name(),
+                lambda teacher=teacher: ServedTeacher(teacher).endpoint.check_model(),
                 lambda teacher=teacher: ServedTeacher(teacher).score([([4], [5])]),
                 lambda judge=judge: compare(judge, Samples([Prompt("p")], [["a"]], [["b"]], None, None, ())),
             ):
@@ -546,16 +547,97 @@ def test_a_key_that_the_server_echoes_is_in_no_message(
     assert KEY not in "".join(capsys.readouterr())
 
 
-@pytest.mark.parametrize("body", [None, {"prompt": "hello"}], ids=["GET", "POST"])
 def test_a_key_does_not_follow_a_redirect_to_another_host(
-    body: dict[str, Any] | None, models: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+    models: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     with Server(models / "other").listening() as other:
-        server.redirect = f"{other.url.replace('127.0.0.1', 'localhost')}/models"
-        ServedTeacher(address(server, api_key_env=KEY_VARIABLE))._ask("/models", body)
+        for host in ("127.0.0.1", "localhost"):  # another port is another host
+            server.redirect = f"{other.url.replace('127.0.0.1', host)}/models"
+            assert ServedTeacher(address(server, api_key_env=KEY_VARIABLE)).endpoint.get("/models") is not None
     assert server.keys == {f"Bearer {KEY}"}
     assert other.keys == {None}  # it was led there, and told nothing
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_prompt_follows_no_redirect(
+    status: int, models: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    with Server(models / "other").listening() as other:
+        server.redirect, server.redirects_with = f"{other.url}/completions?key={KEY}", status
+        with pytest.raises(Missing, match=rf"HTTP {status}.*leads to {other.url}/completions\?key=<the key>"):
+            ServedTeacher(address(server, api_key_env=KEY_VARIABLE)).score([([4], [5])])
+    assert len(server.seen) == 1
+    assert (other.keys, other.seen) == (set(), [])
+
+
+def test_a_redirect_without_end_is_refused_at_once(server: Server) -> None:
+    server.redirect = f"{server.url}/models"
+    with pytest.raises(Missing, match=r"teacher\.served\.url .*TooManyRedirects"):
+        ServedTeacher(address(server)).endpoint.check_model()
+
+
+@pytest.mark.parametrize("key", [KEY + "\n", " " + KEY, KEY[:5] + "…" + KEY[5:]], ids=["line", "space", "no ASCII"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_repeated(
+    key: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    with pytest.raises(Missing, match=rf"teacher\.served\.api_key_env: '{KEY_VARIABLE}' must hold") as refused:
+        ServedTeacher(address(server, api_key_env=KEY_VARIABLE)).score([([4], [5])])
+    assert KEY[:5] not in str(refused.value)
+    assert server.seen == []
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["with a key", "without"])
+def test_no_password_of_a_netrc_or_an_address_is_sent(
+    named: bool, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password hush\ndefault login me password hush\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    for url in (server.url, server.url.replace("//", "//me:hush@")):
+        ServedTeacher(address(server, url=url, api_key_env=KEY_VARIABLE if named else None)).score([([4], [5])])
+    assert server.keys == {f"Bearer {KEY}" if named else None}
+
+
+def test_a_proxy_is_the_one_that_the_environment_names_for_the_address(
+    models: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+    def proxied() -> bool:
+        with Server(models / "other").listening() as proxy:
+            monkeypatch.setenv(variable, proxy.url.removesuffix("/v1"))
+            ServedTeacher(address(server)).endpoint.check_model()
+            return proxy.keys != set()
+
+    variable = "all_proxy"
+    assert not proxied()
+    variable = "http_proxy"
+    assert proxied()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert not proxied()
+
+
+def test_a_key_that_the_server_echoes_is_in_no_log_of_the_client(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    with echo("HTTP/1.1 200") as url, caplog.at_level("DEBUG"):
+        names = endpoint.Names("url", "model", "key")
+        assert endpoint.Endpoint(url, "m", names, KEY_VARIABLE).get("/models")["error"] == "Bearer <the key>"
+    assert KEY not in caplog.text
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "find_spec", lambda name: None if name == "tenacity" else name)
+    with pytest.raises(Missing, match="needs tenacity: pip install tenacity"):
+        ServedTeacher(address(server)).endpoint.check_model()
 
 
 # --- whole runs -------------------------------------------------------------------------------------------------------

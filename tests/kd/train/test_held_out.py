@@ -19,9 +19,10 @@ from skill_kd.kd.config import Config
 from skill_kd.kd.dataset.batch import Row
 from skill_kd.kd.dataset.encoding import Encoder
 from skill_kd.kd.dataset.reading import Example
+from skill_kd.kd.endpoint import Answer, Endpoint
 from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.sampler import Sampler, SampleRequest, requests_for
-from skill_kd.kd.teacher.served import Answer, ServedTeacher
+from skill_kd.kd.teacher.served import ServedTeacher
 from skill_kd.kd.teacher.teacher import Teacher, open_teacher
 from skill_kd.kd.train.held_out import HeldOut, distinct_n, ngrams, repetition
 from skill_kd.spec.file import parse_spec
@@ -199,7 +200,7 @@ def test_a_served_teacher_is_asked_for_plain_held_out_samples(monkeypatch: pytes
         return [Answer("hello", True) for _ in prompts]
 
     monkeypatch.setattr(ServedTeacher, "answer", answer)
-    monkeypatch.setattr(ServedTeacher, "check_name", lambda _self: None)
+    monkeypatch.setattr(Endpoint, "check_model", lambda _self: None)
     served = {"url": "http://127.0.0.1:1/v1", "model": "m", "top_logprobs": 0}
     held_out(open_teacher(config_of(served=served), TOKENIZER, SHARP, ENCODER), SHARP)
     assert [(each.temperature, each.top_p, each.max_new_tokens) for each in asked] == [(1.0, 1.0, 12)]

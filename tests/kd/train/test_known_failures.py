@@ -24,6 +24,7 @@ from skill_kd.kd.config import Config
 from skill_kd.kd.dataset.batch import Row, collate
 from skill_kd.kd.dataset.encoding import Encoder
 from skill_kd.kd.dataset.reading import Example
+from skill_kd.kd.endpoint import Endpoint
 from skill_kd.kd.errors import BadInput, Missing
 from skill_kd.kd.losses.divergences import bucketed, forward_kl, jsd, kl, log_probs, reverse_kl
 from skill_kd.kd.losses.masking import through_first_eos
@@ -303,17 +304,17 @@ def test_a_teacher_with_another_chat_template_writes_with_its_own(monkeypatch: p
 def server(monkeypatch: pytest.MonkeyPatch, texts: list[str], shift: int = 0) -> ServedTeacher:
     """A server that lists, for each position, the token that stands ``shift`` positions on, with the text it has."""
 
-    def answer(_self: ServedTeacher, _path: str, body: dict[str, Any] | None = None) -> object:
-        if body is None:  # it lists no models
-            return None
+    def answer(_self: Endpoint, _path: str, body: dict[str, Any]) -> object:
         ids = body["prompt"]
         listed = [{str(ids[(at + shift) % len(ids)]): {"logprob": -1.0}} for at in range(len(ids))]
         for position, text in zip(listed, itertools.cycle(texts)):
             next(iter(position.values()))["decoded_token"] = text
         return {"choices": [{"prompt_logprobs": [None, *listed[1:]]}]}
 
-    monkeypatch.setattr(ServedTeacher, "_ask", answer)
-    return ServedTeacher(Config(url="http://127.0.0.1:1/v1", model="served", top_logprobs=1, concurrency=1))
+    monkeypatch.setattr(Endpoint, "post", answer)
+    monkeypatch.setattr(Endpoint, "get", lambda *_: None)  # it lists no models
+    address = {"url": "http://127.0.0.1:1/v1", "model": "served", "top_logprobs": 1, "concurrency": 1}
+    return ServedTeacher(Config(**address, api_key_env=None, timeout=1.0, patience=0.0))
 
 
 def test_a_servers_log_probabilities_must_stand_at_our_positions(monkeypatch: pytest.MonkeyPatch) -> None:

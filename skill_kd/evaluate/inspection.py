@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from skill_kd.evaluate.estimates import Columns
 from skill_kd.evaluate.metrics import KINDS
 from skill_kd.evaluate.samples import Samples
-from skill_kd.evaluate.sides import Compared, Side
-from skill_kd.evaluate.statistics import Columns
+from skill_kd.evaluate.sides import Compared, Side, read_side
+from skill_kd.report.evaluation_document import FlaggedExample, LengthQuantiles, Lengths, LostMode, SliceRow
 
 if TYPE_CHECKING:
     from numpy import bool_, float64
@@ -27,12 +29,37 @@ SMALLEST_SLICE = 5
 """Prompts below which a slice says nothing."""
 
 
-def slices(columns: Mapping[str, Columns], samples: Samples, binding: str | None) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Inspection:
+    """All of it; empty where nothing could be compared."""
+
+    slices: list[SliceRow] = field(default_factory=list)
+    lost_modes: list[LostMode] = field(default_factory=list)
+    examples: list[FlaggedExample] = field(default_factory=list)
+    lengths: Lengths | None = None
+
+
+def inspect(compared: Compared, samples: Samples, columns: Mapping[str, Columns], binding: str | None) -> Inspection:
+    """Look at both sides; ``binding`` is the metric that decided, by which slices are sorted."""
+    return Inspection(
+        slices(columns, samples, binding),
+        lost_modes(compared, samples, columns["recall"].student),
+        flagged(compared.student, samples),
+        {
+            "teacher": lengths([*compared.half_a.words, *compared.half_b.words]),
+            "student": lengths(compared.student.words),
+            "baseline": None if samples.baseline is None else lengths(read_side(samples.baseline).words),
+            "unit": "words",
+        },
+    )
+
+
+def slices(columns: Mapping[str, Columns], samples: Samples, binding: str | None) -> list[SliceRow]:
     """Return the figures of each slice, the worst by the binding metric first: categories, else thirds by length."""
     import numpy as np
 
     members = {name: rows for name, rows in _grouped(samples).items() if len(rows) >= SMALLEST_SLICE}
-    found = [
+    found: list[SliceRow] = [
         {
             "name": name,
             "prompts": len(rows),
@@ -43,7 +70,7 @@ def slices(columns: Mapping[str, Columns], samples: Samples, binding: str | None
     first = binding if binding is not None and binding in columns else "recall"
     sign = 1 if KINDS[first].better == "high" else -1
 
-    def badness(each: dict[str, Any]) -> float:
+    def badness(each: SliceRow) -> float:
         value = each["figures"].get(first)
         return float("inf") if value is None else sign * value
 
@@ -77,7 +104,7 @@ def _figure(columns: Columns, metric: str, rows: NDArray[bool_]) -> float | None
     return student / teacher if teacher > 0 else None
 
 
-def lost_modes(compared: Compared, samples: Samples, recall: Array) -> list[dict[str, Any]]:
+def lost_modes(compared: Compared, samples: Samples, recall: Array) -> list[LostMode]:
     """Return the prompts of lowest recall, with the teacher's responses that are furthest from every student sample."""
     import numpy as np
 
@@ -96,7 +123,7 @@ def lost_modes(compared: Compared, samples: Samples, recall: Array) -> list[dict
     ]
 
 
-def flagged(student: Side, samples: Samples) -> list[dict[str, Any]]:
+def flagged(student: Side, samples: Samples) -> list[FlaggedExample]:
     """Return student responses with something wrong, of different prompts and of different kinds first."""
     names = {"loop": student.loop, "refusal": student.refusal, "near-duplicate": student.near_duplicate}
     chosen: list[tuple[int, int]] = []
@@ -122,7 +149,7 @@ def flagged(student: Side, samples: Samples) -> list[dict[str, Any]]:
     ]
 
 
-def lengths(words: Sequence[Sequence[Sequence[str]]]) -> dict[str, float]:
+def lengths(words: Sequence[Sequence[Sequence[str]]]) -> LengthQuantiles:
     """Return quantiles and mean of the number of words."""
     import numpy as np
 

@@ -2,48 +2,24 @@
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-from skill_kd import __version__
-from skill_kd.errors import UsageError
-from skill_kd.evaluate import findings, gate, metrics, sides
-from skill_kd.evaluate.evaluation_result import Evaluation
-from skill_kd.evaluate.generations import (
-    Generations,
-    Prompt,
-    prompt_key,
-    read_generations,
-    read_rows,
-    refuse_overlap,
-)
+from skill_kd.evaluate import gate, metrics, sides
+from skill_kd.evaluate.estimates import Columns, require_scipy
+from skill_kd.evaluate.evaluation_result import EvaluationResult
+from skill_kd.evaluate.generations import Generations, read_generations, read_prompts, refuse_overlap
+from skill_kd.evaluate.inspection import Inspection, inspect
+from skill_kd.evaluate.measurements import NOTHING_MEASURED, ModelMeasurements
 from skill_kd.evaluate.pairwise_judge import Judge, compare
-from skill_kd.evaluate.policy import Policy
+from skill_kd.evaluate.policy import GatePolicy
+from skill_kd.evaluate.reproduction import reproduction
 from skill_kd.evaluate.samples import Samples, pair, with_references
-from skill_kd.evaluate.statistics import Columns, require_scipy
+from skill_kd.report.shown_document import JudgeCounts
 
-
-@dataclass(frozen=True)
-class Measured:
-    """What was measured with the models at hand, to be judged together with the text."""
-
-    columns: Mapping[str, Columns]
-    """One figure for each prompt of the teacher's file, in its order."""
-    absent: Mapping[str, str]
-    """Why a metric could not be measured."""
-    told: Mapping[str, Any]
-    """latency, curves, judge of the result."""
-    about: Mapping[str, Any]
-    """Models, tokenizer, decoding, for the reproduction block."""
-
-
-NOTHING_MEASURED = Measured({}, {}, {}, {})
 FEW_WORDS = 5
 """Words compared of each response below which a warning is given: they make 9 features of one response at most."""
 
@@ -66,12 +42,12 @@ class Files:
 
 def evaluate_generations(
     files: Files,
-    policy: Policy,
+    policy: GatePolicy,
     *,
     scorer: metrics.Scorer = metrics.rouge_l,
     judge: Judge | None = None,
-    measured: Measured = NOTHING_MEASURED,
-) -> Evaluation:
+    measured: ModelMeasurements = NOTHING_MEASURED,
+) -> EvaluationResult:
     """Judge saved generations.
 
     Args:
@@ -100,47 +76,28 @@ def evaluate_generations(
     return _evaluated(samples, read, policy, scorer, measured, started)
 
 
-def without_prompts(policy: Policy) -> Evaluation:
+def without_prompts(policy: GatePolicy) -> EvaluationResult:
     """Return an evaluation that has nothing to judge: a page for figures that decide nothing."""
     nobody = Samples([], [], [], None, None, ())
     return _evaluated(nobody, {}, policy, metrics.rouge_l, NOTHING_MEASURED, time.monotonic())
 
 
-def _judged(measured: Measured, judge: Judge, samples: Samples) -> Measured:
+def _judged(measured: ModelMeasurements, judge: Judge, samples: Samples) -> ModelMeasurements:
     import numpy as np
 
-    scores, told = compare(judge, samples)
+    scores, counts = compare(judge, samples)
     columns = {**measured.columns, "judge": Columns(scores, np.full(len(scores), 0.5))}
-    return replace(measured, columns=columns, told={**measured.told, "judge": told})
-
-
-def read_prompts(path: Path) -> dict[str, Prompt]:
-    """Read prompts with their optional ``reference``, ``category`` and ``cluster``, by key.
-
-    Raises:
-        UsageError: the file or a row cannot be used.
-    """
-    found: dict[str, Prompt] = {}
-    for number, row in read_rows(path):
-        try:
-            # A reference is often called response in data that was made for training.
-            reference = row.get("reference", row.get("response"))
-            found.setdefault(prompt_key(row), Prompt.of({**row, "reference": reference}))
-        except ValueError as error:
-            raise UsageError(f"'{path}' line {number}: {error}") from error
-    if not found:
-        raise UsageError(f"'{path}' is empty; each line needs 'prompt' or 'messages'")
-    return found
+    return replace(measured, columns=columns, shown=replace(measured.shown, judge=cast(JudgeCounts, counts)))
 
 
 def _evaluated(
     samples: Samples,
     read: Mapping[str, Generations],
-    policy: Policy,
+    policy: GatePolicy,
     scorer: metrics.Scorer,
-    measured: Measured,
+    measured: ModelMeasurements,
     started: float,
-) -> Evaluation:
+) -> EvaluationResult:
     enough = len(samples.prompts) >= 2 and samples.count >= 2
     compared = _compare(samples, policy) if enough else None
     columns: dict[str, Columns] = dict(measured.columns)
@@ -155,17 +112,17 @@ def _evaluated(
     judged = gate.judge(columns, absent, clusters, samples.count, policy)
     independent = len({cluster if cluster is not None else index for index, cluster in enumerate(clusters)})
     decision = gate.decide(judged, independent, samples.count, policy)
-    return Evaluation(
+    return EvaluationResult(
         decision,
         judged,
         _warnings(samples, policy, independent, measured, compared),
-        _findings(compared, samples, columns, decision.binding) if compared else {},
-        dict(measured.told),
-        _reproduction(samples, read, policy, compared, measured, started),
+        inspect(compared, samples, columns, decision.binding) if compared else Inspection(),
+        measured.shown,
+        reproduction(samples, read, policy, compared, measured, started),
     )
 
 
-def _compare(samples: Samples, policy: Policy) -> sides.Compared:
+def _compare(samples: Samples, policy: GatePolicy) -> sides.Compared:
     count = samples.count
     return sides.compare(
         sides.read_side([row[:count] for row in samples.teacher]),
@@ -186,7 +143,7 @@ def _add_quality(columns: dict[str, Columns], absent: dict[str, str], samples: S
         absent["quality"] = "no prompt has a 'reference', and no scorer was given"
 
 
-def _with_baseline(columns: Mapping[str, Columns], samples: Samples, policy: Policy) -> dict[str, Columns]:
+def _with_baseline(columns: Mapping[str, Columns], samples: Samples, policy: GatePolicy) -> dict[str, Columns]:
     """Measure the undistilled student as the student was, for a column to compare with."""
     if samples.baseline is None:
         return dict(columns)
@@ -201,7 +158,7 @@ def _with_baseline(columns: Mapping[str, Columns], samples: Samples, policy: Pol
 
 
 def _warnings(
-    samples: Samples, policy: Policy, independent: int, measured: Measured, compared: sides.Compared | None
+    samples: Samples, policy: GatePolicy, independent: int, measured: ModelMeasurements, compared: sides.Compared | None
 ) -> list[str]:
     found = list(samples.notes)
     if compared is not None and compared.words < FEW_WORDS:
@@ -211,69 +168,4 @@ def _warnings(
         )
     if policy.least_prompts <= independent < policy.few_prompts:
         found.append(f"{independent} independent prompts are few: at the margin a verdict errs more often than 1 in 20")
-    return found + list(measured.about.get("warnings", ()))
-
-
-def _findings(
-    compared: sides.Compared, samples: Samples, columns: Mapping[str, Columns], binding: str | None
-) -> dict[str, Any]:
-    baseline = None
-    if samples.baseline is not None:
-        baseline = findings.lengths(sides.read_side(samples.baseline).words)
-    return {
-        "slices": findings.slices(columns, samples, binding),
-        "lost_modes": findings.lost_modes(compared, samples, columns["recall"].student),
-        "examples": findings.flagged(compared.student, samples),
-        "lengths": {
-            "teacher": findings.lengths([*compared.half_a.words, *compared.half_b.words]),
-            "student": findings.lengths(compared.student.words),
-            "baseline": baseline,
-            "unit": "words",
-        },
-    }
-
-
-def _reproduction(
-    samples: Samples,
-    read: Mapping[str, Generations],
-    policy: Policy,
-    compared: sides.Compared | None,
-    measured: Measured,
-    started: float,
-) -> dict[str, Any]:
-    return {
-        "policy": policy.model_dump(mode="json"),
-        "policy_name": policy.name,
-        "policy_hash": policy.hash,
-        "files": [
-            {"role": f"{role} generations", "name": each.name, "sha256": each.sha256, "rows": each.rows}
-            for role, each in read.items()
-        ],
-        "teacher": None,
-        "student": None,
-        "baseline": None,
-        "tokenizer": "not compared",
-        "decoding": None,
-        **{key: value for key, value in measured.about.items() if key != "warnings"},
-        "prompts": len(samples.prompts),
-        "samples": samples.count,
-        "seed": policy.seed,
-        "resamples": policy.resamples,
-        "word_budget": compared.words if compared else policy.word_budget,
-        "features": "lexical",
-        "versions": versions(("scipy", "numpy", "torch", "transformers")),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - started, 1),
-    }
-
-
-def versions(packages: Sequence[str]) -> dict[str, str | None]:
-    """Return the versions of what took part; None for what is not installed."""
-
-    def version(name: str) -> str | None:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            return None
-
-    return {"skill_kd": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}}
+    return found + list(measured.warnings)

@@ -6,22 +6,16 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from skill_kd.errors import MissingRequirementError
+from skill_kd.report.evaluation_document import Form
 
 if TYPE_CHECKING:
     from numpy import float64
     from numpy.typing import NDArray
 
     Array = NDArray[float64]
-
-Form = Literal["difference", "ratio", "retention", "value"]
-"""How student, teacher and control are read together, each as a mean over prompts.
-
-difference: student − teacher. ratio: student / teacher. value: student.
-retention: (student − control) / (teacher − control), which is 1 like the teacher and 0 like its collapse.
-"""
 
 NULL: dict[Form, float | None] = {"difference": 0.0, "ratio": 1.0, "retention": 1.0, "value": None}
 """What a perfect student scores."""

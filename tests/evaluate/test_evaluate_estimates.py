@@ -10,7 +10,7 @@ import pytest
 np = pytest.importorskip("numpy")
 pytest.importorskip("scipy")
 
-from skill_kd.evaluate.statistics import Columns, Estimate, estimate, prompts_needed  # noqa: E402
+from skill_kd.evaluate.estimates import Columns, Estimate, estimate, prompts_needed  # noqa: E402
 
 NORMAL = NormalDist()
 

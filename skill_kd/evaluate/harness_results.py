@@ -13,10 +13,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from skill_kd.errors import UsageError
-from skill_kd.evaluate.statistics import ONE_SIDED, ratio_bounds
+from skill_kd.evaluate.estimates import ONE_SIDED, ratio_bounds
+from skill_kd.report.shown_document import Better, HarnessComparison, HarnessModel, HarnessRow
 
 LARGEST = 64 * 2**20
 """Bytes of a file of results; responses, which make it longer, lie in other files."""
@@ -25,16 +25,28 @@ Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
+class Bounded:
+    """A figure with its one-sided 95% bounds; None for what cannot be computed."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+NO_FIGURE = Bounded()
+
+
+@dataclass(frozen=True)
 class Results:
     """One model's file."""
 
     path: Path
     sha256: str
-    document: Mapping[str, Any]
+    document: Mapping[str, object]
     figures: Mapping[Key, tuple[float | None, float | None]]
     """Value and standard error; None for what is no finite number."""
 
-    def about(self, key: str, task: str) -> Any:
+    def about(self, key: str, task: str) -> object:
         """Return what the file says of a task under ``key``, or None."""
         return _mapping(self.document.get(key)).get(task)
 
@@ -44,8 +56,12 @@ class Results:
         config = _mapping(self.document.get("config"))
         return str(self.document.get("model_name") or config.get("model_args") or config.get("model") or "not named")
 
+    def named(self) -> HarnessModel:
+        """Return which model and file it is, in JSON."""
+        return {"model": self.model, "file": self.path.name, "sha256": self.sha256}
 
-def compare(teacher: Path, student: Path) -> dict[str, Any]:
+
+def compare(teacher: Path, student: Path) -> HarnessComparison:
     """Return both models' files, and one row for each figure that both have.
 
     ``retention`` is student ÷ teacher, or teacher ÷ student where less is better: 1 like the teacher, below 1 worse.
@@ -65,9 +81,9 @@ def compare(teacher: Path, student: Path) -> dict[str, Any]:
         named = ", ".join(sorted({task for task, _, _ in theirs.figures})[:3])
         raise UsageError(f"'{student}' has no figure of '{teacher}' ({named}); run both models on the same tasks")
     left = {task for task, _, _ in theirs.figures.keys() ^ ours.figures.keys()} - {task for task, _, _ in shared}
-    sides = (("teacher", theirs), ("student", ours))
     return {
-        **{who: {"model": each.model, "file": each.path.name, "sha256": each.sha256} for who, each in sides},
+        "teacher": theirs.named(),
+        "student": ours.named(),
         "rows": [_row(key, theirs, ours) for key in shared],
         "left_out": sorted(left),
     }
@@ -96,15 +112,16 @@ def read(path: Path) -> Results:
     return Results(path, hashlib.sha256(content).hexdigest(), document, figures)
 
 
-def _figures(results: Mapping[str, Any]) -> Iterator[tuple[Key, tuple[float | None, float | None]]]:
-    for task, figures in results.items():
-        for name, value in _mapping(figures).items():
+def _figures(results: Mapping[str, object]) -> Iterator[tuple[Key, tuple[float | None, float | None]]]:
+    for task, each in results.items():
+        figures = _mapping(each)
+        for name, value in figures.items():
             metric, comma, kind = name.partition(",")
             if comma and not metric.endswith("_stderr"):
                 yield (task, metric, kind), (_number(value), _number(figures.get(f"{metric}_stderr,{kind}")))
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
+def _mapping(value: object) -> Mapping[str, object]:
     return value if isinstance(value, dict) else {}
 
 
@@ -113,31 +130,35 @@ def _number(value: object) -> float | None:
     return float(value) if fit and math.isfinite(value) else None  # type: ignore[arg-type]
 
 
-def _row(key: Key, teacher: Results, student: Results) -> dict[str, Any]:
+def _row(key: Key, teacher: Results, student: Results) -> HarnessRow:
     task, metric, kind = key
     (theirs, their_error), (ours, our_error) = teacher.figures[key], student.figures[key]
     higher = _mapping(teacher.about("higher_is_better", task)).get(metric)
-    row: dict[str, Any] = {
+    better: Better | None = ("high" if higher else "low") if isinstance(higher, bool) else None
+    reason, gap, kept = _differs(task, teacher, student), NO_FIGURE, NO_FIGURE
+    if theirs is None or ours is None:
+        reason = "no finite number"
+    elif reason is None:
+        gap = _difference(theirs, their_error, ours, our_error)
+        kept, reason = _retention((ours, our_error), (theirs, their_error), better)
+    return {
         "task": task,
         "metric": metric,
         "filter": kind,
-        "better": {True: "high", False: "low"}.get(higher) if isinstance(higher, bool) else None,
+        "better": better,
         "samples": _mapping(student.about("n-samples", task)).get("effective"),
         "teacher": theirs,
         "teacher_error": their_error,
         "student": ours,
         "student_error": our_error,
-        **dict.fromkeys(("difference", "difference_low", "difference_high", "retention", "low", "high")),
-        "reason": _differs(task, teacher, student),
+        "difference": gap.value,
+        "difference_low": gap.low,
+        "difference_high": gap.high,
+        "retention": kept.value,
+        "low": kept.low,
+        "high": kept.high,
+        "reason": reason,
     }
-    if theirs is None or ours is None:
-        row["reason"] = "no finite number"
-    if row["reason"] is None:
-        assert theirs is not None
-        assert ours is not None
-        row |= _difference(theirs, their_error, ours, our_error)
-        row |= _retention((ours, our_error), (theirs, their_error), row["better"])
-    return row
 
 
 def _differs(task: str, teacher: Results, student: Results) -> str | None:
@@ -152,25 +173,24 @@ def _differs(task: str, teacher: Results, student: Results) -> str | None:
     return None
 
 
-def _difference(
-    teacher: float, teacher_error: float | None, student: float, student_error: float | None
-) -> dict[str, float | None]:
+def _difference(teacher: float, teacher_error: float | None, student: float, student_error: float | None) -> Bounded:
     gap = student - teacher
     if teacher_error is None or student_error is None:
-        return {"difference": gap}
+        return Bounded(gap)
     reach = ONE_SIDED * math.hypot(teacher_error, student_error)
-    return {"difference": gap, "difference_low": gap - reach, "difference_high": gap + reach}
+    return Bounded(gap, gap - reach, gap + reach)
 
 
 def _retention(
-    student: tuple[float, float | None], teacher: tuple[float, float | None], better: str | None
-) -> dict[str, Any]:
+    student: tuple[float, float | None], teacher: tuple[float, float | None], better: Better | None
+) -> tuple[Bounded, str | None]:
+    """Return the ratio with its bounds, and why there is none."""
     if better is None:
-        return {"reason": "the file does not say whether more is better, so there is no retention"}
+        return NO_FIGURE, "the file does not say whether more is better, so there is no retention"
     (top, top_error), (bottom, bottom_error) = (student, teacher) if better == "high" else (teacher, student)
     if bottom <= 0 or top < 0:
-        return {"reason": "a ratio needs positive figures"}
+        return NO_FIGURE, "a ratio needs positive figures"
     if top_error is None or bottom_error is None:
-        return {"retention": top / bottom}
+        return Bounded(top / bottom), None
     low, high = ratio_bounds(top, top_error, bottom, bottom_error) or (None, None)
-    return {"retention": top / bottom, "low": low, "high": high}
+    return Bounded(top / bottom, low, high), None

@@ -1,0 +1,132 @@
+"""From what is asked to an evaluation and the files it leaves: a run, a student, saved generations, a harness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from skill_kd.errors import UsageError
+from skill_kd.evaluate import harness_results, sampling
+from skill_kd.evaluate.evaluation_result import EvaluationResult
+from skill_kd.evaluate.from_generations import Files, evaluate_generations, without_prompts
+from skill_kd.evaluate.generations import read_prompts, refuse_overlap
+from skill_kd.evaluate.measurements import ModelMeasurements
+from skill_kd.evaluate.opened_models import ModelSource
+from skill_kd.evaluate.policy import GatePolicy, make_policy
+from skill_kd.evaluate.request import Request
+from skill_kd.evaluate.run_request import fill_from_run
+from skill_kd.evaluate.written import Subject, Written, subject_of_folder, subject_of_run, write_all
+from skill_kd.jobs.manifest import NAME as MANIFEST
+from skill_kd.jobs.manifest import Manifest
+from skill_kd.spec.file import load_spec
+
+Tell = Callable[[str], None]
+"""What should be known before hours of sampling goes to it."""
+
+
+def evaluate(
+    request: Request, progress: sampling.Progress = sampling.silent, tell: Tell = lambda _note: None
+) -> tuple[EvaluationResult, Written]:
+    """Evaluate, write figures, report and model card, and return the evaluation and where they lie.
+
+    Raises:
+        UsageError: what was asked does not fit together, or a file cannot be used.
+        MissingRequirementError: a package or a model is not there.
+    """
+    _ = request.judge  # refused now, not after hours of sampling
+    saved = request.teacher_generations, request.student_generations
+    if any(saved) and not all(saved):
+        raise UsageError("--teacher-generations and --student-generations belong together; give both")
+    if all(saved) and request.subject:
+        raise UsageError(f"give '{request.subject}' to sample from models, or saved generations, not both")
+    if not (any(saved) or request.subject or request.harness_results):
+        raise UsageError("name a run, a student, --teacher-generations and --student-generations, or --harness-results")
+    imported = harness_results.compare(*request.harness_results) if request.harness_results else None
+    if all(saved):
+        found, out, subject = _of_generations(request)
+    elif request.subject:
+        found, out, subject = _of_models(request, progress, tell)
+    else:
+        found, out, subject = _of_harness(request)
+    found = replace(found, shown=replace(found.shown, harness=imported))
+    return found, write_all(found, out, subject)
+
+
+Answer = tuple[EvaluationResult, Path, Subject | None]
+"""With the folder to write, and the student whose card it is."""
+
+
+def _of_harness(request: Request) -> Answer:
+    found = without_prompts(make_policy(request.policy or "text-only", request.changes))
+    note = "results of the harness decide nothing: a verdict needs a run, a student or saved generations as well"
+    return replace(found, warnings=[*found.warnings, note]), request.out or Path("evaluation"), None
+
+
+def _of_generations(request: Request) -> Answer:
+    assert request.teacher_generations is not None
+    assert request.student_generations is not None
+    files = Files(
+        request.teacher_generations,
+        request.student_generations,
+        request.baseline_generations,
+        request.control_generations,
+        request.prompts,
+        request.training_data,
+    )
+    policy = make_policy(request.policy or "text-only", request.changes)
+    return evaluate_generations(files, policy, judge=request.judge), request.out or Path("evaluation"), None
+
+
+def _of_models(request: Request, progress: sampling.Progress, tell: Tell) -> Answer:
+    assert request.subject is not None
+    folder = Path(request.subject)
+    if (folder / MANIFEST).is_file():
+        manifest, spec = Manifest.read(folder), load_spec(folder / "spec.yaml")
+        request, task, policy, notes = fill_from_run(request, folder, manifest, spec)
+        subject: Subject | None = subject_of_run(folder, spec, Path(manifest.cwd))
+    else:
+        task, notes = _task(request), ()
+        subject = subject_of_folder(folder, task.teacher.model) if folder.is_dir() else None
+        policy = make_policy(request.policy or "assistant", request.changes)
+    if request.training_data is not None:
+        refuse_overlap(sampling.prompt_keys(task.prompts), request.training_data)
+    if absent := _without_references(task.prompts, policy):
+        tell(absent)
+    out = request.out or (folder / "eval" if folder.is_dir() else Path("evaluation"))
+    files, measured = sampling.sample(task, policy, out / "samples", progress)
+    return evaluate_generations(files, policy, judge=request.judge, measured=_noted(measured, notes)), out, subject
+
+
+def _without_references(prompts: Path, policy: GatePolicy) -> str | None:
+    """Say that no verdict can be GO, where quality decides and cannot be scored."""
+    found = read_prompts(prompts).values()
+    absent = sum(not prompt.references for prompt in found)
+    if not absent or "quality" not in policy.blocking:
+        return None
+    return (
+        f"{absent} of {len(found)} prompts have no 'reference', so quality cannot be scored, and policy "
+        f"'{policy.name}' says GO only if it is: add references, take --policy creative, or --set quality.role=advisory"
+    )
+
+
+def _noted(measured: ModelMeasurements, notes: tuple[str, ...]) -> ModelMeasurements:
+    return replace(measured, warnings=notes)
+
+
+def _task(request: Request) -> sampling.SamplingTask:
+    for name, value in (("--teacher", request.teacher), ("--prompts", request.prompts)):
+        if value is None:
+            raise UsageError(f"'{request.subject}' is no run folder, so {name} must be given")
+    assert request.subject is not None
+    assert request.teacher is not None
+    assert request.prompts is not None
+    dtype = request.dtype or "float32"
+    return sampling.SamplingTask(
+        request.prompts,
+        ModelSource(request.teacher, dtype=dtype),
+        ModelSource(request.subject, dtype=dtype),
+        ModelSource(request.baseline, dtype=dtype) if request.baseline else None,
+        request.max_new_tokens or 256,
+        request.latency,
+    )

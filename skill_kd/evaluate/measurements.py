@@ -1,0 +1,48 @@
+"""What an evaluation measures besides the text of the responses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from skill_kd.evaluate.estimates import Columns
+from skill_kd.report.evaluation_document import ModelFacts
+from skill_kd.report.shown_document import CalibrationCurve, ExposureCurve, HarnessComparison, JudgeCounts, Latency
+
+
+@dataclass(frozen=True)
+class ShownMeasurements:
+    """What is shown and decides nothing; None where it was not measured."""
+
+    latency: Latency | None = None
+    exposure: ExposureCurve | None = None
+    calibration: CalibrationCurve | None = None
+    judge: JudgeCounts | None = None
+    harness: HarnessComparison | None = None
+
+
+NO_MODELS: ModelFacts = {
+    "teacher": None,
+    "student": None,
+    "baseline": None,
+    "tokenizer": "not compared",
+    "decoding": None,
+}
+NOTHING_SHOWN = ShownMeasurements()
+
+
+@dataclass(frozen=True)
+class ModelMeasurements:
+    """What was measured with the models at hand, to be judged together with the text."""
+
+    columns: Mapping[str, Columns]
+    """One figure for each prompt of the teacher's file, in its order."""
+    absent: Mapping[str, str]
+    """Why a metric could not be measured."""
+    shown: ShownMeasurements = NOTHING_SHOWN
+    facts: ModelFacts | None = None
+    """Models, tokenizer, decoding, for the reproduction block."""
+    warnings: tuple[str, ...] = ()
+
+
+NOTHING_MEASURED = ModelMeasurements({}, {})

@@ -1,0 +1,87 @@
+"""What a run folder answers for a request: its models, its prompts, its policy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from skill_kd.errors import UsageError
+from skill_kd.evaluate import sampling
+from skill_kd.evaluate.generations import write_rows
+from skill_kd.evaluate.opened_models import ModelSource, plain_errors
+from skill_kd.evaluate.policy import GatePolicy, make_policy
+from skill_kd.evaluate.request import Request
+from skill_kd.jobs.manifest import Manifest
+from skill_kd.spec import Spec
+
+
+def fill_from_run(
+    request: Request, folder: Path, manifest: Manifest, spec: Spec
+) -> tuple[Request, sampling.SamplingTask, GatePolicy, tuple[str, ...]]:
+    """Fill what was not given from the run's own spec."""
+    if not (folder / "student" / "config.json").is_file():
+        raise UsageError(f"'{folder}' holds no student yet (the run is {manifest.status}); finish it with --resume")
+    evaluation, home = spec.evaluation, Path(manifest.cwd)
+    notes: tuple[str, ...] = ()
+    prompts, training = request.prompts, request.training_data
+    if prompts is None and evaluation.prompts is not None:
+        prompts = home / evaluation.prompts
+    if prompts is None:
+        prompts = _held_out(spec, home, (request.out or folder / "eval") / "samples", request.held_out)
+        notes = ("the prompts are the run's held-out ones, by which its best weights were chosen: take fresh ones",)
+    elif training is None and (home / spec.data.train).suffix in {".jsonl", ".json", ".ndjson"}:
+        training = home / spec.data.train
+    task = sampling.SamplingTask(
+        prompts,
+        ModelSource(request.teacher, dtype=request.dtype or spec.teacher.dtype) if request.teacher else _teacher(spec),
+        ModelSource(str(folder / "student"), dtype=request.dtype or spec.student.dtype),
+        _baseline(request, spec),
+        request.max_new_tokens or spec.rollout.max_new_tokens,
+        request.latency,
+    )
+    changes = {"samples": evaluation.samples, **request.changes}
+    policy = make_policy(request.policy or evaluation.policy, changes)
+    return replace(request, training_data=training), task, policy, notes
+
+
+def _teacher(spec: Spec) -> ModelSource:
+    teacher = spec.teacher
+    if not isinstance(teacher.model, str):
+        what = "behind an endpoint" if teacher.served else "an ensemble"
+        raise UsageError(f"teacher: the run's is {what}; give --teacher MODEL, or save its responses and give them")
+    return ModelSource(teacher.model, teacher.revision, teacher.dtype, teacher.quantization, teacher.trust_remote_code)
+
+
+def _baseline(request: Request, spec: Spec) -> ModelSource | None:
+    student = spec.student
+    if request.baseline:
+        return ModelSource(request.baseline, dtype=request.dtype or student.dtype)
+    if student.model is None or student.quantization:
+        return None
+    return ModelSource(student.model, student.revision, student.dtype, None, student.trust_remote_code)
+
+
+def _held_out(spec: Spec, home: Path, folder: Path, most: int | None) -> Path:
+    """Write the prompts that the run set aside, ``most`` at most, with the responses the data gives as references."""
+    with plain_errors():
+        from skill_kd.kd.config import Config
+        from skill_kd.kd.dataset.split import load_split
+
+        values = spec.data.model_dump(mode="json")
+        for key in ("train", "held_out"):
+            if isinstance(values[key], str) and (home / values[key]).is_file():
+                values[key] = str(home / values[key])
+        held_out = load_split(Config.of(values), spec.seed).held_out
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "prompts.jsonl"
+    write_rows(
+        path,
+        (
+            {
+                "messages": [{"role": role, "content": content} for role, content in example.messages],
+                **({"reference": example.response} if example.response else {}),
+            }
+            for example in held_out[:most]
+        ),
+    )
+    return path

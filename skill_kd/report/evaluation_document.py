@@ -1,0 +1,179 @@
+"""The document of ``evaluation.json`` and of ``evaluate --json``, format 1. Its keys are frozen.
+
+`evaluate` writes it; the decision page and the model card read it. The types live here because evaluate/ imports
+report/ and never the other way round. None stands for what was not measured.
+"""
+
+# Without `from __future__ import annotations`: Python 3.11 finds NotRequired only where it is not text.
+
+from typing import Literal, NotRequired, TypedDict
+
+from skill_kd.report.shown_document import Better, Curves, HarnessComparison, JudgeCounts, Latency
+
+Verdict = Literal["GO", "NO-GO", "INCONCLUSIVE"]
+Outcome = Literal["pass", "fail", "uncertain", "insensitive", "not_measured", "shown"]
+Reason = Literal[
+    "all_passed",
+    "below_margin",
+    "too_few_prompts",
+    "too_few_samples",
+    "metric_insensitive",
+    "not_measured",
+    "uncertain",
+]
+Role = Literal["blocking", "advisory"]
+Form = Literal["difference", "ratio", "retention", "value"]
+"""How student, teacher and control are read together, each as a mean over prompts.
+
+difference: student − teacher. ratio: student / teacher. value: student.
+retention: (student − control) / (teacher − control), which is 1 like the teacher and 0 like its collapse.
+"""
+
+
+class MetricRow(TypedDict):
+    """One metric of the policy, measured and judged."""
+
+    name: str
+    title: str
+    unit: str
+    role: Role
+    form: Form
+    better: Better
+    estimate: float | None
+    low: float | None
+    high: float | None
+    margin: float | None
+    null: float | None
+    control: float | None
+    teacher: float | None
+    student: float | None
+    baseline: float | None
+    outcome: Outcome
+    reason: str | None
+    prompts: int
+    detectable: float | None
+    prompts_needed: int | None
+
+
+# --- what a person looks at -------------------------------------------------------------------------------------------
+
+
+class SliceRow(TypedDict):
+    """The metrics of some of the prompts."""
+
+    name: str
+    prompts: int
+    figures: dict[str, float | None]
+
+
+class LostMode(TypedDict):
+    """A prompt whose teacher responses no student sample comes near."""
+
+    prompt: str
+    teacher: list[str]
+    student: list[str]
+    recall: float
+
+
+class FlaggedExample(TypedDict):
+    """A student response with something wrong, next to the teacher's."""
+
+    prompt: str
+    teacher: list[str]
+    student: list[str]
+    flags: list[str]
+
+
+class LengthQuantiles(TypedDict):
+    """Of the number of words of a response."""
+
+    p10: float
+    p50: float
+    p90: float
+    mean: float
+
+
+class Lengths(TypedDict):
+    """Lengths of the responses of each model."""
+
+    teacher: LengthQuantiles
+    student: LengthQuantiles
+    baseline: LengthQuantiles | None
+    unit: str
+
+
+# --- what it takes to repeat the evaluation ---------------------------------------------------------------------------
+
+
+class FileRead(TypedDict):
+    """One file of generations."""
+
+    role: str
+    name: str
+    sha256: str
+    rows: int
+
+
+class Decoding(TypedDict):
+    """How the responses were sampled."""
+
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    control_temperature: float
+
+
+class ModelFacts(TypedDict):
+    """The models that were sampled; names are None where saved generations were judged."""
+
+    teacher: str | None
+    student: str | None
+    baseline: str | None
+    tokenizer: Literal["same", "different", "not compared"]
+    decoding: Decoding | None
+    device: NotRequired[str]
+
+
+class Reproduction(ModelFacts):
+    """Everything that decides what comes out, and when it was done."""
+
+    policy: dict[str, object]
+    """The whole policy, as its model dumps it."""
+    policy_name: str
+    policy_hash: str
+    files: list[FileRead]
+    prompts: int
+    samples: int
+    seed: int
+    resamples: int
+    word_budget: int
+    features: str
+    versions: dict[str, str | None]
+    time: str
+    """UTC, ISO 8601."""
+    seconds: float
+
+
+class EvaluationDocument(TypedDict):
+    """A verdict and everything it rests on."""
+
+    format: int
+    kind: Literal["evaluation"]
+    verdict: Verdict
+    exit_code: int
+    sentence: str
+    reason_code: Reason
+    binding_metric: str | None
+    prompts_needed: int | None
+    warnings: list[str]
+    metrics: list[MetricRow]
+    slices: list[SliceRow]
+    lost_modes: list[LostMode]
+    examples: list[FlaggedExample]
+    lengths: Lengths | None
+    latency: Latency | None
+    judge: JudgeCounts | None
+    harness: HarnessComparison | None
+    curves: Curves
+    known_not_covered: list[str]
+    reproduction: Reproduction
