@@ -350,7 +350,7 @@ def overhead(work: Path, repeats: int) -> dict[str, Any]:
     """
     from accelerate import Accelerator
 
-    from skill_kd.kd.train.checkpoints import Checkpoints, Progress
+    from skill_kd.kd.train.checkpoints import AccelerateState, Checkpoints, Progress
     from skill_kd.spec import Checkpoint
 
     shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152}
@@ -359,7 +359,7 @@ def overhead(work: Path, repeats: int) -> dict[str, Any]:
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **heads))
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), 1e-5))
     ids = torch.randint(0, 49152, (8, 64), device=accelerator.device)
-    updates, saves, checkpoints = [], [], Checkpoints(work, accelerator, keep=2)
+    updates, saves, checkpoints = [], [], Checkpoints(work, accelerator, 2, AccelerateState(accelerator))
     for number in range(repeats + 1):
         began = time.perf_counter()
         accelerator.backward(model(input_ids=ids, labels=ids).loss)

@@ -222,11 +222,15 @@ def updating(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None]
     from skill_kd.kd.config import Config
     from skill_kd.kd.dataset.batch import Row
     from skill_kd.kd.model.student import StudentWithLoss, find_head
-    from skill_kd.kd.signals import StopRequest
+    from skill_kd.kd.rollouts.decoding import Decoding
+    from skill_kd.kd.rollouts.sampler import Sampler
     from skill_kd.kd.teacher.teacher import Teacher
-    from skill_kd.kd.train.loop import Term, optimizer_step
+    from skill_kd.kd.train.checkpoints import AccelerateState
+    from skill_kd.kd.train.experience import Sampling, Term
+    from skill_kd.kd.train.loop import optimizer_step
     from skill_kd.kd.train.objectives import build_objective
-    from skill_kd.kd.train.stepper import Plain
+    from skill_kd.kd.train.stepper import AccelerateStepper
+    from skill_kd.kd.train.strategy import WrappedStudent
     from skill_kd.spec import Spec
 
     config = Config.of(Spec.model_validate(case.spec(Path(tempfile.mkdtemp()))).model_dump(mode="json"))
@@ -250,19 +254,19 @@ def updating(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None]
             for ids in texts
         ]
 
-    run = SimpleNamespace(
-        config=config,
-        accelerator=accelerator,
-        student=student,
+    wrapped = WrappedStudent(
+        model=student,
         policy=policy,
         optimizer=optimizer,
-        stepper=Plain(accelerator, policy, optimizer, config.training.max_grad_norm),
-        teacher=Teacher(teacher, case.vocabulary, lambda *_: [], head=find_head(teacher, case.vocabulary)),
-        sampling=SimpleNamespace(sampler=SimpleNamespace(pad=0)),
-        stop=StopRequest(),
+        stepper=AccelerateStepper(accelerator, policy, optimizer, config.training.max_grad_norm),
+        state=AccelerateState(accelerator),
+        whole=lambda: student,
     )
+    reading = Teacher(teacher, case.vocabulary, lambda *_: [], head=find_head(teacher, case.vocabulary))
+    sampler = Sampler(Decoding(case.new, 1.0, 1.0, frozenset({0}), case.vocabulary), 0, torch.device("cpu"))
     experience = SimpleNamespace(objective=build_objective(config.stages[0].objective), batch=batch)
-    return lambda: optimizer_step(run, [Term(experience)], 0), optimizer
+    parts = accelerator, wrapped, Sampling(sampler, reading, 0, 1), config.training, [Term(experience)]
+    return lambda: optimizer_step(*parts, update=0), optimizer
 
 
 def sampling(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None], Any]:
@@ -273,12 +277,12 @@ def sampling(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None]
     from skill_kd.kd.rollouts.decoding import Decoding, sample
     from skill_kd.kd.rollouts.reordered import reordered_weights
     from skill_kd.kd.seeds import uniforms
-    from skill_kd.kd.teacher.teacher import Telling
+    from skill_kd.kd.teacher.teacher import HiddenStateTeacher
 
     student.train(False)
     mix = 0.0 if case.estimator == "exact" else 0.2
     decoding = Decoding(case.new, 1.0, 1.0, frozenset({0}), case.vocabulary)
-    helper = Telling(teacher, find_head(teacher, case.vocabulary)) if mix else None
+    helper = HiddenStateTeacher(teacher, find_head(teacher, case.vocabulary)) if mix else None
 
     def rollouts() -> None:
         prompts = torch.randint(1, case.vocabulary, (case.rows, case.prompt))
@@ -297,16 +301,16 @@ def measuring(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None
 
     from skill_kd.kd.dataset.encoding import Encoded
     from skill_kd.kd.rollouts.decoding import Decoding
-    from skill_kd.kd.rollouts.sampler import Sampler, draws_for
+    from skill_kd.kd.rollouts.sampler import Sampler, requests_for
     from skill_kd.kd.teacher.teacher import Teacher
     from skill_kd.kd.train.held_out import HeldOut
 
     decoding = Decoding(case.new, 1.0, 1.0, frozenset({0}), case.vocabulary)
     sampler = Sampler(decoding, 0, torch.device("cpu"))
-    own = Teacher(teacher, case.vocabulary, lambda _, draws, __: sampler.sample(teacher, draws, "teacher"))
+    own = Teacher(teacher, case.vocabulary, lambda _, requests, __: sampler.sample(teacher, requests, "teacher"))
     prompts = torch.randint(1, case.vocabulary, (case.rows, case.prompt)).tolist()
-    draws = draws_for([Encoded(tuple(ids)) for ids in prompts], ("measured",))
-    held_out = HeldOut(own, sampler, [], draws, case.rows)
+    requests = requests_for([Encoded(tuple(ids)) for ids in prompts], ("measured",))
+    held_out = HeldOut(own, sampler, [], requests, case.rows)
     return lambda: held_out.measure(student), _idle_optimizer(student)
 
 

@@ -38,7 +38,7 @@ from skill_kd.kd.model.student import find_head, response_hidden_states
 from skill_kd.kd.rollouts.decoding import Decoding, draw, sample
 from skill_kd.kd.rollouts.reordered import reordered_weights
 from skill_kd.kd.seeds import seeded, uniforms
-from skill_kd.kd.teacher.teacher import Telling
+from skill_kd.kd.teacher.teacher import HiddenStateTeacher
 
 RESULTS = Path(__file__).with_name("results") / "sampling.json"
 ALPHA = 0.2
@@ -67,7 +67,7 @@ class Work:
         self.decoding = Decoding(tokens, 1.0, 1.0, frozenset({-1}), len(tokenizer))
         head = find_head(self.teacher, len(tokenizer))
         assert head is not None
-        self.head, self.telling = head, Telling(self.teacher, head)
+        self.head, self.telling = head, HiddenStateTeacher(self.teacher, head)
         self.coins = torch.rand(tokens, dtype=torch.float64, generator=seeded("coins"))
         self.uniform_BT = uniforms([(row,) for row in range(rows)], tokens)
 

@@ -2,7 +2,7 @@
 
 ``CONFIG`` says what it trains on and how. Next to this file, ``kd/train/setup.py`` builds the parts of a run,
 ``kd/train/loop.py`` is the training loop, ``kd/losses/`` has the losses and ``kd/rollouts/`` the sampler.
-Run it with ``python train.py``; stop it with Ctrl-C and go on with ``python train.py --resume``.
+Run it with ``python train.py``; stop it with Ctrl-C and resume with ``python train.py --resume``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from skill_kd.kd.model.loading import load_student
 from skill_kd.kd.reporting import reporting
 from skill_kd.kd.train.loop import Run, train
 from skill_kd.kd.train.setup import open_accelerator, open_run
+from skill_kd.kd.train.strategy import open_strategy
 
 CONFIG = Config.read(sys.argv[1])  # kd: config
 FOLDER = output_folder(__file__, sys.argv)
@@ -22,12 +23,11 @@ FOLDER = output_folder(__file__, sys.argv)
 def prepare() -> Run:
     """Load the student, or grow it from the teacher's layers, and put the run together around it."""
     accelerator = open_accelerator(CONFIG, FOLDER)
-    # Of a student in shards the main process hands out the weights; the others need shapes alone.
-    weights = accelerator.is_main_process or CONFIG.launch.strategy != "fsdp2"
-    student, tokenizer = load_student(CONFIG.student, CONFIG.teacher, weights=weights)
+    strategy = open_strategy(CONFIG, accelerator)
+    student, tokenizer = load_student(CONFIG.student, CONFIG.teacher, weights=strategy.loads_weights)
     if CONFIG.training.gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
-    return open_run(CONFIG, FOLDER, accelerator, student, tokenizer)
+    return open_run(CONFIG, FOLDER, accelerator, strategy, student, tokenizer)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ FLOORS = {
         ("__main__", "testing"),
     ),
     "skill_kd.kd": (
-        ("__init__", "errors", "config", "seeds"),
+        ("__init__", "errors", "config", "kinds", "seeds"),
         ("signals", "files", "reporting"),
         ("endpoint",),
         ("losses",),
@@ -43,7 +43,17 @@ FLOORS = {
     "skill_kd.diagnose": (("formats",), ("changes",), ("report",), ("diagnosis",), ("__init__",)),
 }
 
-NO_TORCH = ("config", "errors", "signals", "files", "reporting", "endpoint", "dataset.reading")
+NO_TORCH = (
+    "config",
+    "kinds",
+    "errors",
+    "signals",
+    "files",
+    "reporting",
+    "endpoint",
+    "dataset.reading",
+    "model.context",
+)
 """The part of kd that the rest of the package may import when a module is loaded."""
 
 TORCH = ("prove",)

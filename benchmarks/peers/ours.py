@@ -33,8 +33,8 @@ from skill_kd.kd.model.packaged import resolve
 from skill_kd.kd.model.student import StudentWithLoss, find_head
 from skill_kd.kd.model.vocabulary import eos_ids, real_vocabulary
 from skill_kd.kd.rollouts.decoding import Decoding
-from skill_kd.kd.rollouts.sampler import Sampler, draws_for
-from skill_kd.kd.teacher.teacher import Teacher, Telling, open_teacher
+from skill_kd.kd.rollouts.sampler import Sampler, requests_for
+from skill_kd.kd.teacher.teacher import HiddenStateTeacher, Teacher, open_teacher
 from skill_kd.kd.train.held_out import HeldOut
 from skill_kd.kd.train.objectives import build_objective
 
@@ -93,8 +93,8 @@ def measure(settings: Any, out: Path) -> None:
     sampler = Sampler(decoding, int(tokenizer.pad_token_id), torch.device("cpu"))
     teacher = open_teacher(config, tokenizer, sampler, encoder)
     sampler = replace(sampler, decoding=replace(decoding, vocabulary=teacher.vocabulary))
-    draws = draws_for(data.held_out_prompts, (0, "held_out"))
-    held_out = HeldOut(teacher, sampler, data.held_out_examples, draws, config.training.batch_size)
+    requests = requests_for(data.held_out_prompts, (0, "held_out"))
+    held_out = HeldOut(teacher, sampler, data.held_out_examples, requests, config.training.batch_size)
     figures = {
         name: held_out.measure(load_model(SOURCE, folder).train(False))[0]
         for name, folder in settings["students"].items()
@@ -112,7 +112,7 @@ def grow_update(settings: Any, out: Path) -> None:
     student, telling = random_model(LAYERS, vocabulary), random_model(TEACHER_LAYERS, vocabulary)
     head = find_head(telling, vocabulary)
     assert head is not None
-    teacher = Teacher(Telling(telling.requires_grad_(False), head), vocabulary, lambda *_: [], head=head)
+    teacher = Teacher(HiddenStateTeacher(telling.requires_grad_(False), head), vocabulary, lambda *_: [], head=head)
     objective = build_objective(Distill.of({"objective": settings["objective"]}).objective)
     policy = StudentWithLoss(student, vocabulary)
     optimizer = torch.optim.AdamW(policy.parameters(), 1e-4)
@@ -121,7 +121,7 @@ def grow_update(settings: Any, out: Path) -> None:
     for update in range(settings["updates"]):
         began = time.perf_counter()
         assert teacher.model is not None
-        drawn = sampler.sample_mixed(student, teacher.model, objective.teacher_mix, draws_for(prompts, (0, update)))
+        drawn = sampler.sample_mixed(student, teacher.model, objective.teacher_mix, requests_for(prompts, (0, update)))
         sampled = time.perf_counter()
         batch = collate(drawn, 0, torch.device("cpu"))
         loss = policy(batch, objective.loss, teacher.view(batch), objective.temperature) / objective.count(drawn)

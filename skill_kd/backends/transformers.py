@@ -12,6 +12,7 @@ from skill_kd.backend import Backend
 from skill_kd.backends import launch
 from skill_kd.errors import UsageError
 from skill_kd.hookspecs import hookimpl
+from skill_kd.kd.model.context import context_length
 from skill_kd.render import render, templates_folder
 from skill_kd.spec import Spec
 
@@ -114,23 +115,13 @@ def _folder_problems(field: str, model: str, spec: Spec) -> Iterator[str]:
     except (OSError, ValueError) as error:
         yield f"{field}: cannot read config.json in {model!r}: {error}; save the model again"
         return
-    context, wanted = _context(config), spec.data.max_prompt_tokens + spec.rollout.max_new_tokens
+    context = context_length(config) if isinstance(config, dict) else None
+    wanted = spec.data.max_prompt_tokens + spec.rollout.max_new_tokens
     if context is not None and wanted > context:
         yield (
             f"{field}: {model!r} reads {context} tokens, and data.max_prompt_tokens {spec.data.max_prompt_tokens} "
             f"+ rollout.max_new_tokens {spec.rollout.max_new_tokens} make {wanted}; take off {wanted - context}"
         )
-
-
-def _context(config: object) -> int | None:
-    """Return the most tokens a model reads, if its config says so."""
-    if not isinstance(config, dict):
-        return None
-    for part in (config, config.get("text_config")):
-        for key in ("max_position_embeddings", "n_positions"):
-            if isinstance(part, dict) and isinstance(value := part.get(key), int):
-                return value
-    return None
 
 
 @hookimpl

@@ -68,13 +68,15 @@ class Writer:
 
     def write(self, examples: Sequence[Example], count: int, seed: tuple[object, ...], first: int) -> list[list[Row]]:
         """Sample ``count`` responses for each example; the same seed and place give the same ones."""
-        from skill_kd.kd.rollouts.sampler import Draw
+        from skill_kd.kd.rollouts.sampler import SampleRequest
 
         prompts = [self.encoder.prompt(example) for example in examples]
-        draws = [
-            Draw(prompt, (*seed, first + index), row) for index, prompt in enumerate(prompts) for row in range(count)
+        requests = [
+            SampleRequest(prompt, (*seed, first + index), row)
+            for index, prompt in enumerate(prompts)
+            for row in range(count)
         ]
-        rows = self.sampler.sample(self.model, draws, "student")
+        rows = self.sampler.sample(self.model, requests, "student")
         return [rows[start : start + count] for start in range(0, len(rows), count)]
 
     def at(self, temperature: float) -> Writer:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from skill_kd.plan.model_source import ModelConfig
-from skill_kd.plan.setup import DTYPE_BYTES, Setup
+from skill_kd.plan.setup import DTYPE_BYTES, Setup, trains_on_teacher
 from skill_kd.plan.weights import Part
-from skill_kd.spec import Divergence, SelfTrain, Stage, reads_teacher_probabilities
+from skill_kd.spec import Divergence, SelfTrain, Stage
 
 CHUNK_BYTES, CACHE_BYTES, BLOCK_BYTES = 2**27, 2**20, 2**25
 """The trainer's own: one model's logits of a chunk, and its float32 logits in a block, on a CPU and elsewhere."""
@@ -50,7 +50,7 @@ MEASURE_COPIES = 5
 
 def read_teachers(setup: Setup, stage: Stage) -> tuple[ModelConfig, ...]:
     """Return the teachers that are loaded here and whose distributions the loss reads."""
-    return setup.teachers if _reads(stage) else ()
+    return setup.teachers if trains_on_teacher(stage) else ()
 
 
 def in_chunks(setup: Setup, stage: Stage) -> bool:
@@ -59,7 +59,7 @@ def in_chunks(setup: Setup, stage: Stage) -> bool:
     Adapters on the student's, several teachers, or a server's list of tokens need the logits of all positions.
     """
     several = len(setup.teachers) > 1 or setup.spec.teacher.served is not None
-    return not (setup.adapts_head or (several and _reads(stage)))
+    return not (setup.adapts_head or (several and trains_on_teacher(stage)))
 
 
 def told(setup: Setup, stage: Stage) -> Part:
@@ -107,11 +107,6 @@ def head_gradient(setup: Setup, stage: Stage) -> Part:
     return Part("output matrix's gradient", 4 * table * (not setup.spec.student.lora and in_chunks(setup, stage)))
 
 
-def _reads(stage: Stage) -> bool:
-    # Self-training reads the teacher's before it trains, to choose its rows.
-    return not isinstance(stage, SelfTrain) and reads_teacher_probabilities(stage)
-
-
 def _logits_bytes(setup: Setup, rows: int) -> int:
     return 4 * rows * (setup.new + 1) * setup.vocabulary
 
@@ -119,7 +114,7 @@ def _logits_bytes(setup: Setup, rows: int) -> int:
 def _copies(setup: Setup, stage: Stage) -> float:
     if isinstance(stage, SelfTrain):
         return LOGIT_COPIES["sft"]
-    if setup.spec.teacher.served is not None and _reads(stage):
+    if setup.spec.teacher.served is not None and trains_on_teacher(stage):
         return SERVED_COPIES
     objective = stage.objective
     hard = isinstance(objective, Divergence) and objective.hard_label_weight > 0

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from skill_kd.errors import UsageError
+from skill_kd.kd.model.context import CONTEXT_KEYS, context_length
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,6 @@ _ALIASES = {
     "n_embd": "hidden_size",
     "n_layer": "num_hidden_layers",
     "n_head": "num_attention_heads",
-    "n_positions": "max_position_embeddings",
     "n_inner": "intermediate_size",
     "ffn_dim": "intermediate_size",
     "num_local_experts": "num_experts",
@@ -232,6 +232,11 @@ class _Sizes:
             raise UsageError(f"the config of {self.source} says {key}: {value!r}, which is no whole number of them")
         return value
 
+    def positions(self) -> int:
+        for key in CONTEXT_KEYS:
+            self.count(key, 0)
+        return context_length(self.values) or 0
+
     def flag(self, key: str) -> bool:
         return bool(self.values.get(key, False))
 
@@ -240,7 +245,7 @@ def _shape(model_type: str, family: _Family, sizes: _Sizes, vision: int) -> Mode
     hidden, heads = sizes.count("hidden_size"), sizes.count("num_attention_heads")
     if not hidden or not heads:
         raise UsageError(f"the config of {sizes.source} has {heads} heads of a hidden size of {hidden}")
-    positions = sizes.count("max_position_embeddings", 0)
+    positions = sizes.positions()
     attention_bias = family.bias == "all" or (family.bias == "config" and sizes.flag("attention_bias"))
     config = ModelConfig(
         model_type=model_type,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from skill_kd.kd.kinds import reads_teacher
 from skill_kd.plan.model_source import ModelConfig, read_config, with_layers
 from skill_kd.spec import (
     Distill,
@@ -16,7 +17,6 @@ from skill_kd.spec import (
     SequenceKD,
     Spec,
     Stage,
-    reads_teacher_probabilities,
 )
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -168,9 +168,14 @@ def teacher_writes(stage: Stage) -> bool:
     return isinstance(objective, SequenceKD)
 
 
+def trains_on_teacher(stage: Stage) -> bool:
+    """Return whether updates of a stage read the teacher. Self-training reads it before, to choose its rows."""
+    return not isinstance(stage, SelfTrain) and reads_teacher(stage)
+
+
 def teacher_reads(stage: Stage) -> int:
     """Return how often the teacher reads a micro-batch to score it: for the objective, and for the coverage term."""
-    if isinstance(stage, SelfTrain) or not reads_teacher_probabilities(stage):
+    if not trains_on_teacher(stage):
         return 0
     return 1 + (teacher_writes(stage) and extra_terms(stage) > 0)
 

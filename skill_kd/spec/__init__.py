@@ -41,7 +41,6 @@ from skill_kd.spec.stages import (
     WarmStart,
     all_kinds,
     on_policy,
-    reads_teacher_probabilities,
 )
 
 __all__ = [
@@ -80,7 +79,6 @@ __all__ = [
     "WeightedModel",
     "all_kinds",
     "on_policy",
-    "reads_teacher_probabilities",
 ]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from skill_kd.kd.kinds import reads_teacher
 from skill_kd.spec.data import Data
 from skill_kd.spec.models import Served, Student, Teacher
 from skill_kd.spec.objectives import Divergence, MiniLLM
 from skill_kd.spec.running import Launch, Rollout, Training
 from skill_kd.spec.section import refuse
-from skill_kd.spec.stages import Stage, objective_of, on_policy, reads_teacher_probabilities
+from skill_kd.spec.stages import Stage, objective_of, on_policy
 
 
 def check_stages(stages: tuple[Stage, ...], data: Data) -> None:
@@ -55,7 +56,7 @@ def check_teacher(teacher: Teacher, student: Student, stages: tuple[Stage, ...],
 
 def _check_served(served: Served, stage: Stage) -> None:
     objective = objective_of(stage)
-    if reads_teacher_probabilities(stage) and served.top_logprobs == 0:
+    if reads_teacher(stage) and served.top_logprobs == 0:
         kind = (objective or stage).kind
         mend = "take kind: sequence_kd" if objective else "drop that stage"
         raise refuse(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from skill_kd.spec.objectives import Divergence, MiniLLM, Objective, OffPolicyObjective, SequenceKD, Sft
+from skill_kd.spec.objectives import Divergence, MiniLLM, Objective, OffPolicyObjective, Sft
 from skill_kd.spec.section import LearningRate, PositiveFloat, PositiveInt, Section, refuse
 
 
@@ -74,8 +74,3 @@ def on_policy(stage: Stage) -> bool:
     if isinstance(stage, Distill):
         return isinstance(stage.objective, MiniLLM) or getattr(stage.objective, "on_policy", 0.0) > 0
     return isinstance(stage, SelfTrain)
-
-
-def reads_teacher_probabilities(stage: Stage) -> bool:
-    """Return whether a stage needs the teacher's distribution, not only its text."""
-    return isinstance(stage, SelfTrain) or not isinstance(stage.objective, Sft | SequenceKD)

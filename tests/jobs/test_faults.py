@@ -250,7 +250,7 @@ def test_a_disk_that_fills_up_costs_one_checkpoint_and_the_run_goes_on_when_ther
     filler.unlink()
     resumed = skill_kd(*command, "--resume", within=disk.within)
     assert resumed.returncode == 0, resumed.stderr
-    assert f"going on from checkpoint {kept[-1].name}" in resumed.stderr
+    assert f"resuming from checkpoint {kept[-1].name}" in resumed.stderr
     assert load_file(folder / "student" / "model.safetensors")
     assert tree(kept[0]) == before
 
@@ -356,7 +356,7 @@ def test_a_run_rolls_back_goes_on_behind_the_bad_rows_and_resumes_from_anywhere_
                 shutil.rmtree(path)
         resumed = skill_kd("run", spec, "--resume")
         assert resumed.returncode == 0, resumed.stderr
-        assert f"going on from checkpoint 0-{last:08d}" in resumed.stderr
+        assert f"resuming from checkpoint 0-{last:08d}" in resumed.stderr
         for file in ("student/model.safetensors", "summary.json"):
             assert (folder / file).read_bytes() == (whole / file).read_bytes(), (last, file)
 
@@ -588,7 +588,7 @@ def test_a_torn_checkpoint_is_named_and_the_run_goes_on_from_the_one_before_it(
     done = skill_kd("run", write_spec(models, data={"train": str(whole.parents[1] / "data.jsonl")}), "--resume")
     assert done.returncode == 0, done.stderr
     assert "checkpoint 0-00000012 is torn and left out: model.safetensors is not as it was written" in done.stderr
-    assert "going on from checkpoint 0-00000011" in done.stderr
+    assert "resuming from checkpoint 0-00000011" in done.stderr
     weights = Path("student/model.safetensors")
     assert (folder / weights).read_bytes() == (whole / weights).read_bytes()
 

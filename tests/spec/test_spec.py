@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from skill_kd import spec
 from skill_kd.errors import SpecError
+from skill_kd.kd.kinds import reads_teacher
 from skill_kd.spec import (
     JSD,
     Distill,
@@ -31,7 +32,6 @@ from skill_kd.spec import (
     Spec,
     WarmStart,
     on_policy,
-    reads_teacher_probabilities,
 )
 from skill_kd.spec.file import parse_spec
 
@@ -613,7 +613,7 @@ def test_a_stage_says_whether_it_samples_and_whether_it_reads_probabilities(
     stage: WarmStart | Distill | SelfTrain, samples: bool, reads: bool
 ) -> None:
     assert on_policy(stage) is samples
-    assert reads_teacher_probabilities(stage) is reads
+    assert reads_teacher(stage) is reads
 
 
 # --- the schema and the docstrings ------------------------------------------------------------------------------------

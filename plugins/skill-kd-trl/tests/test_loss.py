@@ -7,7 +7,7 @@ import json
 import sys
 from itertools import islice
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ import skill_kd_trl
 import torch
 from specs import OBJECTIVES, REPOSITORY, values
 from tiny import make_model
+from transformers import LlamaConfig
 
 from skill_kd.kd.config import Config
 from skill_kd.kd.dataset.batch import Row, collate
@@ -195,12 +196,7 @@ def test_vllm_samples_if_the_spec_says_so_and_from_the_same_tokens(models: Path,
     module = load(TEMPLATE, spec)
     assert module.only_tokens(300, 304) == {"allowed_token_ids": list(range(300))}
     assert module.only_tokens(304, 304) == {}
-    run = SimpleNamespace(
-        student=SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=304))),
-        teacher=SimpleNamespace(vocabulary=300),
-        accelerator=SimpleNamespace(device=torch.device("cpu")),
-    )
-    arguments = module.arguments(run)
+    arguments = module.arguments(LlamaConfig(vocab_size=304), 300, torch.device("cpu"))
     assert (arguments.use_vllm, arguments.generation_kwargs) == (True, module.only_tokens(300, 304))
     assert (arguments.vllm_mode, arguments.vllm_server_base_url) == ("colocate", None)
 

@@ -214,7 +214,7 @@ def test_trackers_record_what_metrics_jsonl_records(models: Path, script: Any) -
                 "student": {"model": "no/body"},
             },
             2,
-            "training.precision: bf16, and there is no accelerator here; set precision: fp32",
+            "training.precision: bf16, and this machine has no accelerator; set precision: fp32",
         ),
     ],
 )

@@ -8,14 +8,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from skill_kd_unsloth import UnslothBackend
 from specs import needs_unsloth, values
 from tiny import build_model, make_tokenizer
@@ -26,7 +26,7 @@ from skill_kd.kd.dataset.encoding import Encoded
 from skill_kd.kd.errors import TrainingStopped
 from skill_kd.kd.model.student import find_head, response_hidden_states, response_logits
 from skill_kd.kd.rollouts.decoding import Decoding
-from skill_kd.kd.rollouts.sampler import Draw, Sampler
+from skill_kd.kd.rollouts.sampler import Sampler, SampleRequest
 from skill_kd.spec.file import parse_spec
 
 pytestmark = needs_unsloth
@@ -212,15 +212,11 @@ def test_adapters_that_were_not_attached_are_missed(
 def test_a_student_that_samples_and_scores_apart_is_refused(template: ModuleType) -> None:
     decoding = Decoding(8, 1.0, 1.0, frozenset({2}), 300)
     sampler = Sampler(decoding, 0, CPU)
-    draws = [Draw(Encoded(prompt), (0, "test"), row) for row, prompt in enumerate(PROMPTS)]
+    requests = [SampleRequest(Encoded(prompt), (0, "test"), row) for row, prompt in enumerate(PROMPTS)]
     watched = model()
     template.Guard().watch(watched)
-    run = SimpleNamespace(
-        student=watched,
-        held_out=SimpleNamespace(sampler=sampler, draws=draws),
-        accelerator=SimpleNamespace(autocast=nullcontext),
-    )
-    template.check_sampling(run)
+    accelerator = Accelerator(cpu=True)
+    template.check_sampling(watched, sampler, requests, accelerator)
 
     def scores_otherwise(module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
         if kwargs.get("use_cache") is False:
@@ -228,4 +224,4 @@ def test_a_student_that_samples_and_scores_apart_is_refused(template: ModuleType
 
     watched.register_forward_pre_hook(scores_otherwise, with_kwargs=True)
     with pytest.raises(TrainingStopped, match="nats a token apart"):
-        template.check_sampling(run)
+        template.check_sampling(watched, sampler, requests, accelerator)

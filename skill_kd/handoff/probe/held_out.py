@@ -19,7 +19,7 @@ def measure(question: Any) -> Answer:
     from skill_kd.kd.dataset.training_data import load_training_data
     from skill_kd.kd.model.vocabulary import eos_ids, real_vocabulary
     from skill_kd.kd.rollouts.decoding import Decoding
-    from skill_kd.kd.rollouts.sampler import Sampler, draws_for
+    from skill_kd.kd.rollouts.sampler import Sampler, requests_for
     from skill_kd.kd.teacher.teacher import open_teacher
     from skill_kd.kd.train.held_out import HeldOut
 
@@ -35,8 +35,8 @@ def measure(question: Any) -> Answer:
     sampler = Sampler(decoding, int(tokenizer.pad_token_id), device)
     teacher = open_teacher(config, tokenizer, sampler, encoder)
     sampler = replace(sampler, decoding=replace(decoding, vocabulary=teacher.vocabulary))
-    draws = draws_for(data.held_out_prompts, (config.seed, "held_out"))
-    held_out = HeldOut(teacher, sampler, data.held_out_examples, draws, config.training.batch_size)
+    requests = requests_for(data.held_out_prompts, (config.seed, "held_out"))
+    held_out = HeldOut(teacher, sampler, data.held_out_examples, requests, config.training.batch_size)
     figures = {}
     for name, folder in question["folders"].items():
         model = load(Path(folder), config.student.dtype).to(device)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from ..errors import TrainingStopped
 from ..files import write_json, writing
+from .context import context_length
 
 
 def export_student(
@@ -126,7 +127,7 @@ def _write_for_both_versions(folder: Path, model: PreTrainedModel) -> None:
     if isinstance(tokenizer.get("extra_special_tokens"), list):
         # The older name, which both read; under the newer one transformers 4 expects an object, and fails.
         tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = context_length(model.config.get_text_config().to_dict())
     if positions and (tokenizer.get("model_max_length") or 1e30) > positions:
         tokenizer["model_max_length"] = positions
     write_json(folder / "tokenizer_config.json", tokenizer)

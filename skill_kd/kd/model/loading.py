@@ -22,6 +22,7 @@ from transformers import (
 from ..config import Lora, Student, Teacher, WeightedModel
 from ..errors import BadInput, Missing
 from ..losses.divergences import log_probs
+from .context import context_length
 from .growing import grow
 from .packaged import resolve
 from .vocabulary import real_vocabulary, shared_vocabulary
@@ -226,7 +227,7 @@ def _with_lora(model: PreTrainedModel, lora: Lora, quantization: str | None) -> 
 
 def check_context(model: PreTrainedModel, longest: int, whose: str) -> None:
     """Refuse sequences longer than the positions a model has; ``longest`` is in tokens."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = context_length(model.config.get_text_config().to_dict())
     if positions is not None and longest > positions:
         raise BadInput(
             f"data.max_prompt_tokens + rollout.max_new_tokens is {longest} tokens, {whose} has {positions} positions; "

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -36,8 +36,10 @@ _HANDED_OUT = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
 """To the main process, and from it: the memory of a machine holds what is whole once, not once for each process."""
 
 
-class Shards:
+class ShardedStudent:
     """A student in shards, block by block; the rest of it is the outermost block."""
+
+    kept_by: ClassVar[str] = "Shards"
 
     def __init__(self, student: PreTrainedModel, accelerator: Accelerator) -> None:
         """Split ``student`` in place; what counts is the main process's, the others need shapes alone.
@@ -100,7 +102,7 @@ class Shards:
             torch.save(states, Path(folder) / OPTIMIZER)
 
     def load_state(self, folder: str) -> None:
-        """Take up what ``save_state`` wrote, on any number of processes; all must call it."""
+        """Restore what ``save_state`` wrote, on any number of processes; all must call it."""
         self._steps().zero_grad()  # torch takes states for a step that is over
         weights: dict[str, Any] = {}
         states: dict[str, Any] = {}
@@ -116,11 +118,11 @@ class Shards:
         return self.optimizer
 
 
-class InStep(nn.Module):
+class ShardedTeacher(nn.Module):
     """A frozen model in shards, which all processes read in step, each for rows of its own.
 
-    A pass gathers every block from all processes, so all must make equally many. Whoever reads does so within
-    ``together``: a process that is done with its rows goes on with passes over one token until no other has any left.
+    A pass gathers every block from all processes, so all must make equally many. Each process reads within
+    ``together``: when it is done with its rows, it makes passes over one token until no other has any left.
     """
 
     def __init__(self, model: nn.Module, accelerator: Accelerator) -> None:
@@ -189,15 +191,15 @@ def _tie_alike(model: nn.Module) -> None:
     def names() -> list[str]:
         return [name for name, _ in model.named_parameters()]
 
-    told: list[Any] = [names()]
-    distributed.broadcast_object_list(told, 0)
-    if names() != told[0]:
+    main: list[Any] = [names()]
+    distributed.broadcast_object_list(main, 0)
+    if names() != main[0]:
         for module in model.modules():
             if isinstance(module, PreTrainedModel):
                 module.tie_weights()
-    if names() != told[0]:
-        differing = sorted(set(names()) ^ set(told[0]))
-        raise BadInput(f"processes disagree on the weights {differing}; save the model anew with transformers")
+    if names() != main[0]:
+        differing = sorted(set(names()) ^ set(main[0]))
+        raise BadInput(f"processes disagree on the weights {differing}; save the model again with transformers")
 
 
 def _without_weights(model: PreTrainedModel) -> PreTrainedModel:

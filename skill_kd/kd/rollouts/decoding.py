@@ -90,7 +90,7 @@ class _Decoder:
 
     def __init__(self, model: nn.Module, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor, decoding: Decoding) -> None:
         self.model: Any = model
-        self.read = getattr(model, "tell", model)
+        self.read = getattr(model, "forward_with_hidden_states", model)
         self.decoding = decoding
         self.rows = torch.arange(len(prompt_ids_BP), device=prompt_ids_BP.device)
         self.unseen = prompt_ids_BP
@@ -126,7 +126,7 @@ class _Decoder:
         self.unseen, self.unscored = self.unseen[:, :0], 0
         return self._let_go(ended_B, logp_RKV[:, -1])
 
-    def tell(self, ids_B: Tensor, logp_RV: Tensor | None) -> None:
+    def append_token(self, ids_B: Tensor, logp_RV: Tensor | None) -> None:
         """Append a drawn token; ``logp_RV`` is what this model drew it from, None when another model did."""
         ids_R = ids_B[self.rows]
         self.unseen = torch.cat([self.unseen, ids_R.unsqueeze(1)], dim=1)
@@ -192,8 +192,8 @@ def sample(
         prompt_ids_BP: prompts (long), padded on the left; ``prompt_mask_BP`` is True on real tokens.
         uniform_BT: float64 in [0, 1), one for each token to draw, from ``uniforms``.
         teacher: draws position t where ``coin_T[t]`` < ``teacher_mix``, which is α of Eq 4. A model with
-            ``tell`` gives the logits of the last position alone and, as ``hidden``, what its head was given at the
-            others; its ``project`` makes logits of that.
+            ``forward_with_hidden_states`` gives the logits of the last position alone and, as ``hidden``, what its head
+            was given at the others; its ``project`` makes logits of that.
         coin_T: float64 in [0, 1), shared by all rows.
 
     Returns:
@@ -213,7 +213,7 @@ def sample(
         ids_B = torch.zeros_like(ended_B, dtype=torch.long)
         ids_B[speaker.rows] = draw(logp_RV, uniform_BT[speaker.rows, step])
         for decoder in decoders:
-            decoder.tell(ids_B, logp_RV if decoder is speaker else None)
+            decoder.append_token(ids_B, logp_RV if decoder is speaker else None)
         drawn.append(ids_B)
         ended_B |= is_any(ids_B, decoding.eos_ids)
         if bool(ended_B.all()):

@@ -18,7 +18,7 @@ from .reordered import reordered_weights
 
 
 @dataclass(frozen=True)
-class Draw:
+class SampleRequest:
     """One response to sample. Its random stream is set by ``seed`` and ``row``, whatever is sampled beside it."""
 
     prompt: Encoded
@@ -28,9 +28,9 @@ class Draw:
     """Place in the whole batch, over all processes."""
 
 
-def draws_for(prompts: Sequence[Encoded], seed: tuple[object, ...]) -> list[Draw]:
-    """Return one draw for each prompt."""
-    return [Draw(prompt, seed, row) for row, prompt in enumerate(prompts)]
+def requests_for(prompts: Sequence[Encoded], seed: tuple[object, ...]) -> list[SampleRequest]:
+    """Return one request for each prompt."""
+    return [SampleRequest(prompt, seed, row) for row, prompt in enumerate(prompts)]
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,21 @@ class Sampler:
     device: torch.device
     rows: int = 64
 
-    def sample(self, model: nn.Module, draws: Sequence[Draw], source: Literal["student", "teacher"]) -> list[Row]:
-        """Sample one response for each draw from ``model`` alone."""
-        chunks = [draws[start : start + self.rows] for start in range(0, len(draws), self.rows)]
+    def sample(
+        self, model: nn.Module, requests: Sequence[SampleRequest], source: Literal["student", "teacher"]
+    ) -> list[Row]:
+        """Sample one response for each request from ``model`` alone."""
+        chunks = [requests[start : start + self.rows] for start in range(0, len(requests), self.rows)]
         with reordered_weights(model):
             return [row for chunk in chunks for row in self._rows(model, chunk, source)]
 
-    def sample_mixed(self, student: nn.Module, teacher: nn.Module, mix: float, draws: Sequence[Draw]) -> list[Row]:
+    def sample_mixed(
+        self, student: nn.Module, teacher: nn.Module, mix: float, requests: Sequence[SampleRequest]
+    ) -> list[Row]:
         """Sample from the token-wise mixture of MiniLLM Eq 4, in groups of rows that share their coins."""
         if mix == 0:
-            return self.sample(student, draws, "student")
-        groups = groupby(draws, key=lambda draw: (draw.seed, draw.row // MIXED_GROUP))
+            return self.sample(student, requests, "student")
+        groups = groupby(requests, key=lambda request: (request.seed, request.row // MIXED_GROUP))
         rows: list[Row] = []
         with reordered_weights(student, teacher):
             for (seed, group), members in groups:
@@ -64,14 +68,14 @@ class Sampler:
     def _rows(
         self,
         model: nn.Module,
-        draws: Sequence[Draw],
+        requests: Sequence[SampleRequest],
         source: Literal["student", "teacher"],
         teacher: nn.Module | None = None,
         mix: float = 0.0,
         coins: torch.Tensor | None = None,
     ) -> list[Row]:
-        prompts_BP, mask_BP = pad_left([draw.prompt.prompt for draw in draws], self.pad)
-        uniform_BT = uniforms([(*draw.seed, draw.row) for draw in draws], self.decoding.max_new_tokens)
+        prompts_BP, mask_BP = pad_left([request.prompt.prompt for request in requests], self.pad)
+        uniform_BT = uniforms([(*request.seed, request.row) for request in requests], self.decoding.max_new_tokens)
         place = (prompts_BP.to(self.device), mask_BP.to(self.device), uniform_BT.to(self.device))
         was_training = model.training
         model.train(False)
@@ -79,14 +83,14 @@ class Sampler:
             rollout = sample(model, *place, self.decoding, teacher, mix, coins)
         finally:
             model.train(was_training)
-        return [_row(draw, rollout, index, source) for index, draw in enumerate(draws)]
+        return [_row(request, rollout, index, source) for index, request in enumerate(requests)]
 
 
-def _row(draw: Draw, rollout: Rollout, index: int, source: Literal["student", "teacher"]) -> Row:
+def _row(request: SampleRequest, rollout: Rollout, index: int, source: Literal["student", "teacher"]) -> Row:
     length = int(rollout.mask_BT[index].sum())
     own_BT, states_BTH = rollout.student_logp_BT, rollout.teacher_hidden_BTH
     return Row(
-        prompt=draw.prompt.prompt,
+        prompt=request.prompt.prompt,
         response=tuple(rollout.ids_BT[index, :length].tolist()),
         scored=(True,) * length,
         source=source,

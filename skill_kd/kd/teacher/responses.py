@@ -9,7 +9,7 @@ import torch
 from ..dataset.batch import Row
 from ..dataset.reading import Example
 from ..rollouts.decoding import Decoding
-from ..rollouts.sampler import Draw
+from ..rollouts.sampler import SampleRequest
 from .teacher import Teacher
 
 
@@ -20,14 +20,14 @@ class TeacherResponses:
         self,
         teacher: Teacher,
         examples: Sequence[Example],
-        draws: Sequence[Draw],
+        requests: Sequence[SampleRequest],
         decoding: Decoding,
         batch: int = 32,
     ) -> None:
         self.teacher = teacher
         self.decoding = decoding
         self.examples = examples
-        self.draws = draws
+        self.requests = requests
         self.batch = batch
         self.rows: dict[int, Row] = {}
 
@@ -37,7 +37,7 @@ class TeacherResponses:
         wanted = [index for index in dict.fromkeys(indices) if index not in self.rows]
         for start in range(0, len(wanted), self.batch):
             chunk = wanted[start : start + self.batch]
-            examples, draws = [self.examples[i] for i in chunk], [self.draws[i] for i in chunk]
-            written = self.teacher.write(examples, draws, self.decoding)
+            examples, requests = [self.examples[i] for i in chunk], [self.requests[i] for i in chunk]
+            written = self.teacher.write(examples, requests, self.decoding)
             self.rows.update(zip(chunk, written, strict=True))
         return [self.rows[index] for index in indices]

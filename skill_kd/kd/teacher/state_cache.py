@@ -23,7 +23,7 @@ from ..losses.projection import HiddenStates
 from .teacher import Teacher
 
 
-class StatesCache:
+class TeacherStateCache:
     """One file a response, memory-mapped when read; it stops to grow at its quota and is deleted with ``clear``."""
 
     def __init__(self, folder: Path, model: nn.Module, quota_gb: float) -> None:
@@ -73,20 +73,20 @@ def _identity(model: nn.Module) -> str:
 
 
 @dataclass(frozen=True)
-class Annotator:
-    """Puts the teacher's states beside rows, before the first step that needs them."""
+class TeacherStateFiller:
+    """Adds the teacher's hidden states to rows, before the first step that needs them."""
 
     teacher: Teacher
     pad: int
     device: torch.device
     rows_at_once: int
-    cache: StatesCache | None
+    cache: TeacherStateCache | None
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[Row], *, lasting: bool) -> list[Row]:
         """Return the rows with the teacher's states; ``lasting`` looks them up in the cache, and keeps new ones there.
 
-        A teacher that tells no states leaves the rows as they are.
+        A teacher that gives no states leaves the rows as they are.
         """
         if self.teacher.head is None:
             return list(rows)

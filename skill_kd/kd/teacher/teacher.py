@@ -17,22 +17,23 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..config import Config, Stage
+from ..config import Config
 from ..dataset.batch import Batch, Row
 from ..dataset.encoding import Encoder
 from ..dataset.reading import Example
 from ..errors import BadInput
+from ..kinds import reads_teacher
 from ..losses.divergences import log_probs
 from ..losses.estimators import token_logp
 from ..losses.lm_head import Head
 from ..losses.projection import HiddenStates
 from ..model.loading import check_context, load_teacher
-from ..model.sharding import InStep
+from ..model.sharding import ShardedTeacher
 from ..model.student import find_head, response_hidden_states, response_logits
 from ..model.teacher_distribution import TeacherDistribution, TeacherLogProbs, TopK
 from ..model.vocabulary import shared_vocabulary
 from ..rollouts.decoding import Decoding
-from ..rollouts.sampler import Draw, Sampler
+from ..rollouts.sampler import Sampler, SampleRequest
 from .served import PROBE, ServedTeacher
 from .writers import Write, _foreign_writer, _served_writer
 
@@ -113,25 +114,25 @@ def open_teacher(
     loaded = load_teacher(config.teacher, weights=over is None or over.is_main_process)
     for member in loaded.members:
         check_context(member, config.data.max_prompt_tokens + config.rollout.max_new_tokens, "the teacher")
-    model: nn.Module = loaded.model.to(sampler.device) if over is None else InStep(loaded.model, over)
-    together = model.together if isinstance(model, InStep) else nullcontext
+    model: nn.Module = loaded.model.to(sampler.device) if over is None else ShardedTeacher(loaded.model, over)
+    together = model.together if isinstance(model, ShardedTeacher) else nullcontext
     try:
         shared = shared_vocabulary(tokenizer, loaded.tokenizer, min(vocabulary, loaded.vocabulary))
         check_template(encoder, loaded.tokenizer)
     except BadInput:
-        if any(reads_probabilities(stage) for stage in config.stages):
+        if any(map(reads_teacher, config.stages)):
             raise
         foreign = _foreign_writer(model, loaded, sampler, encoder)
         return Teacher(None, vocabulary, _in_step(foreign, together), together=together)
     if max(sampler.decoding.eos_ids) >= shared:
         raise BadInput("the teacher does not know the student's end-of-sequence token; no response could ever end")
 
-    def write(_examples: Sequence[Example], draws: Sequence[Draw], decoding: Decoding) -> list[Row]:
+    def write(_examples: Sequence[Example], requests: Sequence[SampleRequest], decoding: Decoding) -> list[Row]:
         own = replace(sampler, decoding=replace(decoding, vocabulary=shared))
-        return own.sample(model, draws, "teacher")
+        return own.sample(model, requests, "teacher")
 
     head = find_head(loaded.model, shared)
-    telling = model if head is None else Telling(model, head)
+    telling = model if head is None else HiddenStateTeacher(model, head)
     return Teacher(telling, shared, _in_step(write, together), head=head, together=together)
 
 
@@ -143,8 +144,8 @@ def _in_step(write: Write, together: Together) -> Write:
     return written
 
 
-class Telling(nn.Module):
-    """A model that also tells the hidden states its head is given, so that a sampler need not have them made again."""
+class HiddenStateTeacher(nn.Module):
+    """A model that also returns the hidden states its head is given, so that a sampler need not compute them again."""
 
     def __init__(self, model: nn.Module, head: Head) -> None:
         super().__init__()
@@ -156,7 +157,7 @@ class Telling(nn.Module):
         """Return what the model returns."""
         return self.model(**inputs)
 
-    def tell(self, **inputs: Any) -> SimpleNamespace:
+    def forward_with_hidden_states(self, **inputs: Any) -> SimpleNamespace:
         """Return ``past_key_values``, ``hidden`` as ``logits_to_keep`` asks, and ``logits`` of the last position."""
         seen: list[Tensor] = []
 
@@ -190,11 +191,6 @@ def check_template(encoder: Encoder, theirs: PreTrainedTokenizerBase) -> None:
             f"the student's chat template renders a prompt as {rendered[0]!r}, the teacher's as {rendered[1]!r}; "
             "give the student the teacher's chat template, or take kind: sequence_kd, whose teacher writes with its own"
         )
-
-
-def reads_probabilities(stage: Stage) -> bool:
-    """Whether a stage needs the teacher's distribution, not only its text."""
-    return stage.kind == "self_train" or stage.objective.kind not in {"sft", "sequence_kd"}
 
 
 def _unpadded(batch: Batch) -> list[tuple[list[int], list[int]]]:

@@ -13,11 +13,11 @@ from ..dataset.reading import Example
 from ..model.loading import LoadedTeacher
 from ..model.vocabulary import eos_ids
 from ..rollouts.decoding import Decoding
-from ..rollouts.sampler import Draw, Sampler
+from ..rollouts.sampler import Sampler, SampleRequest
 from .served import ServedTeacher
 
-Write = Callable[[Sequence[Example], Sequence[Draw], Decoding], list[Row]]
-"""Sample one teacher response for each example; the draws carry the student's prompt tokens and the seeds.
+Write = Callable[[Sequence[Example], Sequence[SampleRequest], Decoding], list[Row]]
+"""Sample one teacher response for each example; the requests carry the student's prompt tokens and the seeds.
 
 Of the decoding, length, temperature and nucleus count; a teacher has a vocabulary, and may have ends, of its own.
 """
@@ -30,36 +30,39 @@ def _foreign_writer(model: nn.Module, loaded: LoadedTeacher, sampler: Sampler, e
     own_encoder = Encoder(tokenizer, ends, encoder.options)
     pad = int(tokenizer.pad_token_id)
 
-    def write(examples: Sequence[Example], draws: Sequence[Draw], decoding: Decoding) -> list[Row]:
+    def write(examples: Sequence[Example], requests: Sequence[SampleRequest], decoding: Decoding) -> list[Row]:
         own = replace(sampler, decoding=replace(decoding, eos_ids=ends, vocabulary=vocabulary), pad=pad)
         theirs = [
-            replace(draw, prompt=own_encoder.prompt(example)) for example, draw in zip(examples, draws, strict=True)
+            replace(request, prompt=own_encoder.prompt(example))
+            for example, request in zip(examples, requests, strict=True)
         ]
         rows = own.sample(model, theirs, "teacher")
         texts = [tokenizer.decode(row.response, skip_special_tokens=True) for row in rows]
         finished = [row.response[-1] in ends for row in rows]
         return [
-            _text_row(*parts, encoder, decoding.max_new_tokens) for parts in zip(draws, texts, finished, strict=True)
+            _text_row(*parts, encoder, decoding.max_new_tokens) for parts in zip(requests, texts, finished, strict=True)
         ]
 
     return write
 
 
 def _served_writer(server: ServedTeacher, encoder: Encoder) -> Write:
-    def write(examples: Sequence[Example], draws: Sequence[Draw], decoding: Decoding) -> list[Row]:
+    def write(examples: Sequence[Example], requests: Sequence[SampleRequest], decoding: Decoding) -> list[Row]:
         conversations = [example.messages for example in examples]
-        answers = server.answer(conversations, [(*draw.seed, draw.row) for draw in draws], decoding, encoder.options)
+        answers = server.answer(
+            conversations, [(*request.seed, request.row) for request in requests], decoding, encoder.options
+        )
         return [
-            _text_row(draw, answer.text, answer.finished, encoder, decoding.max_new_tokens)
-            for draw, answer in zip(draws, answers, strict=True)
+            _text_row(request, answer.text, answer.finished, encoder, decoding.max_new_tokens)
+            for request, answer in zip(requests, answers, strict=True)
         ]
 
     return write
 
 
-def _text_row(draw: Draw, text: str, finished: bool, encoder: Encoder, max_new_tokens: int) -> Row:
-    encoded = encoder.answer(draw.prompt, text)
+def _text_row(request: SampleRequest, text: str, finished: bool, encoder: Encoder, max_new_tokens: int) -> Row:
+    encoded = encoder.answer(request.prompt, text)
     # A response cut by the length limit did not end, and must not teach the student to end there.
     response = encoded.response if finished else encoded.response[:-1]
     response = response[:max_new_tokens] or encoded.response[-1:]
-    return Row(draw.prompt.prompt, response, (True,) * len(response), "teacher")
+    return Row(request.prompt.prompt, response, (True,) * len(response), "teacher")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -30,7 +31,9 @@ def _trained(policy: nn.Module) -> dict[str, nn.Parameter]:
 
 
 class Adapters:
-    """Keeps the adapters of a student and their optimizer."""
+    """Saves and loads the adapters of a student and their optimizer."""
+
+    kept_by: ClassVar[str] = "Adapters"
 
     def __init__(self, accelerator: Accelerator, policy: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.accelerator = accelerator
@@ -44,6 +47,6 @@ class Adapters:
             torch.save(self.optimizer.state_dict(), Path(folder) / OPTIMIZER)
 
     def load_state(self, folder: str) -> None:
-        """Take up what ``save_state`` wrote."""
+        """Restore what ``save_state`` wrote."""
         load_trained(self.policy, folder)
         self.optimizer.load_state_dict(torch.load(Path(folder) / OPTIMIZER, map_location="cpu", weights_only=True))

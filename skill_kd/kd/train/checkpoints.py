@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -41,13 +41,32 @@ class Progress:
 
 
 class State(Protocol):
-    """What keeps weights and optimizer; all processes call it."""
+    """Saves and loads weights and optimizer; all processes call it."""
 
-    def save_state(self, output_dir: str, /) -> object:
-        """Write them into a folder."""
+    kept_by: ClassVar[str]
+    """Names the format in a checkpoint, which only a state of the same name can load; never renamed."""
 
-    def load_state(self, input_dir: str, /) -> object:
-        """Take them up from there."""
+    def save_state(self, folder: str, /) -> None:
+        """Write them into ``folder``."""
+
+    def load_state(self, folder: str, /) -> None:
+        """Restore them from ``folder``."""
+
+
+@dataclass(frozen=True)
+class AccelerateState:
+    """Weights and optimizer that accelerate has prepared, the same on every process."""
+
+    accelerator: Accelerator
+    kept_by: ClassVar[str] = "Accelerator"
+
+    def save_state(self, folder: str) -> None:
+        """Write what accelerate prepared, and the random state."""
+        self.accelerator.save_state(folder)
+
+    def load_state(self, folder: str) -> None:
+        """Restore what ``save_state`` wrote."""
+        self.accelerator.load_state(folder)
 
 
 class Checkpoints:
@@ -58,16 +77,13 @@ class Checkpoints:
         folder: Path,
         accelerator: Accelerator,
         keep: int,
-        state: State | None = None,
+        state: State,
         inputs: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """``state`` keeps weights and optimizer; without one, those that ``accelerator`` prepared are kept by it.
-
-        ``inputs`` are hashes of what the run reads, by field; a run goes on only with those it began with.
-        """
+        """``inputs`` are hashes of what the run reads, by field; a run resumes only with those it began with."""
         self.folder = folder / "checkpoints"
         self.accelerator = accelerator
-        self.state: State = accelerator if state is None else state
+        self.state = state
         self.keep = keep
         self.inputs = dict(inputs)
         self.in_memory: str | None = None
@@ -106,7 +122,7 @@ class Checkpoints:
             _save_rows(partial / f"rollouts-{self.accelerator.process_index}.json", pending)
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
-                kept = {"inputs": self.inputs, "kept_by": type(self.state).__name__}
+                kept = {"inputs": self.inputs, "kept_by": self.state.kept_by}
                 write_atomically(partial / STATE, json.dumps({**asdict(progress), **kept}), sync=True)
                 seal(partial)
                 self._publish(partial, name)
@@ -118,7 +134,7 @@ class Checkpoints:
     def load(self, checkpoint: Path) -> tuple[Progress, list[list[Row]]]:
         """Restore weights, optimizer and random state; return the progress and the rollouts still in use.
 
-        The rollouts are those of all processes that wrote the checkpoint: another number of them may go on with it.
+        The rollouts are those of all processes that wrote the checkpoint: another number of them may resume from it.
 
         A best checkpoint that is torn is forgotten, so that a later one can be the best.
 
@@ -127,10 +143,10 @@ class Checkpoints:
         """
         values: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         self._refuse_other_inputs(values.pop("inputs"), checkpoint)
-        if values.pop("kept_by") != type(self.state).__name__:
+        if values.pop("kept_by") != self.state.kept_by:
             raise BadInput(
                 f"checkpoint {checkpoint.name} was written under another launch.strategy: none and ddp read each "
-                "other's, fsdp2 and deepspeed their own alone; go on with the one the run began with"
+                "other's, fsdp2 and deepspeed their own alone; resume with the one the run began with"
             )
         self.state.load_state(str(checkpoint))
         self.in_memory = checkpoint.name
@@ -173,13 +189,13 @@ class Checkpoints:
 
     def _publish(self, partial: Path, name: str) -> None:
         target = self.folder / name
-        if os.path.lexists(target):  # a torn one: a run goes on behind every whole one
+        if os.path.lexists(target):  # a torn one: a run resumes behind every whole one
             remove(target)
         partial.rename(target)
         sync_folder(self.folder)
 
     def _forget_old(self, newest: str, best: str | None) -> None:
-        """Keep the newest few. What is named later than the newest was torn, or the run would have gone on from it."""
+        """Keep the newest few. What is named later than the newest was torn, or the run would have resumed from it."""
         good = [path for path in self._all() if path.name <= newest and path.name not in self.torn - {newest}]
         for path in {*self._all()} - {*good[-self.keep :]}:
             if path.name != best:
@@ -191,12 +207,12 @@ class Checkpoints:
             if then != now:
                 raise BadInput(
                     f"{field_name}: its content has changed since checkpoint {checkpoint.name} (SHA-256 {then[:12]}, "
-                    f"now {now[:12]}); put the old file back, or begin a new run under another --name"
+                    f"now {now[:12]}); put the old file back, or start a new run under another --name"
                 )
 
 
 def _save_rows(path: Path, batches: Sequence[Sequence[Row]]) -> None:
-    """Write rows as JSON, and beside it the teacher's states: made again, they would differ in their last bits."""
+    """Write rows as JSON, and next to it the teacher's states: computed again, they would differ in their last bits."""
     states = {
         f"{number}.{place}": row.teacher_states.contiguous()
         for number, batch in enumerate(batches)

@@ -2,47 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TypeVar
 
-import torch
 from torch import nn
 
-from ..config import Config, SelfTrain
-from ..dataset.batch import Row, collate, epoch_stream
+from ..config import Config
+from ..dataset.batch import Row, epoch_stream
 from ..dataset.encoding import Encoded, Encoder
 from ..dataset.training_data import TrainingData
-from ..errors import BadInput, StoppedBySignal
-from ..files import write_atomically
-from ..rollouts.sampler import Draw, Sampler
-from ..signals import StopRequest
-from ..teacher.state_cache import Annotator
+from ..errors import BadInput
+from ..rollouts.sampler import Sampler, SampleRequest
+from ..teacher.state_cache import TeacherStateFiller
 from ..teacher.teacher import Teacher
-from .held_out import repetition
 from .objectives import Objective
 
 _T = TypeVar("_T")
 
-LOOPING = 0.3
-"""A response with a larger share of repeated 4-grams is no example to learn from."""
-
 
 @dataclass(frozen=True)
 class Sampling:
-    """Who samples here, and which part of every batch is this process's."""
+    """The models that sample, and this process's part of every batch."""
 
     sampler: Sampler
     teacher: Teacher
     process: int
     processes: int
-    annotate: Annotator | None = None
-    """Puts the teacher's hidden states beside rows; without it, every step has them made again."""
+    annotate: TeacherStateFiller | None = None
+    """Adds the teacher's hidden states to rows; without it, every step computes them again."""
     gathered: Callable[[], AbstractContextManager[None]] = nullcontext
     """Within, a student that is split over the processes can be read as it pleases this one."""
 
@@ -51,16 +42,16 @@ class Sampling:
         size = len(batch) // self.processes
         return list(batch[self.process * size : (self.process + 1) * size])
 
-    def draw(self, student: nn.Module, draws: list[Draw], teacher_mix: float) -> list[Row]:
+    def sample(self, student: nn.Module, requests: list[SampleRequest], teacher_mix: float) -> list[Row]:
         """Sample from the student, the teacher mixed in where ``teacher_mix`` > 0."""
         with self.gathered():
             if teacher_mix and self.teacher.model is not None:
-                return self.sampler.sample_mixed(student, self.teacher.model, teacher_mix, draws)
-            return self.sampler.sample(student, draws, "student")
+                return self.sampler.sample_mixed(student, self.teacher.model, teacher_mix, requests)
+            return self.sampler.sample(student, requests, "student")
 
 
 @dataclass(frozen=True)
-class Source:
+class PromptSource:
     """Prompts of a stage, and who has already answered them."""
 
     prompts: Sequence[Encoded]
@@ -68,7 +59,7 @@ class Source:
     """Indices into ``prompts`` -> rows."""
 
 
-def data_source(data: TrainingData) -> Source:
+def data_source(data: TrainingData) -> PromptSource:
     """The responses written in the data.
 
     Raises:
@@ -84,15 +75,17 @@ def data_source(data: TrainingData) -> Source:
     return rows_source(rows)
 
 
-def rows_source(rows: Sequence[Row]) -> Source:
+def rows_source(rows: Sequence[Row]) -> PromptSource:
     """Rows that exist already."""
-    return Source([Encoded(row.prompt) for row in rows], lambda indices: [rows[index] for index in indices])
+    return PromptSource([Encoded(row.prompt) for row in rows], lambda indices: [rows[index] for index in indices])
 
 
 class Experience:
     """The rows of a stage. One batch of rollouts, a round, serves ``steps`` optimizer steps."""
 
-    def __init__(self, config: Config, name: str, objective: Objective, source: Source, sampling: Sampling) -> None:
+    def __init__(
+        self, config: Config, name: str, objective: Objective, source: PromptSource, sampling: Sampling
+    ) -> None:
         self.objective = objective
         self.source = source
         self.sampling = sampling
@@ -133,8 +126,8 @@ class Experience:
         first = number * self.round_size
         by_student = [(row, index) for row, index in mine if self._is_on_policy(first + row)]
         by_others = [(row, index) for row, index in mine if not self._is_on_policy(first + row)]
-        draws = [Draw(self.source.prompts[index], (*self.seed, number), row) for row, index in by_student]
-        sampled = self.sampling.draw(student, draws, self.objective.teacher_mix)
+        requests = [SampleRequest(self.source.prompts[index], (*self.seed, number), row) for row, index in by_student]
+        sampled = self.sampling.sample(student, requests, self.objective.teacher_mix)
         written = self.source.off_policy([index for _, index in by_others]) if by_others else []
         annotate = self.sampling.annotate
         if self.objective.reads_teacher and annotate is not None:
@@ -159,7 +152,7 @@ class Term:
     weight: float = 1.0
 
 
-def corpus_source(texts: Sequence[str], encoder: Encoder, length: int) -> Source:
+def corpus_source(texts: Sequence[str], encoder: Encoder, length: int) -> PromptSource:
     """Plain text in pieces of at most ``length`` tokens, every token but the first scored."""
     rows: list[Row] = []
     for text in texts:
@@ -167,59 +160,3 @@ def corpus_source(texts: Sequence[str], encoder: Encoder, length: int) -> Source
         pieces = [ids[start : start + length] for start in range(0, len(ids), length)]
         rows += [Row(piece[:1], piece[1:], (True,) * (len(piece) - 1), "data") for piece in pieces if len(piece) > 1]
     return rows_source(rows)
-
-
-# --- self-training ----------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def own_best_samples(
-    config: Config, stage: SelfTrain, student: nn.Module, teacher: Teacher, prompts: Sequence[Encoded], sampler: Sampler
-) -> list[Row]:
-    """Sample ``stage.samples`` responses a prompt and keep the best: ended, not looping, likely under the teacher.
-
-    Raises:
-        BadInput: no sample was usable.
-        StoppedBySignal: the run was asked to stop, and this can take long.
-    """
-    seed = (config.seed, "self_train")
-    draws = [
-        Draw(prompt, (*seed, number), row) for number in range(stage.samples) for row, prompt in enumerate(prompts)
-    ]
-    rows: list[Row] = []
-    for start in range(0, len(draws), sampler.rows):
-        if StopRequest.asked:
-            raise StoppedBySignal(StopRequest.asked)
-        rows += sampler.sample(student, draws[start : start + sampler.rows], "student")
-    usable = [
-        row for row in rows if row.response[-1] in sampler.decoding.eos_ids and repetition(row.response) <= LOOPING
-    ]
-    if not usable:
-        raise BadInput(
-            f"self_train: none of {len(rows)} samples ended within rollout.max_new_tokens without looping; "
-            "train the stages before it longer, or raise rollout.max_new_tokens"
-        )
-    likelihood = _mean_teacher_logp(usable, teacher, sampler, config.training.batch_size // config.training.accumulate)
-    ranked = sorted(range(len(usable)), key=lambda index: -likelihood[index])
-    return [usable[index] for index in ranked[: max(1, round(stage.keep * len(usable)))]]
-
-
-def _mean_teacher_logp(rows: Sequence[Row], teacher: Teacher, sampler: Sampler, at_once: int) -> list[float]:
-    """Return the teacher's log-likelihood per token (nats) of each response."""
-    means: list[float] = []
-    for start in range(0, len(rows), at_once):
-        batch = collate(rows[start : start + at_once], sampler.pad, sampler.device)
-        logp_BT = teacher.token_logp(batch)
-        sums_B = torch.where(batch.mask_BT, logp_BT, 0.0).sum(dim=1)
-        means += (sums_B / batch.mask_BT.sum(dim=1)).tolist()
-    return means
-
-
-def keep_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows to a JSON file, whole or not at all."""
-    write_atomically(path, json.dumps([row.to_json() for row in rows]))
-
-
-def kept_rows(path: Path) -> list[Row]:
-    """Read rows written by ``keep_rows``."""
-    return [Row.of(values) for values in json.loads(path.read_text(encoding="utf-8"))]

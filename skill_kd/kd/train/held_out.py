@@ -25,7 +25,7 @@ from ..losses.estimators import token_logp
 from ..losses.masking import masked_sum
 from ..model.student import response_logits
 from ..model.teacher_distribution import TeacherLogProbs, TopK, on_shared_outcomes
-from ..rollouts.sampler import Draw, Sampler
+from ..rollouts.sampler import Sampler, SampleRequest
 from ..teacher.teacher import Teacher
 
 Figures = dict[str, float]
@@ -45,7 +45,7 @@ class HeldOut:
     teacher: Teacher
     sampler: Sampler
     examples: Sequence[Example]
-    draws: Sequence[Draw]
+    requests: Sequence[SampleRequest]
     rows_at_once: int
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class HeldOut:
         # A measure holds the distributions of both models for whole rows, whatever a training step holds.
         logits_bytes = 4 * self.teacher.vocabulary * plain.max_new_tokens
         self.rows_at_once = max(1, min(self.rows_at_once, CHUNK_BYTES // logits_bytes))
-        self.teacher_rows = self.teacher.write(self.examples, self.draws, plain)
+        self.teacher_rows = self.teacher.write(self.examples, self.requests, plain)
         self.teacher_figures = _text_figures(self.teacher_rows, plain.eos_ids, "teacher_")
 
     @torch.no_grad()
@@ -65,7 +65,7 @@ class HeldOut:
         """
         was_training = student.training
         student.train(False)
-        student_rows = self.sampler.sample(student, self.draws, "student")
+        student_rows = self.sampler.sample(student, self.requests, "student")
         figures = _text_figures(student_rows, self.sampler.decoding.eos_ids, "")
         figures |= self.teacher_figures
         figures |= self._on_rows(student, self.teacher_rows, _on_teacher_samples)

@@ -10,11 +10,11 @@ from ..errors import TrainingStopped
 from .checkpoints import Checkpoints, Progress
 
 MOST_ROLL_BACKS = 3
-"""Of a run. Whoever needs more has a rate too high or data that no skipping mends."""
+"""Of a run. One that needs more has too high a learning rate, or data that skipping does not fix."""
 
 
 class BadUpdate(TrainingStopped):
-    """A loss or gradient that is no number, or a loss beyond ``training.loss_limit``; its step is not taken."""
+    """A loss or gradient that is not a number, or a loss beyond ``training.loss_limit``; its step is not taken."""
 
     def __init__(self, update: int, figures: str) -> None:
         """``update`` counts from 0 in its stage."""
@@ -40,14 +40,14 @@ def check_loss(update: int, loss: float, grad_norm: float, limit: float | None) 
 def roll_back(
     checkpoints: Checkpoints, optimizer: torch.optim.Optimizer, progress: Progress, bad: BadUpdate, behind: int
 ) -> str:
-    """Take up weights and optimizer of the newest good checkpoint, and go on at update ``behind``; all processes call.
+    """Restore weights and optimizer of the newest good checkpoint, and resume at ``behind``; all processes call it.
 
-    The rows since that checkpoint are skipped: learnt from again, they would lead to the same update. A checkpoint is
-    written at once, so that a run killed from here on goes on from here. Where the newest one is itself the work of a
+    The rows since that checkpoint are skipped: learned from again, they would lead to the same update. A checkpoint is
+    written at once, so that a run killed from here on resumes from here. Where the newest one was itself written by a
     roll-back, the best one is taken: weights can be ruined and saved before it shows.
 
     Returns:
-        What was taken up.
+        The name of the checkpoint that was restored.
 
     Raises:
         TrainingStopped: there is nothing to go back to, or it was done often enough.

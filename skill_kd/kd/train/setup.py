@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config import Config, Training
+from ..config import Config
 from ..dataset.encoding import Encoder
 from ..dataset.training_data import TrainingData, load_training_data
 from ..errors import BadInput
 from ..model.loading import check_context
-from ..model.sharding import Shards
-from ..model.student import StudentWithLoss
 from ..model.vocabulary import eos_ids, real_vocabulary
 from ..rollouts.decoding import Decoding
-from ..rollouts.sampler import Sampler, draws_for
+from ..rollouts.sampler import Sampler, requests_for
 from ..signals import StopRequest
 from ..teacher.responses import TeacherResponses
-from ..teacher.state_cache import Annotator, StatesCache
+from ..teacher.state_cache import TeacherStateCache, TeacherStateFiller
 from ..teacher.teacher import Teacher, open_teacher
-from .adapters import Adapters
-from .checkpoints import Checkpoints, State
-from .experience import Sampling, Source
+from .checkpoints import Checkpoints
+from .experience import PromptSource, Sampling
 from .held_out import HeldOut
 from .journal import Journal
 from .loop import Run
-from .stepper import Plain, Stepper, Zero
+from .measures import HeldOutMeasures
+from .strategy import Strategy, WrappedStudent
 
 
 @dataclass(frozen=True)
@@ -91,71 +87,54 @@ def open_parts(
     teacher = open_teacher(config, tokenizer, sampler, encoder, over)
     sampler = replace(sampler, decoding=replace(decoding, vocabulary=teacher.vocabulary))
     rows_at_once = training.batch_size // training.accumulate // accelerator.num_processes
-    measured = draws_for(data.held_out_prompts, (config.seed, "held_out"))
+    measured = requests_for(data.held_out_prompts, (config.seed, "held_out"))
     held_out = HeldOut(teacher, sampler, data.held_out_examples, measured, rows_at_once)
     return Parts(encoder, data, teacher, sampler, held_out, rows_at_once)
-
-
-def adamw(model: nn.Module, training: Training, learning_rate: float | None = None) -> torch.optim.AdamW:
-    """Return the optimizer of the model's trainable weights, all of which decay, norms and biases too.
-
-    Fused, it reads and writes each weight once a step; on a CPU that takes a fifth of the time.
-    """
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    rate, betas, decay = learning_rate or training.learning_rate, training.betas, training.weight_decay
-    return torch.optim.AdamW(weights, rate, betas, weight_decay=decay, fused=True)
 
 
 def open_run(
     config: Config,
     folder: Path,
     accelerator: Accelerator,
+    strategy: Strategy,
     student: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Run:
-    """Wrap the student and its optimizer for the devices at hand; raises as ``open_parts``."""
-    training, parts = config.training, open_parts(config, accelerator, student, tokenizer)
-    data, sampler, teacher = parts.data, parts.sampler, parts.teacher
-    strategy = config.launch.strategy if accelerator.num_processes > 1 else "none"
-    shards = Shards(student, accelerator) if strategy == "fsdp2" else None
-    gathered = nullcontext if shards is None else shards.gathered
-    with gathered():  # before, a process may have shapes alone, and a policy reads its student once
-        policy = StudentWithLoss(student, teacher.vocabulary, training.compile_loss)
-    optimizer = adamw(policy, training)
-    stepper: Stepper
-    state: State = accelerator
-    if strategy == "deepspeed":
-        stepper = state = Zero(accelerator, policy, optimizer, training.max_grad_norm)
-        policy = stepper.engine
-    else:
-        if shards is not None:
-            shards.keep(optimizer)
-            state = shards
-        else:
-            inner = policy
-            policy, optimizer = accelerator.prepare(policy, optimizer)
-            state = Adapters(accelerator, inner, optimizer) if config.student.lora else accelerator
-        stepper = Plain(accelerator, policy, optimizer, training.max_grad_norm)
-    cache = StatesCache(folder / "teacher_states", teacher.model, config.teacher.cache_gb) if teacher.model else None
-    annotate = Annotator(teacher, sampler.pad, accelerator.device, parts.rows_at_once, cache)
-    written = draws_for(data.prompts, (config.seed, "teacher"))
+    """Put the run together around a student; raises as ``open_parts`` and ``Strategy.wrap``."""
+    parts = open_parts(config, accelerator, student, tokenizer)
+    wrapped = strategy.wrap(student, parts.teacher.vocabulary)
+    journal = Journal(folder, accelerator, config)
+    written = requests_for(parts.data.prompts, (config.seed, "teacher"))
+    responses = TeacherResponses(parts.teacher, parts.data.examples, written, parts.sampler.decoding)
     return Run(
-        config,
-        folder,
-        accelerator,
-        student,
-        shards,
-        tokenizer,
-        parts.encoder,
-        policy,
-        optimizer,
-        stepper,
-        teacher,
-        Sampling(sampler, teacher, accelerator.process_index, accelerator.num_processes, annotate, gathered),
-        data,
-        Source(data.prompts, TeacherResponses(teacher, data.examples, written, sampler.decoding)),
-        parts.held_out,
-        Journal(folder, accelerator, config),
-        Checkpoints(folder, accelerator, config.checkpoint.keep, state, data.hashes),
-        StopRequest(),
+        config=config,
+        folder=folder,
+        accelerator=accelerator,
+        student=wrapped,
+        encoder=parts.encoder,
+        data=parts.data,
+        teacher_source=PromptSource(parts.data.prompts, responses),
+        sampling=_sampling(config, folder, accelerator, parts, wrapped),
+        measures=HeldOutMeasures(
+            held_out=parts.held_out,
+            accelerator=accelerator,
+            tokenizer=tokenizer,
+            journal=journal,
+            best_by=config.checkpoint.best_by,
+        ),
+        journal=journal,
+        checkpoints=Checkpoints(folder, accelerator, config.checkpoint.keep, wrapped.state, parts.data.hashes),
+        stop=StopRequest(),
     )
+
+
+def _sampling(
+    config: Config, folder: Path, accelerator: Accelerator, parts: Parts, student: WrappedStudent
+) -> Sampling:
+    teacher, sampler = parts.teacher, parts.sampler
+    cache = (
+        TeacherStateCache(folder / "teacher_states", teacher.model, config.teacher.cache_gb) if teacher.model else None
+    )
+    annotate = TeacherStateFiller(teacher, sampler.pad, accelerator.device, parts.rows_at_once, cache)
+    process, processes = accelerator.process_index, accelerator.num_processes
+    return Sampling(sampler, teacher, process, processes, annotate, student.gathered)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -35,7 +35,7 @@ class Stepper(Protocol):
         """Change the weights, and begin with no gradients again."""
 
 
-class Plain:
+class AccelerateStepper:
     """A step of what accelerate prepared, or of shards that torch keeps."""
 
     def __init__(
@@ -67,11 +67,13 @@ class Plain:
         self.optimizer.zero_grad()
 
 
-class Zero:
+class DeepSpeedStepper:
     """ZeRO's second stage: each process has the student whole, and a part of its gradients and of AdamW's moments.
 
     Not through accelerate, which would step at every micro-batch, and on CPUs leave DeepSpeed out.
     """
+
+    kept_by: ClassVar[str] = "Zero"
 
     def __init__(
         self, accelerator: Accelerator, policy: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float
@@ -127,7 +129,7 @@ class Zero:
             save_trained(self.policy, folder)
 
     def load_state(self, folder: str) -> None:
-        """Take up what ``save_state`` wrote.
+        """Restore what ``save_state`` wrote.
 
         Raises:
             BadInput: another number of processes wrote it, whose parts are cut otherwise.
@@ -136,7 +138,7 @@ class Zero:
         if parts != self.accelerator.num_processes:
             raise BadInput(
                 f"checkpoint {Path(folder).name} of launch.strategy: deepspeed is in {parts} parts, and here are "
-                f"{self.accelerator.num_processes} processes; go on with {parts}, or begin anew with fsdp2"
+                f"{self.accelerator.num_processes} processes; resume with {parts}, or start a new run with fsdp2"
             )
         load_trained(self.policy, folder)
         self.engine.optimizer.refresh_fp32_params()

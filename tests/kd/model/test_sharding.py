@@ -38,9 +38,9 @@ from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 
 from skill_kd.kd.config import Teacher, WeightedModel
-from skill_kd.kd.errors import reporting
+from skill_kd.kd.reporting import reporting
 from skill_kd.kd.model.loading import load_teacher
-from skill_kd.kd.model.sharding import InStep
+from skill_kd.kd.model.sharding import ShardedTeacher
 
 
 def check():
@@ -50,7 +50,7 @@ def check():
     whole = load_teacher(source).model
     empty = load_teacher(source, weights=accelerator.is_main_process).model
     assert accelerator.is_main_process or all(weight.is_meta for weight in empty.parameters())
-    split = InStep(empty, accelerator)
+    split = ShardedTeacher(empty, accelerator)
     assert not split.training
 
     for name, weight in split.model.named_parameters():
@@ -101,7 +101,7 @@ from accelerate import Accelerator
 
 from skill_kd.kd.model import sharding
 from skill_kd.kd.config import FromTeacher, Lora, Student, Teacher
-from skill_kd.kd.errors import reporting
+from skill_kd.kd.reporting import reporting
 from skill_kd.kd.model.loading import load_student
 
 
@@ -133,7 +133,7 @@ def check(model, how):
     part, _ = load_student(student, source, weights=main)
     assert all(weight.is_meta != main for name, weight in part.named_parameters() if "lora" not in name)
 
-    shards = sharding.Shards(part, accelerator)
+    shards = sharding.ShardedStudent(part, accelerator)
     assert [name for name, _ in part.named_parameters()] == [name for name, _ in whole.named_parameters()]
     with shards.gathered():
         for name, weight in whole.named_parameters():

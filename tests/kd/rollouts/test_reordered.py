@@ -11,7 +11,7 @@ from torch import nn
 from skill_kd.kd.dataset.encoding import Encoded
 from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.reordered import MOST_ROWS, can_reorder, reordered_weights
-from skill_kd.kd.rollouts.sampler import Sampler, draws_for
+from skill_kd.kd.rollouts.sampler import Sampler, requests_for
 
 pytestmark = pytest.mark.skipif(not can_reorder(), reason="this torch cannot reorder weights")
 
@@ -100,14 +100,14 @@ def test_a_sampler_draws_the_same_tokens_with_it(kind: str, monkeypatch: pytest.
         tiny.build_model(kind, layers=2, vocabulary=len(tokenizer), tokenizer=tokenizer, seed=seed) for seed in (0, 1)
     )
     decoding = Decoding(12, 1.0, 1.0, frozenset({2}), len(tokenizer))
-    draws = draws_for([Encoded((5, 6, 7)), Encoded((9,))], (0,))
+    requests = requests_for([Encoded((5, 6, 7)), Encoded((9,))], (0,))
     sampler, seen = Sampler(decoding, 0, CPU), []
     student.lm_head.register_forward_hook(lambda layer, _args, _output: seen.append(is_reordered(layer)))
-    with_it = sampler.sample_mixed(student, teacher, 0.3, draws), sampler.sample(student, draws, "student")
+    with_it = sampler.sample_mixed(student, teacher, 0.3, requests), sampler.sample(student, requests, "student")
     assert set(seen) == {True}
     assert not is_reordered(student.lm_head)
     monkeypatch.setattr("skill_kd.kd.rollouts.reordered.can_reorder", lambda: False)
-    without = sampler.sample_mixed(student, teacher, 0.3, draws), sampler.sample(student, draws, "student")
+    without = sampler.sample_mixed(student, teacher, 0.3, requests), sampler.sample(student, requests, "student")
     assert not any(seen[len(seen) // 2 :])
     for ours, theirs in zip(with_it, without, strict=True):
         assert [row.response for row in ours] == [row.response for row in theirs]

@@ -35,12 +35,12 @@ from skill_kd.kd.losses import divergences
 from skill_kd.kd.losses.divergences import log_probs
 from skill_kd.kd.model.teacher_distribution import TopK, on_shared_outcomes
 from skill_kd.kd.rollouts.decoding import Decoding
-from skill_kd.kd.rollouts.sampler import Sampler, draws_for
+from skill_kd.kd.rollouts.sampler import Sampler, requests_for
 from skill_kd.kd.signals import StopRequest
 from skill_kd.kd.teacher.served import ServedTeacher
 from skill_kd.kd.teacher.teacher import Teacher, open_teacher
-from skill_kd.kd.train.experience import own_best_samples
 from skill_kd.kd.train.held_out import HeldOut
+from skill_kd.kd.train.self_training import own_best_samples
 from skill_kd.spec.file import parse_spec
 
 torch.set_num_threads(1)
@@ -248,7 +248,7 @@ class Setting:
             training=Training(batch_size=4, accumulate=2),
         )
         self.examples = [Example((("user", text),), None) for text in ("hello", "what is a quick brown fox", "a dog")]
-        self.draws = draws_for([self.encoder.prompt(example) for example in self.examples], (1, "held_out"))
+        self.requests = requests_for([self.encoder.prompt(example) for example in self.examples], (1, "held_out"))
 
     def teacher(self) -> Teacher:
         return open_teacher(self.config, self.tokenizer, self.sampler, self.encoder)
@@ -258,7 +258,7 @@ class Setting:
         return Teacher(server.model, self.sampler.decoding.vocabulary, self.teacher().write)
 
     def rows(self) -> list[Row]:
-        return self.sampler.sample(self.student, self.draws, "student")
+        return self.sampler.sample(self.student, self.requests, "student")
 
 
 # --- what it tells ----------------------------------------------------------------------------------------------------
@@ -288,7 +288,7 @@ def test_a_token_outside_the_likeliest_has_its_own_probability(models: Path, ser
 def test_held_out_bounds_have_names_of_their_own_and_the_rest_is_exact(models: Path, server: Server) -> None:
     setting = Setting(models, server)
     told, exact = (
-        HeldOut(teacher, setting.sampler, setting.examples, setting.draws, 2).measure(setting.student)[0]
+        HeldOut(teacher, setting.sampler, setting.examples, setting.requests, 2).measure(setting.student)[0]
         for teacher in (setting.teacher(), setting.loaded(server))
     )
     bounded = {"forward_kl", "reverse_kl", "teacher_entropy"}
@@ -304,7 +304,7 @@ def test_the_students_best_samples_are_those_the_served_teacher_finds_likely(mod
     setting = Setting(models, server, top_logprobs=1)
     many_ends = replace(setting.sampler.decoding, eos_ids=frozenset(range(60)))
     sampler = replace(setting.sampler, decoding=many_ends)
-    prompts = [draw.prompt for draw in setting.draws]
+    prompts = [request.prompt for request in setting.requests]
     stage = SelfTrain(samples=8, keep=0.5)
     told, exact = (
         own_best_samples(setting.config, stage, setting.student, teacher, prompts, sampler)
@@ -726,7 +726,7 @@ def test_a_run_whose_patience_ends_is_resumed_to_the_weights_of_an_undisturbed_o
     server.start(server.port)
     done = skill_kd(tmp_path, "run", "--resume")
     assert done.returncode == 0, done.stderr
-    assert "going on from checkpoint 0-" in done.stderr
+    assert "resuming from checkpoint 0-" in done.stderr
     assert weights(tmp_path) == expected
 
 

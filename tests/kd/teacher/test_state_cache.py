@@ -15,9 +15,9 @@ from skill_kd.kd.dataset.encoding import Encoded
 from skill_kd.kd.model.student import find_head
 from skill_kd.kd.model.teacher_distribution import all_logp
 from skill_kd.kd.rollouts.decoding import Decoding
-from skill_kd.kd.rollouts.sampler import Draw, Sampler
-from skill_kd.kd.teacher.state_cache import Annotator, StatesCache
-from skill_kd.kd.teacher.teacher import Teacher, Telling
+from skill_kd.kd.rollouts.sampler import Sampler, SampleRequest
+from skill_kd.kd.teacher.state_cache import TeacherStateCache, TeacherStateFiller
+from skill_kd.kd.teacher.teacher import HiddenStateTeacher, Teacher
 
 torch.set_num_threads(1)
 
@@ -38,12 +38,14 @@ def model(seed: int = 1) -> nn.Module:
 def teacher(made: nn.Module) -> Teacher:
     head = find_head(made, VOCABULARY)
     assert head is not None
-    return Teacher(Telling(made, head), VOCABULARY, lambda *_: [], head=head)
+    return Teacher(HiddenStateTeacher(made, head), VOCABULARY, lambda *_: [], head=head)
 
 
-def annotator(made: nn.Module, folder: Path | None = None, quota_gb: float = 1.0, rows_at_once: int = 2) -> Annotator:
-    cache = None if folder is None else StatesCache(folder / "states", made, quota_gb)
-    return Annotator(teacher(made), 0, CPU, rows_at_once, cache)
+def annotator(
+    made: nn.Module, folder: Path | None = None, quota_gb: float = 1.0, rows_at_once: int = 2
+) -> TeacherStateFiller:
+    cache = None if folder is None else TeacherStateCache(folder / "states", made, quota_gb)
+    return TeacherStateFiller(teacher(made), 0, CPU, rows_at_once, cache)
 
 
 def distributions(rows: list[Row], made: nn.Module) -> Tensor:
@@ -73,14 +75,14 @@ def test_a_text_is_read_once_and_comes_back_bit_by_bit(tmp_path: Path) -> None:
 def test_other_weights_another_prompt_and_another_response_are_other_keys(tmp_path: Path) -> None:
     made = model()
     annotator(made, tmp_path)(ROWS[:1], lasting=True)
-    cache = StatesCache(tmp_path / "states", made, 1.0)
+    cache = TeacherStateCache(tmp_path / "states", made, 1.0)
     assert cache.get(ROWS[0]) is not None
     assert cache.get(replace(ROWS[0], prompt=(1, 5))) is None
     assert cache.get(replace(ROWS[0], response=(11, 12, 3))) is None
     moved = model()
     moved.config._commit_hash = "another"
-    assert StatesCache(tmp_path / "states", moved, 1.0).get(ROWS[0]) is None
-    assert StatesCache(tmp_path / "states", model().to(torch.bfloat16), 1.0).get(ROWS[0]) is None
+    assert TeacherStateCache(tmp_path / "states", moved, 1.0).get(ROWS[0]) is None
+    assert TeacherStateCache(tmp_path / "states", model().to(torch.bfloat16), 1.0).get(ROWS[0]) is None
 
 
 def test_rollouts_leave_nothing_on_disk(tmp_path: Path) -> None:
@@ -113,7 +115,7 @@ def test_forgetting_deletes_the_files(tmp_path: Path) -> None:
 
 
 def test_a_teacher_that_tells_no_states_leaves_rows_as_they_are() -> None:
-    made = Annotator(Teacher(None, VOCABULARY, lambda *_: []), 0, CPU, 2, None)
+    made = TeacherStateFiller(Teacher(None, VOCABULARY, lambda *_: []), 0, CPU, 2, None)
     assert made(ROWS, lasting=True) == ROWS
     assert all(row.teacher_states is None for row in made(ROWS, lasting=True))
 
@@ -122,8 +124,8 @@ def test_mixed_sampling_brings_the_states_along() -> None:
     """No scoring pass is needed: they are those of a pass over the finished text."""
     student, made = model(seed=3), model()
     sampler = Sampler(Decoding(6, 1.0, 1.0, frozenset({2, 30}), VOCABULARY), pad=0, device=CPU)
-    draws = [Draw(Encoded(row.prompt), ("states",), number) for number, row in enumerate(ROWS)]
-    rows = sampler.sample_mixed(student, teacher(made).model, 0.5, draws)
+    requests = [SampleRequest(Encoded(row.prompt), ("states",), number) for number, row in enumerate(ROWS)]
+    rows = sampler.sample_mixed(student, teacher(made).model, 0.5, requests)
     bare = [replace(row, teacher_states=None) for row in rows]
     torch.testing.assert_close(distributions(rows, made), distributions(bare, made), rtol=1e-4, atol=1e-5)
     assert all(row.student_logp is not None for row in rows)

@@ -20,7 +20,7 @@ from skill_kd.kd.dataset.batch import Row
 from skill_kd.kd.errors import BadInput, TrainingStopped
 from skill_kd.kd.train import checkpoints
 from skill_kd.kd.train.checkpoint_files import CHECKSUMS, STATE
-from skill_kd.kd.train.checkpoints import Checkpoints, Progress
+from skill_kd.kd.train.checkpoints import AccelerateState, Checkpoints, Progress
 from skill_kd.kd.train.roll_back import BadUpdate, check_loss, roll_back
 
 ROWS = [[Row((1, 2), (3,), (True,), "student", (-0.5,))], [Row((4,), (5, 6), (True, False), "teacher")]]
@@ -35,7 +35,7 @@ class Trained:
         self.accelerator.free_memory()
         model = nn.Linear(3, 2)
         self.model, self.optimizer = self.accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=0.1))
-        self.checkpoints = Checkpoints(folder, self.accelerator, keep, inputs=inputs)
+        self.checkpoints = Checkpoints(folder, self.accelerator, keep, AccelerateState(self.accelerator), inputs)
 
     def step(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)

@@ -21,22 +21,20 @@ from skill_kd.kd.dataset.reading import Example
 from skill_kd.kd.dataset.training_data import TrainingData
 from skill_kd.kd.errors import BadInput, StoppedBySignal
 from skill_kd.kd.rollouts.decoding import Decoding
-from skill_kd.kd.rollouts.sampler import Draw, Sampler
+from skill_kd.kd.rollouts.sampler import Sampler, SampleRequest
 from skill_kd.kd.signals import StopRequest
 from skill_kd.kd.teacher.teacher import Teacher
 from skill_kd.kd.train.experience import (
     Experience,
+    PromptSource,
     Sampling,
-    Source,
     corpus_source,
     data_source,
-    keep_rows,
-    kept_rows,
-    own_best_samples,
     rows_source,
 )
 from skill_kd.kd.train.held_out import repetition
 from skill_kd.kd.train.objectives import Objective, build_objective, coverage_objective
+from skill_kd.kd.train.self_training import keep_rows, kept_rows, own_best_samples
 
 torch.set_num_threads(1)
 
@@ -52,7 +50,7 @@ def sampler(max_new_tokens: int = 5, eos: frozenset[int] = frozenset({2})) -> Sa
 
 
 def teacher(model: nn.Module | None = TEACHER) -> Teacher:
-    return Teacher(model, VOCABULARY, lambda _, draws, _decoding: sampler().sample(TEACHER, draws, "teacher"))
+    return Teacher(model, VOCABULARY, lambda _, requests, _decoding: sampler().sample(TEACHER, requests, "teacher"))
 
 
 def config(batch_size: int = 4, prompts: int = 8, inner_epochs: int = 1, seed: int = 3) -> Config:
@@ -65,7 +63,7 @@ def config(batch_size: int = 4, prompts: int = 8, inner_epochs: int = 1, seed: i
 
 def objective(on_policy: float, teacher_mix: float = 0.0) -> Objective:
     loss = build_objective(Sft()).loss
-    return Objective(loss, 1.0, True, "tokens", on_policy, "teacher", teacher_mix=teacher_mix)
+    return Objective(loss, 1.0, True, on_policy, "teacher", teacher_mix=teacher_mix)
 
 
 def written(indices: Sequence[int]) -> list[Row]:
@@ -77,7 +75,7 @@ def experience(
 ) -> Experience:
     sampling = Sampling(sampler(), teacher(), process, processes)
     return Experience(
-        config(**values), "distill", objective(on_policy, teacher_mix), Source(PROMPTS, written), sampling
+        config(**values), "distill", objective(on_policy, teacher_mix), PromptSource(PROMPTS, written), sampling
     )
 
 
@@ -224,7 +222,7 @@ def test_a_corpus_is_cut_into_pieces_that_score_all_but_their_first_token_and_cl
 
 def test_the_coverage_term_reads_the_teachers_rows_one_batch_a_step() -> None:
     sampling = Sampling(sampler(), teacher(), 0, 1)
-    given = Experience(config(), "coverage", coverage_objective(), Source(PROMPTS, written), sampling)
+    given = Experience(config(), "coverage", coverage_objective(), PromptSource(PROMPTS, written), sampling)
     assert [len(batch) for batch in batches(given, 2)] == [4, 4]
 
 
@@ -273,10 +271,12 @@ def test_self_training_without_a_usable_sample_is_refused() -> None:
 def test_self_training_stops_between_two_rectangles_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     sampled, sample = [], Sampler.sample
 
-    def asked_in_the_second(self: Sampler, model: nn.Module, draws: Sequence[Draw], source: Any) -> list[Row]:
-        sampled.append(len(draws))
+    def asked_in_the_second(
+        self: Sampler, model: nn.Module, requests: Sequence[SampleRequest], source: Any
+    ) -> list[Row]:
+        sampled.append(len(requests))
         monkeypatch.setattr(StopRequest, "asked", signal.SIGTERM if len(sampled) == 2 else 0)
-        return sample(self, model, draws, source)
+        return sample(self, model, requests, source)
 
     monkeypatch.setattr(StopRequest, "asked", 0)
     monkeypatch.setattr(Sampler, "sample", asked_in_the_second)
@@ -288,7 +288,7 @@ def test_self_training_stops_between_two_rectangles_of_samples(monkeypatch: pyte
 
 
 def test_draws_of_one_seed_and_row_are_alike_whatever_is_sampled_beside_them() -> None:
-    draws = [Draw(prompt, (1, "x"), row) for row, prompt in enumerate(PROMPTS)]
-    together = sampler().sample(STUDENT, draws, "student")
-    alone = [sampler().sample(STUDENT, [draw], "student")[0] for draw in draws]
+    requests = [SampleRequest(prompt, (1, "x"), row) for row, prompt in enumerate(PROMPTS)]
+    together = sampler().sample(STUDENT, requests, "student")
+    alone = [sampler().sample(STUDENT, [request], "student")[0] for request in requests]
     assert [row.response for row in together] == [row.response for row in alone]

@@ -21,7 +21,7 @@ from skill_kd.kd.dataset.encoding import Encoder
 from skill_kd.kd.dataset.reading import Example
 from skill_kd.kd.endpoint import Answer, Endpoint
 from skill_kd.kd.rollouts.decoding import Decoding
-from skill_kd.kd.rollouts.sampler import Draw, Sampler, draws_for
+from skill_kd.kd.rollouts.sampler import Sampler, SampleRequest, requests_for
 from skill_kd.kd.teacher.served import ServedTeacher
 from skill_kd.kd.teacher.teacher import Teacher, open_teacher
 from skill_kd.kd.train.held_out import HeldOut, distinct_n, ngrams, repetition
@@ -39,13 +39,13 @@ STUDENT = build_model("gpt2", layers=1, vocabulary=VOCABULARY + 20, tokenizer=TO
 """Its embedding is padded, and it has dropout."""
 EXAMPLES = [Example((("user", text),), None) for text in ("hello", "what is a quick brown fox", "a dog", "the", "fox")]
 ENCODER = Encoder(TOKENIZER, ENDS)
-DRAWS = draws_for([ENCODER.prompt(example) for example in EXAMPLES], (1, "held_out"))
+REQUESTS = requests_for([ENCODER.prompt(example) for example in EXAMPLES], (1, "held_out"))
 SAMPLER = Sampler(Decoding(12, 1.0, 1.0, ENDS, VOCABULARY), pad=EOS, device=torch.device("cpu"))
 SHARP = replace(SAMPLER, decoding=replace(SAMPLER.decoding, temperature=0.2, top_p=0.3))
 
 
-def write(examples: Sequence[Example], draws: Sequence[Draw], decoding: Decoding) -> list[Row]:
-    return replace(SAMPLER, decoding=decoding).sample(TEACHER, draws, "teacher")
+def write(examples: Sequence[Example], requests: Sequence[SampleRequest], decoding: Decoding) -> list[Row]:
+    return replace(SAMPLER, decoding=decoding).sample(TEACHER, requests, "teacher")
 
 
 LOADED = Teacher(TEACHER, VOCABULARY, write)
@@ -53,7 +53,7 @@ TEXT_ONLY = Teacher(None, VOCABULARY, write)
 
 
 def held_out(teacher: Teacher = LOADED, sampler: Sampler = SAMPLER, rows_at_once: int = 2) -> HeldOut:
-    return HeldOut(teacher, sampler, EXAMPLES, DRAWS, rows_at_once)
+    return HeldOut(teacher, sampler, EXAMPLES, REQUESTS, rows_at_once)
 
 
 class Named:
@@ -167,7 +167,7 @@ def test_samples_are_drawn_plainly_whatever_the_rollouts_decoding_is() -> None:
     plain, sharp = held_out(), held_out(sampler=SHARP)
     assert sharp.teacher_rows == plain.teacher_rows
     assert sharp.measure(STUDENT) == plain.measure(STUDENT)
-    assert sharp.teacher_rows != write(EXAMPLES, DRAWS, SHARP.decoding)
+    assert sharp.teacher_rows != write(EXAMPLES, REQUESTS, SHARP.decoding)
     for row in sharp.teacher_rows:
         logp = [
             math.log(p[token])
@@ -187,7 +187,7 @@ def test_a_loaded_teacher_writes_held_out_samples_plainly(special: tuple[str, ..
         for sampler in (SAMPLER, SHARP)
     )
     assert sharp.teacher_rows == plain.teacher_rows
-    assert sharp.teacher_rows != sharp.teacher.write(EXAMPLES, DRAWS, SHARP.decoding)
+    assert sharp.teacher_rows != sharp.teacher.write(EXAMPLES, REQUESTS, SHARP.decoding)
 
 
 def test_a_served_teacher_is_asked_for_plain_held_out_samples(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,6 +321,6 @@ def text_of(row: Row) -> str:
 
 
 def test_fewer_prompts_than_are_shown_are_all_shown() -> None:
-    asked = HeldOut(LOADED, SAMPLER, EXAMPLES[:1], DRAWS[:1], 4)
+    asked = HeldOut(LOADED, SAMPLER, EXAMPLES[:1], REQUESTS[:1], 4)
     _, rows = asked.measure(STUDENT)
     assert len(asked.completions(rows, TOKENIZER)) == 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ import test_data
 import test_divergences
 import test_loading
 import torch
+from accelerate import Accelerator
 from pydantic import ValidationError
 from tiny import EOS, build_model, make_tokenizer, tiny_config
 from torch import Tensor, nn
@@ -32,9 +32,11 @@ from skill_kd.kd.model.loading import LoadedTeacher
 from skill_kd.kd.model.student import StudentWithLoss, find_head, response_hidden_states, response_logits
 from skill_kd.kd.model.vocabulary import real_vocabulary, shared_vocabulary
 from skill_kd.kd.rollouts.decoding import Decoding
-from skill_kd.kd.rollouts.sampler import Draw, Sampler
+from skill_kd.kd.rollouts.sampler import Sampler, SampleRequest
 from skill_kd.kd.teacher import teacher as teachers
 from skill_kd.kd.teacher.served import ServedTeacher
+from skill_kd.kd.teacher.teacher import Teacher
+from skill_kd.kd.train.experience import Experience, Sampling, Term, rows_source
 from skill_kd.kd.train.loop import micro_batches
 from skill_kd.kd.train.objectives import Objective, build_objective
 from skill_kd.spec import JSD, Distill
@@ -70,13 +72,14 @@ ROWS = [row((50, 51, 52, 53, END)), row((END,)), row((60, 61, END), prompt=(42,)
 
 def gradient(policy: StudentWithLoss, teacher: nn.Module, rows: list[Row], name: str, accumulate: int) -> Tensor:
     """Return the gradient of one optimizer step, cut into ``accumulate`` micro-batches as training cuts it."""
-    term: Any = SimpleNamespace(experience=SimpleNamespace(objective=objective(name)), weight=1.0)
-    run: Any = SimpleNamespace(
-        accelerator=SimpleNamespace(device=CPU, reduce=lambda tensor, _how: tensor),
-        config=tiny_config(training=config.Training(accumulate=accumulate)),
+    settings = tiny_config(
+        training=config.Training(batch_size=len(rows)), rollout=config.Rollout(prompts=len(rows), inner_epochs=1)
     )
+    sampler = Sampler(Decoding(8, 1.0, 1.0, frozenset({END}), policy.vocabulary), END, CPU)
+    sampling = Sampling(sampler, Teacher(teacher, policy.vocabulary, lambda *_: []), process=0, processes=1)
+    term = Term(Experience(settings, "distill", objective(name), rows_source(rows), sampling))
     policy.zero_grad()
-    for piece, built, scale in micro_batches(run, [term], [rows]):
+    for piece, built, scale in micro_batches(Accelerator(cpu=True), [term], [rows], accumulate):
         batch = collate(piece, END, CPU)
         head = find_head(teacher, policy.vocabulary)
         assert head is not None
@@ -275,7 +278,7 @@ def test_a_teacher_of_the_same_template_reads_the_prompt_that_serving_will_send(
 ) -> None:
     teacher, recorder, encoder = opened(monkeypatch, kind, str(TOKENIZER.chat_template))
     prompt = encoder.prompt(EXAMPLE)
-    teacher.write([EXAMPLE], [Draw(prompt, (1,), 0)], Decoding(4, 1.0, 1.0, frozenset({END}), 300))
+    teacher.write([EXAMPLE], [SampleRequest(prompt, (1,), 0)], Decoding(4, 1.0, 1.0, frozenset({END}), 300))
     rendered = TOKENIZER.apply_chat_template(
         [{"role": "user", "content": "the quick brown fox"}], add_generation_prompt=True, tokenize=True
     )
@@ -293,10 +296,10 @@ def test_a_teacher_with_another_chat_template_is_not_asked_about_prompts_it_neve
 def test_a_teacher_with_another_chat_template_writes_with_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same, where only the teacher's text is learnt from."""
     teacher, recorder, encoder = opened(monkeypatch, "sequence_kd", OTHER_TEMPLATE)
-    draw = Draw(encoder.prompt(EXAMPLE), (1,), 0)
-    written = teacher.write([EXAMPLE], [draw], Decoding(4, 1.0, 1.0, frozenset({END}), 300))
+    request = SampleRequest(encoder.prompt(EXAMPLE), (1,), 0)
+    written = teacher.write([EXAMPLE], [request], Decoding(4, 1.0, 1.0, frozenset({END}), 300))
     assert TOKENIZER.decode(recorder.asked[0]) == "user: the quick brown fox\n\nassistant:"
-    assert written[0].prompt == draw.prompt.prompt
+    assert written[0].prompt == request.prompt.prompt
 
 
 def server(monkeypatch: pytest.MonkeyPatch, texts: list[str], shift: int = 0) -> ServedTeacher:

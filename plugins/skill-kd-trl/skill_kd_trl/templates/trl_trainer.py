@@ -3,7 +3,7 @@
 ``CONFIG`` says what it trains on and how; ``prepare`` puts the parts together; ``OnPolicyTrainer`` is TRL's trainer,
 which samples, scores and steps, with what this run needs to be comparable with any other: prompts as token ids, the
 spec's normalizers, held-out figures, one plain line for a failure. Run it with ``python train.py``; stop it with Ctrl-C
-and go on with ``python train.py --resume``.
+and resume with ``python train.py --resume``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers import (
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+)
 from trl import DistillationConfig, DistillationTrainer
 
 from skill_kd.kd.config import Config, Distill, output_folder
@@ -38,15 +45,15 @@ from skill_kd.kd.model.loading import load_student
 from skill_kd.kd.model.student import StudentWithLoss
 from skill_kd.kd.reporting import reporting
 from skill_kd.kd.signals import StopRequest
-from skill_kd.kd.teacher.teacher import Teacher, Telling
+from skill_kd.kd.teacher.teacher import HiddenStateTeacher, Teacher
 from skill_kd.kd.train.checkpoint_files import STATE
 from skill_kd.kd.train.checkpoints import Progress
-from skill_kd.kd.train.held_out import HeldOut
 from skill_kd.kd.train.journal import Journal
-from skill_kd.kd.train.loop import measure
+from skill_kd.kd.train.measures import HeldOutMeasures
 from skill_kd.kd.train.objectives import build_objective
 from skill_kd.kd.train.roll_back import check_loss
-from skill_kd.kd.train.setup import adamw, open_accelerator, open_parts
+from skill_kd.kd.train.setup import open_accelerator, open_parts
+from skill_kd.kd.train.strategy import adamw
 
 CONFIG = Config.read(sys.argv[1])  # kd: config
 FOLDER = output_folder(__file__, sys.argv)
@@ -55,11 +62,10 @@ OBJECTIVE = build_objective(STAGE.objective)
 ROWS_AT_ONCE = CONFIG.training.batch_size // CONFIG.training.accumulate // CONFIG.launch.processes
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """The parts of a run."""
 
-    config: Config
     accelerator: Accelerator
     student: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -68,7 +74,7 @@ class Run:
     teacher: Teacher
     teacher_model: PreTrainedModel
     data: TrainingData
-    held_out: HeldOut
+    measures: HeldOutMeasures
     journal: Journal
     stop: StopRequest
 
@@ -77,7 +83,7 @@ def prepare() -> Run:
     """Load data and models and make them fit TRL, which compares two models over all rows of their output heads."""
     accelerator = open_accelerator(CONFIG, FOLDER)
     if accelerator.device.type == "cpu" and CONFIG.training.precision == "bf16":
-        raise BadInput("training.precision: bf16, and there is no accelerator here; set precision: fp32")
+        raise BadInput("training.precision: bf16, and this machine has no accelerator; set precision: fp32")
     if (started := accelerator.num_processes) != CONFIG.launch.processes:
         raise BadInput(
             f"launch.processes: {CONFIG.launch.processes}, and {started} started; use `skill-kd run`, launch.sh"
@@ -87,23 +93,29 @@ def prepare() -> Run:
     student, tokenizer = load_student(CONFIG.student, CONFIG.teacher)
     parts = open_parts(CONFIG, accelerator, student.to(accelerator.device), tokenizer)
     teacher = parts.teacher
-    teacher_model = teacher.model.model if isinstance(teacher.model, Telling) else teacher.model
+    teacher_model = teacher.model.model if isinstance(teacher.model, HiddenStateTeacher) else teacher.model
     fit_vocabulary(student, teacher_model)
     for model in (student, teacher_model):
         count_positions_from_the_first_token(model)
+    journal = Journal(FOLDER, accelerator, CONFIG)
     return Run(
-        CONFIG,
-        accelerator,
-        student,
-        tokenizer,
-        parts.encoder,
-        StudentWithLoss(student, teacher.vocabulary),
-        teacher,
-        teacher_model,
-        parts.data,
-        parts.held_out,
-        Journal(FOLDER, accelerator, CONFIG),
-        StopRequest(),
+        accelerator=accelerator,
+        student=student,
+        tokenizer=tokenizer,
+        encoder=parts.encoder,
+        policy=StudentWithLoss(student, teacher.vocabulary),
+        teacher=teacher,
+        teacher_model=teacher_model,
+        data=parts.data,
+        measures=HeldOutMeasures(
+            held_out=parts.held_out,
+            accelerator=accelerator,
+            tokenizer=tokenizer,
+            journal=journal,
+            best_by=CONFIG.checkpoint.best_by,
+        ),
+        journal=journal,
+        stop=StopRequest(),
     )
 
 
@@ -167,7 +179,7 @@ class OnPolicyTrainer(DistillationTrainer):  # type: ignore[misc]
         super().__init__(
             model=run.student,
             teacher_model=run.teacher_model,
-            args=arguments(run),
+            args=arguments(run.student.config, run.teacher.vocabulary, run.accelerator.device),
             train_dataset=Prompts(run.data.prompts, order),
             eval_dataset=Prompts(run.data.held_out_prompts, range(len(run.data.held_out_prompts))),
             processing_class=run.tokenizer,
@@ -198,7 +210,7 @@ class OnPolicyTrainer(DistillationTrainer):  # type: ignore[misc]
         """Take our held-out measure; the trainer keeps the weights with the lowest figure."""
         self.progress.update = self.state.global_step
         self.control.should_evaluate = False
-        return {"eval_held_out": figure(self.run, self.progress, STAGE.kind)}
+        return {"eval_held_out": self.run.measures.take(self.run.student, self.progress, STAGE.kind)}
 
 
 class MiniLLMTrainer(OnPolicyTrainer):
@@ -226,21 +238,21 @@ class MiniLLMTrainer(OnPolicyTrainer):
         return total / (rollouts if OBJECTIVE.loss.normalizer == "rollouts" else num_items_in_batch), nothing, nothing
 
 
-def arguments(run: Run) -> DistillationConfig:
+def arguments(student: PreTrainedConfig, vocabulary: int, device: torch.device) -> DistillationConfig:
     """Say the spec in TRL's words; each default of TRL's that differs from the spec's is named."""
     rollout, training, checkpoint = CONFIG.rollout, CONFIG.training, CONFIG.checkpoint
-    rows = run.student.config.get_text_config().vocab_size
+    rows = student.get_text_config().vocab_size
     beta = {"forward_kl": 0.0, "reverse_kl": 1.0}.get(STAGE.objective.kind, getattr(STAGE.objective, "beta", 1.0))
     return DistillationConfig(
         output_dir=str(FOLDER / "checkpoints"),
         seed=CONFIG.seed,
-        use_cpu=run.accelerator.device.type == "cpu",
+        use_cpu=device.type == "cpu",
         bf16=training.precision == "bf16",
         beta=beta,
         temperature=rollout.temperature,
         top_p=rollout.top_p,
         max_completion_length=rollout.max_new_tokens,
-        generation_kwargs=only_tokens(run.teacher.vocabulary, rows),
+        generation_kwargs=only_tokens(vocabulary, rows),
         use_vllm=rollout.engine == "vllm",
         vllm_mode="server" if rollout.vllm_url else "colocate",
         vllm_server_base_url=rollout.vllm_url,
@@ -279,7 +291,7 @@ def only_tokens(vocabulary: int, rows: int) -> dict[str, list[int]]:
 
 
 class Reporter(TrainerCallback):  # type: ignore[misc]
-    """Tells each update as the built-in backend does, stops when asked or when a loss is no number."""
+    """Records each update as the built-in backend does; stops when asked, or when a loss is not a number."""
 
     def __init__(self, run: Run, progress: Progress) -> None:
         self.run, self.progress, self.began = run, progress, 0.0
@@ -321,11 +333,6 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
             write_json(FOLDER / "checkpoints" / f"checkpoint-{state.global_step}" / STATE, asdict(self.progress))
 
 
-def figure(run: Run, progress: Progress, moment: str) -> float:
-    """Take and tell the held-out measure; ``measure`` reads of a run what this one has."""
-    return measure(run, progress, moment)  # type: ignore[arg-type]
-
-
 def best(state: Any) -> str | None:
     """Return the name of the best checkpoint so far."""
     return Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None
@@ -335,7 +342,7 @@ def best(state: Any) -> str | None:
 
 
 def newest_checkpoint() -> Path | None:
-    """Return the newest whole checkpoint, if this run goes on from one."""
+    """Return the newest whole checkpoint, if this run resumes from one."""
     whole = [path.parent for path in (FOLDER / "checkpoints").glob(f"checkpoint-*/{STATE}")]
     newest = max(whole, key=lambda path: int(path.name.split("-")[-1]), default=None)
     return newest if "--resume" in sys.argv else None
@@ -368,9 +375,9 @@ def main() -> None:
     generation_config = run.student.generation_config
     trainer = open_trainer(run, progress)
     if newest:
-        run.journal.note(f"going on from checkpoint {newest.name}")
+        run.journal.note(f"resuming from checkpoint {newest.name}")
     else:
-        figure(run, progress, "before")
+        run.measures.take(run.student, progress, "before")
     with run.journal.bar_of(STAGE.kind, STAGE.updates, progress.update):
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     if run.stop.agreed and trainer.state.global_step < STAGE.updates:

@@ -2,13 +2,14 @@
 
 ``CONFIG`` says what it trains on and how. Next to this file, ``kd/train/setup.py`` builds the parts of a run,
 ``kd/train/loop.py`` is the training loop, ``kd/losses/`` has the losses and ``kd/rollouts/`` the sampler.
-Run it with ``python train.py``; stop it with Ctrl-C and go on with ``python train.py --resume``.
+Run it with ``python train.py``; stop it with Ctrl-C and resume with ``python train.py --resume``.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,7 @@ os.environ["UNSLOTH_COMPILE_LOCATION"] = str(Path(__file__).resolve().parent / "
 
 import unsloth  # isort: skip -- it patches what is imported after it
 
+from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -36,8 +38,10 @@ from skill_kd.kd.model.loading import load_student, load_tokenizer
 from skill_kd.kd.model.packaged import resolve
 from skill_kd.kd.model.student import response_logits
 from skill_kd.kd.reporting import reporting
+from skill_kd.kd.rollouts.sampler import Sampler, SampleRequest
 from skill_kd.kd.train.loop import Run, train
 from skill_kd.kd.train.setup import open_accelerator, open_run
+from skill_kd.kd.train.strategy import open_strategy
 
 CONFIG = Config.read(sys.argv[1])  # kd: config
 FOLDER = output_folder(__file__, sys.argv)
@@ -174,7 +178,9 @@ class Guard:
 
 
 @torch.no_grad()
-def check_sampling(run: Run) -> None:
+def check_sampling(
+    student: nn.Module, sampler: Sampler, requests: Sequence[SampleRequest], accelerator: Accelerator
+) -> None:
     """Refuse a student that samples from another distribution than the one that is trained.
 
     Unsloth decodes with other kernels than it trains with: the two are held against each other before the first step.
@@ -182,13 +188,12 @@ def check_sampling(run: Run) -> None:
     Raises:
         TrainingStopped: their log-probabilities differ by more than rounding.
     """
-    sampler = run.held_out.sampler
-    with run.accelerator.autocast():
-        rows = sampler.sample(run.student, run.held_out.draws[:4], "student")
+    with accelerator.autocast():
+        rows = sampler.sample(student, requests, "student")
         batch = collate(rows, sampler.pad, sampler.device)
-        run.student.train(False)
-        logits_BTV = response_logits(run.student, batch, sampler.decoding.vocabulary)
-        run.student.train()
+        student.train(False)
+        logits_BTV = response_logits(student, batch, sampler.decoding.vocabulary)
+        student.train()
     assert batch.behaviour_logp_BT is not None
     apart_BT = token_logp(log_probs(logits_BTV), batch.response_BT) - batch.behaviour_logp_BT
     apart = float(apart_BT.abs()[batch.mask_BT].mean())
@@ -210,8 +215,9 @@ def prepare() -> Run:
     """
     accelerator = open_accelerator(CONFIG, FOLDER)
     student, tokenizer = load_unsloth_student()
-    run = open_run(CONFIG, FOLDER, accelerator, student, tokenizer)
-    check_sampling(run)
+    run = open_run(CONFIG, FOLDER, accelerator, open_strategy(CONFIG, accelerator), student, tokenizer)
+    held_out = run.measures.held_out
+    check_sampling(student, held_out.sampler, held_out.requests[:4], accelerator)
     return run
 
 

@@ -1,0 +1,41 @@
+"""The held-out measures during training: taken, recorded, and compared to find the best checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from .checkpoints import Progress
+from .held_out import HeldOut
+from .journal import Journal, short_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutMeasures:
+    """Measures a student on the held-out prompts, and writes what it finds to the journal and the progress."""
+
+    held_out: HeldOut
+    accelerator: Accelerator
+    tokenizer: PreTrainedTokenizerBase
+    journal: Journal
+    best_by: str
+    """``checkpoint.best_by``: the name of the measure that chooses the best checkpoint."""
+
+    def take(self, student: nn.Module, progress: Progress, moment: str) -> float:
+        """Measure ``student`` at ``moment``, a stage or "before"; return the figure, lower is better, of ``best_by``.
+
+        All processes call it, each with all weights at hand.
+        """
+        with self.accelerator.autocast():
+            figures, rows = self.held_out.measure(student)
+        samples = self.held_out.completions(rows, self.tokenizer)
+        self.journal.figures("held_out", moment, progress.update, figures)
+        self.journal.note(f"{moment} {progress.update}: {short_table(figures)}")
+        self.journal.event("sample", stage=moment, update=progress.update, samples=samples)
+        progress.measures[f"{moment}:{progress.update}"] = figures
+        progress.samples[f"{moment}:{progress.update}"] = samples
+        # A served teacher leaves a lower bound of a KL; one that gives text alone, the likelihood of its responses.
+        return figures.get(self.best_by, figures.get(f"{self.best_by}_topk", figures["held_out_nll"]))

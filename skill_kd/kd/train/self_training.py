@@ -1,0 +1,100 @@
+"""Self-training: the student's own best samples, drawn once and kept in the run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..config import Config, SelfTrain
+from ..dataset.batch import Row, collate
+from ..dataset.encoding import Encoded
+from ..errors import BadInput, StoppedBySignal
+from ..files import write_atomically
+from ..rollouts.sampler import Sampler, SampleRequest
+from ..signals import StopRequest
+from ..teacher.teacher import Teacher
+from .experience import PromptSource, Sampling, rows_source
+from .held_out import repetition
+from .strategy import WrappedStudent
+
+LOOPING = 0.3
+"""A response with a larger share of repeated 4-grams is not an example to learn from."""
+
+
+def own_samples_source(
+    config: Config,
+    stage: SelfTrain,
+    student: WrappedStudent,
+    sampling: Sampling,
+    prompts: Sequence[Encoded],
+    file: Path,
+) -> PromptSource:
+    """Return the rows of a ``self_train`` stage; they are sampled once and kept in ``file``.
+
+    Raises:
+        BadInput, StoppedBySignal: as ``own_best_samples``.
+    """
+    if not file.exists():
+        with student.gathered():
+            rows = own_best_samples(config, stage, student.model, sampling.teacher, prompts, sampling.sampler)
+        keep_rows(file, rows)
+    return rows_source(kept_rows(file))
+
+
+@torch.no_grad()
+def own_best_samples(
+    config: Config, stage: SelfTrain, student: nn.Module, teacher: Teacher, prompts: Sequence[Encoded], sampler: Sampler
+) -> list[Row]:
+    """Sample ``stage.samples`` responses a prompt and keep the best: ended, not looping, likely under the teacher.
+
+    Raises:
+        BadInput: no sample was usable.
+        StoppedBySignal: the run was asked to stop, and this can take long.
+    """
+    seed = (config.seed, "self_train")
+    requests = [
+        SampleRequest(prompt, (*seed, number), row)
+        for number in range(stage.samples)
+        for row, prompt in enumerate(prompts)
+    ]
+    rows: list[Row] = []
+    for start in range(0, len(requests), sampler.rows):
+        if StopRequest.asked:
+            raise StoppedBySignal(StopRequest.asked)
+        rows += sampler.sample(student, requests[start : start + sampler.rows], "student")
+    usable = [
+        row for row in rows if row.response[-1] in sampler.decoding.eos_ids and repetition(row.response) <= LOOPING
+    ]
+    if not usable:
+        raise BadInput(
+            f"self_train: none of {len(rows)} samples ended within rollout.max_new_tokens without looping; "
+            "train the stages before it longer, or raise rollout.max_new_tokens"
+        )
+    likelihood = _mean_teacher_logp(usable, teacher, sampler, config.training.batch_size // config.training.accumulate)
+    ranked = sorted(range(len(usable)), key=lambda index: -likelihood[index])
+    return [usable[index] for index in ranked[: max(1, round(stage.keep * len(usable)))]]
+
+
+def _mean_teacher_logp(rows: Sequence[Row], teacher: Teacher, sampler: Sampler, at_once: int) -> list[float]:
+    """Return the teacher's log-likelihood per token (nats) of each response."""
+    means: list[float] = []
+    for start in range(0, len(rows), at_once):
+        batch = collate(rows[start : start + at_once], sampler.pad, sampler.device)
+        logp_BT = teacher.token_logp(batch)
+        sums_B = torch.where(batch.mask_BT, logp_BT, 0.0).sum(dim=1)
+        means += (sums_B / batch.mask_BT.sum(dim=1)).tolist()
+    return means
+
+
+def keep_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows to a JSON file, whole or not at all."""
+    write_atomically(path, json.dumps([row.to_json() for row in rows]))
+
+
+def kept_rows(path: Path) -> list[Row]:
+    """Read rows written by ``keep_rows``."""
+    return [Row.of(values) for values in json.loads(path.read_text(encoding="utf-8"))]

@@ -1,0 +1,26 @@
+"""kinds: the rule which objectives read the teacher is the one that their losses follow."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from skill_kd.kd.config import Config
+from skill_kd.kd.kinds import TEXT_ALONE, reads_teacher
+from skill_kd.kd.train.objectives import build_objective
+from skill_kd.spec import Distill
+
+OBJECTIVES = {
+    section.model_fields["kind"].default: section for section in get_args(Distill.model_fields["objective"].annotation)
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_an_objective_reads_the_teacher_where_its_loss_does(kind: str) -> None:
+    objective = Config.of(OBJECTIVES[kind]().model_dump())
+    assert build_objective(objective).reads_teacher is reads_teacher(objective) is (kind not in {"sft", "sequence_kd"})
+
+
+def test_every_kind_without_probabilities_is_one_of_the_spec() -> None:
+    assert OBJECTIVES.keys() >= TEXT_ALONE
