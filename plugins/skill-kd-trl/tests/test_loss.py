@@ -136,7 +136,7 @@ def test_each_update_trains_on_the_prompts_it_has_under_the_built_in_backend(mod
     experience = Experience(built_in.config, "distill", objective, built_in.teacher_source, built_in.sampling)
     trainer = trainer_of(load(TEMPLATE, spec))
     for update, batch in enumerate(islice(trainer.get_train_dataloader(), 3)):
-        rows = experience.batch(update, built_in.student)
+        rows = experience.batch(update, built_in.student.model)
         assert [tuple(each["prompt"]) for each in batch] == [row.prompt for row in rows]
 
 

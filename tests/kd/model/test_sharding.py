@@ -185,7 +185,7 @@ sys.path.insert(0, sys.argv[1])
 import train
 
 with train.reporting():
-    assert train.prepare().policy.head is not None
+    assert train.prepare().student.policy.head is not None
 """
 
 
