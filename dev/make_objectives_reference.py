@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from skill_kd.kd.losses.divergences import forward_kl, reverse_kl
-from skill_kd.prove.enumeration import Loss, Responses, all_responses, gradient_variance
+from skill_kd.prove.enumeration import AllResponses, Loss, all_responses, gradient_variance
 from skill_kd.prove.judging import compare, policies
 from skill_kd.prove.known import KNOWN, pads_trained
 
@@ -47,7 +47,7 @@ def bias_table(_text: str) -> str:
     return "\n".join([legend, "", *rows])
 
 
-def _cells(loss: Loss, responses: Responses) -> list[str]:
+def _cells(loss: Loss, responses: AllResponses) -> list[str]:
     cells = []
     for mix in MIXES:
         cases = [compare(loss, responses, seed, mix) for seed in SEEDS]

@@ -22,7 +22,7 @@ Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
-class Responses:
+class AllResponses:
     """Every response over a vocabulary: each ends with its first ``eos``, or is cut at T tokens."""
 
     ids_NT: Tensor
@@ -36,7 +36,7 @@ class Responses:
     vocabulary: int
 
 
-def all_responses(vocabulary: int, max_length: int, eos: int = EOS) -> Responses:
+def all_responses(vocabulary: int, max_length: int, eos: int = EOS) -> AllResponses:
     """Enumerate the responses of at most ``max_length`` tokens."""
     open_prefixes: list[tuple[int, ...]] = [()]
     finished: list[tuple[int, ...]] = []
@@ -49,7 +49,7 @@ def all_responses(vocabulary: int, max_length: int, eos: int = EOS) -> Responses
             ends = token == eos or len(longer) == max_length
             (finished if ends else open_prefixes).append(longer)
     rest = [max_length - len(response) for response in finished]
-    return Responses(
+    return AllResponses(
         ids_NT=torch.tensor([[*y, *[eos] * n] for y, n in zip(finished, rest, strict=True)]),
         mask_NT=torch.tensor([[*[True] * len(y), *[False] * n] for y, n in zip(finished, rest, strict=True)]),
         prefix_NT=torch.tensor(
@@ -60,38 +60,38 @@ def all_responses(vocabulary: int, max_length: int, eos: int = EOS) -> Responses
     )
 
 
-def random_policy(responses: Responses, seed: int, scale: float = 1.0) -> Tensor:
+def random_policy(responses: AllResponses, seed: int, scale: float = 1.0) -> Tensor:
     """Return parameters [S, V], float64, normal with standard deviation ``scale``."""
     generator = torch.Generator().manual_seed(seed)
     return scale * torch.randn(responses.prefixes, responses.vocabulary, dtype=torch.float64, generator=generator)
 
 
-def next_token_logp(theta_SV: Tensor, responses: Responses) -> Tensor:
+def next_token_logp(theta_SV: Tensor, responses: AllResponses) -> Tensor:
     """Return logp_NTV, the policy's distribution at every position of every response."""
     return theta_SV.log_softmax(dim=-1)[responses.prefix_NT]
 
 
-def token_logp(logp_NTV: Tensor, responses: Responses) -> Tensor:
+def token_logp(logp_NTV: Tensor, responses: AllResponses) -> Tensor:
     """Return logp_NT of the tokens themselves, 0 after the end, so that a row's sum is its log-probability."""
     chosen_NT = logp_NTV.gather(-1, responses.ids_NT.unsqueeze(-1)).squeeze(-1)
     return torch.where(responses.mask_NT, chosen_NT, 0.0)
 
 
-def mixture_logp(student_SV: Tensor, teacher_SV: Tensor, responses: Responses, teacher_mix: float) -> Tensor:
+def mixture_logp(student_SV: Tensor, teacher_SV: Tensor, responses: AllResponses, teacher_mix: float) -> Tensor:
     """Return log p̃_NT = log(α p + (1 − α) q) of every token, Eq 4 of arXiv 2306.08543, 0 after the end."""
     p_NT = token_logp(next_token_logp(teacher_SV, responses), responses).exp()
     q_NT = token_logp(next_token_logp(student_SV, responses), responses).exp()
     return (teacher_mix * p_NT + (1 - teacher_mix) * q_NT).log()
 
 
-def exact_kl(student_SV: Tensor, teacher_SV: Tensor, responses: Responses) -> Tensor:
+def exact_kl(student_SV: Tensor, teacher_SV: Tensor, responses: AllResponses) -> Tensor:
     """Return KL(q ‖ p) = Σ_y q(y) log(q(y) / p(y)) over all responses, differentiable in both."""
     logq_N = token_logp(next_token_logp(student_SV, responses), responses).sum(dim=1)
     logp_N = token_logp(next_token_logp(teacher_SV, responses), responses).sum(dim=1)
     return (logq_N.exp() * (logq_N - logp_N)).sum()
 
 
-def exact_gradient(student_SV: Tensor, teacher_SV: Tensor, responses: Responses, *, forward: bool = False) -> Tensor:
+def exact_gradient(student_SV: Tensor, teacher_SV: Tensor, responses: AllResponses, *, forward: bool = False) -> Tensor:
     """Return the gradient [S, V] by the student's parameters of KL(q ‖ p), or of KL(p ‖ q) if ``forward``."""
     student_SV = student_SV.detach().requires_grad_()
     pair = (teacher_SV, student_SV) if forward else (student_SV, teacher_SV)
@@ -100,7 +100,7 @@ def exact_gradient(student_SV: Tensor, teacher_SV: Tensor, responses: Responses,
 
 
 def expected_gradient(
-    loss: Loss, student_SV: Tensor, teacher_SV: Tensor, responses: Responses, teacher_mix: float | None = None
+    loss: Loss, student_SV: Tensor, teacher_SV: Tensor, responses: AllResponses, teacher_mix: float | None = None
 ) -> Tensor:
     """Return E_{y ~ p̃}[∇ Σ_t loss_t(y)], the gradient [S, V] that a step on fresh samples follows on average.
 
@@ -125,7 +125,7 @@ def expected_gradient(
 
 
 def gradient_variance(
-    loss: Loss, student_SV: Tensor, teacher_SV: Tensor, responses: Responses, teacher_mix: float | None = None
+    loss: Loss, student_SV: Tensor, teacher_SV: Tensor, responses: AllResponses, teacher_mix: float | None = None
 ) -> float:
     """Return E‖g‖² − ‖E g‖² of the gradient g of one sampled response, arguments as for ``expected_gradient``.
 

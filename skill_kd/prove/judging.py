@@ -9,8 +9,8 @@ from torch import Tensor
 
 from skill_kd.errors import UsageError
 from skill_kd.prove.enumeration import (
+    AllResponses,
     Loss,
-    Responses,
     all_responses,
     cosine,
     exact_gradient,
@@ -89,7 +89,7 @@ def _right(case: Case) -> bool:
     return max(case.left, case.at_teacher) <= TOLERANCE * abs(case.step)
 
 
-def compare(loss: Loss, responses: Responses, seed: int, teacher_mix: float) -> Case:
+def compare(loss: Loss, responses: AllResponses, seed: int, teacher_mix: float) -> Case:
     """Measure a loss, which sees all responses as one batch, on the pair of policies of this seed."""
     student, teacher = policies(responses, seed)
     mix = teacher_mix or None
@@ -108,7 +108,7 @@ def compare(loss: Loss, responses: Responses, seed: int, teacher_mix: float) -> 
     )
 
 
-def policies(responses: Responses, seed: int) -> tuple[Tensor, Tensor]:
+def policies(responses: AllResponses, seed: int) -> tuple[Tensor, Tensor]:
     """Return a random student and teacher: logits of standard deviation 1."""
     return random_policy(responses, seed), random_policy(responses, 100 + seed)
 
@@ -149,7 +149,7 @@ def _inside(loss: Loss) -> Loss:
 
 
 def _likeness(
-    loss: Loss, responses: Responses, seeds: int, teacher_mixes: Sequence[float]
+    loss: Loss, responses: AllResponses, seeds: int, teacher_mixes: Sequence[float]
 ) -> dict[str, tuple[float, float]]:
     """Return, for each known loss, the cosine with its gradients and how far apart they are at the best step size."""
 
@@ -169,7 +169,7 @@ def _apart(gradient: Tensor, other: Tensor) -> float:
     return float((gradient - step * other).norm() / gradient.norm()) if step > 0 else 1.0
 
 
-def _forward_on_teacher_samples(loss: Loss, responses: Responses, seeds: int) -> bool:
+def _forward_on_teacher_samples(loss: Loss, responses: AllResponses, seeds: int) -> bool:
     """Whether, on responses of the teacher, the loss follows the gradient of KL(p ‖ q)."""
     drawn = [policies(responses, seed) for seed in range(seeds)]
     own = torch.cat([expected_gradient(_inside(loss), *pair, responses, 1.0) for pair in drawn])
@@ -177,7 +177,7 @@ def _forward_on_teacher_samples(loss: Loss, responses: Responses, seeds: int) ->
     return _apart(own, forward) <= TOLERANCE
 
 
-def _masked_positions_matter(loss: Loss, responses: Responses, teacher_mix: float) -> bool:
+def _masked_positions_matter(loss: Loss, responses: AllResponses, teacher_mix: float) -> bool:
     """Whether gradient reaches masked positions, or what stands there changes the gradient elsewhere."""
     mask = responses.mask_NT
     student, teacher = policies(responses, 0)

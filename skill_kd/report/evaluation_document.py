@@ -114,7 +114,7 @@ class FileRead(TypedDict):
     rows: int
 
 
-class Decoding(TypedDict):
+class DecodingSettings(TypedDict):
     """How the responses were sampled."""
 
     temperature: float
@@ -130,7 +130,7 @@ class ModelFacts(TypedDict):
     student: str | None
     baseline: str | None
     tokenizer: Literal["same", "different", "not compared"]
-    decoding: Decoding | None
+    decoding: DecodingSettings | None
     device: NotRequired[str]
 
 

@@ -28,7 +28,7 @@ from .packaged import resolve
 from .vocabulary import real_vocabulary, shared_vocabulary
 
 
-class ModelSource(Protocol):
+class LoadOptions(Protocol):
     """How a model is loaded: what a spec says of its teacher and its student alike."""
 
     @property
@@ -48,7 +48,7 @@ class ModelSource(Protocol):
         """Whether Python that comes with the model runs."""
 
 
-def load_tokenizer(source: ModelSource, model: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: LoadOptions, model: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer; one without a pad token pads with EOS, which is safe here because masks go by length."""
     tokenizer = _from_hub(AutoTokenizer, model, source)
     if tokenizer.eos_token_id is None:
@@ -58,7 +58,7 @@ def load_tokenizer(source: ModelSource, model: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(source: ModelSource, model: str, *, weights: bool = True) -> PreTrainedModel:
+def load_model(source: LoadOptions, model: str, *, weights: bool = True) -> PreTrainedModel:
     """Load a causal language model in ``source.dtype`` or quantized, with its key-value cache on.
 
     Without ``weights`` it has shapes alone, on the meta device.
@@ -90,7 +90,7 @@ def refuse_pickles(folder: str | Path) -> None:
         raise Missing(f"cannot load '{folder}': {pickled.name} is a pickle; save the adapter as {safe.name}")
 
 
-def _from_hub(factory: Any, model: str, source: ModelSource, **options: Any) -> Any:
+def _from_hub(factory: Any, model: str, source: LoadOptions, **options: Any) -> Any:
     place = resolve(model)
     refuse_pickles(place)
     try:

@@ -26,8 +26,8 @@ from ..signals import StopRequest
 from .checkpoints import Checkpoints, Progress
 from .experience import Experience, PromptSource, Sampling, Term, corpus_source, data_source
 from .held_out import Figures
+from .held_out_measures import HeldOutMeasures
 from .journal import Journal
-from .measures import HeldOutMeasures
 from .objectives import Objective, build_objective, coverage_objective
 from .roll_back import BadUpdate, check_loss, roll_back
 from .self_training import own_samples_source

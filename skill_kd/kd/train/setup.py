@@ -24,9 +24,9 @@ from ..teacher.teacher import Teacher, open_teacher
 from .checkpoints import Checkpoints
 from .experience import PromptSource, Sampling
 from .held_out import HeldOut
+from .held_out_measures import HeldOutMeasures
 from .journal import Journal
 from .loop import Run
-from .measures import HeldOutMeasures
 from .strategy import Strategy, WrappedStudent
 
 

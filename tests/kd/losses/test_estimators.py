@@ -21,7 +21,7 @@ from skill_kd.kd.losses.estimators import (
     token_logp,
 )
 from skill_kd.prove import enumeration, known
-from skill_kd.prove.enumeration import Loss, Responses, cosine, exact_gradient, expected_gradient, random_policy
+from skill_kd.prove.enumeration import AllResponses, Loss, cosine, exact_gradient, expected_gradient, random_policy
 from skill_kd.prove.judging import policies
 
 torch.set_num_threads(1)  # Tensors this small only lose time to threads.
@@ -39,20 +39,20 @@ every_estimator = pytest.mark.parametrize("loss", ESTIMATORS.values(), ids=ESTIM
 
 
 @pytest.fixture(scope="module", params=[3, 4], ids=["3 tokens", "4 tokens"])
-def responses(request: pytest.FixtureRequest) -> Responses:
+def responses(request: pytest.FixtureRequest) -> AllResponses:
     """Vocabulary 4 with EOS: lengths 1 to the limit, the longest both ended and cut."""
     return enumeration.all_responses(vocabulary=4, max_length=request.param)
 
 
 @pytest.fixture(scope="module")
-def long_responses() -> Responses:
+def long_responses() -> AllResponses:
     return enumeration.all_responses(vocabulary=4, max_length=4)
 
 
 # The harness itself: a proof is worth as much as what it is measured with.
 
 
-def test_enumeration_holds_every_response_once(responses: Responses) -> None:
+def test_enumeration_holds_every_response_once(responses: AllResponses) -> None:
     rows = [tuple(ids[mask].tolist()) for ids, mask in zip(responses.ids_NT, responses.mask_NT, strict=True)]
     limit = responses.ids_NT.shape[1]
     assert len(rows) == len(set(rows)) == sum(3**t for t in range(limit)) + 3**limit
@@ -61,14 +61,14 @@ def test_enumeration_holds_every_response_once(responses: Responses) -> None:
     assert responses.prefixes == sum(3**t for t in range(limit))
 
 
-def test_enumerated_probabilities_sum_to_one(responses: Responses) -> None:
+def test_enumerated_probabilities_sum_to_one(responses: AllResponses) -> None:
     student, teacher = policies(responses, 0)
     for teacher_mix in (0.0, 0.2, 1.0):
         total = enumeration.mixture_logp(student, teacher, responses, teacher_mix).sum(dim=1).exp().sum()
         assert float(total) == pytest.approx(1, abs=1e-14)
 
 
-def test_enumerated_kl_obeys_the_chain_rule(responses: Responses) -> None:
+def test_enumerated_kl_obeys_the_chain_rule(responses: AllResponses) -> None:
     """KL(q ‖ p) = Σ over prefixes of the prefix's probability times KL there, by loops that share no code."""
     student, teacher = policies(responses, 0)
     q = [reference.softmax(row) for row in student.tolist()]
@@ -109,7 +109,9 @@ def test_variance_is_that_of_the_gradients_of_single_responses(teacher_mix: floa
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_weights_per_decision_vary_less_than_one_for_the_whole_sequence(long_responses: Responses, seed: int) -> None:
+def test_weights_per_decision_vary_less_than_one_for_the_whole_sequence(
+    long_responses: AllResponses, seed: int
+) -> None:
     for teacher_mix in (0.2, 0.5):
         pair = policies(long_responses, seed)
         own, whole, plain = (
@@ -124,7 +126,9 @@ def test_weights_per_decision_vary_less_than_one_for_the_whole_sequence(long_res
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("teacher_mix", [None, 0.0, 0.2, 0.5])
-def test_exact_follows_the_gradient_of_reverse_kl(responses: Responses, seed: int, teacher_mix: float | None) -> None:
+def test_exact_follows_the_gradient_of_reverse_kl(
+    responses: AllResponses, seed: int, teacher_mix: float | None
+) -> None:
     student, teacher = policies(responses, seed)
     expected = exact_gradient(student, teacher, responses)
     assert expected.norm() > 0.01
@@ -133,7 +137,7 @@ def test_exact_follows_the_gradient_of_reverse_kl(responses: Responses, seed: in
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_paper_without_its_heuristics_is_exact_on_policy(responses: Responses, seed: int) -> None:
+def test_paper_without_its_heuristics_is_exact_on_policy(responses: AllResponses, seed: int) -> None:
     student, teacher = policies(responses, seed)
     gradient = expected_gradient(PLAIN, student, teacher, responses)
     torch.testing.assert_close(gradient, exact_gradient(student, teacher, responses), rtol=0, atol=1e-10)
@@ -143,7 +147,7 @@ def test_paper_without_its_heuristics_is_exact_on_policy(responses: Responses, s
 @pytest.mark.parametrize("teacher_mix", [None, 0.2, 0.5])
 @every_estimator
 def test_no_gradient_remains_where_the_student_is_the_teacher(
-    responses: Responses, loss: Loss, teacher_mix: float | None, seed: int
+    responses: AllResponses, loss: Loss, teacher_mix: float | None, seed: int
 ) -> None:
     teacher = random_policy(responses, seed)
     gradient = expected_gradient(loss, teacher, teacher, responses, teacher_mix)
@@ -154,7 +158,7 @@ def test_no_gradient_remains_where_the_student_is_the_teacher(
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_papers_final_form_is_biased_as_measured(long_responses: Responses, seed: int) -> None:
+def test_the_papers_final_form_is_biased_as_measured(long_responses: AllResponses, seed: int) -> None:
     student, teacher = policies(long_responses, seed)
     expected = exact_gradient(student, teacher, long_responses)
     gradient = expected_gradient(minillm_paper, student, teacher, long_responses, 0.2)
@@ -162,7 +166,7 @@ def test_the_papers_final_form_is_biased_as_measured(long_responses: Responses, 
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_papers_weights_alone_are_biased_as_measured(long_responses: Responses, seed: int) -> None:
+def test_the_papers_weights_alone_are_biased_as_measured(long_responses: AllResponses, seed: int) -> None:
     student, teacher = policies(long_responses, seed)
     expected = exact_gradient(student, teacher, long_responses)
     gradient = expected_gradient(PLAIN, student, teacher, long_responses, 0.2)
@@ -177,7 +181,7 @@ def test_the_papers_weights_alone_are_biased_as_measured(long_responses: Respons
     [(known.single_only, None), (known.eq_5, 0.2), (known.sampled_log_ratio, None), (known.without_eos, None)],
 )
 def test_enumeration_finds_the_usual_mistakes(
-    long_responses: Responses, wrong: Loss, teacher_mix: float | None
+    long_responses: AllResponses, wrong: Loss, teacher_mix: float | None
 ) -> None:
     for seed in SEEDS:
         student, teacher = policies(long_responses, seed)
@@ -430,7 +434,7 @@ def test_one_dominant_weight_leaves_one_of_the_batch(gap: float) -> None:
     assert effective_sample_size(log_weight) == pytest.approx(1 / 8, abs=1e-9)
 
 
-def test_effective_sample_size_falls_as_the_teacher_mixes_in_more(long_responses: Responses) -> None:
+def test_effective_sample_size_falls_as_the_teacher_mixes_in_more(long_responses: AllResponses) -> None:
     student, teacher = policies(long_responses, 0)
     sizes = []
     for teacher_mix in (0.0, 0.2, 0.5):

@@ -19,7 +19,7 @@ from skill_kd.kd.losses.estimators import minillm_exact
 from skill_kd.kd.rollouts.decoding import MIXED_GROUP, Decoding, Rollout, draw, sample, sampling_logp
 from skill_kd.kd.seeds import seeded, uniforms
 from skill_kd.prove import enumeration
-from skill_kd.prove.enumeration import Responses
+from skill_kd.prove.enumeration import AllResponses
 
 torch.set_num_threads(1)  # Tensors this small only lose time to threads.
 
@@ -160,7 +160,7 @@ def test_uniforms_are_uniform_double_precision_numbers() -> None:
 class Tabular(nn.Module):
     """A row of logits for each response prefix, after a prompt of one token. Its cache is what it has read."""
 
-    def __init__(self, theta_SV: Tensor, responses: Responses) -> None:
+    def __init__(self, theta_SV: Tensor, responses: AllResponses) -> None:
         super().__init__()
         self.theta_SV = theta_SV
         self.row_of = {
@@ -196,12 +196,12 @@ ALPHA = 0.3
 
 
 @pytest.fixture(scope="module")
-def responses() -> Responses:
+def responses() -> AllResponses:
     return enumeration.all_responses(vocabulary=3, max_length=3)
 
 
 @pytest.fixture(scope="module")
-def policies(responses: Responses) -> tuple[Tensor, Tensor]:
+def policies(responses: AllResponses) -> tuple[Tensor, Tensor]:
     return enumeration.random_policy(responses, 0), enumeration.random_policy(responses, 1)
 
 
@@ -218,7 +218,7 @@ def depths(limit: int = 3, vocabulary: int = 3) -> list[int]:
 
 
 def enumerated_rollouts(
-    responses: Responses, student: Tensor, teacher: Tensor, teacher_mix: float
+    responses: AllResponses, student: Tensor, teacher: Tensor, teacher_mix: float
 ) -> list[tuple[Tensor, Rollout]]:
     """Return (probability_B, rollout) for every coin pattern; the rows are all cells of the uniforms."""
     tables = torch.cat([student, teacher]).softmax(dim=-1).tolist()
@@ -244,7 +244,7 @@ def enumerated_rollouts(
     return rollouts
 
 
-def which_response(responses: Responses, rollout: Rollout) -> Tensor:
+def which_response(responses: AllResponses, rollout: Rollout) -> Tensor:
     """Return the number of each row's response, by the tokens its mask holds."""
 
     def key(ids: list[int], mask: list[bool]) -> tuple[int, ...]:
@@ -258,7 +258,7 @@ def which_response(responses: Responses, rollout: Rollout) -> Tensor:
 
 
 def test_with_shared_coins_every_row_has_exactly_the_mixture_of_eq_4(
-    responses: Responses, policies: tuple[Tensor, Tensor]
+    responses: AllResponses, policies: tuple[Tensor, Tensor]
 ) -> None:
     expected = enumeration.mixture_logp(*policies, responses, ALPHA)
     marginal = torch.zeros(len(expected), dtype=torch.float64)
@@ -271,7 +271,7 @@ def test_with_shared_coins_every_row_has_exactly_the_mixture_of_eq_4(
 
 
 def test_sampler_and_exact_estimator_together_follow_the_gradient_of_reverse_kl(
-    responses: Responses, policies: tuple[Tensor, Tensor]
+    responses: AllResponses, policies: tuple[Tensor, Tensor]
 ) -> None:
     student, teacher = policies
     leaf = student.detach().requires_grad_()
@@ -292,7 +292,7 @@ def test_sampler_and_exact_estimator_together_follow_the_gradient_of_reverse_kl(
 
 
 def test_the_teacher_speaks_where_the_coin_is_below_the_mix_and_only_there(
-    responses: Responses, policies: tuple[Tensor, Tensor]
+    responses: AllResponses, policies: tuple[Tensor, Tensor]
 ) -> None:
     """A teacher and a student that are each certain of one token show who spoke."""
     sure = torch.full((2, responses.prefixes, 3), -math.inf, dtype=torch.float64)
@@ -314,7 +314,7 @@ def test_the_teacher_speaks_where_the_coin_is_below_the_mix_and_only_there(
     torch.testing.assert_close(rollout.behaviour_logp_BT, expected)
 
 
-def test_empirical_frequencies_follow_eq_4(responses: Responses, policies: tuple[Tensor, Tensor]) -> None:
+def test_empirical_frequencies_follow_eq_4(responses: AllResponses, policies: tuple[Tensor, Tensor]) -> None:
     student, teacher = policies
     groups, prompts = 250, torch.ones(MIXED_GROUP, 1, dtype=torch.long)
     models = Tabular(student, responses), Tabular(teacher, responses)
@@ -542,7 +542,7 @@ def test_a_pad_equal_to_eos_neither_ends_a_response_nor_hides_its_end() -> None:
     assert (with_eos.ids_BT[with_eos.mask_BT] == eos).any()
 
 
-def test_sampling_stops_once_every_row_has_ended(responses: Responses) -> None:
+def test_sampling_stops_once_every_row_has_ended(responses: AllResponses) -> None:
     theta = torch.zeros(responses.prefixes, 3, dtype=torch.float64)
     theta[0] = torch.tensor([0.0, 0.0, -math.inf])
     theta[1:] = torch.tensor([0.0, -math.inf, -math.inf])  # EOS, for sure, as the second token.

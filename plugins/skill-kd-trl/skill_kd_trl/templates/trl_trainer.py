@@ -48,8 +48,8 @@ from skill_kd.kd.signals import StopRequest
 from skill_kd.kd.teacher.teacher import HiddenStateTeacher, Teacher
 from skill_kd.kd.train.checkpoint_files import STATE
 from skill_kd.kd.train.checkpoints import Progress
+from skill_kd.kd.train.held_out_measures import HeldOutMeasures
 from skill_kd.kd.train.journal import Journal
-from skill_kd.kd.train.measures import HeldOutMeasures
 from skill_kd.kd.train.objectives import build_objective
 from skill_kd.kd.train.roll_back import check_loss
 from skill_kd.kd.train.setup import open_accelerator, open_parts
