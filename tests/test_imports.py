@@ -238,6 +238,11 @@ def test_plugins_use_public_names_alone() -> None:
     assert not failures, "\n".join(failures)
 
 
+def test_testing_needs_the_public_contract_alone() -> None:
+    used = {name for each in imports(PACKAGE / "testing.py") for name in each.parts("skill_kd")}
+    assert used <= {"__init__", "backend", "errors", "hookspecs", "render", "spec"}
+
+
 def test_there_is_something_to_read() -> None:
     assert {part(path) for path in CORE} >= {"spec", "render", "plugins", "backends", "testing"}
     assert LOSSES

@@ -45,8 +45,9 @@ def load_config(folder: Path) -> Any:
 
 def positions(folder: Path) -> int | None:
     """Return how many tokens the model reads, if its config says so."""
-    told = getattr(load_config(folder).get_text_config(), "max_position_embeddings", None)
-    return None if told is None else int(told)
+    from skill_kd.kd.model.context import context_length
+
+    return context_length(load_config(folder).to_dict())
 
 
 def logits(model: Any, tokenizer: Any) -> list[Any]:

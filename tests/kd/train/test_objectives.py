@@ -210,6 +210,9 @@ def kinds(union: Any) -> dict[str, Any]:
 
 HOMES: dict[str, Collection[str]] = {
     "a model to Objective in skill_kd/spec": kinds(Objective),
+    "its dataclass to skill_kd/kd/config.py: run dev/make_config.py": [
+        each.kind for each in get_args(config.Objective)
+    ],
     "its kind to ON_POLICY, _OFF or _TEXT in skill_kd/guidance/table.py, or to a knob of its own": {
         kind for finding in FINDINGS for remedy in finding.remedies for knob in remedy.knobs for kind in knob.kinds
     },
