@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ LANES = {
     "faults": ("jobs/test_faults.py", "jobs/test_kill.py", "documents/test_soak.py"),
     "processes": ("kd/train/test_distributed.py", "kd/model/test_sharding.py"),
     "browser": ("report/test_report_browser.py", "diagnose/test_diagnose_browser.py"),
+    "evals": ("documents/test_evals.py", "evaluate/test_evaluate_honesty.py", "test_demo.py"),
     "install": ("test_kd.py", "documents/test_skill_installed.py", "kd/model/test_old_transformers.py"),
 }
 """Files of slow tests by the lane of .ci/run that runs them. Plain `pytest` leaves them out."""
@@ -35,6 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Run a file that is named on the command line, whichever lane it is in."""
+    # A shell's background job ignores SIGINT, and so would the runs that tests stop by it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.lane is None:
         whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
         config.option.lane = "tests" if whole else "all"

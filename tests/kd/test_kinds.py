@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from skill_kd.kd.config import Config
+from skill_kd.kd import config
 from skill_kd.kd.kinds import TEXT_ALONE, reads_teacher
 from skill_kd.kd.train.objectives import build_objective
 from skill_kd.spec import Distill
@@ -18,7 +18,8 @@ OBJECTIVES = {
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_an_objective_reads_the_teacher_where_its_loss_does(kind: str) -> None:
-    objective = Config.of(OBJECTIVES[kind]().model_dump())
+    section = OBJECTIVES[kind]()
+    objective = getattr(config, type(section).__name__).of(section.model_dump())
     assert build_objective(objective).reads_teacher is reads_teacher(objective) is (kind not in {"sft", "sequence_kd"})
 
 
