@@ -125,7 +125,7 @@ class Heavy(FakeBackend):
 
 class Crashes(FakeBackend):
     def __init__(self) -> None:
-        if sys.argv[0] == "-c" and "pytest" not in sys.modules:  # a worker of pytest is started by -c as well
+        if sys.argv[0] == "-c" and "execnet" not in sys.modules:  # which starts the workers of pytest by -c too
             raise RuntimeError("only here")
 
 
