@@ -35,7 +35,7 @@ from ..model.vocabulary import shared_vocabulary
 from ..rollouts.decoding import Decoding
 from ..rollouts.sampler import Sampler, SampleRequest
 from .served import PROBE, ServedTeacher
-from .writers import Write, _foreign_writer, _served_writer
+from .writers import Write, foreign_writer, served_writer
 
 Together = Callable[[], AbstractContextManager[None]]
 
@@ -110,7 +110,7 @@ def open_teacher(
         server = ServedTeacher(config.teacher.served)
         told = config.teacher.served.top_logprobs > 0
         server.open(tokenizer)
-        return Teacher(None, vocabulary, _served_writer(server, encoder), server if told else None)
+        return Teacher(None, vocabulary, served_writer(server, encoder), server if told else None)
     loaded = load_teacher(config.teacher, weights=over is None or over.is_main_process)
     for member in loaded.members:
         check_context(member, config.data.max_prompt_tokens + config.rollout.max_new_tokens, "the teacher")
@@ -122,7 +122,7 @@ def open_teacher(
     except BadInput:
         if any(map(reads_teacher, config.stages)):
             raise
-        foreign = _foreign_writer(model, loaded, sampler, encoder)
+        foreign = foreign_writer(model, loaded, sampler, encoder)
         return Teacher(None, vocabulary, _in_step(foreign, together), together=together)
     if max(sampler.decoding.eos_ids) >= shared:
         raise BadInput("the teacher does not know the student's end-of-sequence token; no response could ever end")

@@ -23,7 +23,7 @@ Of the decoding, length, temperature and nucleus count; a teacher has a vocabula
 """
 
 
-def _foreign_writer(model: nn.Module, loaded: LoadedTeacher, sampler: Sampler, encoder: Encoder) -> Write:
+def foreign_writer(model: nn.Module, loaded: LoadedTeacher, sampler: Sampler, encoder: Encoder) -> Write:
     """A teacher with its own tokenizer and template; its text is then tokenized for the student."""
     tokenizer, vocabulary = loaded.tokenizer, loaded.vocabulary
     ends = eos_ids(tokenizer, loaded.members[0])
@@ -46,7 +46,7 @@ def _foreign_writer(model: nn.Module, loaded: LoadedTeacher, sampler: Sampler, e
     return write
 
 
-def _served_writer(server: ServedTeacher, encoder: Encoder) -> Write:
+def served_writer(server: ServedTeacher, encoder: Encoder) -> Write:
     def write(examples: Sequence[Example], requests: Sequence[SampleRequest], decoding: Decoding) -> list[Row]:
         conversations = [example.messages for example in examples]
         answers = server.answer(
