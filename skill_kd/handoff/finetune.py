@@ -1,4 +1,4 @@
-"""The fine-tuning step, executed: its script in a process of its own, its exports loaded, its drift measured."""
+"""Run the fine-tuning step: its script in a subprocess, the checks of its exports, and the drift."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ LOG = "finetune.log"
 
 
 def finetune(run: FinishedRun, lock: Lock, python: str | None, *, force: bool) -> list[Check]:
-    """Run the step's script by ``python``, this interpreter if None, and return the checks of every export.
+    """Run the step's script with ``python`` (by default this interpreter), and return the checks of every export.
 
     Raises:
-        UsageError: there is no data, or an earlier fine-tune is in the way and ``force`` is off.
-        MissingRequirementError: Unsloth or a tool for GGUF is missing.
+        UsageError: there is no data, or an earlier fine-tune exists and ``force`` is False.
+        MissingRequirementError: Unsloth or a GGUF tool is missing.
         TrainingFailedError: the script failed.
         InterruptedRunError: a signal stopped it.
     """
@@ -68,7 +68,7 @@ def _refuse_failure(ending: Ending, log: Path) -> None:
 
 
 def measured_drift(run: FinishedRun) -> dict[str, dict[str, float]]:
-    """Return held-out figures of the distilled ``student`` and the ``finetuned`` one, against the teacher.
+    """Return held-out measures of the distilled ``student`` and the ``finetuned`` one, against the teacher.
 
     Raises:
         UsageError, MissingRequirementError: they cannot be measured.

@@ -1,4 +1,4 @@
-"""The checks before a hand-off: of the student's folder, its chat template, and the fine-tuning data."""
+"""Checks before a hand-off: the student's folder, its chat template, and the fine-tuning data."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from skill_kd.handoff.student_folder import Check, failures, standalone
 
 @dataclass(frozen=True)
 class StudentFindings:
-    """The probe's answer about a student and the fine-tuning data."""
+    """The probe's results on a student and the fine-tuning data."""
 
     checks: list[Check]
     has_template: bool
     parts: dict[str, str] | None
-    """Of the chat template; None where it shows no turns."""
+    """Parts of the chat template; None if it is not a plain sequence of turns."""
     positions: int | None
-    """Tokens that the student reads; None if its config sets no limit."""
+    """Maximum number of tokens that the student reads; None if its config sets no limit."""
     teachers: list[dict[str, str | None]]
     student: list[dict[str, str | None]]
-    """Each model with its revision and its commit; the student as it was before training."""
+    """Each model of the student before training, with its revision and its commit."""
     metrics: dict[str, float]
-    """Held-out figures of the weights that were exported."""
+    """Held-out measures of the exported weights."""
     rows: list[dict[str, object]] = field(default_factory=list)
     """The fine-tuning data, as rows of messages."""
     longest: int | None = None
@@ -34,10 +34,10 @@ class StudentFindings:
 
 
 def verify(run: FinishedRun) -> StudentFindings:
-    """Check the student and the data; ``checks`` holds those of the folder, too.
+    """Check the student and the data. ``checks`` also holds the checks of the folder.
 
     Raises:
-        UsageError: a check failed, or the data does not suit the student.
+        UsageError: a check failed, or the data does not fit the student.
         MissingRequirementError: as ``FinishedRun.ask``.
     """
     checks = standalone(run.student)
@@ -52,7 +52,7 @@ def verify(run: FinishedRun) -> StudentFindings:
 
 
 def notes(run: FinishedRun, findings: StudentFindings) -> list[str]:
-    """Return what a person should know about a verified student."""
+    """Return notes for people on a verified student."""
     judged = f"is {run.verdict}" if run.verdict else f"was not asked: skill-kd evaluate {run.path}"
     quality = f"these checks are of files, not of quality; the gate's verdict {judged}"
     if findings.longest is not None:
@@ -61,7 +61,7 @@ def notes(run: FinishedRun, findings: StudentFindings) -> list[str]:
 
 
 def _data(run: FinishedRun) -> str | None:
-    """Return what the spec names, else the data of an earlier hand-off."""
+    """Return the data that the spec names, else the data of an earlier hand-off."""
     earlier: Path = run.folder / DATA
     return run.handoff.data or (str(earlier) if earlier.exists() else None)
 

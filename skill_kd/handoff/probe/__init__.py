@@ -1,5 +1,5 @@
-"""What the hand-off asks of models, in the interpreter of the run: ``python -m skill_kd.handoff.probe``.
+"""The hand-off's checks that load models, run by the run's interpreter: ``python -m skill_kd.handoff.probe``.
 
-That interpreter may lack this package, so it runs a copy of these files and of ``skill_kd.kd``. Nothing
-heavy is imported outside the functions that need it.
+That interpreter may lack this package, so it runs a copy of these files and of ``skill_kd.kd``. Heavy imports are
+inside the functions that need them.
 """
