@@ -1,4 +1,4 @@
-"""A finished run, as the hand-off needs it: its spec, its exported student, and the folder of the fine-tuning step."""
+"""A finished run, for the hand-off: its spec, its exported student, and the folder of the fine-tuning step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOLDER, STUDENT = "handoff", "student"
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that is finished."""
+    """A run whose training is done."""
 
     path: Path
     """Absolute path of the run folder."""
@@ -26,11 +26,11 @@ class FinishedRun:
     spec: Spec
     """The run's spec, with a hand-off section."""
     prober: str
-    """Interpreter that runs the probe."""
+    """The interpreter that answers questions about models."""
 
     @classmethod
     def read(cls, run: Path, data: Path | None, python: str | None) -> FinishedRun:
-        """Read a run folder; ``data`` replaces the spec's ``handoff.data``.
+        """Read a run folder. ``data`` replaces the spec's ``handoff.data``.
 
         Raises:
             UsageError: it is not a run folder, or the run is not finished.
@@ -58,19 +58,19 @@ class FinishedRun:
 
     @property
     def verdict(self) -> str | None:
-        """The gate's last verdict on this student; None if there is none."""
+        """The gate's last verdict on this student, or None if there is none."""
         evaluation = self.path / "eval" / "evaluation.json"
         return read_json(evaluation).get("verdict") if evaluation.exists() else None
 
     @property
     def best_checkpoint(self) -> Path | None:
-        """The exported checkpoint; None if the run's summary names none."""
+        """The exported checkpoint, or None if the run's summary names none."""
         summary = self.path / "summary.json"
         best = read_json(summary).get("best") if summary.exists() else None
         return self.path / "checkpoints" / best if best else None
 
     def ask(self, kind: str, **question: object) -> dict[str, Any]:
-        """Return the probe's answer to a question; raises as ``interpreter.ask``."""
+        """Return the probe's answer to a question about models. It raises what ``interpreter.ask`` raises."""
         spec = self.spec.model_dump(mode="json")
         asked = {"ask": kind, "spec": spec, "folder": str(self.student), **question}
         return interpreter.ask(self.prober, asked, interpreter.folder_of(self.manifest))

@@ -9,25 +9,25 @@ from typing import Any
 from skill_kd.handoff.student_folder import Check, failures
 
 SHOWN = ("forward_kl", "reverse_kl", "held_out_nll", "student_entropy", "distinct_2", "length", "repetition", "ended")
-"""Measures in the drift table. Forward KL, entropy and distinct bigrams measure coverage."""
+"""Measures in the drift table. Forward KL, entropy and distinct bigrams show coverage."""
 MARKS = {True: "ok", False: "FAILED", None: "-"}
 
 
 @dataclass
 class HandoffResult:
-    """A verified student, and the files in the run's ``handoff/``."""
+    """A verified student, and the files written to the run's ``handoff/``."""
 
     folder: Path
     written: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
-    """Files that a person edited and that were not changed."""
+    """Edited files, which the hand-off left unchanged."""
     checks: list[Check] = field(default_factory=list)
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
     """Held-out measures of ``student`` and ``finetuned``, on the run's prompts and teacher samples."""
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the verb's JSON document."""
+        """Return the document that ``--json`` prints."""
         return {**asdict(self), "folder": str(self.folder)}
 
     def failed(self) -> list[str]:

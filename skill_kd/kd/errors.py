@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import signal
 
-GO_ON = "mend that and go on with --resume"
+GO_ON = "fix that and resume with --resume"
 OUT_OF_MEMORY = "out of memory: "
 """Prefix of the ``error:`` line of a script that ran out of memory. The parent process matches it word for word."""
 LESS_MEMORY = (
     "raise training.accumulate, set training.gradient_checkpointing: true, or lower rollout.max_new_tokens; "
-    "`skill-kd plan` tells what takes how much"
+    "`skill-kd plan` lists what takes how much"
 )
 
 
@@ -41,5 +41,5 @@ class StoppedBySignal(ScriptError):  # noqa: N818 -- named for what it is
     """A signal stopped the script, after it wrote a checkpoint."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} after a checkpoint; go on with --resume")
+        super().__init__(f"stopped by {signal.Signals(number).name} after a checkpoint; resume with --resume")
         self.exit_code = 128 + number

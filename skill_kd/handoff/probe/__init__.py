@@ -1,5 +1,5 @@
-"""The hand-off's checks that load models, run by the run's interpreter: ``python -m skill_kd.handoff.probe``.
+"""The hand-off's questions about models, answered in a subprocess: ``python -m skill_kd.handoff.probe``.
 
-That interpreter may lack this package, so it runs a copy of these files and of ``skill_kd.kd``. Heavy imports are
-inside the functions that need them.
+Its interpreter may lack this package, so it runs a copy of these files and of ``skill_kd.kd``. Only the functions that
+need a heavy package import it.
 """

@@ -1,4 +1,4 @@
-"""Load the exports of a fine-tune, and compare them with the student and with each other."""
+"""The exports of a fine-tune, loaded and compared with the student and with each other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from skill_kd.kd.config import Dtype
 
 UNKNOWN = re.compile("model with architecture .* is not supported")
-"""The error of transformers for a sound GGUF file with an architecture that it does not support."""
+"""The error of transformers for a GGUF file that is sound, but of a model type that it cannot read."""
 
 
 def finetuned(question: Any) -> Answer:
@@ -30,7 +30,7 @@ def finetuned(question: Any) -> Answer:
         same = ours.get_vocab() == theirs.get_vocab() and ours.chat_template == theirs.chat_template
         checks.append(check("merged: tokenizer", same, "tokens and chat template of the student"))
         checks.append(check("merged: dtype", dtype in {"bfloat16", "float16"}, dtype))
-        # Round both, or the rounding of the merge alone would count as training.
+        # Both are rounded to the same dtype. Otherwise the rounding of the merge would look like training.
         before = rounded(load(folder, "float32"), dtype)
         moved = difference(load(merged, "float32"), before, ours)
         checks.append(check("merged: trained", moved > 0, f"logits moved by {moved:.1e} of their size in {dtype}"))
@@ -59,7 +59,7 @@ def _adapter_checks(folder: Path, adapter: Path, merged: Path) -> Iterator[Answe
 
 
 def gguf(question: Any) -> Answer:
-    """Read a GGUF file, and compare it with the folder that it was made from."""
+    """Load a GGUF file, and compare it with the folder it was made from."""
     return {"checks": [_gguf_check(Path(question["file"]), Path(question["folder"]))]}
 
 
@@ -72,7 +72,7 @@ def _gguf_check(file: Path, folder: Path) -> Answer:
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     except ImportError:
         raise
-    except Exception as error:  # damage raises many kinds of errors
+    except Exception as error:  # a damaged file can fail in many ways
         said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         unknown = isinstance(error, ValueError) and UNKNOWN.search(str(error))
         return check(name, None if unknown else False, f"transformers cannot read it: {said}")

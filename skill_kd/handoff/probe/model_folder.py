@@ -1,4 +1,4 @@
-"""Load models and tokenizers from a folder, compute their logits on fixed texts, and build findings."""
+"""The model and the tokenizer of a folder, their logits on fixed texts, and the form of a finding."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Answer = dict[str, Any]
 
 TEXTS = ("The quick brown fox jumps over the lazy dog.", "12 times 12 makes 144, and so on: 3.14, naïve café.")
 ROUNDING = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
-"""Largest logit difference that counts as rounding, as a share of the largest logit."""
+"""Largest difference between logits that counts as rounding, as a share of the largest logit."""
 
 
 def check(name: str, passed: bool | None, detail: str) -> Answer:
-    """Return one finding; ``detail`` gives the observed value."""
+    """Return one finding. ``detail`` says what was found."""
     return {"name": name, "passed": passed, "detail": detail}
 
 
@@ -37,14 +37,14 @@ def load(folder: Path, dtype: Dtype) -> Any:
 
 
 def load_config(folder: Path) -> Any:
-    """Load the config as written; a loaded model has its cache enabled."""
+    """Load the config as the file has it. Loading a model would switch its cache on."""
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(folder)
 
 
 def positions(folder: Path) -> int | None:
-    """Return the maximum number of tokens that the model reads; None if its config sets no limit."""
+    """Return the largest number of tokens that the model reads, or None if its config does not say."""
     from skill_kd.kd.model.context import context_length
 
     return context_length(load_config(folder).to_dict())
@@ -60,7 +60,7 @@ def logits(model: Any, tokenizer: Any) -> list[Any]:
 
 
 def difference(model: Any, other: Any, tokenizer: Any) -> float:
-    """Return the largest logit difference of two models, as a share of the largest logit."""
+    """Return the largest difference between two models' logits, as a share of the largest logit."""
     shares = []
     for ours, theirs in zip(logits(model, tokenizer), logits(other, tokenizer), strict=True):
         width = min(ours.shape[-1], theirs.shape[-1])  # the export may have added a pad token
@@ -70,7 +70,7 @@ def difference(model: Any, other: Any, tokenizer: Any) -> float:
 
 
 def findings(folder: Path, dtype: Dtype) -> list[Answer]:
-    """Load a folder in the usual way, and check for common problems."""
+    """Load a folder as a user would, and check what breaks other tools."""
     import torch
 
     from skill_kd.kd.model.vocabulary import eos_ids

@@ -1,4 +1,4 @@
-"""Find the text that a chat template writes around turns, by rendering a conversation."""
+"""The text that a chat template writes around turns, found by rendering a conversation."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ TURNS = ("first-question", "first-answer", "second-question", "second-answer")
 
 
 def template_parts(tokenizer: Any, options: Mapping[str, Any] = MappingProxyType({})) -> dict[str, str] | None:
-    """Return the text that the chat template writes around turns; None if it is not a plain sequence of turns.
+    """Return the text that the chat template writes around turns, or None if it is not a plain sequence of turns.
 
-    ``instruction_part`` and ``response_part`` come before a user's and an assistant's turn; ``after_user`` and
-    ``after_assistant`` come after it. ``opening`` begins a conversation without a system turn. The template receives
-    ``options``.
+    ``instruction_part`` and ``response_part`` come before a user's and an assistant's turn, ``after_user`` and
+    ``after_assistant`` after it. ``opening`` begins a conversation without a system turn. ``options`` are passed to the
+    template.
     """
     if not tokenizer.chat_template:
         return None
@@ -50,7 +50,7 @@ def template_parts(tokenizer: Any, options: Mapping[str, Any] = MappingProxyType
 
 
 def _system_parts(render: Render, turns: list[dict[str, str]], parts: dict[str, str]) -> dict[str, str]:
-    """Return the text around a system turn, if all parts together reproduce the template's output."""
+    """Return the text around a system turn, empty if these parts together do not give the template's text."""
     question, answer, again, last = TURNS
     system = {"role": "system", "content": "system-text"}
     try:
