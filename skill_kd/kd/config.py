@@ -174,7 +174,7 @@ class ForwardKL(Divergence):
 
 
 class ReverseKL(Divergence):
-    """KL(q ‖ p) = Σ_v q log(q/p) at each position, mode-seeking (GKD, arXiv 2306.13649, section 3)."""
+    """KL(q ‖ p) = Σ_v q log(q/p) at each position, mode-seeking (GKD, arXiv 2306.13649: section 2, used in 3.1)."""
 
     on_policy: float = 1.0
     kind: Literal["reverse_kl"] = "reverse_kl"

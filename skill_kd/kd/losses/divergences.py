@@ -96,7 +96,8 @@ def adaptive_kl(student_logp: Tensor, teacher_logp: Tensor, head_mass: float) ->
     """Return forward and reverse KL, weighted by the gap Σ|p − q| on the teacher's head and tail.
 
     arXiv 2404.02657 section 4. The head is the smallest set of likeliest teacher tokens whose mass reaches
-    ``head_mass``. The weights are detached.
+    ``head_mass``. It includes the token that crosses it, which the authors' code leaves out unless it is the first.
+    The weights are detached.
     """
     with torch.no_grad():
         sorted_p, order = teacher_logp.exp().sort(dim=-1, descending=True)
