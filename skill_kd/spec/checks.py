@@ -1,4 +1,4 @@
-"""The rules that hold across sections: each names the keys that do not agree and what to change."""
+"""Rules across sections. Each message names the keys that conflict and what to change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from skill_kd.spec.stages import Stage, objective_of, on_policy
 
 
 def check_stages(stages: tuple[Stage, ...], data: Data) -> None:
-    """Refuse stages out of order or given twice, and a pretraining corpus that does not go with a weight for it."""
+    """Refuse stages out of order or given twice, and a pretraining corpus without its weight or the reverse."""
     kinds = [stage.kind for stage in stages]
     if kinds.count("distill") != 1 or kinds != sorted(kinds, key=["warm_start", "distill", "self_train"].index):
         raise refuse(
@@ -32,7 +32,7 @@ def check_stages(stages: tuple[Stage, ...], data: Data) -> None:
 
 
 def check_teacher(teacher: Teacher, student: Student, stages: tuple[Stage, ...], launch: Launch) -> None:
-    """Refuse what the teacher's source cannot give."""
+    """Refuse keys that need something the teacher's source does not provide."""
     if student.from_teacher and isinstance(teacher.model, tuple) and len(teacher.model) > 1:
         raise refuse(
             f"student.from_teacher grows from one teacher, and teacher.model lists {len(teacher.model)}; "
@@ -82,7 +82,7 @@ def _check_served(served: Served, stage: Stage) -> None:
 
 
 def check_batches(training: Training, launch: Launch, rollout: Rollout, stages: tuple[Stage, ...]) -> None:
-    """Refuse batches that do not divide over processes and passes, or rollouts that do not divide into batches."""
+    """Refuse batches that do not divide over processes and passes, and rounds that do not divide into batches."""
     share = training.accumulate * launch.processes
     if training.batch_size % share:
         raise refuse(
@@ -97,7 +97,7 @@ def check_batches(training: Training, launch: Launch, rollout: Rollout, stages: 
 
 
 def check_exact(stages: tuple[Stage, ...], rollout: Rollout, training: Training, student: Student) -> None:
-    """Refuse, with ``estimator: exact``, every setting that would bias it."""
+    """Refuse every setting that would bias ``estimator: exact``."""
     objectives = map(objective_of, stages)
     if not any(isinstance(objective, MiniLLM) and objective.estimator == "exact" for objective in objectives):
         return
@@ -119,6 +119,6 @@ def check_exact(stages: tuple[Stage, ...], rollout: Rollout, training: Training,
 
 
 def check_sampling(rollout: Rollout, stages: tuple[Stage, ...]) -> None:
-    """Refuse temperature 0 where the student's samples must be a distribution."""
+    """Refuse temperature 0 in on-policy stages, which need more than one possible sample."""
     if rollout.temperature == 0 and any(map(on_policy, stages)):
         raise refuse("rollout.temperature: 0 samples one response only, no distribution; on-policy stages need above 0")

@@ -1,4 +1,4 @@
-"""Pydantic's report of an invalid spec, in plain words: which key, which value, what to write instead."""
+"""Pydantic's report of an invalid spec in plain words: the key, the value, what to write instead."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from skill_kd.spec.stages import all_kinds
 
 
 def mistakes(error: ValidationError) -> list[str]:
-    """Return one line for each mistake. A union reports each member it tried; only the deepest report is meant."""
+    """Return one line for each mistake.
+
+    Pydantic reports every union member it tried; only the deepest reports are kept.
+    """
     reports: dict[str, str] = {}
     for details in error.errors(include_url=False):
         where = ".".join(str(part) for part in details["loc"] if not _is_union_member(str(part)))
@@ -44,7 +47,7 @@ def _describe(details: Any, prefix: str) -> str:
 
 
 def _is_union_member(part: str) -> bool:
-    """Pydantic names the chosen union member in a location; people wrote no such key."""
+    """Return True for the name of a union member, which pydantic puts in a location and the user never wrote."""
     return part in _KINDS or part in {"str", "int", "float"} or part.startswith("constrained-") or "[" in part
 
 
@@ -61,7 +64,7 @@ _REPR.maxstring = _REPR.maxother = 60
 
 
 def _shown(value: object) -> str:
-    """The value as it would be typed; cut before it is written out, since it can be as large as the file."""
+    """Return the value as source, cut while it is formatted, since it can be as large as the file."""
     text = _REPR.repr(value)
     return text if len(text) <= 80 else text[:77] + "…"
 
