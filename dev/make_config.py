@@ -1,4 +1,4 @@
-"""Put the dataclasses of a trainer script's CONFIG between their markers in skill_kd/kd/config.py, from the spec.
+"""Generate the dataclasses of a trainer script's CONFIG in skill_kd/kd/config.py from the spec.
 
 python dev/make_config.py [--check]
 """
@@ -39,12 +39,12 @@ READ = '''
 
 
 def classes() -> str:
-    """Return the source of every dataclass and alias, each after what it names."""
+    """Return the source of every dataclass and alias, each after its dependencies."""
     return "\n\n" + "\n".join(_sources(Spec, set())).lstrip() + READ + "\n\n"
 
 
 def _sources(part: Any, seen: set[Any]) -> Iterator[str]:
-    """Yield the source of a section or of a union of them, after what it needs."""
+    """Yield the source of a section or a union of sections, after its dependencies."""
     part = _bare(part)
     if part in seen or part is Section:
         return
@@ -72,7 +72,7 @@ def _class(section: type[Section]) -> str:
 
 
 def _alias(name: str, annotation: Any) -> str:
-    """Return an alias as ruff formats it."""
+    """Return an alias, formatted as ruff does."""
     flat = _spelled(annotation)
     for source in (f"{name}: TypeAlias = {flat}", f"{name}: TypeAlias = (\n    {flat}\n)"):
         if max(map(len, source.split("\n"))) <= LINE_LENGTH:
@@ -86,7 +86,7 @@ def _name(section: type) -> str:
 
 
 def _type(annotation: Any) -> str:
-    """Return an annotation as Python source, without the limits that only the spec checks."""
+    """Return an annotation as Python source, without the bounds that only the spec checks."""
     annotation = _bare(annotation)
     return ALIASES.get(annotation) or _spelled(annotation)
 
@@ -107,7 +107,7 @@ def _spelled(annotation: Any) -> str:
 
 
 def _folded(members: Sequence[Any]) -> list[Any]:
-    """Return the members of a union, with a smaller union that has an alias in place of its own members."""
+    """Return the members of a union; replace members that form an aliased union by that union."""
     folded = list(members)
     for smaller in ALIASES:
         if set(get_args(smaller)) < set(folded):
