@@ -1,4 +1,4 @@
-"""Put the table of measured figures, from benchmarks/results, between its markers in README.md.
+"""Generate the table of measured numbers in README.md from benchmarks/results.
 
 python dev/make_measured.py [--check]
 """
@@ -22,7 +22,7 @@ def startup() -> Iterator[Row]:
 
 
 def loss() -> Iterator[Row]:
-    """Yield the speed and the memory of the loss from hidden states."""
+    """Yield speed and memory of the loss from hidden states."""
     for shape in result("loss")["shapes"]:
         faster, peak = shape["times_faster_than"]["wall"]["trl"], shape["peak_bytes"]
         size = f"{shape['tokens']} tokens, vocabulary {shape['vocabulary']}"
@@ -34,7 +34,7 @@ def loss() -> Iterator[Row]:
 
 
 def sampling() -> Iterator[Row]:
-    """Yield how teacher-mixed sampling compares."""
+    """Yield the speed of teacher-mixed sampling."""
     for case in result("sampling")["cases"]:
         ratios = case["ratios"]
         yield (
@@ -45,7 +45,7 @@ def sampling() -> Iterator[Row]:
 
 
 def end_to_end() -> Iterator[Row]:
-    """Yield whole updates against peers, and what equal time brings."""
+    """Yield whole updates compared with peers, and the result after equal time."""
     kept = result("end_to_end")
     faster = kept["speed"]["times_faster_than"]
     for peer, name, what in (
@@ -61,7 +61,7 @@ def end_to_end() -> Iterator[Row]:
 
 
 def demo() -> Iterator[Row]:
-    """Yield what the demo does."""
+    """Yield the results of the demo."""
     kept = result("demo")
     moments = ("student before", "after warm start", "after MiniLLM")
     values = [[run["figures"][moment]["reverse_kl"] for run in kept["runs"]] for moment in moments]
@@ -74,7 +74,7 @@ def demo() -> Iterator[Row]:
 
 
 def backends() -> Iterator[Row]:
-    """Yield how far the students of the backends are apart."""
+    """Yield the differences between the students of the backends."""
     kept = result("backends")
     for pair, figures in kept["differences"].items():
         told = ", ".join(f"{_words(name)} {_interval(values)}" for name, values in figures.items())
@@ -83,7 +83,7 @@ def backends() -> Iterator[Row]:
 
 
 def plan() -> Iterator[Row]:
-    """Yield how far off plan is."""
+    """Yield the error of ``plan``."""
     for measure, what in (("live", "planned tensor memory"), ("rss", "planned resident memory")):
         errors = [abs(row[f"{measure}_error"]) for row in result("plan_memory")["rows"]]
         told = f"off by {median(errors):.1%} at the median, {max(errors):.1%} at worst"
@@ -91,7 +91,7 @@ def plan() -> Iterator[Row]:
 
 
 def honesty() -> Iterator[Row]:
-    """Yield how often the gate is wrong about students it was not tuned on."""
+    """Yield the gate's error rates on students it was not tuned on."""
     kept = result("evaluate_honesty")
     world = kept["worlds"]["as derived"]
     for preset in ("assistant", "text-only"):
@@ -107,7 +107,7 @@ def honesty() -> Iterator[Row]:
 
 
 def reading() -> Iterator[Row]:
-    """Yield what evaluate's probabilities cost."""
+    """Yield the cost of the log-probs in ``evaluate``."""
     ratio = result("evaluate_speed")["ratio"]["wall"]
     yield (
         "`evaluate` reading two models, ÷ their bare forward passes",
@@ -116,7 +116,7 @@ def reading() -> Iterator[Row]:
 
 
 def diagnosing() -> Iterator[Row]:
-    """Yield how fast logs are read, and in how much memory."""
+    """Yield the speed and memory of ``diagnose``."""
     kept = result("diagnose_speed")
     told = "; ".join(
         f"{run['lines']:,} lines {run['lines_per_second']:,.0f} lines/s, {run['peak_bytes'] / 1e6:.0f} MB"
@@ -140,7 +140,7 @@ PARTS = {
 
 
 def table() -> str:
-    """Return a row for each figure of the results that are there."""
+    """Return the table, with the rows of each existing result."""
     lines = ["| what | figure | from `benchmarks/results` |", "|---|---|---|"]
     kept = {name: part for name, part in PARTS.items() if (RESULTS / f"{name}.json").exists()}
     lines += [f"| {what} | {told} | `{name}.json` |" for name, part in kept.items() for what, told in part()]

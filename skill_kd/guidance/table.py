@@ -1,4 +1,4 @@
-"""The decision table itself: what may be seen, what to do about it, and which objective fits which need.
+"""The decision table: findings with their remedies, and needs with their objective.
 
 Frozen data. Numbers such as 2306.08543 are arXiv ids, listed in references/citations.md. "judgement" marks what nobody
 measured, "ours" what benchmarks/ measured.
@@ -15,34 +15,34 @@ Teacher = Literal["logits", "served", "text"]
 Budget = Literal["small", "normal", "large"]
 
 LONG = 512
-"""Tokens of an answer above which whole-response policy gradients are too noisy to start with."""
+"""Response length, in tokens, above which whole-response policy gradients are too noisy to start with."""
 
 
 @dataclass(frozen=True)
 class Knob:
-    """One change to a spec that trains with one of ``kinds``. ``path`` begins at the distill stage or at the top."""
+    """One change to a spec with an objective of ``kinds``. ``path`` starts at the distill stage or at the top."""
 
     kinds: tuple[str, ...]
     path: str
     value: object
-    """The new value; a ``float`` with ``scale`` multiplies what is there."""
+    """The new value; with ``scale``, a factor for the current value."""
     scale: bool = False
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """Something to do, with what speaks for it."""
+    """An action and its evidence."""
 
     do: str
     cost: Literal["serving", "data", "pilot"]
-    """What it takes, cheapest first: a setting at the server, other data, a training pilot."""
+    """Kind of effort, cheapest first: a serving setting, other data, a training pilot."""
     evidence: str
     knobs: tuple[Knob, ...] = ()
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What may be seen, and what to do about it."""
+    """A symptom, its meaning and its remedies."""
 
     key: str
     seen: str
@@ -50,7 +50,7 @@ class Finding:
     remedies: tuple[Remedy, ...]
     """Cheapest first."""
     against: str
-    """Counter-evidence, and what else it may be."""
+    """Counter-evidence and other explanations."""
 
 
 ON_POLICY = ("reverse_kl", "skew_reverse_kl", "entropy_aware", "jsd")
@@ -237,7 +237,7 @@ BY_KEY = {finding.key: finding for finding in FINDINGS}
 
 @dataclass(frozen=True)
 class Choice:
-    """A need, the objective to start with, and why. None matches anything; the first match counts."""
+    """A need, the objective to start with, and why. None matches anything; the first match wins."""
 
     matters: tuple[Matters, ...] | None
     teacher: tuple[Teacher, ...] | None
@@ -246,12 +246,12 @@ class Choice:
     objective: Mapping[str, object]
     why: str
     unless: str
-    """What would change this."""
+    """Conditions that would change this choice."""
     beside: Mapping[str, object] | None
-    """The objective to train beside it on the same budget; None where the teacher gives text only."""
+    """The objective to compare with, on the same budget; None if the teacher gives only text."""
 
     def fits(self, matters: str, teacher: str, budget: str, long: bool) -> bool:
-        """Whether this row is about the need."""
+        """Return True if this row matches the need."""
         asked = ((self.matters, matters), (self.teacher, teacher), (self.budget, budget))
         return all(each is None or value in each for each, value in asked) and self.long in (None, long)
 

@@ -82,7 +82,7 @@ def _check_served(served: Served, stage: Stage) -> None:
 
 
 def check_batches(training: Training, launch: Launch, rollout: Rollout, stages: tuple[Stage, ...]) -> None:
-    """Refuse batches that do not divide over processes and passes, or rollouts that do not divide into batches."""
+    """Refuse batches that do not divide over processes and passes, and rounds that do not divide into batches."""
     share = training.accumulate * launch.processes
     if training.batch_size % share:
         raise refuse(

@@ -31,7 +31,7 @@ def _explain_kind(schema: dict[str, Any]) -> None:
 
 
 class Section(BaseModel):
-    """Base of every part of a spec: frozen, finite numbers, unknown keys refused with the nearest known one."""
+    """Base of every section: frozen, refuses infinite numbers, answers an unknown key with the nearest known one."""
 
     model_config = ConfigDict(
         frozen=True,
