@@ -19,7 +19,16 @@ import torch
 from torch import Tensor
 
 from skill_kd.kd.losses.divergences import forward_kl, reverse_kl
-from skill_kd.prove.enumeration import AllResponses, Loss, all_responses, gradient_variance
+from skill_kd.prove.enumeration import (
+    AllResponses,
+    Loss,
+    all_responses,
+    cosine,
+    exact_gradient,
+    expected_gradient,
+    gradient_variance,
+    random_policy,
+)
 from skill_kd.prove.judging import compare, policies
 from skill_kd.prove.known import KNOWN, pads_trained
 
@@ -29,6 +38,12 @@ COMMAND = "python dev/make_objectives_reference.py"
 # --- the bias of estimators -------------------------------------------------------------------------------------------
 
 VOCABULARY, LENGTH, SEEDS, MIXES = 4, 4, range(16), (0.0, 0.2, 0.5)
+MORE_SEEDS, SCALES = 200, (1.0, 2.0)
+MORE_SHOWN = (
+    "Single + Long, per-decision weights (`exact`)",
+    "per-token weight, length normalisation, clip (`paper`)",
+    "Single alone (`reverse_kl`, on-policy)",
+)
 
 
 def bias_table(_text: str) -> str:
@@ -42,9 +57,30 @@ def bias_table(_text: str) -> str:
         f"Cosine with the exact gradient: median (lowest) of {len(SEEDS)} pairs of random policies; then the relative "
         f"bias ‖g − e‖ / ‖e‖, median. Every response of at most {LENGTH} tokens over a vocabulary of {VOCABULARY} with "
         "EOS, logits of standard deviation 1, float64. Variance: of one response's gradient, median over the pairs "
-        f"at α = {', '.join(f'{mix:g}' for mix in MIXES)}."
+        f"at α = {', '.join(f'{mix:g}' for mix in MIXES)}. {_larger_toys()}"
     )
     return "\n".join([legend, "", *rows])
+
+
+def _larger_toys() -> str:
+    """Return a sentence: the cosines at α = 0 on more pairs of policies, over one more token, and further apart."""
+    responses = all_responses(VOCABULARY + 1, LENGTH)
+    shown = [
+        f"{name} {' and '.join(_spread(KNOWN[name], responses, scale) for scale in SCALES)}" for name in MORE_SHOWN
+    ]
+    return (
+        f"Cosines over {MORE_SEEDS} pairs and {VOCABULARY + 1} tokens, α = 0, with logits of standard deviation "
+        f"{' and '.join(f'{scale:g}' for scale in SCALES)}: {'; '.join(shown)}."
+    )
+
+
+def _spread(loss: Loss, responses: AllResponses, scale: float) -> str:
+    cosines = []
+    for seed in range(MORE_SEEDS):
+        student, teacher = (random_policy(responses, each, scale) for each in (seed, MORE_SEEDS + seed))
+        gradient = expected_gradient(loss, student, teacher, responses, None)
+        cosines.append(cosine(gradient, exact_gradient(student, teacher, responses)))
+    return f"{median(cosines):.2f} ({min(cosines):.2f})"
 
 
 def _cells(loss: Loss, responses: AllResponses) -> list[str]:

@@ -125,7 +125,7 @@ def demo(
         result = run(spec, out)
     except SkillKDError as error:  # a demo always starts afresh
         command = shlex.join(["skill-kd", "run", str(out / spec.name / "spec.yaml"), "--runs", str(out), "--resume"])
-        error.args = (str(error).replace("go on with --resume", f"go on with `{command}`"),)
+        error.args = (str(error).replace("resume with --resume", f"resume with `{command}`"),)
         raise
     summary: Any = result.summary
     measures, samples = summary["measures"], summary["samples"]

@@ -179,7 +179,7 @@ def stop(number: int, frame: object) -> None:
     """End as one does after a checkpoint."""
     (HERE / "checkpoints").mkdir(exist_ok=True)
     event("checkpoint", update=1)
-    print("error: stopped by a signal; go on with --resume", file=sys.stderr)
+    print("error: stopped by a signal; resume with --resume", file=sys.stderr)
     sys.exit(128 + number)
 
 

@@ -1,6 +1,6 @@
-"""Distil a teacher into a student, on transformers and accelerate.
+"""Distil a teacher into a student with transformers and accelerate.
 
-``CONFIG`` says what it trains on and how. Next to this file, ``kd/train/setup.py`` builds the parts of a run,
+``CONFIG`` holds the settings of the run. Next to this file, ``kd/train/setup.py`` builds the parts of a run,
 ``kd/train/loop.py`` is the training loop, ``kd/losses/`` has the losses and ``kd/rollouts/`` the sampler.
 Run it with ``python train.py``; stop it with Ctrl-C and resume with ``python train.py --resume``.
 """
@@ -21,7 +21,7 @@ FOLDER = output_folder(__file__, sys.argv)
 
 
 def prepare() -> Run:
-    """Load the student, or grow it from the teacher's layers, and put the run together around it."""
+    """Load the student, or grow it from the teacher's layers, and build the run."""
     accelerator = open_accelerator(CONFIG, FOLDER)
     strategy = open_strategy(CONFIG, accelerator)
     student, tokenizer = load_student(CONFIG.student, CONFIG.teacher, weights=strategy.loads_weights)

@@ -122,7 +122,7 @@ def earlier(job: Job, resume: bool) -> Manifest | None:
     """
     if not resume:
         if os.path.lexists(job.folder):
-            mend = "go on with --resume, or take" if job.folder.is_dir() else "move what is in the way, or take"
+            mend = "resume with --resume, or take" if job.folder.is_dir() else "move what is in the way, or take"
             raise UsageError(f"run folder '{job.folder}' exists; {mend} another --name")
         return None
     if not job.folder.is_dir():
@@ -263,7 +263,7 @@ def _failure(ending: Ending) -> SkillKDError | None:
     number = -code if code < 0 else code - 128
     stop = ending.stopped_by or (number if number in {signal.SIGINT, signal.SIGTERM} else None)
     if stop is not None:
-        return InterruptedRunError(f"stopped by {signal.Signals(stop).name}; go on with --resume", stop)
+        return InterruptedRunError(f"stopped by {signal.Signals(stop).name}; resume with --resume", stop)
     if number == getattr(signal, "SIGKILL", None):
         return OutOfMemoryError(f"killed, probably out of memory: {LESS_MEMORY}")
     if code < 0:

@@ -24,19 +24,19 @@ from typing import (
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 class Section:
-    """Named values that cannot change: every subclass is a frozen dataclass. ``dataclasses.replace`` copies one."""
+    """Named values that cannot change. Every subclass is a frozen dataclass; ``dataclasses.replace`` copies one."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def __init_subclass__(cls) -> None:
         dataclass(frozen=True, kw_only=True)(cls)
-        # A frozen dataclass brings methods of its own, whose message does not say what to do.
+        # The message of a frozen dataclass's own methods does not say what to do.
         type.__setattr__(cls, "__setattr__", _refuse_to_set)
         type.__setattr__(cls, "__delattr__", _refuse_to_delete)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Return the section that ``values`` spell: nested dicts and lists, as a resolved spec has them in JSON.
+        """Build the section from nested dicts and lists, as in the JSON of a resolved spec.
 
         Raises:
             TypeError: a key is unknown, or a required one is missing.
@@ -50,7 +50,7 @@ def _refuse_to_set(_: Section, name: str, __: object) -> NoReturn:
 
 
 def _refuse_to_delete(_: Section, name: str) -> NoReturn:
-    raise AttributeError(f"the configuration is frozen; '{name}' stays")
+    raise AttributeError(f"the configuration is frozen; '{name}' cannot be deleted")
 
 
 def _read(annotation: Any, value: Any) -> Any:
@@ -65,7 +65,7 @@ def _read(annotation: Any, value: Any) -> Any:
     return value
 
 
-# What each key means is in references/spec.md, and in the JSON Schema that `skill-kd schema` prints.
+# references/spec.md explains each key, and so does the JSON Schema that `skill-kd schema` prints.
 # --- generated: config ---
 
 
@@ -174,7 +174,7 @@ class ForwardKL(Divergence):
 
 
 class ReverseKL(Divergence):
-    """KL(q ‖ p) = Σ_v q log(q/p) at each position, mode-seeking (GKD, arXiv 2306.13649, section 3)."""
+    """KL(q ‖ p) = Σ_v q log(q/p) at each position, mode-seeking (GKD, arXiv 2306.13649: section 2, used in 3.1)."""
 
     on_policy: float = 1.0
     kind: Literal["reverse_kl"] = "reverse_kl"

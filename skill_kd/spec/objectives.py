@@ -54,7 +54,7 @@ class ForwardKL(Divergence):
 
 
 class ReverseKL(Divergence):
-    """KL(q ‖ p) = Σ_v q log(q/p) at each position, mode-seeking (GKD, arXiv 2306.13649, section 3).
+    """KL(q ‖ p) = Σ_v q log(q/p) at each position, mode-seeking (GKD, arXiv 2306.13649: section 2, used in 3.1).
 
     On-policy it is MiniLLM's Single term alone: the effect of a token on later rewards is left out.
     """
@@ -103,7 +103,10 @@ class SkewReverseKL(Divergence):
 
 
 class AdaptiveKL(Divergence):
-    """Adaptive KL (arXiv 2404.02657, section 4): forward and reverse KL weighted by |p − q| on head and tail of p."""
+    """Adaptive KL (arXiv 2404.02657, section 4): forward and reverse KL weighted by |p − q| on head and tail of p.
+
+    Our head includes the token that crosses ``head_mass``; the authors' code leaves it out, unless it is the first.
+    """
 
     kind: Literal["adaptive_kl"] = "adaptive_kl"
     head_mass: Annotated[float, Field(gt=0, lt=1)] = 0.5
