@@ -235,16 +235,13 @@ class Endpoint:
         return self._read(self._sent(path, None if body is None else json.dumps(body).encode()))
 
     def _sent(self, path: str, content: bytes | None) -> httpx.Response:
-        """Send a POST if there is ``content``, a GET if not.
-
-        A GET follows redirects, a POST does not: prompts go only to the address that the user named.
-        """
+        """Send a POST if there is ``content``, a GET if not. The key and the prompts follow no redirect."""
         import httpx
 
         method, url, headers = "GET" if content is None else "POST", self.url.rstrip("/") + path, self._headers()
         try:
-            return self._client.request(method, url, content=content, headers=headers, follow_redirects=content is None)
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.TooManyRedirects) as error:
+            return self._client.request(method, url, content=content, headers=headers)
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise Missing(f"{self.names.url} {self.url} cannot be asked ({self._reason(error)}); fix it") from error
         except (httpx.RequestError, OSError, ValueError) as error:
             nobody = isinstance(error, httpx.ConnectError)
