@@ -11,7 +11,8 @@ each is next to this file:
 5. Compute the loss: ``kd/model/student.py``, ``StudentWithLoss.forward``.
 6. Accumulate the gradients: ``kd/train/loop.py``, ``add_up_gradients``.
 7. Clip and step: ``kd/train/stepper.py``, ``Stepper.norm`` and ``Stepper.step``.
-8. Log and checkpoint: ``kd/train/journal.py``, ``Journal.update``, and ``kd/train/checkpoints.py``, ``Checkpoints.save``.
+8. Log and checkpoint: ``kd/train/journal.py``, ``Journal.update``, and ``kd/train/checkpoints.py``,
+   ``Checkpoints.save``.
 
 Run it with ``python train.py``; stop it with Ctrl-C and resume with ``python train.py --resume``.
 """
