@@ -122,6 +122,13 @@ def test_every_test_that_the_guide_names_exists() -> None:
     assert not lost, "\n".join(lost)
 
 
+def test_every_entry_of_the_log_has_a_date_and_the_newest_comes_first() -> None:
+    titles = re.findall(r"^## (.*)$", (GUIDE.parent / "LOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    dates = [match[1] for title in titles if (match := re.fullmatch(r"(\d{4}-\d\d-\d\d): \S.+", title))]
+    assert len(dates) == len(titles) > 30
+    assert dates == sorted(dates, reverse=True)
+
+
 # --- metrics.jsonl ----------------------------------------------------------------------------------------------------
 
 
