@@ -1,6 +1,6 @@
 """Check the core where torch is not installed: import every module that needs none, run the verbs that train nothing.
 
-python .ci/core.py    in an environment that has skill-kd without extras, on any system
+python dev/check_core.py    in an environment that has skill-kd without extras, on any system
 
 The commands run in a temporary folder. It exits with 1 if one of them fails.
 """

@@ -195,14 +195,34 @@ def test_add_a_spec_key(copy: Path) -> None:
     assert shown.stdout == "0.5\n", shown.stderr
 
 
+def run_test(copy: Path, path: str, word: str) -> str:
+    """Return what a failing test of the copy says."""
+    done = python(copy, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", path, "-k", word)
+    assert done.returncode == 1, done.stdout + done.stderr
+    return done.stdout
+
+
 def test_add_an_objective(copy: Path) -> None:
     """The test that the recipe runs names every home that the new divergence lacks, and no other objective."""
     with (copy / "skill_kd/kd/losses/divergences.py").open("a", encoding="utf-8") as file:
         file.write('\n\nDIVERGENCES = {**DIVERGENCES, "new_kl": forward_kl}\n')
-    tests = "tests/kd/train/test_objectives.py"
-    done = python(copy, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", tests, "-k", "homes")
-    assert done.returncode == 1, done.stdout + done.stderr
-    said = set(re.findall(r"^E +(?:AssertionError: )?(\w+): add (.*)", done.stdout, re.MULTILINE))
-    assert {kind for kind, _ in said} == {"new_kl"}
-    assert any("a model to Objective in skill_kd/spec" in home for _, home in said)
-    assert len(said) > 5
+    said = run_test(copy, "tests/kd/train/test_objectives.py", "homes")
+    lacking = set(re.findall(r"^E +(?:AssertionError: )?(\w+): add (.*)", said, re.MULTILINE))
+    assert {kind for kind, _ in lacking} == {"new_kl"}
+    assert any("a model to Objective in skill_kd/spec" in home for _, home in lacking)
+    assert len(lacking) > 5
+
+
+def test_add_a_launch_strategy(copy: Path) -> None:
+    replace_once(copy / "skill_kd/spec/running.py", '"fsdp2", "deepspeed"]', '"fsdp2", "deepspeed", "new"]')
+    said = run_test(copy, "tests/kd/train/test_strategy.py", "every_strategy")
+    assert "kd/train/strategy.py: STRATEGIES has no class for ['new']" in said
+
+
+def test_add_a_metric_of_the_gate(copy: Path) -> None:
+    replace_once(
+        copy / "skill_kd/evaluate/metrics.py",
+        "KINDS = {\n",
+        'KINDS = {\n    "new": Kind("", "value", "low", "share"),\n',
+    )
+    assert "'new'" in run_test(copy, "tests/evaluate/test_evaluate_metrics.py", "policy")

@@ -104,7 +104,7 @@ def test_ci_runs_everything_on_linux_and_the_core_on_macos_and_windows() -> None
     assert ".ci/run" in commands["all"]
     assert jobs(path)["all"]["runs-on"].startswith("ubuntu-")
     assert jobs(path)["core"]["strategy"]["matrix"]["os"] == ["macos-latest", "windows-latest"]
-    assert commands["core"][-2:] == ["skill-kd --help", "python .ci/core.py"]
+    assert commands["core"][-2:] == ["skill-kd --help", "python dev/check_core.py"]
 
 
 def test_the_hooks_run_the_tools_of_the_environment() -> None:
