@@ -1,8 +1,8 @@
-"""Run every verb on a real run folder: the packaged teacher, its 49,152 tokens, two updates. Print each verb's time.
+"""Run every verb on a real run folder, and print its time. The run has the packaged teacher and two updates.
 
-python .ci/verbs.py [--unsloth PYTHON]    in the environment that has skill-kd; PYTHON is one that has Unsloth
+python .ci/verbs.py [--unsloth PYTHON]    run it where skill-kd is installed; PYTHON has Unsloth
 
-The commands run in a temporary folder. A verb fails if its exit code is not among the expected ones.
+The commands run in a temporary folder. A verb fails if its exit code is not an expected one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ VERDICT = (0, 3, 4)
 
 
 def verbs(unsloth: str | None) -> list[tuple[list[str], tuple[int, ...]]]:
-    """Return the commands in the order of a project, each with the exit codes that it may end with."""
+    """Return the commands in the order of a project, each with its allowed exit codes."""
     run, few = "runs/verbs", ["--set", "samples=2", "--no-latency", "--max-new-tokens", "8"]
     log = str(ROOT / "tests" / "data" / "logs" / "openai_proxy.jsonl")
     listed: list[tuple[list[str], tuple[int, ...]]] = [
@@ -51,7 +51,7 @@ def verbs(unsloth: str | None) -> list[tuple[list[str], tuple[int, ...]]]:
 
 
 def fill(folder: Path) -> None:
-    """Write the spec and small data into ``folder``."""
+    """Write the spec and small data files into ``folder``."""
     (folder / "spec.yaml").write_text(SPEC, encoding="utf-8")
     lines = (ROOT / "skill_kd" / "demo_prompts.jsonl").read_text(encoding="utf-8").splitlines()
     (folder / "prompts.jsonl").write_text("\n".join(lines[:20]) + "\n", encoding="utf-8")

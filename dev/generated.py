@@ -1,4 +1,4 @@
-"""The part of a document that a script makes, between its two markers."""
+"""Generate the part of a document between two markers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def result(name: str) -> Any:
-    """Return what a benchmark kept."""
+    """Return the saved result of a benchmark."""
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
@@ -22,7 +22,7 @@ def _replaced(document: str, name: str, made: str) -> str:
     """Return the text of ``document`` with ``made`` between the markers of ``name``.
 
     Raises:
-        SystemExit: a marker is not there.
+        SystemExit: a marker is missing.
     """
     comment = "# --- {} ---" if document.endswith(".py") else "<!-- {} -->"
     begin, end = comment.format(f"generated: {name}") + "\n", comment.format(f"end: {name}")
@@ -34,9 +34,9 @@ def _replaced(document: str, name: str, made: str) -> str:
 
 
 def main(document: str, name: str, make: Callable[[], str], whole: Mapping[str, Callable[[], str]] = {}) -> int:
-    """Write that part of ``document`` and the files of ``whole``, or with ``--check`` say what has drifted.
+    """Write part ``name`` of ``document`` and the files of ``whole``, or with ``--check`` report what has drifted.
 
-    Paths start at the repository's root.
+    Paths are relative to the repository's root.
     """
     parser = argparse.ArgumentParser(description=f"The generated part '{name}' of {document}.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if it has drifted")

@@ -1,4 +1,4 @@
-"""Put the dataclasses of a trainer script's CONFIG between their markers in skill_kd/kd/config.py, from the spec.
+"""Generate the dataclasses of a trainer script's CONFIG from the spec, between markers in skill_kd/kd/config.py.
 
 python dev/make_config.py [--check]
 """
@@ -39,12 +39,12 @@ READ = '''
 
 
 def classes() -> str:
-    """Return the source of every dataclass and alias, each after what it names."""
+    """Return the source of every dataclass and alias, each after the ones that it uses."""
     return "\n\n" + "\n".join(_sources(Spec, set())).lstrip() + READ + "\n\n"
 
 
 def _sources(part: Any, seen: set[Any]) -> Iterator[str]:
-    """Yield the source of a section or of a union of them, after what it needs."""
+    """Yield the source of a section or of a union of sections, after the ones that it uses."""
     part = _bare(part)
     if part in seen or part is Section:
         return
@@ -72,7 +72,7 @@ def _class(section: type[Section]) -> str:
 
 
 def _alias(name: str, annotation: Any) -> str:
-    """Return an alias as ruff formats it."""
+    """Return the source of an alias, in ruff's format."""
     flat = _spelled(annotation)
     for source in (f"{name}: TypeAlias = {flat}", f"{name}: TypeAlias = (\n    {flat}\n)"):
         if max(map(len, source.split("\n"))) <= LINE_LENGTH:
@@ -86,7 +86,7 @@ def _name(section: type) -> str:
 
 
 def _type(annotation: Any) -> str:
-    """Return an annotation as Python source, without the limits that only the spec checks."""
+    """Return an annotation as Python source. It has no limits, such as ``gt=0``: only the spec checks them."""
     annotation = _bare(annotation)
     return ALIASES.get(annotation) or _spelled(annotation)
 
@@ -107,7 +107,7 @@ def _spelled(annotation: Any) -> str:
 
 
 def _folded(members: Sequence[Any]) -> list[Any]:
-    """Return the members of a union, with a smaller union that has an alias in place of its own members."""
+    """Return the members of a union. If a smaller union has an alias, it replaces its members."""
     folded = list(members)
     for smaller in ALIASES:
         if set(get_args(smaller)) < set(folded):

@@ -1,4 +1,4 @@
-"""Put the measured comparison of MiniLLM's estimators between its markers in references/objectives.md.
+"""Generate the measured comparison of MiniLLM's estimators in references/objectives.md.
 
 python dev/make_estimators.py [--check]
 """
@@ -23,7 +23,7 @@ ESTIMATORS = ("forward_kl", "reverse_kl", "student_entropy", "length", "repetiti
 
 
 def table(study: str, figures: Sequence[str]) -> str:
-    """Return how the study's reference changed held-out figures, and how far from it the others ended, as Markdown."""
+    """Return Markdown: the held-out changes of the study's reference, and the others' differences from it."""
     document = generated.result(study)
     seeds, setting = len(document["runs"]), document["setting"]
     reference = setting["reference"]

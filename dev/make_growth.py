@@ -1,4 +1,4 @@
-"""Put the table of how an update grows between its markers in benchmarks/README.md, and draw results/growth.svg.
+"""Generate the table of update growth in benchmarks/README.md, and draw results/growth.svg.
 
 python dev/make_growth.py [--check]
 """
@@ -22,7 +22,7 @@ INK = "#57606a"
 
 
 def table() -> str:
-    """Return the table, a line for each case."""
+    """Return the table with one row per case."""
     kept = generated.result("end_to_end_growth")
     lines = ["| grows | to | seconds an update | of it sampling | peak MiB |", "|---|---|---|---|---|"]
     for axis, (name, size) in AXES.items():
@@ -36,7 +36,7 @@ def table() -> str:
 
 
 def drawing() -> str:
-    """Return three panels as SVG, both axes logarithmic."""
+    """Return an SVG of three panels with logarithmic axes."""
     cases = generated.result("end_to_end_growth")["cases"]
     seconds = [case[kind]["median"] for measured in cases.values() for case in measured for kind in KINDS]
     low, high = math.log10(min(seconds)), math.log10(max(seconds))
@@ -51,7 +51,7 @@ def drawing() -> str:
 
 
 def panel(axis: str, measured: list[dict[str, Any]], at: float, low: float, high: float) -> Iterator[str]:
-    """Yield one panel: a line for the whole update and one for its sampling."""
+    """Yield the SVG of one panel: one line for the whole update and one for its sampling."""
     name, size = AXES[axis]
     sizes = [size(case) for case in measured]
     first, last = math.log10(sizes[0]), math.log10(sizes[-1])

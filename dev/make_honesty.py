@@ -1,4 +1,4 @@
-"""Put the gate's margins and error rates between their markers in references/evaluation.md.
+"""Generate the gate's margins and error rates in references/evaluation.md.
 
 python dev/make_honesty.py [--check]
 """
@@ -12,7 +12,7 @@ import generated
 
 
 def table() -> str:
-    """Return margins and rates as Markdown."""
+    """Return margins and error rates as Markdown."""
     document = generated.result("evaluate_honesty")
     simulations = document["seeds"]["margins"][1]
     lines = [

@@ -1,11 +1,14 @@
-"""Put the table of measured figures, from benchmarks/results, between its markers in README.md.
+"""Write the table of measurements to benchmarks/README.md, and five of its rows to README.md, between the markers.
+
+The numbers come from benchmarks/results.
 
 python dev/make_measured.py [--check]
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from statistics import median
 
 import generated
 from generated import RESULTS, result
@@ -21,30 +24,32 @@ def startup() -> Iterator[Row]:
 
 
 def loss() -> Iterator[Row]:
-    """Yield the speed and the memory of the loss from hidden states."""
+    """Yield the speed and the memory use of the loss from hidden states."""
     for shape in result("loss")["shapes"]:
         faster, peak = shape["times_faster_than"]["wall"]["trl"], shape["peak_bytes"]
         size = f"{shape['tokens']} tokens, vocabulary {shape['vocabulary']}"
         yield (
             f"reverse KL with its gradients, from hidden states; {size}",
             f"{_range(faster['eager'])} times as fast as TRL's chunked kernel, compiled {_range(faster['compiled'])}; "
-            f"{peak['eager'] / 2**20:.0f} MiB beside its {peak['trl'] / 2**20:.0f}",
+            f"{peak['eager'] / 2**20:.0f} MiB against its {peak['trl'] / 2**20:.0f}",
         )
 
 
 def sampling() -> Iterator[Row]:
-    """Yield how teacher-mixed sampling compares."""
+    """Yield the speed of teacher-mixed sampling, relative to other samplers."""
     for case in result("sampling")["cases"]:
         ratios = case["ratios"]
+        faster = _spread(ratios["every step / lazy, reordered"])
+        longer = _spread(ratios["lazy, reordered / student, reordered"])
         yield (
             f"teacher-mixed sampling, α = 0.2, student of {case['layers']} of 30 layers",
-            f"{_spread(ratios['every step / lazy, reordered'])} times as fast as both models at every step, which use "
-            f"torch's products; {_spread(ratios['lazy, reordered / student, reordered'])} times student-only sampling",
+            f"{faster} times as fast as running both models at every step with torch's matrix products; takes {longer} "
+            "times as long as student-only sampling",
         )
 
 
 def end_to_end() -> Iterator[Row]:
-    """Yield whole updates against peers, and what equal time brings."""
+    """Yield the speed of whole updates relative to peers, and the held-out KLs after equal time."""
     kept = result("end_to_end")
     faster = kept["speed"]["times_faster_than"]
     for peer, name, what in (
@@ -60,20 +65,20 @@ def end_to_end() -> Iterator[Row]:
 
 
 def demo() -> Iterator[Row]:
-    """Yield what the demo does."""
+    """Yield the held-out KLs of the demo."""
     kept = result("demo")
     moments = ("student before", "after warm start", "after MiniLLM")
     values = [[run["figures"][moment]["reverse_kl"] for run in kept["runs"]] for moment in moments]
     shown = ", ".join(f"{min(each):.2f}–{max(each):.2f}" for each in values)
-    what = f"demo over {len(kept['runs'])} seeds, reverse KL: before, after the warm start, after MiniLLM"
+    what = f"demo over {len(kept['runs'])} seeds, reverse KL before training, after the warm start, after MiniLLM"
     yield what, f"{shown} nats a token"
     change = kept["changes"]["MiniLLM"]
     told = ", ".join(f"{_words(name)} {_interval(change[name])}" for name in ("reverse_kl", "forward_kl"))
-    yield "demo, what MiniLLM adds to the warm start", told
+    yield "demo, change from the warm start to the end of MiniLLM", told
 
 
 def backends() -> Iterator[Row]:
-    """Yield how far the students of the backends are apart."""
+    """Yield the differences between the students of the backends."""
     kept = result("backends")
     for pair, figures in kept["differences"].items():
         told = ", ".join(f"{_words(name)} {_interval(values)}" for name, values in figures.items())
@@ -82,15 +87,15 @@ def backends() -> Iterator[Row]:
 
 
 def plan() -> Iterator[Row]:
-    """Yield how far off plan is."""
-    for measure, what in (("live", "planned tensor memory"), ("rss", "planned resident memory")):
-        error = result("plan_memory")["errors"][measure]
-        told = f"off by {abs(error['median']):.1%} at the median, {abs(error['worst']):.1%} at worst"
-        yield f"{what} against real updates on a CPU", told
+    """Yield the errors of plan."""
+    for measure, what in (("rss", "planned resident memory"), ("live", "planned tensor memory")):
+        errors = [abs(row[f"{measure}_error"]) for row in result("plan_memory")["rows"]]
+        told = f"off by {median(errors):.1%} at the median, {max(errors):.1%} at worst"
+        yield f"{what}, compared with real updates on a CPU", told
 
 
 def honesty() -> Iterator[Row]:
-    """Yield how often the gate is wrong about students it was not tuned on."""
+    """Yield the error rates of the gate, on students it was not tuned on."""
     kept = result("evaluate_honesty")
     world = kept["worlds"]["as derived"]
     for preset in ("assistant", "text-only"):
@@ -99,23 +104,23 @@ def honesty() -> Iterator[Row]:
         worst = max(damaged, key=lambda name: damaged[name]["value"])
         null = rows["null"]["go_rate"]
         told = (
-            f"a student that is its teacher passes {_share(null)}; of damaged ones at most {_share(damaged[worst])} "
-            f"pass ({worst})"
+            f"a student identical to its teacher passes {_share(null)}; of damaged students at most "
+            f"{_share(damaged[worst])} pass (worst case: {worst})"
         )
         yield f"gate, preset `{preset}`, {world['simulations']} simulations of each student", told
 
 
 def reading() -> Iterator[Row]:
-    """Yield what evaluate's probabilities cost."""
+    """Yield the cost of the probabilities that evaluate reads."""
     ratio = result("evaluate_speed")["ratio"]["wall"]
     yield (
-        "`evaluate` reading two models, ÷ their bare forward passes",
+        "`evaluate` scoring with two models, time ÷ that of their bare forward passes",
         _range([min(ratio["all"]), ratio["median"], max(ratio["all"])]),
     )
 
 
 def diagnosing() -> Iterator[Row]:
-    """Yield how fast logs are read, and in how much memory."""
+    """Yield the speed and the memory use of diagnose."""
     kept = result("diagnose_speed")
     told = "; ".join(
         f"{run['lines']:,} lines {run['lines_per_second']:,.0f} lines/s, {run['peak_bytes'] / 1e6:.0f} MB"
@@ -138,12 +143,24 @@ PARTS = {
 }
 
 
+IN_README = ("demo", "end_to_end", "loss", "plan_memory", "evaluate_honesty")
+"""The parts whose first row is in README.md."""
+
+
 def table() -> str:
-    """Return a row for each figure of the results that are there."""
-    lines = ["| what | figure | from `benchmarks/results` |", "|---|---|---|"]
+    """Return the table of all results in benchmarks/results."""
     kept = {name: part for name, part in PARTS.items() if (RESULTS / f"{name}.json").exists()}
-    lines += [f"| {what} | {told} | `{name}.json` |" for name, part in kept.items() for what, told in part()]
-    return "\n".join(lines) + "\n"
+    return _table((name, row) for name, part in kept.items() for row in part())
+
+
+def selection() -> str:
+    """Return the table of README.md."""
+    return _table((name, next(PARTS[name]())) for name in IN_README)
+
+
+def _table(rows: Iterable[tuple[str, Row]]) -> str:
+    head = ["| what | result | from `benchmarks/results` |", "|---|---|---|"]
+    return "\n".join([*head, *(f"| {what} | {told} | `{name}.json` |" for name, (what, told) in rows)]) + "\n"
 
 
 def _spread(values: dict[str, float]) -> str:
@@ -168,4 +185,8 @@ def _words(name: str) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(generated.main("README.md", "measured", table))
+    drifted = [
+        generated.main("benchmarks/README.md", "measured", table),
+        generated.main("README.md", "measured", selection),
+    ]
+    raise SystemExit(max(drifted))

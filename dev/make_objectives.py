@@ -1,4 +1,4 @@
-"""Put the measured comparison of objectives between its markers in references/objectives.md.
+"""Generate the measured comparison of objectives in references/objectives.md.
 
 python dev/make_objectives.py [--check]
 """

@@ -1,4 +1,4 @@
-"""Write the generated parts of references/objectives.md, between their markers, and the picture beside it.
+"""Generate parts of references/objectives.md and the picture next to it.
 
 python dev/make_objectives_reference.py
 python dev/make_objectives_reference.py --check     # exit code 1 if a file has drifted
@@ -19,7 +19,16 @@ import torch
 from torch import Tensor
 
 from skill_kd.kd.losses.divergences import forward_kl, reverse_kl
-from skill_kd.prove.enumeration import AllResponses, Loss, all_responses, gradient_variance
+from skill_kd.prove.enumeration import (
+    AllResponses,
+    Loss,
+    all_responses,
+    cosine,
+    exact_gradient,
+    expected_gradient,
+    gradient_variance,
+    random_policy,
+)
 from skill_kd.prove.judging import compare, policies
 from skill_kd.prove.known import KNOWN, pads_trained
 
@@ -29,22 +38,49 @@ COMMAND = "python dev/make_objectives_reference.py"
 # --- the bias of estimators -------------------------------------------------------------------------------------------
 
 VOCABULARY, LENGTH, SEEDS, MIXES = 4, 4, range(16), (0.0, 0.2, 0.5)
+MORE_SEEDS, SCALES = 200, (1.0, 2.0)
+MORE_SHOWN = (
+    "Single + Long, per-decision weights (`exact`)",
+    "per-token weight, length normalisation, clip (`paper`)",
+    "Single alone (`reverse_kl`, on-policy)",
+)
 
 
 def bias_table(_text: str) -> str:
-    """Return a Markdown table: each known loss against the exact gradient."""
+    """Return a Markdown table that compares each known loss with the exact gradient."""
     responses = all_responses(VOCABULARY, LENGTH)
     head = "".join(f" α = {mix:g} |" for mix in MIXES)
     rows = [f"| loss |{head} variance |", f"|---|{'---|' * len(MIXES)}---|"]
-    shown = {name: loss for name, loss in KNOWN.items() if loss is not pads_trained}  # it depends on the pads' length
+    shown = {name: loss for name, loss in KNOWN.items() if loss is not pads_trained}  # it depends on the number of pads
     rows += [f"| {name} | {' | '.join(_cells(loss, responses))} |" for name, loss in shown.items()]
     legend = (
         f"Cosine with the exact gradient: median (lowest) of {len(SEEDS)} pairs of random policies; then the relative "
         f"bias ‖g − e‖ / ‖e‖, median. Every response of at most {LENGTH} tokens over a vocabulary of {VOCABULARY} with "
         "EOS, logits of standard deviation 1, float64. Variance: of one response's gradient, median over the pairs "
-        f"at α = {', '.join(f'{mix:g}' for mix in MIXES)}."
+        f"at α = {', '.join(f'{mix:g}' for mix in MIXES)}. {_larger_toys()}"
     )
     return "\n".join([legend, "", *rows])
+
+
+def _larger_toys() -> str:
+    """Return a sentence: the cosines at α = 0 on more pairs of policies, over one more token, and further apart."""
+    responses = all_responses(VOCABULARY + 1, LENGTH)
+    shown = [
+        f"{name} {' and '.join(_spread(KNOWN[name], responses, scale) for scale in SCALES)}" for name in MORE_SHOWN
+    ]
+    return (
+        f"Cosines over {MORE_SEEDS} pairs and {VOCABULARY + 1} tokens, α = 0, with logits of standard deviation "
+        f"{' and '.join(f'{scale:g}' for scale in SCALES)}: {'; '.join(shown)}."
+    )
+
+
+def _spread(loss: Loss, responses: AllResponses, scale: float) -> str:
+    cosines = []
+    for seed in range(MORE_SEEDS):
+        student, teacher = (random_policy(responses, each, scale) for each in (seed, MORE_SEEDS + seed))
+        gradient = expected_gradient(loss, student, teacher, responses, None)
+        cosines.append(cosine(gradient, exact_gradient(student, teacher, responses)))
+    return f"{median(cosines):.2f} ({min(cosines):.2f})"
 
 
 def _cells(loss: Loss, responses: AllResponses) -> list[str]:
@@ -55,7 +91,7 @@ def _cells(loss: Loss, responses: AllResponses) -> list[str]:
         if max(abs(case.step) + case.left for case in cases) < 1e-9:
             cells.append("no gradient")
         else:
-            # The addition turns a negative zero into a zero.
+            # Adding 0.0 turns a negative zero into a zero.
             middle, lowest = (round(value, 2) + 0.0 for value in (median(cosines), min(cosines)))
             cells.append(f"{middle:.2f} ({lowest:.2f}), {bias:.0%}")
     spreads = [
@@ -72,7 +108,7 @@ GAPS = (0.1, 0.3, 1.0)
 
 
 def sample_size_table(_text: str) -> str:
-    """Return a Markdown table of the effective sample size that exact weights leave."""
+    """Return a Markdown table of the effective sample size with exact weights."""
     rows = ["| reverse KL a token | α |" + "".join(f" {tokens} tokens |" for tokens in TOKENS)]
     rows.append("|---|---|" + "---|" * len(TOKENS))
     for gap in GAPS:
@@ -85,7 +121,7 @@ def sample_size_table(_text: str) -> str:
 
 
 def _pair(gap: float) -> tuple[Tensor, Tensor]:
-    """Return a student and a teacher over 1000 tokens whose reverse KL is ``gap``; larger gaps go the same way."""
+    """Return a student and a teacher over 1000 tokens with a reverse KL of ``gap``; all gaps share one direction."""
     generator = torch.Generator().manual_seed(0)
     logits, change = torch.randn(2, 1000, generator=generator, dtype=torch.float64)
     q, low, high = (3 * logits).log_softmax(dim=-1), 0.0, 20.0
@@ -104,7 +140,7 @@ def _share(share: float) -> str:
 
 
 def check_output(text: str) -> str:
-    """Run the first Python block of the reference and return what it prints."""
+    """Run the first Python block of the reference and return its output."""
     found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     assert found is not None
     done = subprocess.run([sys.executable, "-c", found[1]], capture_output=True, text=True, check=True)  # noqa: S603
@@ -117,12 +153,12 @@ COLOURS = {"teacher": "#6b7280", "forward": "#2f6fdb", "reverse": "#c2541d"}
 
 
 def bump(center: Tensor | float, width: Tensor | float) -> Tensor:
-    """Return the log-probabilities of a Gaussian on the grid."""
+    """Return the log-probs of a Gaussian on the grid."""
     return (-(((GRID - center) / width) ** 2) / 2).log_softmax(dim=-1)
 
 
 def fits() -> dict[str, Tensor]:
-    """Return, as log-probabilities, a bimodal teacher and the single Gaussian that is best by each direction."""
+    """Return log-probs of a bimodal teacher and of the best single Gaussian by each KL direction."""
     teacher = torch.logaddexp(bump(-2.5, 0.8) + torch.tensor(0.65).log(), bump(2.5, 0.8) + torch.tensor(0.35).log())
     centers = torch.arange(-4, 4.01, 0.05, dtype=torch.float64)
     widths = torch.arange(0.4, 4.01, 0.05, dtype=torch.float64)
@@ -135,7 +171,7 @@ def fits() -> dict[str, Tensor]:
 
 
 def picture() -> str:
-    """Return the SVG: the teacher filled, both students as lines."""
+    """Return an SVG with the teacher as a filled area and both students as lines."""
     curves = fits()
     scale = (BASE - 30) / max(float(curve.exp().max()) for curve in curves.values())
     names = {
@@ -177,7 +213,7 @@ PARTS: dict[str, Callable[[str], str]] = {
 
 
 def document(text: str) -> str:
-    """Return the reference with every generated part made anew."""
+    """Return the reference with every generated part updated."""
     for name, make in PARTS.items():
         begin, end = f"<!-- generated: {name} -->\n", f"<!-- end: {name} -->"
         before, found, rest = text.partition(begin)
@@ -189,7 +225,7 @@ def document(text: str) -> str:
 
 
 def main() -> int:
-    """Write the two files, or compare them."""
+    """Write the two files, or check them for drift."""
     parser = argparse.ArgumentParser(description="The generated parts of references/objectives.md.")
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     checking = parser.parse_args().check

@@ -1,8 +1,8 @@
-"""Put the table of what a GPU holds and exchanges, 8B from 70B on H100s, between its markers in references/scaling.md.
+"""Generate the table of memory and traffic per GPU, 8B from 70B on H100s, in references/scaling.md.
 
 python dev/make_scaling.py [--check]
 
-The plan makes it, from the two models' published sizes, which stand here because nothing may be downloaded for it.
+`plan` computes it from the two models' published sizes, which are written here to avoid a download.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ OURS = {"kind": "minillm", "teacher_mix": 0.2}
 
 @dataclass(frozen=True)
 class Case:
-    """One way to run it."""
+    """One configuration of the run."""
 
     name: str
     gpus: int
     teacher: dict[str, Any] | None
-    """None: behind a server."""
+    """None for a served teacher."""
     objective: dict[str, Any]
     lora: bool = False
     shard_teacher: bool = False
@@ -53,7 +53,7 @@ class Case:
 LOCAL = {"dtype": "bfloat16", "quantization": "4bit"}
 SPLIT = {"dtype": "bfloat16"}
 SCORED = {"kind": "reverse_kl", "on_policy": 1.0}
-"""The teacher reads each micro-batch once, and writes nothing but the held-out samples."""
+"""The teacher scores each micro-batch once and samples only for the held-out measures."""
 CASES = (
     *(Case("all weights, teacher in 4 bits on every GPU", gpus, LOCAL, OURS) for gpus in (8, 64)),
     *(Case("all weights, teacher behind a server", gpus, None, SCORED) for gpus in (8, 64)),
@@ -66,7 +66,7 @@ COLUMNS = ("case", "GPUs", "student", "teacher", "peak", "in which phase", "fits
 
 
 def spec(case: Case, folder: Path) -> Spec:
-    """Return the spec of a case; one response is in a micro-batch."""
+    """Return the spec of a case, with one response per micro-batch."""
     served = {"url": "http://127.0.0.1:8000/v1", "model": "teacher", "top_logprobs": 20}
     student = {"model": str(folder / "8B"), "dtype": "bfloat16" if case.lora else "float32"}
     return Spec.model_validate(
@@ -94,7 +94,7 @@ def spec(case: Case, folder: Path) -> Spec:
 
 
 def table() -> str:
-    """Return the table, a line for each case, in GB."""
+    """Return the table in GB, with one row per case."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -107,7 +107,7 @@ def table() -> str:
 
 
 def line(case: Case, asked: Spec) -> str:
-    """Return a case's line."""
+    """Return the row of a case."""
     planned, setup = plan(asked, device="H100"), read_setup(asked)
     received = exchange.of_update(setup, asked.stages[0]) + exchange.of_gathering(setup)
     parts = {part.name: part.bytes for phase in reversed(planned.phases) for part in phase.parts}

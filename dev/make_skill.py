@@ -1,4 +1,4 @@
-"""Put the table of objectives, from ``skill_kd.guidance``, between its markers in SKILL.md.
+"""Generate the table of objectives in SKILL.md from ``skill_kd.guidance``.
 
 python dev/make_skill.py [--check]
 """

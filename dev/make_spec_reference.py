@@ -1,4 +1,4 @@
-"""Write the reference of the spec, references/spec.md, from the models themselves.
+"""Generate references/spec.md, the reference of the spec, from the pydantic models.
 
 python dev/make_spec_reference.py > references/spec.md
 python dev/make_spec_reference.py --check     # exit code 1 if the file has drifted
@@ -34,7 +34,7 @@ seeks some of them.
 OBJECTIVES = "Objectives"
 SHARED = "Keys of every divergence"
 
-Schema = dict[str, Any]  # JSON Schema: a shape that is not ours
+Schema = dict[str, Any]  # JSON Schema, defined by pydantic
 
 
 def document() -> str:
@@ -80,7 +80,7 @@ def _body() -> Iterator[str]:
 
 
 def _titles(part: Schema, definitions: dict[str, Schema], path: str = "") -> dict[str, str]:
-    """Title each definition by its kind, or by its place in a spec."""
+    """Return a title per definition: its kind, or its path in a spec."""
     titles: dict[str, str] = {}
     for key, value in part["properties"].items():
         for name in re.findall(r"'\$ref': '#/\$defs/(\w+)'", str(value)):
@@ -118,7 +118,7 @@ def _section(
 
 
 def type_of(value: Schema, titles: dict[str, str]) -> str:
-    """Say in words what a key takes."""
+    """Return the type of a key in words."""
     if "$ref" in value:
         return link(titles[_name(value)])
     if "oneOf" in value:
@@ -138,14 +138,14 @@ def type_of(value: Schema, titles: dict[str, str]) -> str:
 
 
 def bounds(number: Schema) -> str:
-    """Say what limits a number has, `` > 0, < 1``."""
+    """Return the bounds of a number, such as `` > 0, < 1``."""
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = ", ".join(f"{sign} {number[key]}" for key, sign in signs.items() if key in number)
     return f" {limits}" if limits else ""
 
 
 def shown(default: object) -> str:
-    """A default as one would write it in YAML; of a section, only what chooses it."""
+    """Return a default as YAML; of a section, only its ``kind``."""
     if isinstance(default, dict):
         return f"{{kind: {default['kind']}}}" if "kind" in default else "{}"
     if isinstance(default, list):
@@ -154,18 +154,18 @@ def shown(default: object) -> str:
 
 
 def markdown(docstring: str) -> str:
-    """Turn a docstring's double backticks into Markdown's single ones."""
+    """Turn double backticks of a docstring into single ones for Markdown."""
     return docstring.replace("``", "`").strip()
 
 
 def link(title: str, text: str = "") -> str:
-    """Link to a heading by the anchor that GitHub gives it."""
+    """Return a link to a heading by its GitHub anchor."""
     anchor = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
     return f"[{text or title}](#{anchor})"
 
 
 def main() -> int:
-    """Print the reference, or compare it with the file."""
+    """Print the reference, or check the file for drift."""
     parser = argparse.ArgumentParser(description="The reference of the spec, from its models.")
     parser.add_argument("--check", action="store_true", help="compare with references/spec.md instead of printing")
     checking, text = parser.parse_args().check, document()

@@ -1,4 +1,4 @@
-"""The contract between skill-kd and a backend: what it accepts, what it renders, how that is started."""
+"""The contract between skill-kd and a backend: the specs it accepts, the script it renders, the start command."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from skill_kd.spec import Spec
 
 
 class Backend(ABC):
-    """A way to train a spec. Subclass it, hand the class to ``register_backends``.
+    """A way to train a spec. Subclass it and pass the class to ``register_backends``.
 
-    A backend is cheap to create and to ask: ``check`` and ``render`` import nothing heavy, read no network
-    and run on a laptop without torch. ``skill_kd.testing.check_backend`` holds a backend against this contract.
+    Creating and querying a backend is cheap: ``check`` and ``render`` import nothing heavy, use no network and run
+    without torch. ``skill_kd.testing.check_backend`` tests a backend against this contract.
     """
 
     name: ClassVar[str]
-    """What a spec's ``backend:`` says to choose it."""
+    """Name of the backend in a spec's ``backend:``."""
 
     version: ClassVar[str]
-    """Stamped into every script it renders."""
+    """Version of the backend, stamped into every script it renders."""
 
     requirements: ClassVar[tuple[str, ...]]
-    """PEP 508 requirements of the rendered script; they become its PEP 723 header."""
+    """PEP 508 requirements of the rendered script, written into its PEP 723 header."""
 
     @abstractmethod
     def check(self, spec: Spec) -> list[str]:
-        """Return one message for each thing in ``spec`` this backend cannot do, naming the field and the mend.
+        """Return one message per unsupported key of ``spec``, naming the field and the fix.
 
-        An empty list means that it can be rendered. Installed packages are no concern of this method.
+        An empty list means that the spec can be rendered. Do not check installed packages here.
         """
 
     @abstractmethod
     def render(self, spec: Spec) -> str:
-        """Return the text of ``train.py``: ordinary Python that needs only ``requirements`` and ``kd/`` beside it."""
+        """Return the text of ``train.py``: plain Python that needs only ``requirements`` and the ``kd/`` next to it."""
 
     @abstractmethod
     def command(self, script: Path, spec: Spec) -> list[str]:
-        """Return the argument list that starts ``script``; it may be followed by ``--resume``."""
+        """Return the argument list that starts ``script``; the caller may append ``--resume``."""
 
-    def files(self, spec: Spec) -> dict[str, str]:  # noqa: ARG002 -- for those that have some
-        """Return texts by name that ``generate`` puts beside ``train.py``, to start it without skill-kd."""
+    def files(self, spec: Spec) -> dict[str, str]:  # noqa: ARG002 -- subclasses use it
+        """Return files (name to text) that ``generate`` writes next to ``train.py``, to start it without skill-kd."""
         return {}
 
     def install(self, missing: list[str]) -> str:
-        """Return the command that installs ``missing``, some of ``requirements``, told to whoever lacks them."""
+        """Return the command that installs ``missing``, a subset of ``requirements``, for an error message."""
         return shlex.join(["pip", "install", *missing])

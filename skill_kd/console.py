@@ -1,4 +1,4 @@
-"""What all verbs share: how they print, and how an error becomes one message and an exit code."""
+"""Shared console code of all verbs: printing, and turning an error into one message and an exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from skill_kd.errors import ExitCode, SkillKDError, UsageError
 
 
 class Verb(click.Command):
-    """A command whose ``--json`` tells of errors as well: ``{"errors": […], "exit_code": n}``."""
+    """A command whose ``--json`` also reports errors: ``{"errors": […], "exit_code": n}``."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -31,14 +31,15 @@ class Verb(click.Command):
 
 
 def guarded(cli: click.Group, args: Sequence[str] | None) -> int:
-    """Run a command line and return its exit code; every error is one message on stderr.
+    """Run a command line and return its exit code; print every error as one message on stderr.
 
     With ``SKILL_KD_DEBUG`` set, the traceback comes before the message.
-    Click ends us quietly with exit code 1 when the reader of stdout has left.
+
+    Click exits silently with code 1 if the reader of stdout has closed it.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a spec may hold what a terminal cannot show
+            stream.reconfigure(errors="backslashreplace")  # a spec may contain characters that a terminal cannot show
     try:
         code = cli.main(args, prog_name="skill-kd", standalone_mode=False)
     except SkillKDError as error:
@@ -66,7 +67,7 @@ def _show_traceback() -> None:
 
 
 def _message(error: SkillKDError) -> str:
-    """What is left to say on stderr: a trainer may have said the rest there."""
+    """Return the message for stderr, or only its notes if the trainer already printed it."""
     notes = getattr(error, "__notes__", [])
     return "\n  ".join(notes) if error.told and notes else f"error: {_whole(error)}"
 
@@ -76,18 +77,18 @@ def _whole(error: SkillKDError) -> str:
 
 
 def say(text: str) -> None:
-    """Talk, on stderr: stdout is for data."""
-    with contextlib.suppress(OSError):  # nobody may be listening any more
+    """Print a message on stderr; stdout is for data."""
+    with contextlib.suppress(OSError):  # stderr may be closed
         click.echo(text, err=True)
 
 
 def print_json(document: object) -> None:
-    """Print the one document of a verb."""
+    """Print a verb's result as JSON."""
     click.echo(json.dumps(document, indent=2))
 
 
 def print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Tab-separated for programs, drawn for a terminal."""
+    """Print a table: drawn on a terminal, tab-separated otherwise."""
     if not sys.stdout.isatty():
         click.echo("\n".join("\t".join(row) for row in (header, *rows)))
         return
@@ -102,10 +103,10 @@ def print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 
 
 def given_values(pairs: Sequence[str]) -> dict[str, object]:
-    """Read what ``--set KEY=VALUE`` was given; values are those of a spec.
+    """Return the values given with ``--set KEY=VALUE``, parsed as in a spec.
 
     Raises:
-        UsageError: there is no ``=``, or the value cannot be read.
+        UsageError: there is no ``=``, or the value cannot be parsed.
     """
     from skill_kd.spec.file import read_value
 

@@ -1,4 +1,4 @@
-"""The main job on the embedded default: a real teacher from a package, prompts from this package, no hub, no GPU."""
+"""A full run with built-in inputs: a teacher from a package, prompts from this package, no hub, no GPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from skill_kd.spec.file import parse_spec, read_values
 
 PROMPTS = Path(__file__).with_name("demo_prompts.jsonl")
 JUDGED, SAMPLES = 8, 2
-"""Held-out prompts the gate is shown, and the student's responses to each: a minute, and too few for any verdict."""
+"""Held-out prompts for the gate, and the student's responses per prompt: about a minute, too few for a verdict."""
 _COLUMNS = {
     "forward_kl": "forward KL",
     "reverse_kl": "reverse KL",
@@ -38,10 +38,10 @@ ended: share of responses that end by themselves."""
 
 @dataclass(frozen=True)
 class Judged:
-    """What the gate makes of the student, on a budget that shows the report and settles nothing."""
+    """The gate's result on a small budget, which shows the report but cannot give a firm verdict."""
 
     sentence: str
-    """The verdict and why; or why there is none."""
+    """The verdict and its reason, or the reason why there is none."""
     verdict: str | None = None
     report: Path | None = None
     seconds: float = 0.0
@@ -54,21 +54,21 @@ class Judged:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo measured, by moment: teacher, before, after the warm start, after MiniLLM."""
+    """The demo's measures of the teacher and of the student before, after the warm start and after MiniLLM."""
 
     run: RunResult
     rows: dict[str, dict[str, float]]
     completions: list[dict[str, str]]
-    """Each with prompt, teacher, before, after."""
+    """Dicts with the keys prompt, teacher, before, after."""
     judged: Judged
 
     @property
     def seconds(self) -> float:
-        """Wall-clock time of training and judging."""
+        """Wall-clock time of training and evaluation."""
         return self.run.seconds + self.judged.seconds
 
     def to_json(self) -> dict[str, object]:
-        """Return everything that ``table`` shows, as data."""
+        """Return the content of ``table`` as data."""
         return {
             "figures": self.rows,
             "completions": self.completions,
@@ -78,7 +78,7 @@ class DemoResult:
         }
 
     def table(self) -> str:
-        """Return the figures, three completions side by side, and where the student is."""
+        """Return the measures, the completions side by side, and the student's path."""
         width = max(map(len, self.rows))
         lines = ["", " " * width + "".join(f"{title:>14}" for title in _COLUMNS.values())]
         for name, figures in self.rows.items():
@@ -93,7 +93,7 @@ class DemoResult:
 
 
 def _paragraph(who: str, text: str) -> str:
-    # A model may write what steers a terminal.
+    # A model may write terminal control characters.
     shown = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in " ".join(text.split()))
     return textwrap.fill(shown, 110, initial_indent=f"{who:<9}", subsequent_indent=" " * 9)
 
@@ -116,16 +116,16 @@ def demo(
     out: Path = Path("runs"),
     progress: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> DemoResult:
-    """Run the demo in a fresh folder under ``out``, and show its student to the gate; raises as ``run.run``.
+    """Run the demo in a new folder under ``out`` and evaluate its student. Raises as ``run.run``.
 
-    ``progress`` hears how many prompts of how many the gate has seen.
+    ``progress`` receives the number of evaluated prompts and their total.
     """
     spec = demo_spec(layers, seed, _free_name(out))
     try:
         result = run(spec, out)
-    except SkillKDError as error:  # a demo always starts afresh
+    except SkillKDError as error:  # a new demo never resumes
         command = shlex.join(["skill-kd", "run", str(out / spec.name / "spec.yaml"), "--runs", str(out), "--resume"])
-        error.args = (str(error).replace("go on with --resume", f"go on with `{command}`"),)
+        error.args = (str(error).replace("resume with --resume", f"resume with `{command}`"),)
         raise
     summary: Any = result.summary
     measures, samples = summary["measures"], summary["samples"]
@@ -141,17 +141,17 @@ def demo(
 
 
 def _judged(result: RunResult, progress: Callable[[int, int], None]) -> Judged:
-    # The trainer was a process of its own: its models are gone, and there is room for these.
+    # The trainer was a separate process, so its models no longer take memory.
     asked = Request(str(result.folder), changes={"samples": SAMPLES}, held_out=JUDGED, latency=False)
     begun = time.monotonic()
     try:
         found, written = evaluate(asked, progress)
-    except SkillKDError as error:  # the student is there, and minutes of training are not thrown away
+    except SkillKDError as error:  # keep the trained student
         return Judged(f"not asked: {error}; later: skill-kd evaluate {result.folder}")
     return Judged(found.decision.sentence, found.decision.verdict, written.report, time.monotonic() - begun)
 
 
 def _free_name(out: Path) -> str:
-    """Return "demo", or the first "demo-N" that is not taken: every demo keeps its run folder."""
+    """Return "demo", or the first free "demo-N"; every demo keeps its run folder."""
     names = ("demo", *(f"demo-{number}" for number in range(2, 10_000)))
     return next(name for name in names if not (out / name).exists())

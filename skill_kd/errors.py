@@ -1,6 +1,6 @@
 """Every exception of skill_kd, and the exit code each one ends a command with.
 
-A message names the field, the value and the mend, in one line: it is printed as it is, without a traceback.
+A message names the field, the value and the fix in one line. It is printed unchanged, without a traceback.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """The one table of exit codes, the same for every verb."""
+    """The exit codes of every verb."""
 
     OK = 0
     CRASH = 1
@@ -24,21 +24,21 @@ class ExitCode(IntEnum):
 
 
 class SkillKDError(Exception):
-    """Base of every error a user can mend; ``exit_code`` is what the command returns."""
+    """Base of every error that a user can fix; ``exit_code`` is that of the command."""
 
     exit_code: ExitCode = ExitCode.CRASH
     told = False
-    """A trainer has written the message to our stderr already: it is not repeated there."""
+    """True if the trainer has already written the message to our stderr. It is then not printed again."""
 
 
 class UsageError(SkillKDError):
-    """A wrong argument, a file that is missing or in the way."""
+    """A wrong argument, or a file that is missing or in the way."""
 
     exit_code = ExitCode.USAGE
 
 
 class SpecError(UsageError):
-    """A spec that cannot be read, or that says something impossible."""
+    """A spec that cannot be read, or that asks for something impossible."""
 
 
 class MissingRequirementError(SkillKDError):
@@ -58,13 +58,13 @@ class OutOfMemoryError(TrainingFailedError):
 
 
 class RunLockedError(SkillKDError):
-    """Another process works in the same run folder."""
+    """Another process uses the same run folder."""
 
     exit_code = ExitCode.LOCKED
 
 
 class InterruptedRunError(SkillKDError):
-    """The run was stopped by a signal after its checkpoint; ``exit_code`` is 128 + the signal's number."""
+    """A signal stopped the run after a checkpoint; ``exit_code`` is 128 + the signal's number."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
@@ -72,7 +72,7 @@ class InterruptedRunError(SkillKDError):
 
 
 def error_for(exit_code: int, message: str) -> SkillKDError | None:
-    """Return the error that a trainer script's exit code stands for; None if no class has that code."""
+    """Return the error for a trainer script's exit code, or None if no error has that code."""
     kinds = (UsageError, MissingRequirementError, TrainingFailedError)
     kind = next((kind for kind in kinds if kind.exit_code == exit_code), None)
     return kind and kind(message)

@@ -1,4 +1,4 @@
-"""Files written whole, by the one rule of ``skill_kd.kd.files``; and the refusal where that cannot be done."""
+"""Atomic writes, as in ``skill_kd.kd.files``, and a ``UsageError`` if a file cannot be written."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ __all__ = ["replacing", "write_atomically", "write_or_refuse"]
 
 
 def write_or_refuse(path: Path, content: str, *, private: bool = False) -> None:
-    """Make the folder, and write the file as ``write_atomically`` does.
+    """Create the folder, and write the file with ``write_atomically``.
 
     Raises:
-        UsageError: it cannot be written.
+        UsageError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content, private=private)
     except OSError as error:
-        raise UsageError(f"cannot write '{path}': {error.strerror}; free or choose another folder") from error
+        raise UsageError(
+            f"cannot write '{path}': {error.strerror}; free space there, or choose another folder"
+        ) from error

@@ -16,4 +16,4 @@ hookimpl = pluggy.HookimplMarker("skill_kd")
 
 @hookspec
 def register_backends(register: Callable[[type[Backend]], None]) -> None:
-    """Call ``register(YourBackend)`` once for each backend class you bring."""
+    """Call ``register(YourBackend)`` once for each backend class of the plugin."""

@@ -1,7 +1,7 @@
-"""Backends and where they come from: ours and those of installed packages, through one hook.
+"""Discovery of backends: ours and those of installed packages, through one hook.
 
-A package announces a plugin by an entry point in the group ``skill_kd``. One that is broken is set aside and
-reported; it never stops the others.
+A package declares a plugin with an entry point in the group ``skill_kd``. A broken plugin is skipped and reported; it
+never stops the others.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ GROUP = "skill_kd"
 """Entry-point group, and the name of the pluggy project."""
 
 FIRST_PARTY = ("trl", "unsloth")
-"""Backends that we publish as packages of their own, ``skill-kd-NAME``."""
+"""Backends that we publish as separate packages, ``skill-kd-NAME``."""
 
 
 class _Registry:
-    """What discovery found: backends and the plugin that brought each, and the plugins set aside."""
+    """The discovered backends, the plugin that registered each, and the broken plugins."""
 
     def __init__(self) -> None:
         self.manager = pluggy.PluginManager(GROUP)
@@ -40,20 +40,20 @@ class _Registry:
         self._origin: dict[str, str] = {}
 
     def load(self, name: str, plugin: object) -> None:
-        """Take in all that one plugin brings, or, if any of it is wrong, nothing."""
+        """Add all backends of one plugin, or none if any of them is invalid."""
         try:
             if isinstance(plugin, metadata.EntryPoint):
                 _check_version(plugin)
                 plugin = plugin.load()
             brought = self._ask(name, plugin)
-        except (Exception, SystemExit):  # a stranger's import may raise anything, or exit
+        except (Exception, SystemExit):  # importing a plugin may raise anything, or exit
             self.broken[name] = traceback.format_exc()
             return
         self.backends.update(brought)
         self._origin.update(dict.fromkeys(brought, name))
 
     def _ask(self, name: str, plugin: object) -> dict[str, Backend]:
-        """Call the hook of this plugin alone."""
+        """Call the hook of this plugin only."""
         self.manager.register(plugin, name=name)
         try:
             self.manager.check_pending()
@@ -79,7 +79,7 @@ class _Registry:
 
 
 def _check_version(plugin: metadata.EntryPoint) -> None:
-    """Refuse a plugin written for another skill-kd: pip checks that too, but people get past pip."""
+    """Refuse a plugin that requires another version of skill-kd; an installation may bypass pip's check."""
     for each in map(Requirement, (plugin.dist.requires if plugin.dist else None) or ()):
         if canonicalize_name(each.name) == "skill-kd" and not each.specifier.contains(__version__, prereleases=True):
             raise MissingRequirementError(f"it needs {each}, and this is skill-kd {__version__}; install one that fits")
@@ -96,7 +96,7 @@ def _registry() -> _Registry:
 
 
 def forget() -> None:
-    """Discover anew at the next question, for tests that install plugins."""
+    """Discover plugins again at the next call, for tests that install plugins."""
     _registry.cache_clear()
 
 
@@ -106,7 +106,7 @@ def backends() -> dict[str, Backend]:
 
 
 def broken() -> dict[str, str]:
-    """Return the traceback of each plugin that could not be used, by ``distribution:entry point``."""
+    """Return the traceback of each broken plugin, by ``distribution:entry point``."""
     return dict(_registry().broken)
 
 
@@ -114,7 +114,7 @@ def get_backend(name: str) -> Backend:
     """Return the backend called ``name``.
 
     Raises:
-        MissingRequirementError: no usable plugin brings it; the message says what to install.
+        MissingRequirementError: no working plugin provides it; the message says what to install.
     """
     known = backends()
     if name in known:
@@ -123,7 +123,7 @@ def get_backend(name: str) -> Backend:
 
 
 def _mend(name: str, known: dict[str, Backend]) -> str:
-    failed = [plugin for plugin in broken() if plugin.endswith(f":{name}")]  # an entry point bears its backend's name
+    failed = [plugin for plugin in broken() if plugin.endswith(f":{name}")]  # an entry point has its backend's name
     if failed:
         reason = broken()[failed[0]].strip().splitlines()[-1]
         return f"plugin '{failed[0]}' is installed and broken: {reason}; see 'skill-kd backends'"
@@ -131,7 +131,7 @@ def _mend(name: str, known: dict[str, Backend]) -> str:
         return f"install it from this repository: pip install ./plugins/skill-kd-{name}; see references/backends.md"
     near = difflib.get_close_matches(name, {*known, *FIRST_PARTY}, n=1)
     if near:
-        # No install line for a name that looks like a typing mistake: somebody else may own that package.
+        # Suggest no install command for a probable typo: someone else may own that package.
         install = "" if near[0] in known else f" (pip install ./plugins/skill-kd-{near[0]}, from this repository)"
         return f"did you mean '{near[0]}'?{install}"
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,40}", name):
@@ -140,16 +140,16 @@ def _mend(name: str, known: dict[str, Backend]) -> str:
 
 
 def missing(backend: Backend) -> list[str]:
-    """Return those of the backend's requirements that this environment lacks, or has outside the range they name.
+    """Return the backend's requirements that are not installed, or are installed outside their version range.
 
-    A pin (``==``) names the tested version and is met by any other one: see ``untested``. Each is as the backend wrote
-    it, fit for ``pip install``. Nothing is imported.
+    A pin (``==``) names the tested version, but any version meets it: see ``untested``. Requirements are returned as
+    the backend wrote them, ready for ``pip install``. Nothing is imported.
     """
     return [each for each in backend.requirements if not _is_met(Requirement(each))]
 
 
 def untested(backend: Backend) -> list[str]:
-    """Return a pin, with what is installed instead, for each package here in another version than the tested one."""
+    """Return one line for each package with another installed version than the tested one, naming both."""
     pins = [each for each in map(Requirement, backend.requirements) if _is_pin(each) and _is_wanted(each)]
     here = [(pin, version) for pin in pins if (version := _version(pin)) is not None]
     return [f"{pin.name} {version} (tested: {pin.specifier})" for pin, version in here if version not in pin.specifier]

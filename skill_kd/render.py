@@ -1,6 +1,6 @@
-"""Template + spec -> the text of ``train.py``: one marker filled, imports pointed at ``kd``, a stamp. Nothing else.
+"""Turn a template and a spec into ``train.py``: fill one marker, point imports at ``kd``, add a stamp.
 
-The spec reaches the script as literals of kd.config's frozen dataclasses, escaped to ASCII: what you read is what runs.
+The script gets the spec as literals of kd.config's frozen dataclasses, escaped to ASCII: what you read is what runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from skill_kd.errors import MissingRequirementError, SkillKDError, SpecError, Us
 from skill_kd.spec import Section, Spec, all_kinds
 
 MARKER = "# kd: config"
-"""The comment that marks the one line of a template which rendering replaces."""
+"""The comment on the one template line that rendering replaces."""
 
 Value: TypeAlias = Union[  # noqa: UP007 -- forward references
     bool, int, float, str, list["Value"], tuple["Value", ...], Mapping[str, "Value"], Section, None
@@ -43,10 +43,10 @@ _BODY_LINE = re.compile(r'^# body = "[0-9a-f]{64}"\n', re.MULTILINE)
 
 @dataclass(frozen=True)
 class Stamp:
-    """Where a script comes from, as its header says. Hashes are SHA-256, hexadecimal."""
+    """The origin of a script, from its header. Hashes are hexadecimal SHA-256."""
 
     version: str
-    """Of skill-kd."""
+    """Version of skill-kd."""
     backend: str
     backend_version: str
     spec: str
@@ -54,13 +54,13 @@ class Stamp:
     template: str
     """Hash of the template."""
     kd: str
-    """Hash of the files that belong beside the script, in ``kd/``."""
+    """Hash of the files in the ``kd/`` next to the script."""
     body: str
-    """Hash of the script without this line; where it differs, a person edited the script."""
+    """Hash of the script without this line; it differs if the user edited the script."""
 
 
 def templates_folder() -> Path:
-    """Return the folder of the built-in templates: in the wheel, an editable checkout or a copied skill folder."""
+    """Return the folder of the built-in templates, in the wheel, an editable checkout or a copied skill folder."""
     return _shipped("templates")
 
 
@@ -70,7 +70,7 @@ def examples_folder() -> Path:
 
 
 def _shipped(name: str) -> Path:
-    # The wheel's own place comes first: beside an installed package, `templates` may be anybody's.
+    # Try the wheel's folder first: next to an installed package, `templates` may belong to another package.
     for folder in (_PACKAGE / name, _PACKAGE.parent / name):
         if folder.is_dir():
             return folder
@@ -81,17 +81,17 @@ def _shipped(name: str) -> Path:
 
 
 def render(template: Path, spec: Spec, backend: Backend) -> str:
-    """Return the script that ``template`` becomes for ``spec``.
+    """Return the script of ``spec`` from the file ``template``.
 
     Raises:
-        SkillKDError: the template breaks the contract: not one marked ``CONFIG = …`` line, or an import of skill_kd
-            beyond ``skill_kd.kd``.
+        SkillKDError: the template does not have exactly one marked ``CONFIG = …`` line, or imports more of skill_kd
+            than ``skill_kd.kd``.
     """
     return fill(template.read_text(encoding="utf-8"), spec, backend, source=template.name)
 
 
 def fill(template: str, spec: Spec, backend: Backend, source: str = "template") -> str:
-    """Do as ``render``, from the text of a template; ``source`` names it in errors."""
+    """Render the text of a template, as ``render`` does; ``source`` names it in errors."""
     tree, lines = ast.parse(template), template.split("\n")
     marked = _marked_line(template, tree, source)
     for node in ast.walk(tree):
@@ -109,7 +109,7 @@ def fill(template: str, spec: Spec, backend: Backend, source: str = "template") 
 
 
 def _import_sections(tree: ast.Module, lines: list[str], literal: str, source: str) -> None:
-    """Replace the import of ``Config`` by one of all the sections that ``literal`` names, as ruff formats it."""
+    """Replace the import of ``Config`` by an import of all sections in ``literal``, formatted as ruff does."""
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == _CONFIG]
     found = [node for node in imports if "Config" in {alias.name for alias in node.names}]
     if not found:
@@ -123,12 +123,12 @@ def _import_sections(tree: ast.Module, lines: list[str], literal: str, source: s
 
 
 def _place_in_import(name: str) -> tuple[int, str]:
-    """Return where ruff sorts a name: constants, classes, the rest."""
+    """Return ruff's sort key of a name: constants, then classes, then the rest."""
     return (0 if name.isupper() else 1 if name[0].isupper() else 2), name.lower()
 
 
 def _marked_line(template: str, tree: ast.Module, source: str) -> int:
-    """Return the number of the marked line. The tokenizer tells a comment from a string that looks like one."""
+    """Return the number of the marked line. The tokenizer ignores strings that look like the comment."""
     marks = [token.start[0] for token in _tokens(template) if token.type == tokenize.COMMENT and token.string == MARKER]
     statements = [node.lineno for node in tree.body if _assigns_config(node) and node.end_lineno == node.lineno]
     if len(marks) != 1 or marks[0] not in statements:
@@ -141,13 +141,13 @@ def _tokens(source: str) -> Iterator[tokenize.TokenInfo]:
 
 
 def config_literal(spec: Spec) -> str:
-    """Return ``CONFIG = Config(…)`` for ``spec``, laid out as ruff formats it."""
+    """Return ``CONFIG = Config(…)`` for ``spec``, formatted as ruff does."""
     parts = "\n".join(_laid_out(f"{key}=", value, 4) for key, value in _keywords(spec))
     return f"CONFIG = Config(  {MARKER}\n{parts}\n)"
 
 
 def _laid_out(prefix: str, value: Value, indent: int) -> str:
-    """Return ``value`` on one line where it fits, else one part a line."""
+    """Return ``value`` on one line if it fits, else one part per line."""
     pad = " " * indent
     flat = f"{pad}{prefix}{literal(value)},"
     if len(flat) <= _LINE_LENGTH or not value or not isinstance(value, Section | Mapping | tuple):
@@ -162,10 +162,10 @@ def _laid_out(prefix: str, value: Value, indent: int) -> str:
 
 
 def literal(value: Value) -> str:
-    """Return ``value`` as Python source on one line, a section as a call of the class of its name.
+    """Return ``value`` as Python source on one line; a section becomes a call of its class.
 
     Raises:
-        SpecError: inf or nan.
+        SpecError: a number is inf or nan.
     """
     if isinstance(value, Section):
         return f"{_name(value)}({', '.join(f'{key}={literal(part)}' for key, part in _keywords(value))})"
@@ -183,7 +183,7 @@ def literal(value: Value) -> str:
 
 
 def _keywords(section: Section) -> list[tuple[str, Value]]:
-    """Return keys and values but ``kind``, which the name of the class says."""
+    """Return keys and values without ``kind``, which the class name implies."""
     return [(key, value) for key, value in section if key != "kind"]
 
 
@@ -192,7 +192,7 @@ def _name(section: Section) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a string literal, ASCII only: invisible and look-alike characters show as escapes."""
+    """Return an ASCII string literal, so that invisible and look-alike characters appear as escapes."""
     quote = "'" if text.count('"') > text.count("'") else '"'
     escaped = text.encode("unicode_escape").decode("ascii").replace(quote, "\\" + quote)
     return f"{quote}{escaped}{quote}"
@@ -212,7 +212,7 @@ def _header(spec: Spec, backend: Backend, template: str, script: str) -> str:
         kd=files_hash(kd_files()),
         body="",
     )
-    # A JSON string in ASCII is a TOML string as well.
+    # A JSON string in ASCII is also a TOML string.
     dependencies = [f"    {json.dumps(requirement)}," for requirement in backend.requirements]
     stamped = [f"{key} = {json.dumps(value)}" for key, value in asdict(stamp).items() if key != "body"]
     block = ['requires-python = ">=3.11"', "dependencies = [", *dependencies, "]", "", "[tool.skill-kd]", *stamped]
@@ -225,7 +225,7 @@ def read_stamp(text: str) -> Stamp:
     """Return the stamp of a rendered script.
 
     Raises:
-        UsageError: there is none, or it lacks something.
+        UsageError: there is no stamp, or it is incomplete.
     """
     tool = _read_header(text).get("tool")
     table = tool.get("skill-kd") if isinstance(tool, dict) else None
@@ -252,7 +252,7 @@ def _read_header(text: str) -> dict[str, object]:
 
 
 def is_edited(text: str) -> bool:
-    """Whether a person changed the script since it was rendered; one without a stamp is theirs altogether."""
+    """Return True if the user edited the script since it was rendered, or if it has no stamp."""
     try:
         stamp = read_stamp(text)
     except UsageError:
@@ -261,10 +261,10 @@ def is_edited(text: str) -> bool:
 
 
 def read_config(text: str, source: str = "train.py") -> dict[str, object]:
-    """Return the values that a script's ``CONFIG`` spells out, not yet validated. Nothing is run.
+    """Return the values in a script's ``CONFIG``, not yet validated, without running the script.
 
     Raises:
-        UsageError: no such statement, or it holds more than literals.
+        UsageError: there is no such statement, or it contains more than literals.
     """
     try:
         statements = [node for node in ast.parse(text).body if _assigns_config(node)]
@@ -286,7 +286,7 @@ def _config_values(call: ast.expr) -> dict[str, object]:
 
 
 def _section_values(call: ast.Call) -> dict[str, object]:
-    """Return the keys of one section. In scripts of version 0.1 all are a ``Config``, and spell out their ``kind``."""
+    """Return the values of one section. In scripts of version 0.1 every section is a ``Config`` with its ``kind``."""
     name = ast.unparse(call.func)
     if name not in {"Config", *_SECTIONS} or call.args:
         raise ValueError(f"line {call.lineno}: not a section of a spec, as Config(key=value, …)")

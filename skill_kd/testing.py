@@ -1,6 +1,6 @@
-"""For people who write backends: the contract as assertions, and a backend that trains nothing.
+"""Test kit for authors of backends: the contract as assertions, and a fake backend.
 
-``check_backend(YourBackend)`` is all that a plugin's test needs to call.
+A plugin's test only needs to call ``check_backend(YourBackend)``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HOSTILE = '"""; import os; """ # kd: config {{x}} %s \\n \u202e'
 
 
 def minimal_spec(backend: str = "transformers") -> Spec:
-    """Return the shortest spec, of models that exist nowhere."""
+    """Return the shortest valid spec; its models do not exist."""
     return parse_spec(
         {
             "name": "minimal",
@@ -41,14 +41,14 @@ def minimal_spec(backend: str = "transformers") -> Spec:
 
 
 def check_backend(backend_class: type[Backend], spec: Spec | None = None) -> None:
-    """Assert that a backend keeps the contract of ``skill_kd.backend.Backend``.
+    """Assert that a backend fulfills the contract of ``skill_kd.backend.Backend``.
 
     Args:
-        backend_class: importable by its module and name, for a new process asks it too.
-        spec: one that the backend accepts; the shortest valid one if left out.
+        backend_class: a class at module level, because a new process imports it too.
+        spec: a spec that the backend accepts; by default the shortest valid one.
 
     Raises:
-        AssertionError: naming what is broken.
+        AssertionError: the backend breaks the contract; the message says how.
     """
     backend = backend_class()
     spec = spec if spec is not None else minimal_spec(backend.name)
@@ -130,7 +130,7 @@ print(*sorted({"torch", "transformers", "numpy"} & set(sys.modules)))
 def _check_light(backend_class: type[Backend], spec: Spec) -> None:
     module, name = backend_class.__module__, backend_class.__qualname__
     assert "<locals>" not in name, f"{name} stands inside a function; move it to the top of {module}"
-    asked = subprocess.run(  # noqa: S603 -- our own text, and a class the caller chose
+    asked = subprocess.run(  # noqa: S603 -- our own code, and a class the caller chose
         [sys.executable, "-c", _ASK_LIGHTLY, module, name],
         input=spec.model_dump_json(),
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
@@ -179,7 +179,7 @@ def stop(number: int, frame: object) -> None:
     """End as one does after a checkpoint."""
     (HERE / "checkpoints").mkdir(exist_ok=True)
     event("checkpoint", update=1)
-    print("error: stopped by a signal; go on with --resume", file=sys.stderr)
+    print("error: stopped by a signal; resume with --resume", file=sys.stderr)
     sys.exit(128 + number)
 
 
@@ -208,10 +208,10 @@ if __name__ == "__main__":
 
 
 class FakeBackend(Backend):
-    """Trains nothing, in a tenth of a second, and keeps every promise of a trainer script.
+    """Backend that trains nothing, takes a tenth of a second, and follows the contract of a trainer script.
 
-    ``student.model`` tells its script how to end: ``fake:fail`` with exit code 6, ``fake:crash`` with a traceback,
-    ``fake:sleep`` by a signal, after which ``--resume`` finishes; anything else is done at once.
+    ``student.model`` sets how its script ends: ``fake:fail`` with exit code 6, ``fake:crash`` with a traceback,
+    ``fake:sleep`` by a signal, after which ``--resume`` finishes. Any other model finishes at once.
     """
 
     name = "fake"
@@ -219,19 +219,19 @@ class FakeBackend(Backend):
     requirements = ()
 
     def check(self, spec: Spec) -> list[str]:
-        """Refuse ``student.model: fake:refuse`` alone."""
+        """Refuse only ``student.model: fake:refuse``."""
         return ["student.model: 'fake:refuse' is refused; take another"] if spec.student.model == "fake:refuse" else []
 
     def render(self, spec: Spec) -> str:
-        """Fill the template below. A backend that trains keeps its template in a file and calls ``render.render``."""
+        """Fill the template above. A real backend keeps its template in a file and calls ``render.render``."""
         return fill(_FAKE_TEMPLATE, spec, self, source="fake template")
 
-    def command(self, script: Path, spec: Spec) -> list[str]:  # noqa: ARG002 -- the contract's
-        """Start it plainly."""
+    def command(self, script: Path, spec: Spec) -> list[str]:  # noqa: ARG002 -- part of the contract
+        """Start one process."""
         return [sys.executable, str(script)]
 
 
 @hookimpl
 def register_backends(register: Callable[[type[Backend]], None]) -> None:
-    """Bring the fake; only tests name this module as an entry point."""
+    """Register the fake backend; only tests use this module as an entry point."""
     register(FakeBackend)

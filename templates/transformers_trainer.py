@@ -1,4 +1,4 @@
-"""Distil a teacher into a student, on transformers and accelerate.
+"""Distil a teacher into a student with transformers and accelerate.
 
 ``CONFIG`` holds the values of the spec. ``prepare`` loads the student and calls ``kd/train/setup.py``, which builds the
 other parts of a run. ``train`` in ``kd/train/loop.py`` is the training loop. An update has eight steps, and the code of
@@ -33,7 +33,7 @@ FOLDER = output_folder(__file__, sys.argv)
 
 
 def prepare() -> Run:
-    """Load the student, or grow it from the teacher's layers, and put the run together around it."""
+    """Load the student, or grow it from the teacher's layers, and build the run."""
     accelerator = open_accelerator(CONFIG, FOLDER)
     strategy = open_strategy(CONFIG, accelerator)
     student, tokenizer = load_student(CONFIG.student, CONFIG.teacher, weights=strategy.loads_weights)

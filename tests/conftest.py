@@ -1,4 +1,4 @@
-"""What many tests share: the shortest spec, and a plugin installed for one test."""
+"""Fixtures and lanes for all tests: the shortest spec, a plugin for one test, and the choice of slow tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-# Workers share the cores. Set before torch is imported, and inherited by the scripts that tests start.
+# Workers share the cores. torch reads this at its import, and scripts that tests start inherit it.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -28,7 +28,7 @@ LANES = {
     "evals": ("documents/test_evals.py", "evaluate/test_evaluate_honesty.py", "test_demo.py"),
     "install": ("test_kd.py", "documents/test_skill_installed.py", "kd/model/test_old_transformers.py"),
 }
-"""Files of slow tests by the lane of .ci/run that runs them. Plain `pytest` leaves them out."""
+"""Files of slow tests, by lane of .ci/run. Plain `pytest` leaves them out."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,8 +36,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Run a file that is named on the command line, whichever lane it is in."""
-    # A shell's background job ignores SIGINT, and so would the runs that tests stop by it.
+    """Set the default lane. A file that the command line names runs in any lane."""
+    # A background job of a shell ignores SIGINT. The runs that tests stop with SIGINT would inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.lane is None:
@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the tests of other lanes than the one asked for."""
+    """Deselect the tests that are not in the chosen lane."""
     lanes = {TESTS / file: lane for lane, files in LANES.items() for file in files}
     asked = config.option.lane
     left_out = [item for item in items if asked not in ("all", lanes.get(item.path, "tests"))]

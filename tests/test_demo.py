@@ -180,7 +180,7 @@ def test_a_stopped_demo_names_the_command_that_goes_on(
     recorded: list[Spec], runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(spec: Spec, out: Path) -> RunResult:
-        error = InterruptedRunError("stopped by SIGTERM; go on with --resume", signal.SIGTERM)
+        error = InterruptedRunError("stopped by SIGTERM; resume with --resume", signal.SIGTERM)
         error.add_note("log: train.log")
         raise error
 
@@ -189,7 +189,7 @@ def test_a_stopped_demo_names_the_command_that_goes_on(
     assert isinstance(stopped.exception, InterruptedRunError)
     assert stopped.exception.exit_code == 143
     command = f"skill-kd run {runs / 'demo' / 'spec.yaml'} --runs {runs} --resume"
-    assert str(stopped.exception) == f"stopped by SIGTERM; go on with `{command}`"
+    assert str(stopped.exception) == f"stopped by SIGTERM; resume with `{command}`"
     assert stopped.exception.__notes__ == ["log: train.log"]
 
 

@@ -1,1 +1,1 @@
-"""The built-in backend. It comes in through the same hook as any plugin; see ``skill_kd.plugins``."""
+"""The built-in backend. It registers through the same hook as any plugin; see ``skill_kd.plugins``."""

@@ -1,4 +1,4 @@
-"""How several processes start: by ``run`` on one machine, by ``launch.sh`` on many. All of it is accelerate's."""
+"""Start several processes with accelerate: from ``run`` on one machine, from ``launch.sh`` on many."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ CONFIG, SCRIPT = "accelerate.yaml", "launch.sh"
 
 
 def several(spec: Spec) -> bool:
-    """Whether a launcher is needed."""
+    """Return True if the run needs a launcher."""
     return spec.launch.processes > 1
 
 
 def arguments(spec: Spec) -> list[str]:
     """Return the arguments of ``accelerate launch`` on one machine."""
-    # Precision and sharding are the script's business, the same under every launcher. Without the last flag accelerate
-    # starts one process wherever it sees fewer than two GPUs, and says nothing.
+    # The script sets precision and sharding itself, so they are the same under every launcher. Without the last flag,
+    # accelerate silently starts one process if it finds fewer than two GPUs.
     plain = ["--num_processes", str(spec.launch.processes), "--num_machines", "1"]
     return [*plain, "--mixed_precision", "no", "--dynamo_backend", "no", "--multi_gpu"]
 
 
 def files(spec: Spec) -> dict[str, str]:
-    """Return what starts ``train.py`` without skill-kd, by name: accelerate's configuration and a script for it.
+    """Return files that start ``train.py`` without skill-kd, by name: accelerate's configuration and a shell script.
 
-    Nothing for one process, which needs no launcher. The script serves one machine, each of several, and Slurm.
+    Return nothing for one process. The script works on one machine, on each of several, and under Slurm.
     """
     return {CONFIG: _config(spec), SCRIPT: _script(spec)} if several(spec) else {}
 
 
 def _config(spec: Spec) -> str:
-    """Return what `accelerate config` would have asked for, in YAML of which every value is JSON."""
+    """Return the answers to `accelerate config` as YAML; every value is JSON."""
     values = {
         "compute_environment": "LOCAL_MACHINE",
         "distributed_type": "MULTI_GPU",
@@ -85,7 +85,7 @@ exec accelerate launch --config_file "$folder/accelerate.yaml" --machine_rank "$
 
 
 def _script(spec: Spec) -> str:
-    """Return a script that is also a batch job, for its options are comments to a shell."""
+    """Return a shell script that is also a Slurm batch job; its options are shell comments."""
     nodes = spec.launch.nodes
     told = {"name": spec.name, "nodes": nodes, "each": spec.launch.processes // nodes}
     head = _HEAD + (_HERE if nodes == 1 else _EACH).format(**told) + _SLURM.format(**told)

@@ -1,4 +1,4 @@
-"""The built-in backend: a PyTorch loop of our own on transformers, started by accelerate."""
+"""The built-in backend: our own PyTorch loop on transformers, started by accelerate."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from skill_kd.spec import Spec
 
 
 class TransformersBackend(Backend):
-    """Every objective, on one process or many."""
+    """Backend for every objective, on one process or many."""
 
     name = "transformers"
     version = __version__
-    # The set our tests ran with.
+    # The versions our tests ran with.
     requirements = (
         "torch==2.13.0",
         "transformers==5.23.0",
@@ -37,7 +37,7 @@ class TransformersBackend(Backend):
     )
 
     def check(self, spec: Spec) -> list[str]:
-        """Return what this backend cannot do; a model given as a folder is looked at, nothing is downloaded."""
+        """Return what this backend does not support. Read the config of a local model; download nothing."""
         return [*_student_problems(spec), *_model_problems(spec)]
 
     def render(self, spec: Spec) -> str:
@@ -45,10 +45,10 @@ class TransformersBackend(Backend):
         return render(templates_folder() / "transformers_trainer.py", spec, self)
 
     def command(self, script: Path, spec: Spec) -> list[str]:
-        """Start one process plainly, several of one machine through ``accelerate launch``.
+        """Start one process directly, and several on one machine with ``accelerate launch``.
 
         Raises:
-            UsageError: several machines, which no command on one of them can start.
+            UsageError: the spec asks for several machines, which one command cannot start.
         """
         if spec.launch.nodes > 1:
             raise UsageError(
@@ -60,7 +60,7 @@ class TransformersBackend(Backend):
         return [sys.executable, "-m", "accelerate.commands.launch", *launch.arguments(spec), str(script)]
 
     def files(self, spec: Spec) -> dict[str, str]:
-        """Return accelerate's configuration and ``launch.sh`` where several processes train."""
+        """Return accelerate's configuration and ``launch.sh`` if several processes train."""
         return launch.files(spec)
 
 
@@ -101,7 +101,7 @@ def _model_problems(spec: Spec) -> Iterator[str]:
 
 
 def _folder_problems(field: str, model: str, spec: Spec) -> Iterator[str]:
-    """Judge a model that lies in a folder; what looks like a hub id is left to the hub."""
+    """Yield problems of a model in a local folder; a hub id is not checked."""
     folder = Path(model)
     if not folder.is_dir():
         if model.startswith((".", "/", "~")) or model.endswith("/"):
@@ -126,5 +126,5 @@ def _folder_problems(field: str, model: str, spec: Spec) -> Iterator[str]:
 
 @hookimpl
 def register_backends(register: Callable[[type[Backend]], None]) -> None:
-    """Bring the built-in backend."""
+    """Register the built-in backend."""
     register(TransformersBackend)

@@ -1,6 +1,6 @@
-"""The command line: parse, call, print. One module a verb.
+"""The command line: parse, call, print. Each verb has one module.
 
-Every verb imports what it needs when it is called, so that help is quick.
+A verb imports what it needs when it is called, so that ``--help`` is quick.
 """
 
 from __future__ import annotations

@@ -27,12 +27,12 @@ from skill_kd.console import Verb, print_json
 @click.option(
     "--seen",
     metavar="FINDING",
-    help="Seen in a student trained before: sameness (too narrow), sharpened, lost_modes, loops, length, refusals, "
+    help="A problem of an earlier student: sameness (too narrow), sharpened, lost_modes, loops, length, refusals, "
     "imprecise, exposure, teacher_narrow.",
 )
-@click.option("--set", "pairs", multiple=True, metavar="PATH=VALUE", help="A value of the spec: student.model=S.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="Write the specs there.")
-@click.option("--spec-only", is_flag=True, help="Print the spec to fill in, and nothing else.")
+@click.option("--set", "pairs", multiple=True, metavar="PATH=VALUE", help="Set a value of the spec: student.model=S.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="Write the specs into this folder.")
+@click.option("--spec-only", is_flag=True, help="Print only the spec to fill in.")
 @JSON
 def advise(
     matters: str,
@@ -48,10 +48,10 @@ def advise(
     spec_only: bool,
     as_json: bool,
 ) -> None:
-    """Choose an objective, and one to train beside it.
+    """Choose an objective, and a second one to compare with.
 
-    With --out both are written as specs, which differ in the objective alone, so that what they measure can be
-    compared. --set fills in models, data and any other value, in both; "distill" and "warm_start" name the stages.
+    --out writes a spec for each. They differ only in the objective, so their measures can be compared. --set changes
+    models, data or any other value in both specs; "distill" and "warm_start" name the stages.
 
     \b
     Example:

@@ -12,7 +12,7 @@ from skill_kd.console import Verb, print_json, print_table, say
 @click.option("--verbose", is_flag=True, help="Show the traceback of each plugin that could not be used.")
 @JSON
 def backends(verbose: bool, as_json: bool) -> None:
-    """List the installed backends and what each still needs here.
+    """List the installed backends, and the packages that each lacks.
 
     \b
     Example:

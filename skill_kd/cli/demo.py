@@ -16,16 +16,16 @@ from skill_kd.console import Verb, print_json, say
     type=click.IntRange(1, 30),
     default=24,
     show_default=True,
-    help="Layers the student keeps.",
+    help="Number of layers the student keeps.",
 )
-@click.option("--seed", type=int, default=42, show_default=True, help="The same seed gives the same figures.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), metavar="DIR", help="Where the run goes.")
+@click.option("--seed", type=int, default=42, show_default=True, help="Seed; the same seed gives the same figures.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), metavar="DIR", help="Folder for the run.")
 @JSON
 def demo(layers: int, seed: int, out: Path, as_json: bool) -> None:
     """Distil a real model on this machine, in minutes.
 
-    The teacher comes as a package, the prompts with skill-kd; no account and no GPU is needed. Its report shows what
-    `evaluate` shows, on far too few prompts for a verdict: INCONCLUSIVE is right, and the exit code is 0.
+    The teacher comes as a package, and the prompts come with skill-kd. It needs no account and no GPU. The report is
+    that of `evaluate`, but on far too few prompts for a verdict. INCONCLUSIVE is expected, and the exit code is 0.
 
     \b
     Example:

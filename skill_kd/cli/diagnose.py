@@ -12,30 +12,34 @@ from skill_kd.console import Verb, print_json
 
 @click.command(cls=Verb)
 @click.argument("logs", nargs=-1, required=True, metavar="LOGS...")
+@click.option("--baseline", multiple=True, metavar="FILE", help="Teacher logs to compare with; can be repeated.")
 @click.option(
-    "--baseline", multiple=True, metavar="FILE", help="Logs of the teacher, to compare with; may be repeated."
+    "--window", default="day", show_default=True, metavar="day|N", help="Compare days, or windows of N lines."
 )
-@click.option("--window", default="day", show_default=True, metavar="day|N", help="Days, or so many lines.")
 @click.option(
     "--format", "format_name", metavar="NAME", help="openai, openai-batch, langfuse, langsmith, otel, generic."
 )
-@click.option("--prompt-field", metavar="PATH", help="Where a generic log has it; dots reach into objects.")
-@click.option("--output-field", metavar="PATH", help="Likewise, the model's answer.")
-@click.option("--time-field", metavar="PATH", help="Likewise, ISO 8601 or seconds since 1970.")
-@click.option("--system-field", metavar="PATH", help="Likewise, the system prompt.")
-@click.option("--model-field", metavar="PATH", help="Likewise, the model's version.")
-@click.option("--temperature-field", metavar="PATH", help="Likewise.")
-@click.option("--max-tokens-field", metavar="PATH", help="Likewise.")
-@click.option("--finish-field", metavar="PATH", help="Likewise, why the answer ended.")
-@click.option("--spec", type=click.Path(path_type=Path), help="The student's spec: write a pilot, two specs, one knob.")
+@click.option("--prompt-field", metavar="PATH", help="Path of the prompt in a generic log; dots enter objects.")
+@click.option("--output-field", metavar="PATH", help="Path of the model's answer.")
+@click.option("--time-field", metavar="PATH", help="Path of the time, ISO 8601 or seconds since 1970.")
+@click.option("--system-field", metavar="PATH", help="Path of the system prompt.")
+@click.option("--model-field", metavar="PATH", help="Path of the model's version.")
+@click.option("--temperature-field", metavar="PATH", help="Path of the temperature.")
+@click.option("--max-tokens-field", metavar="PATH", help="Path of the token limit.")
+@click.option("--finish-field", metavar="PATH", help="Path of the reason why the answer ended.")
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), default=Path(), metavar="DIR", help="Where the pilot goes."
+    "--spec",
+    type=click.Path(path_type=Path),
+    help="The student's spec; write a pilot from it.",
 )
-@click.option("--replay", type=click.Path(path_type=Path), metavar="FILE", help="Write 50 of the log's own prompts.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), default=Path(), metavar="DIR", help="Folder for the pilot."
+)
+@click.option("--replay", type=click.Path(path_type=Path), metavar="FILE", help="Write 50 prompts of the log to FILE.")
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write the diagnosis as one HTML file.")
-@click.option("--include-examples", is_flag=True, help="Show redacted text of the log; it is not anonymous.")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes that parse.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the sample.")
+@click.option("--include-examples", is_flag=True, help="Show redacted text of the log. It may still identify people.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Number of processes that parse.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed of the sample.")
 @JSON
 def diagnose(
     logs: tuple[str, ...],
@@ -52,9 +56,9 @@ def diagnose(
     as_json: bool,
     **fields: str | None,
 ) -> None:
-    """Say from production logs what changed, and what to try.
+    """Find in production logs what changed, and what to try.
 
-    LOGS are files (JSONL, JSON, CSV; also gz, zst) or - for stdin. No text of a log is shown unless asked for.
+    LOGS are files (JSONL, JSON, CSV; also gz, zst) or - for stdin. Text of a log is shown only with --include-examples.
 
     \b
     Example:

@@ -14,35 +14,45 @@ from skill_kd.errors import ExitCode
 
 @click.command(cls=Verb)
 @click.argument("subject", required=False, metavar="[RUN|STUDENT]")
-@click.option("--teacher", metavar="MODEL", help="Teacher to compare with; a run knows its own.")
+@click.option("--teacher", metavar="MODEL", help="Teacher to compare with (default: the run's own).")
 @click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="JSONL prompts that no training saw.")
-@click.option("--baseline", metavar="MODEL", help="The student as it was before, for a column of its own.")
-@click.option("--teacher-generations", type=click.Path(path_type=Path), metavar="FILE", help="Saved responses.")
-@click.option("--student-generations", type=click.Path(path_type=Path), metavar="FILE", help="Saved responses.")
-@click.option("--baseline-generations", type=click.Path(path_type=Path), metavar="FILE", help="Of the base student.")
-@click.option("--control-generations", type=click.Path(path_type=Path), metavar="FILE", help="Of a collapsed teacher.")
-@click.option("--training-data", type=click.Path(path_type=Path), metavar="FILE", help="Refuse its prompts.")
+@click.option("--baseline", metavar="MODEL", help="The student before distillation, shown in its own column.")
+@click.option(
+    "--teacher-generations", type=click.Path(path_type=Path), metavar="FILE", help="The teacher's saved responses."
+)
+@click.option(
+    "--student-generations", type=click.Path(path_type=Path), metavar="FILE", help="The student's saved responses."
+)
+@click.option("--baseline-generations", type=click.Path(path_type=Path), metavar="FILE", help="Those of --baseline.")
+@click.option(
+    "--control-generations", type=click.Path(path_type=Path), metavar="FILE", help="Those of a collapsed teacher."
+)
+@click.option("--training-data", type=click.Path(path_type=Path), metavar="FILE", help="Refuse prompts that are in it.")
 @click.option(
     "--harness-results",
     nargs=2,
     type=click.Path(path_type=Path),
     metavar="TEACHER STUDENT",
-    help="Results of lm-eval, to show beside.",
+    help="Results of lm-eval, shown in the report.",
 )
 @click.option("--policy", metavar="PRESET", help="assistant, strict-extraction, creative or text-only.")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Change the policy: recall.margin=0.85.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Length at which a response is cut.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of models that no spec names.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Dtype of models that no spec names."
+)
 @click.option("--latency/--no-latency", default=True, help="Measure the speed of both models on this machine.")
 @click.option("--judge-url", metavar="URL", help="OpenAI-compatible endpoint of a judge, such as http://host/v1.")
 @click.option("--judge-model", metavar="NAME", help="The judge's name there.")
 @click.option("--judge-key-env", metavar="NAME", help="Environment variable that holds the judge's key.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write; RUN/eval if none.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write (default: RUN/eval)."
+)
 @JSON
 def evaluate(subject: str | None, pairs: tuple[str, ...], as_json: bool, **given: Any) -> ExitCode:
-    """May this student replace its teacher? GO, NO-GO or INCONCLUSIVE.
+    """Decide if a student may replace its teacher.
 
-    From models, or from saved generations alone. Exit codes: 0 GO, 3 NO-GO, 4 INCONCLUSIVE.
+    It compares models, or only saved generations. The verdict is GO (exit code 0), NO-GO (3) or INCONCLUSIVE (4).
 
     \b
     Example:

@@ -12,18 +12,18 @@ from skill_kd.console import Verb, print_json
 
 @click.command(cls=Verb)
 @SPEC
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write (default: ./NAME).")
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write; ./NAME if left out."
+    "--format", "kind", type=click.Choice(["py", "ipynb"]), default="py", help="Write files, or one notebook."
 )
-@click.option("--format", "kind", type=click.Choice(["py", "ipynb"]), default="py", help="Files, or one notebook.")
-@click.option("--check", is_flag=True, help="Write nothing; fail if the folder differs from what would be written.")
-@click.option("--force", is_flag=True, help="Write over a script that was edited.")
+@click.option("--check", is_flag=True, help="Write nothing, and fail if the folder is not up to date.")
+@click.option("--force", is_flag=True, help="Overwrite an edited script.")
 @BACKEND
 @JSON
 def generate(
     spec: Path, out: Path | None, kind: str, check: bool, force: bool, backend: str | None, as_json: bool
 ) -> None:
-    """Write the trainer script: train.py, and kd/ beside it.
+    """Write the trainer script: train.py, and kd/ next to it.
 
     \b
     Example:

@@ -12,13 +12,17 @@ from skill_kd.console import Verb, print_json
 
 @click.command(cls=Verb)
 @click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
-@click.option("--data", type=click.Path(path_type=Path), metavar="FILE", help="Data, instead of handoff.data.")
-@click.option("--execute", is_flag=True, help="Also fine-tune, load what came out, and measure what it cost.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), metavar="FILE", help="Fine-tuning data, instead of handoff.data."
+)
+@click.option("--execute", is_flag=True, help="Also fine-tune, load the result, and measure the drift.")
 @click.option("--python", metavar="PATH", help="Python interpreter that has Unsloth (default: this one).")
-@click.option("--max-steps", type=click.IntRange(min=1), metavar="N", help="Optimizer steps of a trial.")
-@click.option("--no-drift", is_flag=True, help="Do not measure drift; it needs the teacher.")
-@click.option("--gguf", "quantisations", multiple=True, metavar="Q", help="Make a GGUF of the student, e.g. q8_0.")
-@click.option("--force", is_flag=True, help="Write over edited files and an earlier fine-tune.")
+@click.option("--max-steps", type=click.IntRange(min=1), metavar="N", help="Stop after N optimizer steps, as a trial.")
+@click.option("--no-drift", is_flag=True, help="Do not measure drift, which needs the teacher.")
+@click.option(
+    "--gguf", "quantisations", multiple=True, metavar="Q", help="Make a GGUF file of the student, for example q8_0."
+)
+@click.option("--force", is_flag=True, help="Overwrite edited files and an earlier fine-tune.")
 @JSON
 def handoff(
     run: Path,

@@ -1,4 +1,4 @@
-"""What several verbs share: an argument and two options, and how a spec is loaded."""
+"""An argument, two options and the loading of a spec, shared by several verbs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON docu
 
 
 def load(path: Path, **overrides: str | None) -> Spec:
-    """Read a spec, with the values given on the command line in place of its own; None leaves it as it is.
+    """Read a spec, and replace its values by those of ``overrides`` that are not None.
 
     Raises:
-        SpecError: it cannot be read, or it is invalid.
+        SpecError: the spec cannot be read, or is invalid.
     """
     from skill_kd.spec.file import load_spec
 

@@ -12,9 +12,9 @@ from skill_kd.console import Verb, print_json
 
 @click.command(cls=Verb)
 @SPEC
-@click.option("--device", metavar="NAME", help="What it shall fit and run on, for example A100-80 or cpu.")
-@click.option("--price-per-hour", type=float, metavar="PRICE", help="Of one device, in any currency.")
-@click.option("--rows", type=int, metavar="N", help="Rows of training data, where no local file tells.")
+@click.option("--device", metavar="NAME", help="Device to plan for, for example A100-80 or cpu.")
+@click.option("--price-per-hour", type=float, metavar="PRICE", help="Price of one device per hour, in any currency.")
+@click.option("--rows", type=int, metavar="N", help="Rows of training data, if they are not in a local file.")
 @BACKEND
 @JSON
 def plan(

@@ -18,18 +18,21 @@ from skill_kd.errors import ExitCode
     multiple=True,
     default=(0.0, 0.2, 0.5),
     show_default=True,
-    help="α, the chance that the teacher samples a token; give it once for each.",
+    help="α, the chance that the teacher samples a token; can be repeated.",
 )
-@click.option("--seeds", type=click.IntRange(1, 100), default=4, show_default=True, help="Pairs of random policies.")
+@click.option(
+    "--seeds", type=click.IntRange(1, 100), default=4, show_default=True, help="Number of pairs of random policies."
+)
 @JSON
 def prove(loss: str, mixes: tuple[float, ...], seeds: int, as_json: bool) -> ExitCode:
     """Judge a loss of your own against the exact gradient.
 
-    Its expected gradient is computed over every response of a toy, so a bias shows as a difference, not as noise, and
-    compared with that of KL(student ‖ teacher); a swapped direction is named. The function takes
-    (student_logp_BTV, teacher_logp_BTV, ids_BT, mask_BT, behaviour_logp_BT or None) and returns loss_BT, or its sum
-    over T or over all; it is called with one response at a time. This imports and runs your code. Exit code 0 if
-    exact, at most a constant step size apart, and 3 if not.
+    It computes the loss's expected gradient over every response of a toy model, and compares it with the gradient of
+    KL(student ‖ teacher). A bias then shows as a difference, not as noise. A swapped direction is named.
+
+    The function takes (student_logp_BTV, teacher_logp_BTV, ids_BT, mask_BT, behaviour_logp_BT or None). It returns
+    loss_BT, or its sum over T or over all. Each call has one response. The command imports and runs your code. Exit
+    code 0 means exact, up to a constant step size; 3 means not exact.
 
     \b
     Example:

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 @click.command(cls=Verb)
 @click.argument("spec", type=click.Path(path_type=Path), metavar="SPEC|train.py")
-@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), metavar="DIR", help="Where runs go.")
+@click.option(
+    "--runs", type=click.Path(path_type=Path), default=Path("runs"), metavar="DIR", help="Folder for all runs."
+)
 @click.option("--name", metavar="NAME", help="Name of the run folder, instead of the one the spec gives.")
-@click.option("--resume", is_flag=True, help="Go on with a run that was stopped, from its last checkpoint.")
-@click.option("--dry-run", is_flag=True, help="Say what would run and what is missing; write nothing.")
+@click.option("--resume", is_flag=True, help="Resume a stopped run from its last checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Print what would run and what is missing; write nothing.")
 @BACKEND
 @JSON
 def run(
@@ -31,7 +33,7 @@ def run(
 ) -> None:
     """Train in runs/NAME, from a spec or a generated train.py.
 
-    The script may have been edited. Ctrl-C stops after a checkpoint; --resume goes on from there.
+    You may edit a script before you run it. Ctrl-C stops after a checkpoint, and --resume resumes from there.
 
     \b
     Example:
@@ -66,7 +68,7 @@ def run(
 
 @contextlib.contextmanager
 def _telling_the_plan(spec: Spec) -> Iterator[None]:
-    """Where memory runs out, add what the plan expected."""
+    """Add the planned peak to an error about memory."""
     try:
         yield
     except OutOfMemoryError as error:

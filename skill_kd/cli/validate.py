@@ -15,7 +15,7 @@ from skill_kd.console import Verb, print_json, say
 @BACKEND
 @JSON
 def validate(spec: Path, backend: str | None, as_json: bool) -> None:
-    """Check a spec, and whether its backend can do all it asks for.
+    """Check a spec, and check that its backend supports it.
 
     \b
     Example:
@@ -29,7 +29,7 @@ def validate(spec: Path, backend: str | None, as_json: bool) -> None:
     if installed:
         accepted_backend(loaded)
     else:
-        say(f"note: backend '{loaded.backend}' is not installed here, so what it refuses was not checked")
+        say(f"note: backend '{loaded.backend}' is not installed here, so its own checks did not run")
     if as_json:
         print_json(
             {

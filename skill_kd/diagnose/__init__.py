@@ -1,4 +1,4 @@
-"""From production logs to findings: readers · detectors · findings. No network, and no text of the log unless asked."""
+"""Findings from production logs: readers · detectors · findings. No network; log text is shown only on request."""
 
 from skill_kd.diagnose.changes.scan import Options, window_unit
 from skill_kd.diagnose.diagnosis import diagnose

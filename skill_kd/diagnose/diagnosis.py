@@ -1,4 +1,4 @@
-"""The way from files to a diagnosis, top to bottom."""
+"""Diagnose logs: all steps from files to a diagnosis, in order."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def diagnose(
     examples: bool = False,
     salt: bytes | None = None,
 ) -> Diagnosis:
-    """Read logs and say what changed, when, and what to try.
+    """Read logs and report what changed, when, and what to try.
 
     Args:
         logs: files, or ``-`` for stdin.
-        options: how they are read.
+        options: options for reading the logs.
         baseline: logs of the teacher on prompts of the same kinds.
         spec: the student's spec; a pilot is written for it.
         out: folder for the pilot's specs.
-        replay: file for prompts to replay; it holds the log's own text.
-        examples: let redacted text of the log into the result.
-        salt: of the ids; random if left out.
+        replay: file for prompts to replay; it contains log text.
+        examples: include redacted log text in the result.
+        salt: salt of the ids; random by default.
 
     Raises:
         UsageError: a log cannot be read, more than 5 % of its lines are bad, or none is usable.
-        MissingRequirementError: a log is compressed with zstd and no package here reads that.
+        MissingRequirementError: a log is compressed with zstd and no package for it is installed.
     """
     options = options or Options()
     with _progress() as progress:
@@ -99,7 +99,7 @@ def _signs(windows: Sequence[WindowSample], taught: Sequence[WindowSample], read
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Progress | None]:
-    """A bar with the time left, on stderr, where somebody looks."""
+    """Show a progress bar with the time left on stderr, if it is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return

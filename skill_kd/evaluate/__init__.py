@@ -1,6 +1,6 @@
-"""May this student replace its teacher? A gate of three verdicts that fails closed.
+"""A gate that decides if a student may replace its teacher. It has three verdicts and fails closed.
 
-GO: every blocking metric of the policy passes. NO-GO: one fails. INCONCLUSIVE: the evidence does not tell.
+GO: every blocking metric of the policy passes. NO-GO: one fails. INCONCLUSIVE: the evidence is too weak.
 """
 
 from skill_kd.evaluate.answer import evaluate

@@ -1,4 +1,4 @@
-"""From what is asked to an evaluation and the files it leaves: a run, a student, saved generations, a harness."""
+"""The evaluation of a request: of a run, a student, saved generations or results of a harness."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from skill_kd.jobs.manifest import Manifest
 from skill_kd.spec.file import load_spec
 
 Tell = Callable[[str], None]
-"""What should be known before hours of sampling goes to it."""
+"""Receives notes that a person should see before hours of sampling."""
 
 
 def evaluate(
     request: Request, progress: sampling.Progress = sampling.silent, tell: Tell = lambda _note: None
 ) -> tuple[EvaluationResult, Written]:
-    """Evaluate, write figures, report and model card, and return the evaluation and where they lie.
+    """Evaluate, and write figures, report and model card. Return the evaluation and the paths of the files.
 
     Raises:
-        UsageError: what was asked does not fit together, or a file cannot be used.
-        MissingRequirementError: a package or a model is not there.
+        UsageError: parts of the request contradict each other, or a file cannot be used.
+        MissingRequirementError: a package or a model is missing.
     """
-    _ = request.judge  # refused now, not after hours of sampling
+    _ = request.judge  # refuses a bad judge now, not after hours of sampling
     saved = request.teacher_generations, request.student_generations
     if any(saved) and not all(saved):
         raise UsageError("--teacher-generations and --student-generations belong together; give both")
@@ -54,7 +54,7 @@ def evaluate(
 
 
 Answer = tuple[EvaluationResult, Path, Subject | None]
-"""With the folder to write, and the student whose card it is."""
+"""The evaluation, the folder to write, and the student of the model card, if any."""
 
 
 def _of_harness(request: Request) -> Answer:
@@ -99,14 +99,14 @@ def _of_models(request: Request, progress: sampling.Progress, tell: Tell) -> Ans
 
 
 def _without_references(prompts: Path, policy: GatePolicy) -> str | None:
-    """Say that no verdict can be GO, where quality decides and cannot be scored."""
+    """Return a note if the verdict cannot be GO, because quality decides and cannot be scored; otherwise None."""
     found = read_prompts(prompts).values()
     absent = sum(not prompt.references for prompt in found)
     if not absent or "quality" not in policy.blocking:
         return None
     return (
         f"{absent} of {len(found)} prompts have no 'reference', so quality cannot be scored, and policy "
-        f"'{policy.name}' says GO only if it is: add references, take --policy creative, or --set quality.role=advisory"
+        f"'{policy.name}' says GO only with it: add references, take --policy creative, or --set quality.role=advisory"
     )
 
 
@@ -117,7 +117,7 @@ def _noted(measured: ModelMeasurements, notes: tuple[str, ...]) -> ModelMeasurem
 def _task(request: Request) -> sampling.SamplingTask:
     for name, value in (("--teacher", request.teacher), ("--prompts", request.prompts)):
         if value is None:
-            raise UsageError(f"'{request.subject}' is no run folder, so {name} must be given")
+            raise UsageError(f"'{request.subject}' is not a run folder, so {name} is needed")
     assert request.subject is not None
     assert request.teacher is not None
     assert request.prompts is not None

@@ -1,4 +1,4 @@
-"""Estimates with one-sided bounds over prompts: BCa bootstrap, clustered where the prompts are."""
+"""Estimates with one-sided bounds over prompts: a BCa bootstrap, clustered if prompts have clusters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Array = NDArray[float64]
 
 NULL: dict[Form, float | None] = {"difference": 0.0, "ratio": 1.0, "retention": 1.0, "value": None}
-"""What a perfect student scores."""
+"""The value of a perfect student."""
 
 ONE_SIDED = 1.645
 """Standard normal quantile of a one-sided 95% bound."""
@@ -28,14 +28,14 @@ POWER = ONE_SIDED + 0.842
 
 @dataclass(frozen=True)
 class Columns:
-    """One metric's figures of each prompt, [N] each."""
+    """One metric's values per prompt, [N] each."""
 
     student: Array
     teacher: Array
     control: Array | None = None
-    """The same figure of the positive control."""
+    """The same metric for the positive control."""
     narrow: Array | None = None
-    """Where a retention has its 0."""
+    """The metric for the narrow half, which is 0 on the retention scale."""
     baseline: Array | None = None
 
     def of(self, side: Array) -> Columns:
@@ -45,7 +45,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its bounds; each holds by itself with the policy's confidence."""
+    """An estimate with its one-sided bounds, each at the policy's confidence."""
 
     value: float
     low: float
@@ -54,12 +54,12 @@ class Estimate:
     """Standard error, from the bootstrap."""
 
     def detectable(self) -> float:
-        """The smallest effect found with 80% power at a one-sided 5%."""
+        """Return the smallest effect that is detected with 80% power at a one-sided 5%."""
         return POWER * self.error
 
 
 def require_scipy() -> None:
-    """Raise MissingRequirementError, naming the mend, where scipy is not installed."""
+    """Raise MissingRequirementError with the fix if scipy is not installed."""
     try:
         import scipy.stats  # noqa: F401
     except ImportError as error:
@@ -76,14 +76,14 @@ def estimate(
     rows: int,
     clusters: Sequence[str | None],
 ) -> Estimate | None:
-    """Return the estimate, or None where it is undefined: nothing divides teacher and control, or no figure is there.
+    """Return the estimate, or None if it is not finite or there are fewer than two clusters.
 
-    Bounds are BCa (Efron 1987). Where all prompts agree there is no spread to resample: then the bounds are widened by
-    the rule of three, 3 / (N · rows), the most that events not seen in so many rows may still happen at 95%.
+    The bounds are BCa (Efron 1987). If all prompts agree, there is no spread to resample. The bounds then follow the
+    rule of three: value ± 3 / (N · rows), the 95% upper limit on the rate of events never seen in that many rows.
 
     Args:
-        rows: responses that each prompt's figure was taken from.
-        clusters: the label of each prompt; None stands for itself.
+        rows: responses behind each prompt's value.
+        clusters: the label of each prompt; a prompt with None is its own cluster.
     """
     import numpy as np
     from scipy import stats
@@ -99,7 +99,7 @@ def estimate(
         unseen = 3 / (len(columns.student) * rows)
         return Estimate(value, value - unseen, value + unseen, unseen / 2)
     with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # then a bound is nan, and there is no estimate
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # a bound is then nan, and there is no estimate
         result = stats.bootstrap(
             tuple(data),
             _statistic(form),
@@ -119,7 +119,7 @@ def estimate(
 
 
 def _sums(columns: Columns, form: Form, clusters: Sequence[str | None]) -> Array:
-    """Return [columns, clusters]: what each cluster adds to the sums that the statistic divides, its weight last."""
+    """Return [columns, clusters]: each cluster's contribution to the sums of the statistic, with its weight last."""
     import numpy as np
 
     sides = [columns.student, columns.teacher]
@@ -152,7 +152,7 @@ def _statistic(form: Form):  # type: ignore[no-untyped-def]
 
 
 def _spread(data: Array, form: Form) -> float:
-    """Standard deviation over prompts of what the estimate is linear in, near its value."""
+    """Return the standard deviation over prompts of the estimate's linearization around its value."""
     import numpy as np
 
     student, teacher, weight = data[0], data[1], data[-1]
@@ -166,7 +166,7 @@ def _spread(data: Array, form: Form) -> float:
 
 
 def prompts_needed(found: Estimate, target: float, margin: float, prompts: int) -> int | None:
-    """Prompts with which a student at ``target`` passes ``margin`` in 80 of 100 cases; None where it never would."""
+    """Return the number of prompts at which a student at ``target`` passes ``margin`` with 80% power; None if never."""
     gap = abs(target - margin)
     if gap == 0:
         return None
@@ -176,8 +176,8 @@ def prompts_needed(found: Estimate, target: float, margin: float, prompts: int) 
 def ratio_bounds(top: float, top_error: float, bottom: float, bottom_error: float) -> tuple[float, float] | None:
     """Return one-sided 95% bounds of top ÷ bottom from two independent estimates with their standard errors.
 
-    Fieller 1954: the ratios r at which top − r · bottom is within its own error of 0. None where the bottom is not
-    clearly apart from 0, for then every ratio is possible.
+    The bounds are Fieller's (1954): the ratios r at which top − r · bottom is within its error of 0. The result is None
+    if the bottom is not clearly different from 0, because then every ratio is possible.
     """
     a = bottom**2 - (ONE_SIDED * bottom_error) ** 2
     if a <= 0:

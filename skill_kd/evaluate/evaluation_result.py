@@ -1,4 +1,4 @@
-"""What an evaluation says, as data and as text for a terminal."""
+"""An evaluation's result, as data and as text for a terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from skill_kd.report.shown_document import HarnessComparison
 
 FORMAT = 1
 HARNESS_ROWS = 20
-"""Figures of the harness that a terminal is shown."""
+"""Largest number of harness rows that a terminal shows."""
 NOT_COVERED = (
     "facts, safety, bias and tool use: nothing here reads a response for what it claims",
     "prompts unlike those that were given, other languages than theirs, and conversations of several turns",
@@ -30,7 +30,7 @@ NOT_COVERED = (
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """A verdict and everything it rests on."""
+    """A verdict and everything behind it."""
 
     decision: Decision
     metrics: list[Metric]
@@ -40,7 +40,7 @@ class EvaluationResult:
     reproduction: Reproduction
 
     def to_json(self) -> EvaluationDocument:
-        """Return JSON-ready values; a number that does not exist is None."""
+        """Return JSON-ready values; a missing number is None."""
         return {
             "format": FORMAT,
             "kind": "evaluation",
@@ -65,7 +65,7 @@ class EvaluationResult:
         }
 
     def write(self, path: Path) -> None:
-        """Write the JSON in one step."""
+        """Write the JSON atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
 

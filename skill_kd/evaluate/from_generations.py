@@ -1,4 +1,4 @@
-"""From saved generations to a verdict: read, pair, measure, judge."""
+"""Judge saved generations: read, pair, measure, decide."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from skill_kd.evaluate.samples import Samples, pair, with_references
 from skill_kd.report.shown_document import JudgeCounts
 
 FEW_WORDS = 5
-"""Words compared of each response below which a warning is given: they make 9 features of one response at most."""
+"""Word budget below which a warning is given: 5 words have at most 9 features (words and word pairs)."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """Where the generations lie, and what belongs to them."""
+    """The generation files, and the files that belong to them."""
 
     teacher: Path
     student: Path
     baseline: Path | None = None
-    """The undistilled student's generations."""
+    """Generations of the undistilled student."""
     control: Path | None = None
-    """The collapsed teacher's."""
+    """Generations of the collapsed teacher."""
     prompts: Path | None = None
-    """Prompts with ``reference``, ``category`` and ``cluster``, where the generations do not carry them."""
+    """Prompts with ``reference``, ``category`` and ``cluster``, if the generations do not carry them."""
     training: Path | None = None
-    """Training data, whose prompts must not be among the evaluated ones."""
+    """Training data. Its prompts must not be among the evaluated ones."""
 
 
 def evaluate_generations(
@@ -51,12 +51,12 @@ def evaluate_generations(
     """Judge saved generations.
 
     Args:
-        scorer: (prompt, response, references) -> 0 … 1; ROUGE-L where none is given.
-        judge: whom to ask which of two responses is better; nobody where none is given.
-        measured: figures that needed the models.
+        scorer: (prompt, response, references) -> 0 … 1; ROUGE-L by default.
+        judge: the judge that compares two responses; None for no judge.
+        measured: the measurements that needed the models.
 
     Raises:
-        UsageError: a file cannot be used, prompts are missing on one side or shared with the training data.
+        UsageError: a file cannot be used, a side lacks prompts, or prompts are also in the training data.
         MissingRequirementError: scipy is not installed.
     """
     require_scipy()
@@ -77,7 +77,7 @@ def evaluate_generations(
 
 
 def without_prompts(policy: GatePolicy) -> EvaluationResult:
-    """Return an evaluation that has nothing to judge: a page for figures that decide nothing."""
+    """Return an evaluation without prompts: a page for results that decide nothing."""
     nobody = Samples([], [], [], None, None, ())
     return _evaluated(nobody, {}, policy, metrics.rouge_l, NOTHING_MEASURED, time.monotonic())
 
@@ -144,7 +144,7 @@ def _add_quality(columns: dict[str, Columns], absent: dict[str, str], samples: S
 
 
 def _with_baseline(columns: Mapping[str, Columns], samples: Samples, policy: GatePolicy) -> dict[str, Columns]:
-    """Measure the undistilled student as the student was, for a column to compare with."""
+    """Measure the undistilled student in the same way as the student, for comparison."""
     if samples.baseline is None:
         return dict(columns)
     other = _compare(Samples(samples.prompts, samples.teacher, samples.baseline, None, None, ()), policy)

@@ -1,4 +1,4 @@
-"""The gate: an outcome for each metric, a verdict for all. It fails closed: what is not known to pass does not pass."""
+"""The gate: an outcome for each metric and one verdict. It fails closed: a metric passes only if it is known to."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXIT_CODES: dict[Verdict, ExitCode] = {
 }
 
 UNIT = 4
-"""Standard errors that teacher and narrow half must be apart: the unit of retention is then known to a quarter."""
+"""Fewest standard errors between teacher and narrow half. The unit of retention then has an error of at most 25%."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,17 @@ class Metric:
     outcome: Outcome
     found: Estimate | None = None
     control: float | None = None
-    """What the positive control scores."""
+    """The positive control's value."""
     means: tuple[float, float, float | None] | None = None
-    """Of teacher, student and undistilled student, behind the estimate."""
+    """Means of teacher, student and undistilled student behind the estimate."""
     reason: str | None = None
-    """Why it says nothing."""
+    """The reason if there is no outcome."""
     needed: int | None = None
-    """Prompts with which a perfect student passes in 80 of 100 cases."""
+    """Prompts with which a perfect student passes with 80% power."""
 
     @property
     def slack(self) -> float:
-        """How far the deciding bound is inside the margin, in standard errors; negative outside."""
+        """Distance of the deciding bound inside the margin, in standard errors; negative if outside."""
         if self.found is None or self.margin is None:
             return float("-inf")
         inside = self.found.low - self.margin if self.kind.better == "high" else self.margin - self.found.high
@@ -56,7 +56,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Decision:
-    """The verdict, why, and by which metric."""
+    """The verdict, its reason, and the metric that decided it."""
 
     verdict: Verdict
     reason_code: Reason
@@ -66,7 +66,7 @@ class Decision:
 
     @property
     def exit_code(self) -> ExitCode:
-        """0, 3 or 4."""
+        """Exit code 0, 3 or 4."""
         return EXIT_CODES[self.verdict]
 
 
@@ -80,9 +80,9 @@ def judge(
     """Return every metric of the policy, blocking ones first.
 
     Args:
-        columns: figures of each prompt, by metric.
-        absent: why a metric has none.
-        rows: K.
+        columns: values per prompt, by metric.
+        absent: why a metric has no values.
+        rows: responses per side and prompt, K.
     """
     metrics = [
         _judged(name, columns.get(name), absent.get(name), clusters, rows, policy) for name in Rules.model_fields
@@ -156,10 +156,10 @@ def _outcome(found: Estimate, kind: Kind, margin: float) -> Outcome:
 
 
 def _insensitive(kind: Kind, margin: float, control: Estimate | None, unit: Estimate | None) -> bool:
-    """Whether the collapsed teacher, judged as a student, would not clearly fail.
+    """Return True if the metric would not clearly fail the collapsed teacher if it were the student.
 
-    A retention measures in units of teacher − narrow half, and a ratio's interval can be trusted only where what it is
-    divided by is well away from 0.
+    A retention has the unit teacher − narrow half. A ratio's interval is reliable only if its denominator is well away
+    from 0.
     """
     if kind.form == "retention" and (unit is None or unit.value < UNIT * unit.error):
         return True
@@ -212,7 +212,7 @@ def _inconclusive(reason: Reason, why: str, binding: str | None = None, needed: 
 
 
 def told(metric: Metric) -> str:
-    """Say one metric in words: the figure, the bound that decides, and what the policy asks for."""
+    """Describe one metric in words: its value, the bound that decides, and the policy's margin."""
     title = f"{metric.name.replace('_', ' ')}"
     if metric.found is None:
         return f"{title} could not be measured: {metric.reason}"

@@ -1,4 +1,4 @@
-"""Saved generations: JSONL with ``prompt`` and ``response``, several rows a prompt. Read, checked, paired, written."""
+"""Saved generations: JSONL with ``prompt`` and ``response``, several rows per prompt."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from skill_kd.errors import UsageError
 from skill_kd.files import replacing
 
 LONGEST_LINE = 16 * 2**20
-"""Bytes of one line; a longer one is no response."""
+"""Largest length of a line, in bytes."""
 NAMED = 3
-"""Bad rows and prompts that a message names."""
+"""Number of bad rows or prompts that a message lists."""
 
 
 @dataclass
 class Prompt:
-    """One prompt and what was said to it."""
+    """One prompt and the responses to it."""
 
     text: str
-    """As it was first written, for people."""
+    """The text as first written, for display."""
     responses: list[str] = field(default_factory=list)
     references: tuple[str, ...] = ()
     category: str | None = None
     cluster: str | None = None
-    """Prompts of one cluster (a document, a user) are no independent evidence."""
+    """Prompts of one cluster (a document, a user) are not independent evidence."""
 
     @classmethod
     def of(cls, row: Mapping[str, object]) -> Prompt:
-        """Read a row's prompt and what belongs to it; raises ValueError saying what is wrong."""
+        """Read the prompt and its labels from a row; raises ValueError with the reason if the row is invalid."""
         text = row["prompt"] if isinstance(row.get("prompt"), str) else _turns(row)[-1][1]
         labels = _label(row.get("category")), _label(row.get("cluster"))
         return cls(_sound(str(text)), [], _references(row.get("reference")), *labels)
 
     def joined(self, other: Prompt) -> Prompt:
-        """Return this prompt with the references and labels it lacks taken from ``other``."""
+        """Return this prompt, with missing references and labels filled in from ``other``."""
         return Prompt(
             self.text,
             self.responses,
@@ -50,7 +50,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Generations:
-    """The rows of one file, by prompt, in the file's order."""
+    """The rows of one file, grouped by prompt, in file order."""
 
     name: str
     sha256: str
@@ -59,10 +59,10 @@ class Generations:
 
 
 def prompt_key(row: Mapping[str, object]) -> str:
-    """What makes two prompts the same one: the text, or roles and texts; spacing aside.
+    """Return a prompt's key: its text, or its roles and texts, ignoring differences in white space.
 
     Raises:
-        ValueError: saying what is wrong with the row.
+        ValueError: the row is invalid; the message gives the reason.
     """
     turns = _turns(row)
     return "\n".join(f"{role}:{' '.join(content.split())}" for role, content in turns)
@@ -81,22 +81,22 @@ def _turns(row: Mapping[str, object]) -> list[tuple[str, str]]:
             raise ValueError("'messages' needs role and content, both text, in each turn")
         turns.append((role, content))
     while turns and turns[-1][0] == "assistant":
-        turns.pop()  # the answer of training data is no part of the prompt
+        turns.pop()  # the answer in training data is not part of the prompt
     if not turns:
         raise ValueError("'messages' has no turn before the answer")
     return turns
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    """Yield (line number, object) of a JSONL file, one line in memory at a time.
+    """Yield (line number, object) from a JSONL file, with one line in memory at a time.
 
     Raises:
-        UsageError: the file cannot be read, or a line is no JSON object or longer than ``LONGEST_LINE``.
+        UsageError: the file cannot be read, or a line is not a JSON object or is longer than ``LONGEST_LINE``.
     """
     try:
         with path.open("rb") as file:
             number = 0
-            # Bytes end at \n alone: text mode would also split on separators that JSON strings may hold.
+            # Binary mode splits at \n only. Text mode would also split at separators that JSON strings may hold.
             while line := file.readline(LONGEST_LINE + 1):
                 number += 1
                 if len(line) > LONGEST_LINE:
@@ -121,13 +121,13 @@ def _object(line: bytes, path: Path, number: int) -> dict[str, object]:
 
 
 def read_generations(path: Path, most: int) -> Generations:
-    """Read a file of generations; of each prompt the first ``most`` responses are kept, and all are counted.
+    """Read a file of generations. Keep the first ``most`` responses of each prompt, and count all of them.
 
-    An empty response is kept: it is something the model did. Optional fields: ``reference`` (text or list of texts),
+    Empty responses are kept, because the model produced them. Optional fields: ``reference`` (text or list of texts),
     ``category``, ``cluster``.
 
     Raises:
-        UsageError: nothing usable, or rows that cannot be used; the first are named.
+        UsageError: the file has no rows, or has invalid rows; the message lists the first ones.
     """
     prompts: dict[str, Prompt] = {}
     bad: list[str] = []
@@ -158,7 +158,7 @@ def _add(prompts: dict[str, Prompt], row: Mapping[str, object], most: int) -> No
 
 
 def _sound(text: str) -> str:
-    """Replace lone surrogates, which JSON may hold and no file can."""
+    """Replace lone surrogates, which JSON allows but UTF-8 does not."""
     return text.encode("utf-8", "replace").decode() if not text.isascii() else text
 
 
@@ -187,7 +187,7 @@ def read_prompts(path: Path) -> dict[str, Prompt]:
     found: dict[str, Prompt] = {}
     for number, row in read_rows(path):
         try:
-            # A reference is often called response in data that was made for training.
+            # Training data often calls the reference "response".
             reference = row.get("reference", row.get("response"))
             found.setdefault(prompt_key(row), Prompt.of({**row, "reference": reference}))
         except ValueError as error:
@@ -198,16 +198,16 @@ def read_prompts(path: Path) -> dict[str, Prompt]:
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    """Write a JSONL file in one step: a reader sees the old one or the new one."""
+    """Write a JSONL file atomically: a reader sees either the old file or the new one."""
     with replacing(path) as draft, draft.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
 def refuse_overlap(prompts: Iterable[str], training: Path) -> None:
-    """Refuse evaluation prompts that stand in the training data: the figures would flatter.
+    """Refuse evaluation prompts that are also in the training data; they would make the results too good.
 
     Raises:
-        UsageError: naming how many and the first ones.
+        UsageError: such prompts exist; the message gives their number and the first ones.
     """
     wanted = set(prompts)
     shared: dict[str, None] = {}
@@ -215,7 +215,7 @@ def refuse_overlap(prompts: Iterable[str], training: Path) -> None:
         try:
             key = prompt_key(row)
         except ValueError:
-            continue  # a row that training refuses is no prompt it saw
+            continue  # training skips invalid rows too
         if key in wanted:
             shared.setdefault(key)
     if shared:

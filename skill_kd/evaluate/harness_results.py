@@ -1,8 +1,8 @@
-"""Results of EleutherAI's lm-evaluation-harness, the teacher's beside the student's. Imported; they decide nothing.
+"""Compare a student's and its teacher's results of EleutherAI's lm-evaluation-harness. They do not affect the verdict.
 
-Read is the JSON that ``lm-eval run --output_path`` writes since 0.4: ``results`` holds, by task, ``"metric,filter"``
-and ``"metric_stderr,filter"`` (a number or ``"N/A"``); ``higher_is_better``, ``versions``, ``n-shot``, ``n-samples``
-and ``task_hashes`` tell how it was measured.
+The input is the JSON that ``lm-eval run --output_path`` writes since 0.4. ``results`` holds, by task,
+``"metric,filter"`` and ``"metric_stderr,filter"`` (a number or ``"N/A"``). ``higher_is_better``, ``versions``,
+``n-shot``, ``n-samples`` and ``task_hashes`` describe the measurement.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from skill_kd.evaluate.estimates import ONE_SIDED, ratio_bounds
 from skill_kd.report.shown_document import Better, HarnessComparison, HarnessModel, HarnessRow
 
 LARGEST = 64 * 2**20
-"""Bytes of a file of results; responses, which make it longer, lie in other files."""
+"""Largest size of a results file, in bytes. The harness writes the responses, which are larger, to other files."""
 Key = tuple[str, str, str]
-"""Task, metric, filter."""
+"""(task, metric, filter)"""
 
 
 @dataclass(frozen=True)
 class Bounded:
-    """A figure with its one-sided 95% bounds; None for what cannot be computed."""
+    """A number with its one-sided 95% bounds; None for each that cannot be computed."""
 
     value: float | None = None
     low: float | None = None
@@ -38,38 +38,38 @@ NO_FIGURE = Bounded()
 
 @dataclass(frozen=True)
 class Results:
-    """One model's file."""
+    """The results file of one model."""
 
     path: Path
     sha256: str
     document: Mapping[str, object]
     figures: Mapping[Key, tuple[float | None, float | None]]
-    """Value and standard error; None for what is no finite number."""
+    """Value and standard error; None if not a finite number."""
 
     def about(self, key: str, task: str) -> object:
-        """Return what the file says of a task under ``key``, or None."""
+        """Return the file's entry for a task under ``key``, or None."""
         return _mapping(self.document.get(key)).get(task)
 
     @property
     def model(self) -> str:
-        """The model's name, as the harness was given it."""
+        """The model's name, as given to the harness."""
         config = _mapping(self.document.get("config"))
         return str(self.document.get("model_name") or config.get("model_args") or config.get("model") or "not named")
 
     def named(self) -> HarnessModel:
-        """Return which model and file it is, in JSON."""
+        """Return the model and the file, as JSON."""
         return {"model": self.model, "file": self.path.name, "sha256": self.sha256}
 
 
 def compare(teacher: Path, student: Path) -> HarnessComparison:
-    """Return both models' files, and one row for each figure that both have.
+    """Return both models' files, and one row for each metric that is in both.
 
-    ``retention`` is student ÷ teacher, or teacher ÷ student where less is better: 1 like the teacher, below 1 worse.
-    Its bounds are Fieller's (1954), one-sided 95% each. The errors of both sides are taken for independent: where both
-    answered the same questions they agree more often than that, and the bounds are wider than need be.
+    ``retention`` is student ÷ teacher, or teacher ÷ student if lower is better. Below 1 is worse than the teacher.
+    Its one-sided 95% bounds are Fieller's (1954). They treat both errors as independent. If both models answered the
+    same questions, their errors are correlated and the bounds are wider than necessary.
 
     Raises:
-        UsageError: a file cannot be read or is no file of results, both are the same, or they share no figure.
+        UsageError: a file cannot be read or is not a results file, both are the same, or they share no metric.
     """
     ours, theirs = read(student), read(teacher)
     if ours.sha256 == theirs.sha256:
@@ -90,7 +90,7 @@ def compare(teacher: Path, student: Path) -> HarnessComparison:
 
 
 def read(path: Path) -> Results:
-    """Read one file of results.
+    """Read one results file.
 
     Raises:
         UsageError: it cannot be read, is too large, or holds no results.
@@ -162,7 +162,7 @@ def _row(key: Key, teacher: Results, student: Results) -> HarnessRow:
 
 
 def _differs(task: str, teacher: Results, student: Results) -> str | None:
-    """Why two figures of one task cannot be compared."""
+    """Return why the two results of a task cannot be compared, or None."""
     for key, said in (("versions", "version"), ("n-shot", "number of shots"), ("task_hashes", "hash of the questions")):
         theirs, ours = teacher.about(key, task), student.about(key, task)
         if theirs is not None and ours is not None and theirs != ours:
@@ -184,7 +184,7 @@ def _difference(teacher: float, teacher_error: float | None, student: float, stu
 def _retention(
     student: tuple[float, float | None], teacher: tuple[float, float | None], better: Better | None
 ) -> tuple[Bounded, str | None]:
-    """Return the ratio with its bounds, and why there is none."""
+    """Return the ratio with its bounds, and why there is none (or None)."""
     if better is None:
         return NO_FIGURE, "the file does not say whether more is better, so there is no retention"
     (top, top_error), (bottom, bottom_error) = (student, teacher) if better == "high" else (teacher, student)

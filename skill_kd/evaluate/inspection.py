@@ -1,4 +1,4 @@
-"""What a person wants to look at: worst slices, lost modes, flagged responses, lengths. All of it is untrusted text."""
+"""Examples for people to inspect: worst slices, lost modes, flagged responses, lengths. All text is untrusted."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     Array = NDArray[float64]
 
 SHOWN = 8
-"""Examples of each kind."""
+"""Examples shown of each kind."""
 SIDE_BY_SIDE = 3
-"""Responses of each side in one example."""
+"""Responses shown of each side in one example."""
 LONGEST = 2000
-"""Characters of a shown text."""
+"""Characters shown of a text."""
 SMALLEST_SLICE = 5
-"""Prompts below which a slice says nothing."""
+"""Smallest number of prompts in a slice."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """All of it; empty where nothing could be compared."""
+    """All examples and tables; empty if nothing could be compared."""
 
     slices: list[SliceRow] = field(default_factory=list)
     lost_modes: list[LostMode] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Inspection:
 
 
 def inspect(compared: Compared, samples: Samples, columns: Mapping[str, Columns], binding: str | None) -> Inspection:
-    """Look at both sides; ``binding`` is the metric that decided, by which slices are sorted."""
+    """Inspect both sides; slices are sorted by ``binding``, the metric that decided."""
     return Inspection(
         slices(columns, samples, binding),
         lost_modes(compared, samples, columns["recall"].student),
@@ -55,7 +55,7 @@ def inspect(compared: Compared, samples: Samples, columns: Mapping[str, Columns]
 
 
 def slices(columns: Mapping[str, Columns], samples: Samples, binding: str | None) -> list[SliceRow]:
-    """Return the figures of each slice, the worst by the binding metric first: categories, else thirds by length."""
+    """Return each slice's metrics, worst first by the binding metric. Slices are categories, or thirds by length."""
     import numpy as np
 
     members = {name: rows for name, rows in _grouped(samples).items() if len(rows) >= SMALLEST_SLICE}
@@ -105,12 +105,12 @@ def _figure(columns: Columns, metric: str, rows: NDArray[bool_]) -> float | None
 
 
 def lost_modes(compared: Compared, samples: Samples, recall: Array) -> list[LostMode]:
-    """Return the prompts of lowest recall, with the teacher's responses that are furthest from every student sample."""
+    """Return the prompts of lowest recall, with the teacher responses that are furthest from every student response."""
     import numpy as np
 
     student = compared.rows(2)
     nearest = compared.kernel[:, : student.start, student].max(-1)
-    # Of equal recall, the prompt whose furthest response is furthest.
+    # If recall is equal, the prompt whose furthest response is furthest comes first.
     order = np.lexsort((nearest.min(-1), recall))[:SHOWN]
     return [
         {
@@ -124,7 +124,7 @@ def lost_modes(compared: Compared, samples: Samples, recall: Array) -> list[Lost
 
 
 def flagged(student: Side, samples: Samples) -> list[FlaggedExample]:
-    """Return student responses with something wrong, of different prompts and of different kinds first."""
+    """Return flagged student responses, starting with different prompts and different kinds."""
     names = {"loop": student.loop, "refusal": student.refusal, "near-duplicate": student.near_duplicate}
     chosen: list[tuple[int, int]] = []
     seen: set[int] = set()

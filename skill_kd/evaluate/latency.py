@@ -1,4 +1,4 @@
-"""How fast both models answer, one response at a time."""
+"""The speed of both models, one response at a time."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from skill_kd.kd.dataset.reading import Example
 
 TIMED = 20
-"""Responses that latency is taken from."""
+"""Number of timed responses per model."""
 
 
 def measure_latency(
     policy: GatePolicy, teacher: Writer, student: Writer, examples: Sequence[Example], load: float | None
 ) -> Latency:
-    """Time both models' first ``TIMED`` responses; ``load`` is the machine's, before the evaluation added to it."""
+    """Time both models' first ``TIMED`` responses. ``load`` is the machine's load before the evaluation."""
     import torch
 
     device, asked = teacher.sampler.device, examples[:TIMED]
@@ -50,7 +50,7 @@ def measure_latency(
 
 
 def _processor() -> str:
-    """The processor's own name where the system tells it."""
+    """Return the name of the processor, or of its architecture if the system does not give one."""
     import platform
 
     with contextlib.suppress(OSError):
@@ -61,12 +61,12 @@ def _processor() -> str:
 
 
 def timed(writers: Mapping[Side, Writer], examples: Sequence[Example], seed: int) -> dict[Side, ModelSpeed]:
-    """Ask all models for one response at a time, in turn, so that what else the machine does falls on all alike.
+    """Time one response at a time. The models take turns, so that other work on the machine slows all of them alike.
 
     Returns:
-        For each model ``seconds`` of every response, their ``p50_s`` with the bounds that order statistics give it
-        (95%, of any distribution), ``p95_s`` by nearest rank, ``tokens_per_s``, mean ``tokens`` of a response, and
-        ``memory_bytes``: its own share of the peak on a GPU, else the weights.
+        For each model, ``seconds`` of every response, their median ``p50_s`` with 95% bounds from order statistics
+        (valid for any distribution), ``p95_s`` by nearest rank, ``tokens_per_s``, mean ``tokens`` of a response, and
+        ``memory_bytes``: its own share of the peak on a GPU, otherwise the weights.
     """
     import torch
 
@@ -75,7 +75,7 @@ def timed(writers: Mapping[Side, Writer], examples: Sequence[Example], seed: int
     seconds: dict[Side, list[float]] = {name: [] for name in writers}
     tokens, memory = dict.fromkeys(writers, 0), dict.fromkeys(writers, 0)
     with ExitStack() as prepared:
-        # A server prepares its weights once; without this, on a CPU, each response would be timed with doing it anew.
+        # A server prepares its weights once. Without this, each response on a CPU would include that time.
         for writer in writers.values():
             prepared.enter_context(reordered_weights(writer.model))
             writer.write(examples[:1], 1, (seed, "warm-up"), 0)
@@ -107,7 +107,8 @@ def timed(writers: Mapping[Side, Writer], examples: Sequence[Example], seed: int
 def quantiles(seconds: Sequence[float]) -> SecondsQuantiles:
     """Return the median with its bounds, and the 95th percentile.
 
-    As many of n draws lie under the median as heads in n tosses of a coin; fewer than 6 draws have no such bounds.
+    The number of n draws below the median has the distribution of heads in n coin tosses. Below 6 draws, the bounds are
+    None.
     """
     from scipy.stats import binom
 

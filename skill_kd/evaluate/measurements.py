@@ -1,4 +1,4 @@
-"""What an evaluation measures besides the text of the responses."""
+"""The measurements of an evaluation that need more than the text of the responses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from skill_kd.report.shown_document import CalibrationCurve, ExposureCurve, Harn
 
 @dataclass(frozen=True)
 class ShownMeasurements:
-    """What is shown and decides nothing; None where it was not measured."""
+    """Measurements that are shown but do not affect the verdict; None if not measured."""
 
     latency: Latency | None = None
     exposure: ExposureCurve | None = None
@@ -33,15 +33,15 @@ NOTHING_SHOWN = ShownMeasurements()
 
 @dataclass(frozen=True)
 class ModelMeasurements:
-    """What was measured with the models at hand, to be judged together with the text."""
+    """Measurements that need the models. The gate judges them together with the text."""
 
     columns: Mapping[str, Columns]
-    """One figure for each prompt of the teacher's file, in its order."""
+    """By metric, one figure for each prompt of the teacher's file, in its order."""
     absent: Mapping[str, str]
-    """Why a metric could not be measured."""
+    """By metric, the reason why it could not be measured."""
     shown: ShownMeasurements = NOTHING_SHOWN
     facts: ModelFacts | None = None
-    """Models, tokenizer, decoding, for the reproduction block."""
+    """Models, tokenizer and decoding, for the reproduction block."""
     warnings: tuple[str, ...] = ()
 
 

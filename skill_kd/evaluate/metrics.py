@@ -1,7 +1,7 @@
-"""The figures of each prompt, from text alone: diversity, recall, precision, loops, refusals, sameness, quality.
+"""Per-prompt metrics from text: diversity, recall, precision, loops, refusals, near-duplicates, quality.
 
-Every figure is taken with the same K responses of each side: the teacher's 2K are two halves, A and B, and a teacher's
-figure is the mean of both. What compares two sets of responses is compared with what A and B make of each other.
+Every metric uses the same K responses of each side. The teacher's 2K responses form two halves, A and B, and its metric
+is the mean of both. A metric that compares two sets of responses has the comparison of A with B as its baseline.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Scorer = Callable[[str, str, Sequence[str]], float]
 
 @dataclass(frozen=True)
 class Kind:
-    """What a metric is, whatever its figures."""
+    """The title, form, direction and unit of a metric."""
 
     title: str
     form: Form
@@ -68,12 +68,12 @@ KINDS = {
 
 
 def deciding_columns(compared: Compared) -> dict[str, Columns]:
-    """Return the figures that presets let decide and that need no model, no reference and no scorer."""
+    """Return the metrics that decide in the presets and need no model, no reference and no scorer."""
     return {"retention": _retention(compared), **_neighbours(compared), **_flags(compared)}
 
 
 def shown_columns(compared: Compared) -> dict[str, Columns]:
-    """Return the other figures of text alone."""
+    """Return the other metrics that need text only."""
     return {**_other_diversity(compared), **_parity(compared)}
 
 
@@ -118,7 +118,7 @@ def _other_diversity(compared: Compared) -> dict[str, Columns]:
 
 
 def _usable(kernel_NKK: Array, side: Side) -> Array:
-    """Vendi score of the responses that neither loop nor refuse; 0 where none is left."""
+    """Return the Vendi score of the responses that neither loop nor refuse; 0 if there are none."""
     import numpy as np
 
     return np.array(
@@ -143,7 +143,7 @@ def _neighbours(compared: Compared) -> dict[str, Columns]:
 
 
 def _recall_of_the_narrow_half(compared: Compared) -> Array:
-    """The positive control of recall: what the narrow half of the teacher's rows covers of the other half."""
+    """Return recall's positive control: the share of the other half that the teacher's narrow half covers."""
     import numpy as np
 
     prompt = np.arange(len(compared.kernel))[:, None, None]
@@ -172,7 +172,7 @@ def _sides(compared: Compared) -> dict[str, Side]:
 
 
 def _parity(compared: Compared) -> dict[str, Columns]:
-    """What papers show, and length: never a reason to stop a student."""
+    """Return the metrics that papers report, and length. They never block a student in a preset."""
     import numpy as np
 
     def columns(figure: Callable[[list[list[str]]], float]) -> Columns:
@@ -194,16 +194,17 @@ def _parity(compared: Compared) -> dict[str, Columns]:
 
 
 def rouge_l(_prompt: str, response: str, references: Sequence[str]) -> float:
-    """Return the best ROUGE-L against a reference, 0 to 1: the scorer where none is given."""
+    """Return the best ROUGE-L against a reference, 0 to 1. This is the default scorer."""
     words = textstats.words(response)
     return max(textstats.rouge_l(words, textstats.words(reference)) for reference in references)
 
 
 def quality(samples: Samples, scorer: Scorer = rouge_l) -> Columns:
-    """Return mean scores of each prompt; the control is the teacher's responses scored against another prompt.
+    """Return the mean score of each prompt.
 
+    The control scores the teacher's responses as answers to another prompt.
     Raises:
-        UsageError: a score is no finite number.
+        UsageError: a score is not a finite number.
     """
     import numpy as np
 

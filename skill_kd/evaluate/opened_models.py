@@ -1,4 +1,4 @@
-"""The models at hand: opened, asked for responses, and read position by position. torch is imported when called."""
+"""Load the models, sample their responses, and read token probabilities. torch is imported inside the functions."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from skill_kd.kd.rollouts.sampler import Sampler
 
 ROWS = 8
-"""Responses that both models read together."""
+"""Responses that both models read in one batch."""
 POSITIONS = 16
-"""Buckets of the curves over positions."""
+"""Number of buckets of the curves over positions."""
 BINS = 10
-"""Bins of confidence."""
+"""Number of confidence bins."""
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn what ``skill_kd.kd`` raises into this package's errors, with the same words."""
+    """Convert the errors of ``skill_kd.kd`` into this package's errors, with the same messages."""
     try:
         from skill_kd.kd.errors import ScriptError
     except ImportError as error:
@@ -58,7 +58,7 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class Writer:
-    """One model with its tokenizer, ready to be asked."""
+    """A loaded model with its tokenizer, ready to generate."""
 
     name: str
     model: nn.Module
@@ -67,7 +67,7 @@ class Writer:
     sampler: Sampler
 
     def write(self, examples: Sequence[Example], count: int, seed: tuple[object, ...], first: int) -> list[list[Row]]:
-        """Sample ``count`` responses for each example; the same seed and place give the same ones."""
+        """Sample ``count`` responses for each example. The same ``seed`` and ``first`` give the same responses."""
         from skill_kd.kd.rollouts.sampler import SampleRequest
 
         prompts = [self.encoder.prompt(example) for example in examples]
@@ -90,7 +90,7 @@ class Writer:
 
 
 def open_writer(source: ModelSource, max_new_tokens: int, device: torch.device) -> Writer:
-    """Load a model for evaluation: frozen, in inference mode, sampling its whole distribution at temperature 1."""
+    """Load a model for evaluation: frozen, in inference mode, sampling from the full distribution at temperature 1."""
     from skill_kd.kd.dataset.encoding import Encoder
     from skill_kd.kd.model import loading
     from skill_kd.kd.model.vocabulary import eos_ids, real_vocabulary
@@ -106,14 +106,14 @@ def open_writer(source: ModelSource, max_new_tokens: int, device: torch.device) 
 
 
 def accelerator() -> torch.device:
-    """Return the accelerator of this machine, or its CPU."""
+    """Return this machine's accelerator, or its CPU."""
     import torch
 
     return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
 def shared(student: Writer, teacher: Writer) -> tuple[int, str | None]:
-    """Return how many leading token ids both know alike, and why probabilities cannot be compared, or None."""
+    """Return the number of leading token ids that both share, and why probabilities cannot be compared (or None)."""
     from skill_kd.kd.errors import BadInput
     from skill_kd.kd.model.vocabulary import shared_vocabulary
 
@@ -130,10 +130,10 @@ def shared(student: Writer, teacher: Writer) -> tuple[int, str | None]:
 def read(
     rows: Sequence[Row], student: Writer, teacher: Writer, vocabulary: int, policy: GatePolicy
 ) -> dict[str, list[list[float]]]:
-    """Return, for each figure, the values of every row's tokens.
+    """Return the values of every row's tokens, by metric.
 
     Raises:
-        UsageError: a model gives no finite numbers.
+        UsageError: a model returns numbers that are not finite.
     """
     from skill_kd.evaluate.probabilities import figures
     from skill_kd.kd.dataset.batch import collate
@@ -154,24 +154,24 @@ def read(
 
 
 def bucket(longest: int) -> int:
-    """Positions that one point of a curve stands for."""
+    """Return the number of positions in one bucket of a curve."""
     return -(-longest // POSITIONS)
 
 
 class TokenSums(TypedDict):
-    """What is kept of one prompt's rows, in JSON."""
+    """Sums and means over one prompt's rows, as stored in JSON."""
 
     tokens: int
     means: dict[str, float]
-    """Of each figure, over all tokens."""
+    """Mean of each metric over all tokens."""
     curve: list[list[float]]
     """Sum of forward_kl and number of tokens, for each of ``POSITIONS`` buckets."""
     bins: dict[str, list[list[float]]]
-    """By model: sum of confidence, right answers and tokens, for each of ``BINS`` bins."""
+    """By model: sum of confidence, number of correct predictions and number of tokens, for each of ``BINS`` bins."""
 
 
 def summarized(found: dict[str, list[list[float]]], longest: int) -> TokenSums:
-    """Return what is kept of one prompt's rows: token means, sums over positions, and sums over bins of confidence."""
+    """Return token means, sums by position bucket, and sums by confidence bin over one prompt's rows."""
     tokens = sum(map(len, found["forward_kl"]))
     width = bucket(longest)
     curve: list[list[float]] = [[0.0, 0] for _ in range(POSITIONS)]

@@ -1,7 +1,7 @@
-"""The gate's policy: which metrics may stop a student, and by what margin. Frozen, overridable, hashed.
+"""The gate's policy: the metrics that may block a student, and their margins. Frozen, overridable, hashed.
 
-A margin is the worst value that is still accepted: a student passes where its bound is on the good side.
-The margins of the presets are derived, not guessed: see `benchmarks/evaluate_honesty.py`.
+A margin is the worst accepted value: a student passes if its bound is on the good side.
+The presets' margins are derived from measurements: see `benchmarks/evaluate_honesty.py`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Preset = Literal["assistant", "strict-extraction", "creative", "text-only"]
 
 
 class Rule(Section):
-    """What one metric is asked for."""
+    """The requirement on one metric."""
 
     role: Role = "advisory"
-    """A blocking metric decides; an advisory one is shown."""
+    """A blocking metric decides; an advisory one is only shown."""
     margin: float | None = None
-    """Worst accepted value: of a difference, a ratio or a retention, as the metric reads."""
+    """Worst accepted value of the metric (a difference, a ratio or a retention)."""
 
 
 def _blocking(margin: float) -> Rule:
@@ -38,94 +38,94 @@ def _advisory(margin: float | None = None) -> Rule:
 
 
 class Rules(Section):
-    """One rule for each metric."""
+    """One rule per metric."""
 
     quality: Rule = _blocking(-0.03)
-    """Score against references, student − teacher, 0 to 1."""
+    """Score against references, 0 to 1; student − teacher."""
     retention: Rule = _blocking(0.75)
-    """Diversity kept: 1 like the teacher, 0 as narrow as the narrower half of the teacher's own responses."""
+    """Diversity kept: 1 is like the teacher, 0 is like the narrower half of the teacher's own responses."""
     recall: Rule = _blocking(0.90)
-    """Share of the teacher's responses that student samples come near, ÷ what the teacher's own samples reach."""
+    """Share of the teacher's responses that are near a student response, ÷ the same share for the teacher itself."""
     precision: Rule = _blocking(0.90)
-    """Share of the student's responses that teacher samples come near, ÷ what the teacher's own reach."""
+    """Share of the student's responses that are near a teacher response, ÷ the same share for the teacher itself."""
     coverage: Rule = _blocking(-0.03)
-    """The teacher's probability inside the student's deployed nucleus, − inside its own."""
+    """Teacher probability inside the student's deployed nucleus, − teacher probability inside its own."""
     loops: Rule = _blocking(0.02)
     """Share of responses that loop or are empty, student − teacher."""
     refusals: Rule = _blocking(0.015)
     """Share of refusals, student − teacher."""
     near_duplicates: Rule = _blocking(0.02)
-    """Share of responses nearly equal to one given to another prompt, student − teacher."""
+    """Share of responses that nearly equal a response to another prompt, student − teacher."""
     stock_openings: Rule = _blocking(0.05)
-    """Share of responses that begin like one given to another prompt, student − teacher."""
+    """Share of responses that begin like a response to another prompt, student − teacher."""
     distinct_retention: Rule = _advisory(0.75)
-    """As ``retention``, by expectation-adjusted distinct words."""
+    """Like ``retention``, measured by expectation-adjusted distinct words."""
     diversity: Rule = _advisory()
-    """Vendi score of the student's responses, 1 to K: set a floor where the teacher itself may be narrow."""
+    """Vendi score of the student's responses, 1 to K. Set a floor if the teacher itself may be narrow."""
     usable_diversity: Rule = _advisory()
     """Vendi score of the responses that neither loop nor refuse, student ÷ teacher."""
     compression: Rule = _advisory()
     """Compressed ÷ raw size, student ÷ teacher."""
     distinct_4: Rule = _advisory()
-    """Shown for parity with papers: at its ceiling, it misses lost modes."""
+    """Reported for comparison with papers. Near its ceiling it does not detect lost modes."""
     self_bleu: Rule = _advisory()
-    """Shown for parity with papers."""
+    """Reported for comparison with papers."""
     length: Rule = _advisory()
-    """Words, student ÷ teacher; 0.8 to 1.25 is usual."""
+    """Number of words, student ÷ teacher; 0.8 to 1.25 is usual."""
     forward_kl: Rule = _advisory()
-    """KL(teacher ‖ student) on teacher samples, nats a token."""
+    """KL(teacher ‖ student) on teacher samples, nats per token."""
     reverse_kl: Rule = _advisory()
-    """KL(student ‖ teacher) on student samples, nats a token."""
+    """KL(student ‖ teacher) on student samples, nats per token."""
     kl_ratio: Rule = _advisory(2.0)
-    """forward_kl ÷ reverse_kl: above 2, the student has lost modes."""
+    """forward_kl ÷ reverse_kl; above 2, the student has lost modes."""
     entropy: Rule = _advisory()
-    """Entropy of the student on its own samples ÷ the teacher's on its own; below 1 the student is sharpened."""
+    """Student entropy on its own samples ÷ teacher entropy on its own; below 1, the student is sharper."""
     nucleus_precision: Rule = _advisory()
-    """The student's probability inside the teacher's nucleus, − the teacher's own."""
+    """Student probability inside the teacher's nucleus, − teacher probability inside its own."""
     exposure: Rule = _advisory()
-    """forward_kl on the student's own prefixes ÷ on the teacher's: excess error 0% at 1 (arXiv 2204.01171)."""
+    """forward_kl on the student's own prefixes ÷ on the teacher's; 1 means no excess error (arXiv 2204.01171)."""
     calibration: Rule = _advisory()
     """Confidence − accuracy of the likeliest next token on the teacher's samples, student − teacher."""
     judge: Rule = _advisory()
-    """Share of comparisons with the teacher that a judge gives to the student; a tie counts half."""
+    """Share of comparisons with the teacher that the judge decides for the student; a tie counts half."""
 
 
 class GatePolicy(Section):
-    """Everything the verdict depends on besides the data."""
+    """All settings that the verdict depends on, besides the data."""
 
     name: str = "assistant"
-    """The preset it began from."""
+    """The preset that it starts from."""
     samples: Annotated[int, Field(ge=2, le=64)] = 8
-    """K, responses of the student for each prompt; the teacher gives 2K."""
+    """Student responses per prompt, K; the teacher gives 2K."""
     least_samples: Annotated[int, Field(ge=2)] = 4
-    """Below this K there is no verdict."""
+    """Smallest K for a verdict."""
     least_prompts: Annotated[int, Field(ge=2)] = 50
-    """Below this number of prompts there is no verdict."""
+    """Smallest number of prompts for a verdict."""
     few_prompts: int = 100
-    """Below this number of prompts there is a warning."""
+    """Fewer prompts than this give a warning."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    """Of each one-sided bound."""
+    """Confidence of each one-sided bound."""
     resamples: Annotated[int, Field(ge=200, le=100_000)] = 2000
-    """Of the bootstrap over prompts."""
+    """Bootstrap resamples over prompts."""
     word_budget: Annotated[int, Field(ge=8, le=1024)] = 24
-    """Words of each response that diversity is measured on: the same on both sides."""
+    """Words of each response that diversity is measured on, the same for both sides."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
-    """The nucleus the student will be served with."""
+    """Nucleus that the student will be served with."""
     control_temperature: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    """Of the collapsed teacher that every coverage metric must tell from the teacher."""
+    """Temperature of the collapsed teacher. Every coverage metric must detect its collapse."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
-    """Seeds samples and resamples."""
+    """Seed of samples and resamples."""
     rules: Rules = Rules()
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the canonical JSON: two reports with one hash were judged alike."""
+        """SHA-256 of the canonical JSON. Reports with the same hash used the same policy."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def blocking(self) -> tuple[str, ...]:
-        """Names of the metrics that decide."""
+        """Names of the blocking metrics."""
         return tuple(name for name in Rules.model_fields if getattr(self.rules, name).role == "blocking")
 
 
@@ -146,10 +146,10 @@ assert set(PRESETS) == set(get_args(Preset))
 
 
 def make_policy(preset: str = "assistant", changes: Mapping[str, object] | None = None) -> GatePolicy:
-    """Return a preset with changes laid over it, keys dotted: ``{"rules.recall.margin": 0.85, "samples": 4}``.
+    """Return a preset with changes applied. Keys are dotted: ``{"rules.recall.margin": 0.85, "samples": 4}``.
 
     Raises:
-        UsageError: the preset is unknown, or a change is not a key of a policy or not a value it takes.
+        UsageError: the preset is unknown, or a change has an unknown key or an invalid value.
     """
     if preset not in PRESETS:
         raise UsageError(f"policy '{preset}' is unknown; known: {', '.join(PRESETS)}")

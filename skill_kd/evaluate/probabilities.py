@@ -1,8 +1,8 @@
-"""Exact figures of every response position, over the whole vocabulary, with flat memory.
+"""Exact metrics at every response position, over the whole vocabulary, with bounded memory.
 
-Both models read a response in segments with their caches, so each token passes once through each model and only one
-segment's logits exist at a time. Shape letters: B rows, T response positions, S positions of a segment, N positions of
-a block, V vocabulary.
+Both models read a response in segments with their caches. Each token passes once through each model, and only one
+segment's logits exist at a time. Shape letters: B rows, T response positions, S positions of a segment, N positions
+of a block, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from skill_kd.kd.dataset.batch import Batch
 
 LOGITS = 2**25
-"""Logits of one model that exist at once, at most, unless a single position of all rows has more: 128 MiB in float32.
+"""Largest number of one model's logits that exist at once: 128 MiB in float32.
 
-With half of them segments are so short that whole passes take longer; twice as many gain nothing.
+One position of all rows may exceed it. With half as many, segments are so short that full passes take longer; twice as
+many gain nothing.
 """
 BLOCK, CPU_BLOCK = 2**24, 2**19
-"""Probabilities of one model that are worked on at once; the fewer fit a CPU's second-level cache, 5 times faster."""
+"""Probabilities of one model processed at once. The smaller block fits a CPU's L2 cache and is 5 times faster."""
 
 
 def segments(model: nn.Module, batch: Batch, vocabulary: int, size: int) -> Iterator[Tensor]:
@@ -44,12 +45,12 @@ def segments(model: nn.Module, batch: Batch, vocabulary: int, size: int) -> Iter
 
 
 def figures(student: nn.Module, teacher: nn.Module, batch: Batch, vocabulary: int, top_p: float) -> dict[str, Tensor]:
-    """Return named figures [B, T] in float64 on the CPU, 0 where the batch's mask says that nothing stands.
+    """Return metrics [B, T] by name, in float64 on the CPU; 0 where the batch's mask is False.
 
-    ``forward_kl`` KL(teacher ‖ student), ``reverse_kl`` KL(student ‖ teacher) and entropies, in nats.
-    ``coverage`` the teacher's mass in the student's nucleus, ``coverage_own`` in its own; ``precision`` and
-    ``precision_own`` the same with the roles swapped. ``…_confidence`` the likeliest token's probability and
-    ``…_right`` whether it is the one that stands there.
+    ``forward_kl``: KL(teacher ‖ student). ``reverse_kl``: KL(student ‖ teacher). These and the entropies are in nats.
+    ``coverage``: the teacher's mass in the student's nucleus; ``coverage_own``: in its own. ``precision`` and
+    ``precision_own``: the same with the roles swapped. ``…_confidence``: the likeliest token's probability.
+    ``…_right``: 1 if the likeliest token is the actual token, else 0.
     """
     import torch
 
@@ -103,8 +104,8 @@ def _of_block(student_logits_NV: Tensor, teacher_logits_NV: Tensor, ids_N: Tenso
 def mass_in_nucleus(of: Tensor, masses: tuple[Tensor, ...], top_p: float) -> list[Tensor]:
     """Return, for each of ``masses`` (probabilities [..., V]), its probability [...] inside the nucleus of ``of``.
 
-    The nucleus is the smallest set of likeliest tokens whose probability reaches ``top_p``, as the sampler cuts it, and
-    with it every token that is as likely as its last.
+    The nucleus is the smallest set of likeliest tokens whose probability reaches ``top_p``, as in the sampler. It also
+    includes every token as likely as the last one.
     """
     import torch
 
@@ -119,6 +120,6 @@ def _ascending(values: Tensor) -> Tensor:
     import numpy as np
     import torch
 
-    if values.device.type == "cpu":  # torch sorts indices along, and takes ten times as long
+    if values.device.type == "cpu":  # torch also sorts the indices, which takes ten times as long
         return torch.from_numpy(np.sort(values.numpy()))
     return values.sort().values

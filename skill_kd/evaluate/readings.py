@@ -1,4 +1,4 @@
-"""What two models made of each other's responses, as the gate's columns and as curves."""
+"""Two models' probabilities on each other's responses, as the gate's columns and as curves."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def measured(done: Sequence[PromptWork], record: ModelsRecord) -> ModelMeasurements:
-    """Return the columns and curves of what was read, or why there are none."""
+    """Return the columns and curves of the token probabilities, or why there are none."""
     shown, facts = ShownMeasurements(latency=record["latency"]), record["about"]
     if record["unread"] is not None:
         return ModelMeasurements({}, dict.fromkeys(_COLUMNS, record["unread"]), shown, facts)
-    # None where there is no baseline, or its tokenizer is another one.
+    # None without a baseline, or if its tokenizer differs.
     beside = all(line.get("read_baseline") for line in done)
     columns = {
         name: Columns(
@@ -46,7 +46,7 @@ _COLUMNS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
     "entropy": (("student", "student_entropy"), ("teacher", "teacher_entropy")),
     "exposure": (("student", "forward_kl"), ("teacher", "forward_kl")),
 }
-"""Whose samples, and which figure: of the student's column and of the teacher's, whose KL with itself is 0."""
+"""(samples, metric) of the student's and of the teacher's column. An empty name means 0: a model's KL with itself."""
 
 
 def _column(
@@ -62,7 +62,7 @@ def _overconfidence(done: Sequence[PromptWork], who: str) -> Array:
 
 
 def _exposure(done: Sequence[PromptWork], longest: int) -> ExposureCurve:
-    """Forward KL by position, on the teacher's prefixes and, with bounds over prompts, on the student's own."""
+    """Return forward KL by position on the teacher's and on the student's prefixes, with bounds for the student's."""
     import numpy as np
 
     curves = {who: np.array([line["read"][who]["curve"] for line in done]) for who in ("teacher", "student")}
@@ -81,7 +81,7 @@ def _exposure(done: Sequence[PromptWork], longest: int) -> ExposureCurve:
 
 
 def _ratio_error(curve_NPC: Array) -> Array:
-    """Standard error of Σ sums / Σ counts over prompts, by its linear part."""
+    """Return the standard error of Σ sums / Σ counts over prompts, by linearization."""
     import numpy as np
 
     sums, counts = curve_NPC[..., 0], curve_NPC[..., 1]

@@ -1,4 +1,4 @@
-"""What it takes to repeat an evaluation: policy, files, models, versions."""
+"""The facts that are needed to repeat an evaluation: policy, files, models, versions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def reproduction(
     measured: ModelMeasurements,
     started: float,
 ) -> Reproduction:
-    """Return the reproduction block; ``started`` is in seconds of the monotonic clock."""
+    """Return the reproduction block. ``started`` is in seconds of the monotonic clock."""
     return {
         "policy": policy.model_dump(mode="json"),
         "policy_name": policy.name,
@@ -48,7 +48,7 @@ def reproduction(
 
 
 def versions(packages: Sequence[str]) -> dict[str, str | None]:
-    """Return the versions of what took part; None for what is not installed."""
+    """Return the versions of skill_kd, Python and ``packages``; None for a package that is not installed."""
 
     def version(name: str) -> str | None:
         try:

@@ -1,4 +1,4 @@
-"""What the command line asks for: a run, a student, or saved generations."""
+"""The command line's request: a run, a student, or saved generations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from skill_kd.evaluate.pairwise_judge import Judge
 
 @dataclass(frozen=True)
 class Request:
-    """Everything that may be asked; what is None is taken from the run, or left out."""
+    """All options of `evaluate`. The run supplies an option that is None, or it is skipped."""
 
     subject: str | None = None
     """A run folder, or the student: a folder or a hub id."""
@@ -29,24 +29,24 @@ class Request:
     changes: Mapping[str, object] = field(default_factory=dict)
     max_new_tokens: int | None = None
     dtype: str | None = None
-    """Of models that no spec names: float32 where none is given."""
+    """Dtype of models that no spec names; float32 by default."""
     latency: bool = True
     judge_url: str | None = None
     judge_model: str | None = None
     judge_key_env: str | None = None
-    """Name of the environment variable that holds the judge's key."""
+    """Name of the environment variable with the judge's key."""
     harness_results: tuple[Path, Path] | None = None
-    """Results of lm-evaluation-harness: the teacher's file, the student's."""
+    """Results of lm-evaluation-harness: the teacher's file, the student's file."""
     held_out: int | None = None
-    """Take no more than so many of the prompts that a run set aside."""
+    """Use at most this many of the run's held-out prompts."""
     out: Path | None = None
 
     @property
     def judge(self) -> Judge | None:
-        """Whom to ask, or None.
+        """The judge to ask, or None.
 
         Raises:
-            UsageError: an address without a model, or the other way round.
+            UsageError: an address without a model, or a model without an address.
         """
         if self.judge_url is None and self.judge_model is None:
             return None

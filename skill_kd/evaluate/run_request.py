@@ -1,4 +1,4 @@
-"""What a run folder answers for a request: its models, its prompts, its policy."""
+"""The defaults that a run folder gives to a request: its models, its prompts, its policy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from skill_kd.spec import Spec
 def fill_from_run(
     request: Request, folder: Path, manifest: Manifest, spec: Spec
 ) -> tuple[Request, sampling.SamplingTask, GatePolicy, tuple[str, ...]]:
-    """Fill what was not given from the run's own spec."""
+    """Return the request, the sampling task, the policy and notes. The run's spec fills what the request leaves out.
+
+    Raises:
+        UsageError: the run has no student yet, or its teacher cannot be loaded.
+    """
     if not (folder / "student" / "config.json").is_file():
         raise UsageError(f"'{folder}' holds no student yet (the run is {manifest.status}); finish it with --resume")
     evaluation, home = spec.evaluation, Path(manifest.cwd)
@@ -28,7 +32,7 @@ def fill_from_run(
         prompts = home / evaluation.prompts
     if prompts is None:
         prompts = _held_out(spec, home, (request.out or folder / "eval") / "samples", request.held_out)
-        notes = ("the prompts are the run's held-out ones, by which its best weights were chosen: take fresh ones",)
+        notes = ("the prompts are the run's held-out ones, which also chose its best weights: use fresh ones",)
     elif training is None and (home / spec.data.train).suffix in {".jsonl", ".json", ".ndjson"}:
         training = home / spec.data.train
     task = sampling.SamplingTask(
@@ -48,7 +52,7 @@ def _teacher(spec: Spec) -> ModelSource:
     teacher = spec.teacher
     if not isinstance(teacher.model, str):
         what = "behind an endpoint" if teacher.served else "an ensemble"
-        raise UsageError(f"teacher: the run's is {what}; give --teacher MODEL, or save its responses and give them")
+        raise UsageError(f"teacher: that of the run is {what}; give --teacher MODEL, or its saved responses")
     return ModelSource(teacher.model, teacher.revision, teacher.dtype, teacher.quantization, teacher.trust_remote_code)
 
 
@@ -62,7 +66,7 @@ def _baseline(request: Request, spec: Spec) -> ModelSource | None:
 
 
 def _held_out(spec: Spec, home: Path, folder: Path, most: int | None) -> Path:
-    """Write the prompts that the run set aside, ``most`` at most, with the responses the data gives as references."""
+    """Write up to ``most`` of the run's held-out prompts, with the data's responses as references; return the path."""
     with plain_errors():
         from skill_kd.kd.config import Data
         from skill_kd.kd.dataset.split import load_split

@@ -1,4 +1,4 @@
-"""Both sides of a comparison: prompt by prompt, with the same K responses of each."""
+"""Both sides of a comparison: prompt by prompt, with the same number K of responses."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from skill_kd.evaluate.generations import NAMED, Generations, Prompt
 
 @dataclass(frozen=True)
 class Samples:
-    """What is compared: N prompts with 2K teacher and K student responses each, equal K on both sides."""
+    """The data to compare: N prompts, each with 2K teacher and K student responses."""
 
     prompts: list[Prompt]
-    """With the references, categories and clusters; their ``responses`` are the teacher's."""
+    """With their references, categories and clusters; ``responses`` holds the teacher's."""
     teacher: list[list[str]]
     student: list[list[str]]
     baseline: list[list[str]] | None
-    """The undistilled student's."""
+    """Responses of the undistilled student."""
     control: list[list[str]] | None
-    """The collapsed teacher's, where it was sampled."""
+    """Responses of the collapsed teacher, if it was sampled."""
     notes: tuple[str, ...]
 
     @property
     def count(self) -> int:
-        """K."""
+        """The number of student responses per prompt, K."""
         return len(self.student[0]) if self.student else 0
 
 
@@ -37,10 +37,10 @@ def pair(
     *,
     samples: int,
 ) -> Samples:
-    """Bring the rows of both sides together, prompt by prompt, with the same K for all.
+    """Align the rows of all sides by prompt, with the same K for all.
 
     Raises:
-        UsageError: a side lacks prompts that the teacher answered. Leaving them out would spare the student.
+        UsageError: a side lacks prompts that the teacher answered. Skipping those would favour the student.
     """
     others = [each for each in (student, baseline, control) if each is not None]
     for other in others:
@@ -78,7 +78,7 @@ def pair(
 
 
 def with_references(samples: Samples, keys: Sequence[str], found: Mapping[str, Prompt]) -> Samples:
-    """Return the samples with references and labels taken from a file of prompts."""
+    """Return the samples with references and labels from a file of prompts."""
     prompts = [
         each.joined(found[key]) if key in found else each for each, key in zip(samples.prompts, keys, strict=True)
     ]

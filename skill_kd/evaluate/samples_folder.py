@@ -1,6 +1,6 @@
-"""What a folder of samples keeps: the key of the work, one line a prompt, and what was measured once.
+"""The folder of samples. It keeps the key of the work, one line per prompt, and what is measured once.
 
-A stopped evaluation resumes from it; a second policy costs seconds.
+A stopped evaluation resumes from it, and a second policy takes only seconds.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from skill_kd.report.evaluation_document import ModelFacts
 from skill_kd.report.shown_document import Latency
 
 FORMAT = 2
-"""Of what is kept in the folder; work of another format is refused."""
+"""Version of the folder's format. Other versions are refused."""
 
 
 class SamplesKey(TypedDict):
-    """``work.json``: what the samples depend on. Margins are not part of it."""
+    """``work.json``: everything that the samples depend on. They do not depend on margins."""
 
     format: int
     teacher: dict[str, str | bool | None]
     student: dict[str, str | bool | None]
     baseline: dict[str, str | bool | None] | None
     prompts: str
-    """SHA-256 of the file."""
+    """SHA-256 of the prompts file."""
     max_new_tokens: int
     samples: int
     seed: int
@@ -36,9 +36,9 @@ class SamplesKey(TypedDict):
 
 
 class PromptWork(TypedDict):
-    """One line of ``work.jsonl``: a prompt's responses by writer, and what the models made of them.
+    """One line of ``work.jsonl``: a prompt's responses by writer, and the models' sums over them.
 
-    ``read`` is keyed by whose responses were read, teacher or student; it is empty where tokenizers differ.
+    The keys of ``read`` name the writer of the responses, teacher or student. It is empty if the tokenizers differ.
     """
 
     texts: dict[str, list[str]]
@@ -47,16 +47,16 @@ class PromptWork(TypedDict):
 
 
 class ModelsRecord(TypedDict):
-    """``measured.json``: what is measured once, when all prompts are done."""
+    """``measured.json``: measurements taken once, after all prompts."""
 
     unread: str | None
-    """Why probabilities could not be compared."""
+    """The reason why probabilities could not be compared, or None."""
     latency: Latency | None
     about: ModelFacts
 
 
 def check_key(path: Path, key: SamplesKey) -> None:
-    """Write the key into a new folder.
+    """Write the key into a new folder, or compare it with that of an old one.
 
     Raises:
         UsageError: the folder holds the work of another key.
@@ -69,12 +69,12 @@ def check_key(path: Path, key: SamplesKey) -> None:
         changed = ", ".join(name for name, value in key.items() if kept.get(name) != value)
         raise UsageError(
             f"'{path.parent}' holds samples of another evaluation (other {changed}); "
-            "take another --out, or delete the folder"
+            "choose another --out, or delete the folder"
         )
 
 
 def finished(path: Path) -> list[PromptWork]:
-    """Read the whole lines; one that a kill cut short is dropped, and cut off so that the next follows a whole one."""
+    """Return the complete lines. Remove a last line that a kill cut short, so that the next one starts a new line."""
     if not path.is_file():
         return []
     data = path.read_bytes()

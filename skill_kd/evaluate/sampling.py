@@ -1,6 +1,7 @@
-"""Responses and figures of two models, sampled and read into a folder of samples.
+"""Sample two models' responses, read their token probabilities, and save both to a samples folder.
 
-``work.jsonl`` has one line a prompt, written as soon as it is known; the generations are written from it at the end.
+``work.jsonl`` has one line per prompt, written as soon as the prompt is done. The generation files are written from it
+at the end.
 """
 
 from __future__ import annotations
@@ -37,23 +38,23 @@ if TYPE_CHECKING:
     from skill_kd.kd.dataset.reading import Example
 
 AT_ONCE = 4
-"""Prompts worked on together."""
+"""Prompts processed together."""
 Progress = Callable[[int, int], None]
-"""(prompts done, of how many)"""
+"""(prompts done, prompts in total)"""
 Shared = tuple[Writer, int]
-"""A model, and how many leading token ids it shares with the teacher."""
+"""A model, and the number of leading token ids that it shares with the teacher."""
 
 
 def silent(_done: int, _of: int) -> None:
-    """Tell nobody."""
+    """Report no progress."""
 
 
 @dataclass(frozen=True)
 class SamplingTask:
-    """What is to be sampled, and from whom."""
+    """The models and prompts to sample."""
 
     prompts: Path
-    """JSONL with ``prompt`` or ``messages``; ``reference``, ``category`` and ``cluster`` are passed on."""
+    """JSONL with ``prompt`` or ``messages``. ``reference``, ``category`` and ``cluster`` are copied to the output."""
     teacher: ModelSource
     student: ModelSource
     baseline: ModelSource | None = None
@@ -64,14 +65,15 @@ class SamplingTask:
 def sample(
     task: SamplingTask, policy: GatePolicy, folder: Path, progress: Progress = silent
 ) -> tuple[Files, ModelMeasurements]:
-    """Sample what is not yet in ``folder``, and return the files and figures to judge.
+    """Sample what ``folder`` still lacks, and return the generation files and the measurements.
 
-    2K teacher, K student and K collapsed-teacher responses a prompt (and K of the undistilled student), each token of
-    the teacher's and the student's read once by both models; the undistilled student is read as the student is.
+    Each prompt gets 2K teacher, K student and K collapsed-teacher responses, and K of the undistilled student if it is
+    given. Both models read each token of the teacher's and the student's responses once. The undistilled student and
+    the teacher read the undistilled student's responses in the same way.
 
     Raises:
-        UsageError: the folder holds the work of another task, or data or models cannot be used.
-        MissingRequirementError: a model or a package is not there.
+        UsageError: the folder belongs to another task, or the data or models cannot be used.
+        MissingRequirementError: a model or a package is missing.
     """
     with opened_models.plain_errors():
         rows, examples = _prompts(task.prompts)
@@ -86,7 +88,7 @@ def sample(
 
 
 def prompt_keys(path: Path) -> list[str]:
-    """Return what tells the prompts of a file apart.
+    """Return the keys that identify the prompts of a file.
 
     Raises:
         UsageError: the file or a row cannot be used.
@@ -134,7 +136,7 @@ def _work(
     done: Sequence[object],
     progress: Progress,
 ) -> ModelsRecord:
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # before this adds to it
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # measured before this process adds to it
     device = opened_models.accelerator()
     teacher = opened_models.open_writer(task.teacher, task.max_new_tokens, device)
     student = opened_models.open_writer(task.student, task.max_new_tokens, device)
@@ -191,7 +193,7 @@ def _chunk(
         written["baseline"] = (baseline[0], baseline[0].write(chunk, count, (seed, "student"), first))
 
     def read(side: Shared | None, own: str, index: int) -> dict[str, TokenSums]:
-        """What a model and the teacher make of the teacher's responses, and of the model's own."""
+        """Return the sums of a model and the teacher on the teacher's responses and on the model's own."""
         if side is None or not side[1]:
             return {}
         rows = {"teacher": written["teacher"][1][index], "student": written[own][1][index]}
@@ -210,7 +212,7 @@ def _chunk(
 
 
 def _files(folder: Path, rows: Sequence[Mapping[str, object]], done: Sequence[PromptWork], task: SamplingTask) -> Files:
-    """Write the generations of each side, in the format that is read without models."""
+    """Write the generations of each model in the format of saved generations."""
     carried = ("prompt", "messages", "reference", "category", "cluster")
     paths: dict[str, Path] = {}
     for who in ("teacher", "student", "control", *(("baseline",) if task.baseline else ())):

@@ -1,6 +1,6 @@
-"""Both writers' responses, each looked at once, and compared with every other response to the same prompt.
+"""Analyze each side's responses once, and compare them with every other response to the same prompt.
 
-The teacher's 2K responses are two halves, A and B, so that each side has K.
+The teacher's 2K responses form two halves, A and B, so that each side has K.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ if TYPE_CHECKING:
     Flags = NDArray[bool_]
 
 Words = list[list[list[str]]]
-"""Words of each response of each prompt."""
+"""The words of each response of each prompt."""
 
 KERNEL_ORDERS = (1, 2)
-"""Word n-grams of the kernel that diversity, recall and precision share. Longer ones are almost never said twice."""
+"""Word n-grams of the kernel behind diversity, recall and precision. Longer n-grams almost never repeat."""
 REST = 4
-"""How many times the budget is read to tell the teacher's responses apart."""
+"""Words after the budget that tell the teacher's responses apart, as a multiple of the budget."""
 OPENING = 5
-"""Words of an opening."""
+"""Number of words in an opening."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One writer's K responses to each prompt, and what was found in each of them."""
+    """One model's K responses to each prompt, with a flag for each kind of problem."""
 
     texts: list[list[str]]
     words: Words
     loop: Flags
-    """[N, K]: loops, or has no word."""
+    """[N, K]: True if the response loops or has no words."""
     refusal: Flags
     near_duplicate: Flags
     stock_opening: Flags
 
     @property
     def usable(self) -> Flags:
-        """[N, K]: neither loops nor refuses nor is empty."""
+        """[N, K]: True if the response neither loops nor refuses and is not empty."""
         return ~(self.loop | self.refusal)
 
 
 def read_side(texts: Sequence[Sequence[str]]) -> Side:
-    """Look at every response once."""
+    """Analyze every response once."""
     import numpy as np
 
     words = [[textstats.words(text) for text in row] for row in texts]
@@ -70,7 +70,7 @@ def read_side(texts: Sequence[Sequence[str]]) -> Side:
 
 
 def _near_duplicates(words: Words) -> Flags:
-    """True where a near-duplicate was said to another prompt."""
+    """Return [N, K]: True if another prompt got a near-duplicate of the response."""
     import numpy as np
 
     shape = len(words), len(words[0])
@@ -94,9 +94,10 @@ def _stock_openings(words: Words) -> Flags:
 
 
 def budget(teacher: Sequence[Side], others: Sequence[Side], most: int) -> int:
-    """Words that all sides are cut to: ``most``, or less where a tenth of some side's usable responses is shorter.
+    """Return the number of words that all sides are cut to: ``most``, or less if responses are short.
 
-    At most half of what the teacher usually says: the other half tells its responses apart (`narrow_half`).
+    It is at most every side's 10% quantile of usable lengths, and at most half of the teacher's median length. The
+    words after the budget tell the teacher's responses apart (`narrow_half`).
     """
     import numpy as np
 
@@ -109,10 +110,11 @@ def budget(teacher: Sequence[Side], others: Sequence[Side], most: int) -> int:
 
 
 def narrow_half(words: Words, budget: int) -> NDArray[intp]:
-    """Return [N, K] of each prompt's 2K rows: one row and its nearest, as alike as can be *after* the budget.
+    """Return the indices [N, K] of a narrow half of each prompt's 2K rows: one row and its K - 1 nearest neighbours.
 
-    They are the positive control of what is measured up to the budget. Were they chosen by what they are measured by,
-    chance alone would make them narrow, and a metric that sees no modes would look as if it did.
+    Similarity is taken from the words *after* the budget. The narrow half is the positive control of metrics that read
+    the words up to the budget. If those words chose it, chance alone would make it narrow, and even a metric that
+    cannot detect lost modes would seem to work.
     """
     import numpy as np
 
@@ -125,31 +127,31 @@ def narrow_half(words: Words, budget: int) -> NDArray[intp]:
 
 @dataclass(frozen=True)
 class Compared:
-    """Both halves of the teacher and the student, with the kernel over all of their responses."""
+    """Both halves of the teacher and the student, with the kernel over all their responses."""
 
     half_a: Side
     half_b: Side
     student: Side
     control: Side | None
     words: int
-    """The budget."""
+    """The word budget."""
     kernel: Array
-    """[N, 3K or 4K, ·]: A, B, student, control."""
+    """[N, 3K or 4K, ·]: A, B, student, and control if there is one."""
     narrow: NDArray[intp]
-    """[N, K] of the rows of A and B: the positive control made of them."""
+    """[N, K] indices into the rows of A and B: the positive control."""
 
     @property
     def count(self) -> int:
-        """K."""
+        """The number of responses per side, K."""
         return len(self.student.words[0])
 
     def rows(self, number: int) -> slice:
-        """Where a side stands in the kernel."""
+        """Return the rows of a side in the kernel."""
         return slice(number * self.count, (number + 1) * self.count)
 
 
 def compare(half_a: Side, half_b: Side, student: Side, control: Side | None, most: int) -> Compared:
-    """Cut all sides to one budget and compare every response with every other of its prompt."""
+    """Cut all sides to one budget, and compare every response with all others to the same prompt."""
     others = [student, *([control] if control else [])]
     words = budget([half_a, half_b], others, most)
     together = [a + b for a, b in zip(half_a.words, half_b.words, strict=True)]

@@ -1,6 +1,6 @@
-"""How alike responses to one prompt are: one kernel of word n-grams, and what follows from it.
+"""Similarity of responses to one prompt: a kernel of word n-grams, and the metrics from it.
 
-Shape letters: N prompts, R rows of one prompt. All figures are of the same number of words and of rows on both sides.
+Shape letters: N prompts, R rows of one prompt. All metrics use the same number of words, and of rows on both sides.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 ORDERS = (1, 2, 3, 4)
 ROUNDING = 1e-9
 NEIGHBOURS = 2
-"""k of k-nearest-neighbour recall: the radius of a response reaches its second nearest neighbour."""
+"""k of k-nearest-neighbour recall: a response's radius reaches its second nearest neighbour."""
 
 
 def kernel(words_NR: Sequence[Sequence[Sequence[str]]], orders: Sequence[int] = ORDERS) -> Array:
     """Return [N, R, R]: the mean over n-gram orders of cosine similarities of n-gram counts, each in 0 … 1.
 
-    A text shorter than an n-gram is one gram itself, and a text without words is like itself only.
+    A text shorter than an n-gram counts as one n-gram. A text without words is similar only to itself.
     """
     import numpy as np
 
@@ -33,7 +33,7 @@ def kernel(words_NR: Sequence[Sequence[Sequence[str]]], orders: Sequence[int] = 
 
 
 def _ids(words_NR: Sequence[Sequence[Sequence[str]]]) -> NDArray[int64]:
-    """Number the words, from 1; 0 stands after a text's end."""
+    """Number the words from 1; 0 pads the end of a text."""
     import numpy as np
 
     number: dict[str, int] = {}
@@ -53,14 +53,14 @@ def _cosines(ids_NRL: NDArray[int64], order: int) -> Array:
     columns = max(length - order + 1, 1)
     grams = np.zeros((prompts, rows, columns), dtype=np.int64)
     for offset in range(min(order, length)):
-        # Grams are numbered anew after each word, so that no two of them ever share a number.
+        # Renumber the n-grams after each word, so that no two of them share a number.
         _, grams = np.unique(grams * (ids_NRL.max() + 1) + ids_NRL[..., offset : offset + columns], return_inverse=True)
         grams = grams.reshape(prompts, rows, columns)
     words_NR = (ids_NRL > 0).sum(-1)
     real = np.arange(columns) < np.maximum(words_NR - order + 1, 1)[..., None]
     text = np.broadcast_to(np.arange(prompts * rows).reshape(prompts, rows, 1), grams.shape)[real]
     prompt = np.broadcast_to(np.arange(prompts).reshape(-1, 1, 1), grams.shape)[real]
-    # A column is a gram of one prompt: texts of different prompts then share none, and the product stays small.
+    # Number the n-grams per prompt, so that different prompts share none and the product stays small.
     _, column = np.unique(prompt * (grams.max() + 1) + grams[real], return_inverse=True)
     counts = csr_array((np.ones(len(text)), (text, column)), shape=(prompts * rows, int(column.max()) + 1))
     counts.sum_duplicates()
@@ -86,10 +86,10 @@ def vendi(kernel_NRR: Array) -> Array:
 
 
 def covered(across_NRK: Array, own_NKK: Array, neighbours: int = NEIGHBOURS) -> Array:
-    """Return [N]: the share of R rows that lie within the reach of some of K others.
+    """Return [N]: the share of R rows that lie within the radius of at least one of K others.
 
-    One of the others reaches as far as its k-th nearest neighbour among them (arXiv 1904.06991, 2402.10693), and never
-    as far as a row it has nothing in common with.
+    The radius is the distance to the k-th nearest neighbour among the others (arXiv 1904.06991, 2402.10693). It never
+    reaches a row with similarity 0.
 
     Args:
         across_NRK: kernel between the rows and the others.

@@ -1,4 +1,4 @@
-"""What an evaluation leaves on disk: its figures, the report, and the student's model card."""
+"""The files of an evaluation: its results, the report, and the student's model card."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FILES = {".json", ".jsonl", ".ndjson", ".csv", ".parquet"}
 
 @dataclass(frozen=True)
 class Subject:
-    """A student that lies in a folder, so that its card can lie with it."""
+    """A student in a folder, which also receives the model card."""
 
     folder: Path
     name: str
@@ -27,17 +27,17 @@ class Subject:
 
 @dataclass(frozen=True)
 class Written:
-    """Where an evaluation lies."""
+    """The files of an evaluation."""
 
     folder: Path
-    """Holds ``evaluation.json``."""
+    """Folder with ``evaluation.json``."""
     report: Path
     card: Path | None
-    """None for a student without a folder, or one in whose folder there is no place for it."""
+    """None if the student has no folder, or the card has no free place."""
 
     @property
     def told(self) -> str:
-        """All of it in one line; and why the card is not where one looks for it."""
+        """All files in one line, and the reason if the card is in another place."""
         text = f"the report is {self.report}, its figures evaluation.json beside it"
         if self.card is None:
             return text
@@ -46,7 +46,7 @@ class Written:
 
 
 def write_all(found: EvaluationResult, folder: Path, subject: Subject | None) -> Written:
-    """Write ``evaluation.json`` and ``report.html`` into ``folder``, and the card to the student.
+    """Write ``evaluation.json`` and ``report.html`` into ``folder``, and the card into the student's folder.
 
     Raises:
         UsageError: the folder cannot be written.
@@ -64,7 +64,7 @@ def write_all(found: EvaluationResult, folder: Path, subject: Subject | None) ->
 
 
 def subject_of_run(folder: Path, spec: Spec, home: Path) -> Subject:
-    """Return a run's student, and what its spec, whose paths begin at ``home``, says of how it was made."""
+    """Return a run's student, and the spec's facts about its training. Paths in the spec are relative to ``home``."""
     teacher = spec.teacher.model if isinstance(spec.teacher.model, str) else None
     base = spec.student.model or (teacher if spec.student.from_teacher else None)
     made = TrainingFacts(
@@ -78,7 +78,7 @@ def subject_of_run(folder: Path, spec: Spec, home: Path) -> Subject:
 
 
 def subject_of_folder(folder: Path, teacher: str) -> Subject:
-    """Return a student of which nothing is known but its folder and its teacher."""
+    """Return a student of which only the folder and the teacher are known."""
     return Subject(folder, folder.resolve().name, TrainingFacts(teacher=_public(teacher, Path())))
 
 
@@ -88,7 +88,7 @@ def _stage(stage: Stage) -> str:
 
 
 def _public(name: str | None, home: Path) -> str | None:
-    """A hub id as it stands; of a folder or file the last part alone: a card is shown to others."""
+    """Return a hub id unchanged, and only the last part of a folder or file: a card is public."""
     return name if name is None or _on_hub(name, home) else Path(name).name
 
 

@@ -1,6 +1,6 @@
-"""ONE decision table: which objective for which need, and which remedy for which finding.
+"""The decision table: an objective for each need, and remedies for each finding.
 
-Read by `advise`, by `diagnose` and, as Markdown, by SKILL.md. A remedy is a proposal for a pilot, never a certainty.
+`advise`, `diagnose` and, as Markdown, SKILL.md use it. A remedy is a proposal for a pilot, not a certainty.
 """
 
 from skill_kd.guidance.advice import Advice, advise

@@ -1,4 +1,4 @@
-"""From a need to a start: objective, settings, reasons, and a spec to fill in. From a finding to a pilot."""
+"""Turn a need into advice: an objective, settings, reasons and a spec to fill in; or a finding into a pilot."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from skill_kd.guidance.table import BY_KEY, CHOICES, LONG, ON_POLICY, Budget, Ch
 from skill_kd.spec.file import parse_spec
 
 Settings = tuple[tuple[str, object, str], ...]
-"""Spec path, value, why."""
+"""Triples of spec path, value and reason."""
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What to start with. ``skeleton`` is a valid spec, and so is ``beside``; models and data are to be filled in."""
+    """A recommended start. ``skeleton`` and ``beside`` are valid specs; the user fills in models and data."""
 
     objective: str
     settings: Settings
@@ -26,7 +26,7 @@ class Advice:
     would_change: tuple[str, ...]
     skeleton: dict[str, Any]
     beside: dict[str, Any] | None = None
-    """The same but for its objective, to be trained on the same budget and compared with."""
+    """The same spec with another objective, to train on the same budget as a comparison."""
 
     @property
     def specs(self) -> tuple[dict[str, Any], ...]:
@@ -34,11 +34,11 @@ class Advice:
         return (self.skeleton,) if self.beside is None else (self.skeleton, self.beside)
 
     def write(self, folder: Path) -> list[Path]:
-        """Write the specs into ``folder``; as `write_specs`."""
+        """Write the specs into ``folder`` with `write_specs`."""
         return write_specs(self.specs, folder)
 
     def to_json(self) -> dict[str, object]:
-        """Return everything as JSON-ready values."""
+        """Return all fields as JSON-ready values."""
         keys = ("path", "value", "why")
         return {**asdict(self), "settings": [dict(zip(keys, each, strict=True)) for each in self.settings]}
 
@@ -49,7 +49,7 @@ class Advice:
         return yaml.safe_dump(self.skeleton, sort_keys=False, allow_unicode=True)
 
     def table(self, *, spec: bool = True) -> str:
-        """Return the advice as text for a terminal, with the spec itself unless it was written."""
+        """Return the advice as text for a terminal; ``spec`` appends the skeleton."""
         width = max(len(path) for path, _, _ in self.settings)
         lines = [f"objective  {self.objective}", *(f"  why      {each}" for each in self.why), "", "start with"]
         lines += [f"  {path:<{width}}  {_plain(value):<10} {why}" for path, value, why in self.settings]
@@ -71,22 +71,22 @@ def advise(
     seen: str | None = None,
     changes: Mapping[str, object] | None = None,
 ) -> Advice:
-    """Return what to start with.
+    """Return the advice for a need.
 
     Args:
         matters: ``coverage`` (many valid answers, pass@k), ``precision`` (no odd tokens), or ``balanced``.
         teacher: ``logits`` (weights here), ``served`` (an endpoint with log-probabilities), ``text`` (text only).
-        budget: of training time.
-        output_tokens: length of a long answer, in tokens.
-        prompts: how many there are to train on, if known.
+        budget: training time: ``small``, ``normal`` or ``large``.
+        output_tokens: length of a long response, in tokens.
+        prompts: number of training prompts, if known.
         lora: train adapters instead of all weights.
-        distilled: the student was distilled before.
-        seen: key of a finding in a student trained before.
-        changes: values of the spec, by path, such as ``{"training.learning_rate": 1e-4}``; ``distill`` and
-            ``warm_start`` are the stages.
+        distilled: True if the student was distilled before.
+        seen: key of a finding about a student trained before.
+        changes: spec values by path, such as ``{"training.learning_rate": 1e-4}``; ``distill`` and
+            ``warm_start`` name stages.
 
     Raises:
-        UsageError: an argument that is none of these, or changes that make no valid spec.
+        UsageError: an argument is not one of these, or the changes make the spec invalid.
     """
     given: tuple[tuple[str, Any, str], ...] = (
         (matters, Matters, "matters"),
@@ -105,7 +105,7 @@ def advise(
     choice = next(each for each in CHOICES if each.fits(matters, teacher, budget, output_tokens > LONG))
     settings = _settings(choice, matters, teacher, budget, output_tokens, prompts, lora)
     settings = _with_changes(settings, changes or {})
-    # On-policy training corrects what the student samples, so those samples must be worth correcting first.
+    # On-policy training corrects the student's samples, so these must be worth correcting first.
     pair = [each for each in (choice.objective, choice.beside) if each is not None]
     sampled = any(each["kind"] in ("minillm", *ON_POLICY) for each in pair)
     warm = sampled and not distilled
@@ -118,7 +118,7 @@ def advise(
     if seen is not None:
         why.append(f"seen before: {BY_KEY[seen].seen}; it means: {BY_KEY[seen].means}")
         would_change.append(f"counter-evidence: {BY_KEY[seen].against}")
-        # The pair may be the pilot already: what stands beside it, changed by the finding, is the choice itself.
+        # The pair may already be the pilot: if the finding turns `beside` into the choice itself, nothing changes.
         changed = pilot(spec, seen)
         known = pilot(beside, seen) if beside is not None else None
         if changed is not None and (known is None or known[1] != choice.objective):
@@ -143,7 +143,7 @@ DISTILLED = (
 
 
 def _of(spec: Mapping[str, Any]) -> str:
-    """The objective that a spec distils with."""
+    """Return the kind of a spec's distill objective."""
     return str(next(stage for stage in spec["stages"] if stage["kind"] == "distill")["objective"]["kind"])
 
 
@@ -157,7 +157,7 @@ def _filled(
 
 
 def _with_changes(settings: Settings, changes: Mapping[str, object]) -> Settings:
-    """Return the settings with the values a person told in place of ours."""
+    """Return the settings with the user's values in place of ours."""
     told = {path: (path, value, "as you say") for path, value in changes.items()}
     return (*(told.pop(each[0], each) for each in settings), *told.values())
 

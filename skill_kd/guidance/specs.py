@@ -1,4 +1,4 @@
-"""Specs made for somebody: one to start from, one to train beside it, one that a finding changes; all plain values."""
+"""Specs as plain values: a skeleton to fill in, and a pilot that changes one key."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from skill_kd.guidance.table import BY_KEY
 from skill_kd.spec.file import parse_spec
 
 Values = dict[str, Any]
-"""A spec as in a file."""
+"""A spec as parsed from a file."""
 
 
 def skeleton(objective: Mapping[str, object], teacher: str, *, lora: bool, warm: bool) -> Values:
-    """Return a spec with this objective; settings are to be filled in.
+    """Return a spec with this objective; the caller fills in the settings.
 
     Args:
-        objective: as a spec has it.
+        objective: as in a spec.
         teacher: ``logits``, ``served`` or ``text``.
         lora: train adapters.
-        warm: begin with a warm start.
+        warm: start with a warm start.
     """
     served = {
         "url": "http://127.0.0.1:8000/v1",
@@ -46,10 +46,10 @@ def skeleton(objective: Mapping[str, object], teacher: str, *, lora: bool, warm:
 
 
 def put(spec: Values, path: str, value: object) -> None:
-    """Set what ``path`` names, such as ``training.learning_rate``; ``distill`` and ``warm_start`` are stages.
+    """Set the key at ``path``, such as ``training.learning_rate``; ``distill`` and ``warm_start`` name stages.
 
     Raises:
-        UsageError: there is no such stage, or the path leads into a value.
+        UsageError: there is no such stage, or a part of the path is a value without keys.
     """
     place, last = _place(spec, path)
     place[last] = copy.deepcopy(value)
@@ -71,7 +71,7 @@ def _place(spec: Values, path: str) -> tuple[Values, str]:
 
 
 def pilot(spec: Mapping[str, Any], key: str) -> tuple[str, object, Values] | None:
-    """Return path, value and the changed spec of the first remedy that fits ``spec`` and is valid; None if none does.
+    """Return path, new value and changed spec of the first remedy that fits ``spec`` and is valid, or None.
 
     Exactly one knob differs.
     """
@@ -94,10 +94,10 @@ def pilot(spec: Mapping[str, Any], key: str) -> tuple[str, object, Values] | Non
 
 
 def write_specs(specs: tuple[Values, ...], folder: Path) -> list[Path]:
-    """Write each as NAME.yaml into ``folder``; return the paths.
+    """Write each spec as NAME.yaml into ``folder``; return the paths.
 
     Raises:
-        UsageError: one is there with another content, or cannot be written.
+        UsageError: a file exists with other content, or cannot be written.
     """
     import yaml
 

@@ -1,6 +1,7 @@
-"""The decision table itself: what may be seen, what to do about it, and which objective fits which need.
+"""The decision table: findings with their remedies, and needs with their objective.
 
-Frozen data. Numbers in brackets are arXiv ids; "judgement" marks what is nobody's measurement.
+Frozen data. Numbers such as 2306.08543 are arXiv ids, listed in references/citations.md. "judgement" marks what nobody
+measured, "ours" what benchmarks/ measured.
 """
 
 from __future__ import annotations
@@ -14,34 +15,34 @@ Teacher = Literal["logits", "served", "text"]
 Budget = Literal["small", "normal", "large"]
 
 LONG = 512
-"""Tokens of an answer above which whole-response policy gradients are too noisy to start with."""
+"""Response length, in tokens, above which whole-response policy gradients are too noisy to start with."""
 
 
 @dataclass(frozen=True)
 class Knob:
-    """One change to a spec that trains with one of ``kinds``. ``path`` begins at the distill stage or at the top."""
+    """One change to a spec with an objective of ``kinds``. ``path`` starts at the distill stage or at the top."""
 
     kinds: tuple[str, ...]
     path: str
     value: object
-    """The new value; a ``float`` with ``scale`` multiplies what is there."""
+    """The new value; with ``scale``, a factor for the current value."""
     scale: bool = False
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """Something to do, with what speaks for it."""
+    """An action and its evidence."""
 
     do: str
     cost: Literal["serving", "data", "pilot"]
-    """What it takes, cheapest first: a setting at the server, other data, a training pilot."""
+    """Kind of effort, cheapest first: a serving setting, other data, a training pilot."""
     evidence: str
     knobs: tuple[Knob, ...] = ()
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What may be seen, and what to do about it."""
+    """A symptom, its meaning and its remedies."""
 
     key: str
     seen: str
@@ -49,22 +50,29 @@ class Finding:
     remedies: tuple[Remedy, ...]
     """Cheapest first."""
     against: str
-    """Counter-evidence, and what else it may be."""
+    """Counter-evidence and other explanations."""
 
 
 ON_POLICY = ("reverse_kl", "skew_reverse_kl", "entropy_aware", "jsd")
 _OFF = ("forward_kl", "skew_kl", "adaptive_kl", "total_variation")
 _TEXT = ("sft", "sequence_kd")
 _SHARE = (
-    "With full token-level distillation both directions share the optimum; "
-    "the difference is one of short capacity and early training (2404.02657)."
+    "2404.02657 finds neither mode-seeking nor mean-seeking in LLM distillation: both directions share their optimum "
+    "after enough epochs, and fit head and tail in a different order before."
 )
-_DISPUTED = "2510.20817 argues against reading coverage off the direction alone."
+_DISPUTED = (
+    "2510.20817, on KL-regularised RL, not on distillation: coverage follows the regularisation strength and the "
+    "rewards more than the direction."
+)
+_COVERAGE = (
+    "2603.07079: Pass@8 +1.4 to +5.1 with Qwen3 Base on six mathematics sets; "
+    "2605.16826: more forward KL keeps entropy, in mathematics"
+)
 
 _TOWARD_COVERAGE = Remedy(
     "move toward forward KL: where the teacher is undecided (entropy_aware), or β 1 → .5 or 0",
     "pilot",
-    "2603.07079 (Pass@8 +1.4 to +5.1), 2605.16826",
+    _COVERAGE,
     (
         Knob(("minillm",), "objective", {"kind": "entropy_aware"}),
         Knob(("reverse_kl", "skew_reverse_kl"), "objective", {"kind": "jsd", "beta": 0.5, "on_policy": 1.0}),
@@ -111,9 +119,10 @@ FINDINGS = (
         (
             _TOWARD_COVERAGE,
             Remedy(
-                "with MiniLLM: forward KL on in-domain teacher samples, or a larger PT weight with a corpus",
+                "with MiniLLM: coverage_weight .5, forward KL on the teacher's samples",
                 "pilot",
-                "2306.08543",
+                "ours: forward KL −.03 nats in 16 updates. Not in 2306.08543, whose L_PT protects other tasks",
+                (Knob(("minillm",), "objective.coverage_weight", 0.5),),
             ),
         ),
         f"{_SHARE} {_DISPUTED}",
@@ -131,7 +140,8 @@ FINDINGS = (
             Remedy(
                 "more teacher-mixed sampling, length normalisation; off-policy: more of the student's own samples",
                 "pilot",
-                "2306.08543: validation Rouge-L 27.4, without mixing 22.3, without normalisation 17.4",
+                "2306.08543: validation Rouge-L 27.4, without mixing 22.3, without normalisation 17.4; "
+                "2604.08527: a mixture of rollouts",
                 (
                     Knob(("minillm",), "objective.length_normalization", True),
                     Knob(("minillm",), "objective.teacher_mix", 0.4),
@@ -150,13 +160,20 @@ FINDINGS = (
         (
             Remedy("check the serving limit, the stop tokens and the chat template", "serving", "trl PR 6357"),
             Remedy(
-                "let rollouts end by themselves: a larger max_new_tokens; with MiniLLM keep length normalisation",
+                "on-policy: mix in responses that are not the student's; with MiniLLM keep length normalisation",
                 "pilot",
-                "2604.08527, 2306.08543 (Eq 6)",
+                "2604.08527 stops inflation by a mixture of rollouts and a reference constraint, which we lack; "
+                "2306.08543 (Eq 6)",
                 (
                     Knob(("minillm",), "objective.length_normalization", True),
-                    Knob(("minillm", *ON_POLICY, *_OFF, *_TEXT), "rollout.max_new_tokens", 2, scale=True),
+                    Knob(ON_POLICY, "objective.on_policy", 0.5),
                 ),
+            ),
+            Remedy(
+                "let rollouts end by themselves: a larger max_new_tokens",
+                "pilot",
+                "judgement",
+                (Knob(("minillm", *ON_POLICY, *_OFF, *_TEXT), "rollout.max_new_tokens", 2, scale=True),),
             ),
         ),
         "Length follows the prompts: a mix of longer questions looks the same.",
@@ -206,7 +223,7 @@ FINDINGS = (
             Remedy(
                 "change the teacher, the prompts or the data",
                 "data",
-                "2504.05228: larger teachers are often less diverse",
+                "2504.05228: within a family, larger models are often less diverse",
             ),
         ),
         "Different temperatures or prompts on the two sides look the same.",
@@ -220,7 +237,7 @@ BY_KEY = {finding.key: finding for finding in FINDINGS}
 
 @dataclass(frozen=True)
 class Choice:
-    """A need, the objective to start with, and why. None matches anything; the first match counts."""
+    """A need, the objective to start with, and why. None matches anything; the first match wins."""
 
     matters: tuple[Matters, ...] | None
     teacher: tuple[Teacher, ...] | None
@@ -229,23 +246,23 @@ class Choice:
     objective: Mapping[str, object]
     why: str
     unless: str
-    """What would change this."""
+    """Conditions that would change this choice."""
     beside: Mapping[str, object] | None
-    """The objective to train beside it on the same budget; None where the teacher gives text only."""
+    """The objective to compare with, on the same budget; None if the teacher gives only text."""
 
     def fits(self, matters: str, teacher: str, budget: str, long: bool) -> bool:
-        """Whether this row is about the need."""
+        """Return True if this row matches the need."""
         asked = ((self.matters, matters), (self.teacher, teacher), (self.budget, budget))
         return all(each is None or value in each for each, value in asked) and self.long in (None, long)
 
 
 CHOICES = (
     Choice(None, ("text",), None, None, {"kind": "sequence_kd"},
-           "a teacher that gives text only can be imitated, not compared with (2603.25562)",
-           "log-probabilities at hand: on-policy objectives learn more from each sample",
+           "a teacher that gives text only can be imitated, not compared with",
+           "log-probabilities: on-policy objectives compare the student with the teacher at every token",
            None),
     Choice(("coverage",), ("served",), None, None, {"kind": "forward_kl", "responses": "teacher"},
-           "keeps what the teacher does; plain top-k targets are biased (2503.16870), so the rest counts as one class",
+           "covers the teacher; top-k targets alone are biased (2503.16870), one class for the rest is our answer",
            "the teacher's weights here: entropy_aware reads the whole distribution",
            {"kind": "reverse_kl"}),
     Choice(None, ("served",), None, None, {"kind": "reverse_kl"},
@@ -253,23 +270,23 @@ CHOICES = (
            "the teacher's weights here: minillm adds what a token does to later ones",
            {"kind": "forward_kl", "responses": "teacher"}),
     Choice(("coverage",), None, ("small",), None, {"kind": "forward_kl", "responses": "teacher"},
-           "no sampling by the student, the cheapest way to keep all modes",
+           "no sampling by the student; that it keeps modes most cheaply is our judgement",
            "a larger budget: entropy_aware corrects the student's own prefixes too",
            {"kind": "adaptive_kl"}),
     Choice(("coverage",), None, None, None, {"kind": "entropy_aware"},
-           "reverse KL, plus forward KL where the teacher is undecided (2603.07079: Pass@8 +1.4 to +5.1; 2605.16826)",
-           "short answers or offline data: forward_kl is simpler and covers as much",
+           "reverse KL, plus forward KL where the teacher is undecided (2603.07079: Pass@8 +1.4 to +5.1, mathematics)",
+           "short answers or offline data: forward_kl is simpler and, in our judgement, covers as much",
            {"kind": "minillm"}),
     Choice(None, None, ("small",), None, {"kind": "adaptive_kl"},
            "both directions, weighted by head and tail, without sampling (2404.02657)",
            "a larger budget: minillm, on-policy",
            {"kind": "forward_kl", "responses": "teacher"}),
-    Choice(None, None, None, True, {"kind": "reverse_kl"},
-           "MiniLLM's Single term alone: less variance, blind to later tokens; importance weights fail on long answers",
-           "answers under 512 tokens: minillm",
-           {"kind": "entropy_aware"}),
+    Choice(None, None, None, True, {"kind": "entropy_aware"},
+           "long answers need much forward KL, else entropy collapses and length inflates (2605.16826, mathematics)",
+           "answers under 512 tokens: minillm; the one beside it, without forward KL, kept entropy and length as well",
+           {"kind": "reverse_kl"}),
     Choice(None, None, None, None, {"kind": "minillm"},
-           "the student's own samples, judged over the whole response (2306.08543: 24.6 Rouge-L against 23.3 for SFT)",
+           "the student's samples, judged over whole responses (2306.08543: Rouge-L 24.6, SFT 23.3; GPT-2 120M, Dolly)",
            "NO-GO on coverage, or the one beside it kept more at little cost",
            {"kind": "entropy_aware"}),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The fine-tuning step, executed: its script in a process of its own, its exports loaded, its drift measured."""
+"""Runs the fine-tuning step: its script in a subprocess, the checks of its exports, and the drift."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LOG = "finetune.log"
 
 
 def finetune(run: FinishedRun, lock: Lock, python: str | None, *, force: bool) -> list[Check]:
-    """Run the step's script by ``python``, this interpreter if None, and return the checks of every export.
+    """Run the step's script with ``python`` (this interpreter if None), and return the checks of every export.
 
     Raises:
-        UsageError: there is no data, or an earlier fine-tune is in the way and ``force`` is off.
+        UsageError: there is no data, or an earlier fine-tune exists and ``force`` is off.
         MissingRequirementError: Unsloth or a tool for GGUF is missing.
         TrainingFailedError: the script failed.
         InterruptedRunError: a signal stopped it.
@@ -49,10 +49,10 @@ def _refuse_unready(folder: Path, python: str, force: bool) -> None:
     if not data.exists():
         raise UsageError(f"no data to fine-tune on; name it in handoff.data or --data, or write '{data}'")
     if out.exists() and not force:
-        raise UsageError(f"'{out}' holds an earlier fine-tune; move it away, or write over it with --force")
+        raise UsageError(f"'{out}' holds an earlier fine-tune; move it away, or overwrite it with --force")
     if interpreter.version(python, "unsloth") is None:
         raise MissingRequirementError(
-            f"'{python}' has no Unsloth; name one that has with --python, or install it: "
+            f"'{python}' has no Unsloth; use --python to name an interpreter that has it, or install it: "
             + "\n  ".join([f"with a GPU: {' && '.join(SETUP)}", f"without: {' && '.join(SETUP_CPU)}"])
         )
 
@@ -68,10 +68,10 @@ def _refuse_failure(ending: Ending, log: Path) -> None:
 
 
 def measured_drift(run: FinishedRun) -> dict[str, dict[str, float]]:
-    """Return held-out figures of the distilled ``student`` and the ``finetuned`` one, against the teacher.
+    """Return the held-out measures of the distilled ``student`` and of the ``finetuned`` one.
 
     Raises:
-        UsageError, MissingRequirementError: they cannot be measured.
+        UsageError, MissingRequirementError: a model or the data for them is missing.
     """
     merged = run.folder / OUT / MERGED
     if not merged.is_dir():

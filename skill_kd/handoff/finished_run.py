@@ -1,4 +1,4 @@
-"""A finished run as the hand-off sees it: its spec, its exported student, and the folder of the step that follows."""
+"""A finished run, for the hand-off: its spec, its exported student, and the folder of the fine-tuning step."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ FOLDER, STUDENT = "handoff", "student"
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that is done."""
+    """A run whose training is done."""
 
     path: Path
-    """Of the run folder, absolute."""
+    """Absolute path of the run folder."""
     manifest: Manifest
     spec: Spec
-    """The run's, with a hand-off section."""
+    """The run's spec, with a hand-off section."""
     prober: str
-    """Interpreter that answers questions about models."""
+    """The interpreter that answers questions about models."""
 
     @classmethod
     def read(cls, run: Path, data: Path | None, python: str | None) -> FinishedRun:
-        """Read a run folder; ``data`` replaces what the spec's ``handoff.data`` names.
+        """Read a run folder. ``data`` replaces the spec's ``handoff.data``.
 
         Raises:
             UsageError: it is not a run folder, or the run is not finished.
@@ -58,19 +58,19 @@ class FinishedRun:
 
     @property
     def verdict(self) -> str | None:
-        """The gate's last verdict on this student; None if it never judged it."""
+        """The gate's last verdict on this student, or None if there is none."""
         evaluation = self.path / "eval" / "evaluation.json"
         return read_json(evaluation).get("verdict") if evaluation.exists() else None
 
     @property
     def best_checkpoint(self) -> Path | None:
-        """The checkpoint that was exported, if the run's summary names one."""
+        """The exported checkpoint, or None if the run's summary names none."""
         summary = self.path / "summary.json"
         best = read_json(summary).get("best") if summary.exists() else None
         return self.path / "checkpoints" / best if best else None
 
     def ask(self, kind: str, **question: object) -> dict[str, Any]:
-        """Return the probe's answer about models; raises as ``interpreter.ask``."""
+        """Return the probe's answer to a question about models. It raises what ``interpreter.ask`` raises."""
         spec = self.spec.model_dump(mode="json")
         asked = {"ask": kind, "spec": spec, "folder": str(self.student), **question}
         return interpreter.ask(self.prober, asked, interpreter.folder_of(self.manifest))

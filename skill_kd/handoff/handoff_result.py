@@ -1,4 +1,4 @@
-"""What a hand-off found and made, for people and for programs."""
+"""The result of a hand-off, for people and for programs."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 from skill_kd.handoff.student_folder import Check, failures
 
 SHOWN = ("forward_kl", "reverse_kl", "held_out_nll", "student_entropy", "distinct_2", "length", "repetition", "ended")
-"""Figures of the drift table: forward KL, entropy and distinct bigrams are its coverage side."""
+"""Measures in the drift table. Forward KL, entropy and distinct bigrams show coverage."""
 MARKS = {True: "ok", False: "FAILED", None: "-"}
 
 
 @dataclass
 class HandoffResult:
-    """A verified student, and what is beside it in the run's ``handoff/``."""
+    """A verified student, and the files written to the run's ``handoff/``."""
 
     folder: Path
     written: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
-    """Files that a person edited, left as they are."""
+    """Edited files, which the hand-off left unchanged."""
     checks: list[Check] = field(default_factory=list)
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Held-out figures of ``student`` and ``finetuned``, on the run's prompts and teacher samples."""
+    """Held-out measures of ``student`` and ``finetuned``, on the run's prompts and teacher samples."""
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the one document of the verb."""
+        """Return the document that ``--json`` prints."""
         return {**asdict(self), "folder": str(self.folder)}
 
     def failed(self) -> list[str]:
@@ -35,7 +35,7 @@ class HandoffResult:
         return failures(self.checks)
 
     def table(self) -> str:
-        """Return all of it as lines of text."""
+        """Return the result as lines of text."""
         lines = [f"{MARKS[each['passed']]:<7} {each['name']:<18} {each['detail']}" for each in self.checks]
         lines += [f"note    {note}" for note in self.notes]
         lines += self._drift()

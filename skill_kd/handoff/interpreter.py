@@ -1,4 +1,4 @@
-"""Questions about models, answered in a subprocess: this process loads no torch."""
+"""Questions about models. A subprocess answers them, so this process does not load torch."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ PROBE = Path(__file__).with_name("probe")
 
 
 def with_torch(named: str | None) -> str:
-    """Return the Python that answers questions about models: this one, or ``named`` if this one lacks torch.
+    """Return the interpreter that answers questions about models: this one, or ``named`` if this one lacks torch.
 
-    Never the program that a manifest names: a run folder may come from somebody else.
+    It is never the program that a manifest names, since a run folder may come from somebody else.
     """
     return sys.executable if named is None or find_spec("torch") is not None else named
 
 
 def folder_of(manifest: Manifest) -> Path:
-    """Return the folder the run was started in, from which its spec's relative names are seen."""
+    """Return the folder in which the run was started. The spec's relative paths start there."""
     return Path(manifest.cwd) if Path(manifest.cwd).is_dir() else Path.cwd()
 
 
 def ask(python: str, question: dict[str, Any], where: Path) -> dict[str, Any]:
-    """Answer ``question`` by ``probe`` in a process of its own, started in ``where``.
+    """Run the probe in a subprocess, started in ``where``, and return its answer to ``question``.
 
     Raises:
-        UsageError: data or a model cannot be used; the message is the probe's.
+        UsageError: data or a model cannot be used. The message is that of the probe.
         MissingRequirementError: a model, a package or the interpreter is missing.
         SkillKDError: the probe crashed.
     """
@@ -46,7 +46,7 @@ def ask(python: str, question: dict[str, Any], where: Path) -> dict[str, Any]:
             (place / "skill_kd" / name).write_bytes(content)
         asked, answered = place / "question.json", place / "answer.json"
         asked.write_text(json.dumps(question), encoding="utf-8")
-        # -P: a folder skill_kd where the run was started, such as our checkout, must not come first.
+        # -P: a folder named skill_kd in ``where``, such as our checkout, must not be imported instead.
         _run([python, "-P", "-m", "skill_kd.handoff.probe", str(asked), str(answered)], where, place)
         answer: dict[str, Any] = json.loads(answered.read_text(encoding="utf-8"))
         return answer
@@ -79,16 +79,20 @@ def _run(command: list[str], where: Path, packages: Path) -> None:
         return
     said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
     reason = next((line for line in reversed(said) if line.startswith("error: ")), said[-1]).removeprefix("error: ")
-    # Nothing is trained here: a probe that lacks memory has crashed.
+    # The probe does not train, so exit code 6 (no memory) is a crash here.
     if done.returncode != ExitCode.TRAINING and (known := error_for(done.returncode, reason)):
         raise known
     if reason.startswith(("ModuleNotFoundError", "ImportError")):
         raise MissingRequirementError(f"'{command[0]}' lacks a package: {reason}")
-    raise SkillKDError(f"the student could not be looked at by '{command[0]}': {reason}")
+    raise SkillKDError(f"'{command[0]}' could not check the student: {reason}")
 
 
 def version(python: str, distribution: str) -> str | None:
-    """Return the version of a distribution that ``python`` can import, None if it has none."""
+    """Return the version of a distribution that ``python`` can import, or None if it has none.
+
+    Raises:
+        MissingRequirementError: the interpreter cannot be started.
+    """
     code = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
     try:
         done = subprocess.run(  # noqa: S603 -- our own text, no shell

@@ -1,4 +1,4 @@
-"""The record of a hand-off, ``manifest.json``: where the student, the figures and each file come from."""
+"""The record of a hand-off, ``manifest.json``: the origin of the student, of the measures and of each file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ RECORD = "manifest.json"
 
 
 def written_before(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file that the last hand-off wrote, by its name; empty if there was none."""
+    """Return the SHA-256 of each file that the last hand-off wrote, by file name. Empty if there was none."""
     record = folder / RECORD
     written: dict[str, str] = read_json(record).get("written", {}) if record.exists() else {}
     return written
 
 
 def write_record(run: FinishedRun, findings: StudentFindings, result: HandoffResult) -> None:
-    """Replace the record."""
+    """Write the record of this hand-off over the last one."""
     values = {**_provenance(run, findings), **_student(run), **_outcome(result)}
     write_atomically(run.folder / RECORD, json.dumps(values, indent=2) + "\n")
 

@@ -19,7 +19,7 @@ from skill_kd.handoff.verify import StudentFindings, notes, verify
 from skill_kd.jobs.manifest import locked
 
 UNKNOWN_LENGTH = 2048
-"""Tokens of the longest row, while there is no data."""
+"""Assumed tokens of the longest row while there is no data."""
 
 
 def hand_on(
@@ -33,22 +33,22 @@ def hand_on(
     quantisations: Sequence[str] = (),
     force: bool = False,
 ) -> HandoffResult:
-    """Verify the student of ``run`` and write the fine-tuning step into its ``handoff/``.
+    """Verify the student of ``run``, and write the fine-tuning step into its ``handoff/``.
 
     Args:
         run: folder of a finished run.
-        data: fine-tuning data, instead of what the spec's ``handoff.data`` names.
-        execute: also run the step, load what it made, and measure what it cost.
-        python: interpreter that has Unsloth; this one if left out.
-        max_steps: optimizer steps of a trial; -1 leaves it to ``handoff.epochs``.
-        drift: whether ``execute`` measures the held-out figures again, for which it needs the teacher.
-        quantisations: GGUF files to make of the distilled student itself, for example ``q8_0``.
-        force: write over edited files, and over what an earlier fine-tune made.
+        data: fine-tuning data, instead of the spec's ``handoff.data``.
+        execute: also run the step, load its exports, and measure the drift.
+        python: the interpreter that has Unsloth; this one by default.
+        max_steps: optimizer steps of a trial; -1 means ``handoff.epochs``.
+        drift: let ``execute`` take the held-out measures again. They need the teacher.
+        quantisations: GGUF files to make of the distilled student, for example ``q8_0``.
+        force: overwrite edited files and an earlier fine-tune.
 
     Raises:
-        UsageError: the run is not finished, its student is not what it trained, or the data cannot be used.
+        UsageError: the run is not finished, a check of its student failed, or the data cannot be used.
         MissingRequirementError: Unsloth, a tool for GGUF, or a model is missing.
-        TrainingFailedError: the fine-tune failed, or what it made does not load.
+        TrainingFailedError: the fine-tune failed, or its exports failed a check.
         RunLockedError, InterruptedRunError: as for ``skill_kd.run``.
     """
     finished = FinishedRun.read(run, data, python)
@@ -62,7 +62,7 @@ def hand_on(
         if execute:
             result.checks += finetune(finished, lock, python, force=force)
             write_record(finished, findings, result)
-            _refuse(result, "what the fine-tune made is not fit for use: ", "\n  ")
+            _refuse(result, "the fine-tune's exports failed their checks: ", "\n  ")
             if drift:
                 _measure(finished, result)
         write_record(finished, findings, result)
@@ -70,7 +70,7 @@ def hand_on(
 
 
 def _texts(run: FinishedRun, findings: StudentFindings, max_steps: int) -> dict[str, str]:
-    """Return the text of every file of the step, by its name."""
+    """Return the text of every file of the step, by file name."""
     longest = UNKNOWN_LENGTH if findings.longest is None else findings.longest
     texts = files(FinetuneTask(run.spec, findings.parts, longest, len(findings.rows), max_steps))
     if findings.rows:
@@ -79,7 +79,7 @@ def _texts(run: FinishedRun, findings: StudentFindings, max_steps: int) -> dict[
 
 
 def _write(texts: Mapping[str, str], result: HandoffResult, force: bool) -> None:
-    """Write the step's files; those a person edited are kept, unless forced."""
+    """Write the step's files. Edited files are kept unless ``force`` is on."""
     known = written_before(result.folder)
     for name, text in texts.items():
         path = result.folder / name
@@ -91,12 +91,12 @@ def _write(texts: Mapping[str, str], result: HandoffResult, force: bool) -> None
 
 
 def _edited(path: Path, text: str, written: str | None) -> bool:
-    """Return whether a file holds neither what the last hand-off wrote nor what this one would write."""
+    """Return True if a file has neither the text of the last hand-off (by its SHA-256) nor that of this one."""
     return path.exists() and sha256(path) != written and path.read_text("utf-8") != text
 
 
 def _quantize(run: FinishedRun, quantisation: str, result: HandoffResult) -> None:
-    """Make a GGUF file of the distilled student, and read it back."""
+    """Make a GGUF file of the distilled student, and check it."""
     file = run.folder / gguf.file_name(STUDENT, quantisation)
     gguf.convert(run.student, file, quantisation, run.prober)
     result.checks += run.ask("gguf", file=str(file))["checks"]
@@ -110,7 +110,7 @@ def _refuse(result: HandoffResult, opening: str, between: str) -> None:
 
 
 def _measure(run: FinishedRun, result: HandoffResult) -> None:
-    """Measure what the fine-tune cost, where that is possible."""
+    """Measure the drift. Add a note if that is not possible."""
     try:
         result.figures = measured_drift(run)
     except (MissingRequirementError, UsageError) as error:

@@ -1,4 +1,4 @@
-"""The files a person fine-tunes with: script, notebook, Unsloth's own YAML, Ollama's Modelfile."""
+"""The files of the fine-tuning step: script, notebook, Unsloth's YAML, Ollama's Modelfile."""
 
 from __future__ import annotations
 
@@ -17,46 +17,46 @@ from skill_kd.spec import Spec
 TEMPLATE = "unsloth_finetune.py"
 SCRIPT, NOTEBOOK, CONFIG, MODELFILE, DATA = "finetune.py", "finetune.ipynb", "unsloth.yaml", "Modelfile", "data.jsonl"
 OUT, MERGED, FINETUNED = "out", "merged", "finetuned"
-"""Where the script saves, the 16-bit folder in there, and what GGUF files of it are called."""
+"""The folder where the script saves, the 16-bit folder in it, and the stem of its GGUF files."""
 BATCH, ACCUMULATE = 2, 4
 RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
-"""Learning rates by method: adapters take ten times what all weights take."""
+"""Learning rates by method. That of adapters is ten times that of full training."""
 WARMUP = 5
-"""Optimizer steps in which the learning rate rises, as Unsloth's examples have it; fewer in under 50 steps."""
+"""Warm-up steps of the learning rate, as in Unsloth's examples. Below 50 steps it is a tenth of them."""
 
 SETUP = (
     "pip install unsloth==2026.10.9",
     'pip install trl==1.16.0 transformers==5.23.0 "datasets>=4.7,<5" "peft>=0.18" accelerate',
 )
-"""What the script was run with, on a GPU."""
+"""Set-up with which the script was tested on a GPU."""
 SETUP_CPU = (
     "pip install torch==2.13.0",
     "pip install --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9",
     SETUP[1],
 )
-"""The same without a GPU: a plain install falls back to an Unsloth that needs one."""
+"""The same without a GPU. A plain install would choose an Unsloth that needs one."""
 
 
 @dataclass(frozen=True)
 class FinetuneTask:
-    """What the spec, the student and the data say about one fine-tune."""
+    """The facts about one fine-tune, from the spec, the student and the data."""
 
     spec: Spec
     parts: dict[str, str] | None
-    """Of the chat template, as the probe found them; None where it shows no turns."""
+    """Parts of the chat template, from the probe; None if it is not a plain sequence of turns."""
     longest: int
-    """Tokens of the longest row."""
+    """Number of tokens of the longest row."""
     rows: int
     max_steps: int = -1
 
     @property
     def max_tokens(self) -> int:
-        """Length at which rows would be cut, in tokens: that of the longest, so that none is."""
+        """The length limit of rows in tokens. No row reaches past it."""
         return 64 * math.ceil(max(self.longest, 1) / 64)
 
     @property
     def steps(self) -> int | None:
-        """Optimizer steps; None while there is no data."""
+        """Number of optimizer steps, or None while there is no data."""
         if self.max_steps > 0:
             return self.max_steps
         assert self.spec.handoff is not None
@@ -86,13 +86,13 @@ class FinetuneTask:
         }
 
     def _saved(self, exports: Sequence[str]) -> list[Value]:
-        """What the script itself saves: GGUF files are made of the merged folder by llama.cpp's tools."""
+        """Return what the script saves. llama.cpp's tools make GGUF files from the merged folder."""
         made_of = [MERGED] if gguf.among(exports) else []
         return list(dict.fromkeys([name for name in exports if not name.startswith(gguf.PREFIX)] + made_of))
 
 
 def files(task: FinetuneTask) -> dict[str, str]:
-    """Return every file by its name in the hand-off folder."""
+    """Return the text of every file, by its name in the hand-off folder."""
     text = script(task)
     written = {SCRIPT: text, NOTEBOOK: notebook(text), CONFIG: cli_config(task)}
     handoff = task.spec.handoff
@@ -100,7 +100,7 @@ def files(task: FinetuneTask) -> dict[str, str]:
 
 
 def script(task: FinetuneTask) -> str:
-    """Fill the template's one marked line with this task's values, as literals."""
+    """Return the template with this task's values, as literals, at its one marked line."""
     lines = (templates_folder() / TEMPLATE).read_text(encoding="utf-8").split("\n")
     marked = [number for number, line in enumerate(lines) if line == f"CONFIG = Config()  {MARKER}"]
     assert len(marked) == 1, f"{TEMPLATE} needs exactly one marked line"
@@ -110,7 +110,7 @@ def script(task: FinetuneTask) -> str:
 
 
 def cli_config(task: FinetuneTask) -> str:
-    """Return the configuration of ``unsloth train``; every key is told, for it has defaults of its own."""
+    """Return the configuration of ``unsloth train``. It sets every key, since Unsloth has its own defaults."""
     values, handoff = task.values(), task.spec.handoff
     assert handoff is not None
     whole = handoff.epochs == int(handoff.epochs)
@@ -119,7 +119,7 @@ def cli_config(task: FinetuneTask) -> str:
         "max_seq_length": task.max_tokens,
         "load_in_4bit": handoff.method == "qlora",
         "output_dir": "./out-cli",
-        # It counts whole epochs only.
+        # Unsloth counts only whole epochs.
         "num_epochs": int(handoff.epochs) if whole else 1,
         "max_steps": task.max_steps if task.max_steps > 0 else 0 if whole else task.steps or 1,
         "learning_rate": values["learning_rate"],
@@ -142,8 +142,8 @@ def cli_config(task: FinetuneTask) -> str:
 
 
 def notebook(text: str) -> str:
-    """Return an .ipynb that writes the script beside itself and runs it: a script finds its folder, a cell does not."""
-    head = "# Fine-tune the distilled student with Unsloth\n\nPut `student/` and this folder beside each other."
+    """Return an .ipynb that writes the script to a file and runs it, since only a file knows its folder."""
+    head = "# Fine-tune the distilled student with Unsloth\n\nPut `student/` and this folder next to each other."
     try_it = 'from transformers import pipeline\n\nanswer = pipeline("text-generation", "out/merged")\n'
     cells = [
         ("markdown", head),
@@ -176,17 +176,17 @@ _TURN = '{{ if eq .Role "%s" }}%s{{ .Content }}%s{{ end }}'
 def modelfile(task: FinetuneTask) -> str:
     """Return a Modelfile for the first GGUF file of the fine-tuned model.
 
-    The chat template is spelled out where it is a plain sequence of turns; elsewhere Ollama reads it from the file.
+    If the chat template is a plain sequence of turns, the Modelfile spells it out. Otherwise Ollama reads the file's.
     """
     assert task.spec.handoff is not None
     file = gguf.file_name(FINETUNED, gguf.among(task.spec.handoff.export)[0])
     lines = [
         "# In this folder: ollama create NAME -f Modelfile",
-        f"# The file is made by skill-kd handoff --execute, or of {OUT}/{MERGED} by llama.cpp's tools.",
+        f"# skill-kd handoff --execute makes the file, or llama.cpp's tools make it from {OUT}/{MERGED}.",
         f"FROM ./{OUT}/{file}",
     ]
     parts = task.parts or {}
-    # Braces would be read as Ollama's own template language.
+    # Ollama would read braces as its own template language.
     if "before_system" in parts and not any(mark in text for text in parts.values() for mark in ("{{", '"""')):
         turns = (
             _TURN % ("system", parts["before_system"], parts["after_system"]),

@@ -1,4 +1,4 @@
-"""What of a student's folder can be judged without loading it: that it stands alone, and what its files say."""
+"""The checks of a student's folder that need no loading: it is complete, and its files agree."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from skill_kd.errors import UsageError
 
 NEEDED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 FOREIGN = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".py")
-"""Endings of files that run code when they are loaded."""
+"""File name endings that can run code when loaded."""
 WEIGHTS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 class Check(TypedDict):
-    """One finding; ``passed`` is None where there was nothing to compare with."""
+    """One finding. ``passed`` is None if there was nothing to compare with."""
 
     name: str
     passed: bool | None
@@ -29,10 +29,10 @@ def standalone(folder: Path) -> list[Check]:
     """Return the findings on a folder's files.
 
     Raises:
-        UsageError: there is no such folder, or no readable config in it.
+        UsageError: the folder does not exist, or has no readable config.
     """
     if not folder.is_dir():
-        raise UsageError(f"'{folder}' is missing; the run exported no student, so begin it anew under another name")
+        raise UsageError(f"'{folder}' is missing; the run exported no student, so start it again under another name")
     names = sorted(path.name for path in folder.iterdir())
     missing = [name for name in NEEDED if name not in names]
     foreign = [name for name in names if name.endswith(FOREIGN) or name == "adapter_config.json"]
@@ -58,17 +58,17 @@ def _check(name: str, passed: bool, detail: str) -> Check:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object.
+    """Read a JSON object.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: the file cannot be read, or is not a JSON object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}") from error
     if not isinstance(values, dict):
-        raise UsageError(f"'{path}' holds no JSON object")
+        raise UsageError(f"'{path}' is not a JSON object")
     return values
 
 
@@ -88,11 +88,11 @@ def _header(path: Path) -> dict[str, Any]:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(min(length, 100_000_000)))
     except (OSError, ValueError, struct.error) as error:
-        raise UsageError(f"'{path}' is no whole safetensors file: {error}") from error
+        raise UsageError(f"'{path}' is not a complete safetensors file: {error}") from error
     return header if isinstance(header, dict) else {}
 
 
 def sha256(path: Path) -> str:
-    """Return the hash of a file, hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What ``generate`` writes: ``train.py`` and ``kd/``, whole or not at all, and never over a person's edits."""
+"""Write ``train.py`` and ``kd/`` into a folder: completely or not at all, and never over the user's edits."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ KD = "kd"
 
 
 def write_folder(text: str, folder: Path, force: bool = False) -> None:
-    """Write ``text`` as ``train.py`` and our modules as ``kd/`` into ``folder``, which is made if need be.
+    """Write ``text`` as ``train.py`` and our modules as ``kd/`` into ``folder``; create it if needed.
 
     Raises:
-        UsageError: ``train.py`` or ``kd/`` there hold edits and ``force`` is off, or the folder cannot be written.
-            Either way nothing has changed.
+        UsageError: ``train.py`` or ``kd/`` has edits and ``force`` is off, or the folder cannot be written. The folder
+            is then unchanged.
     """
     if not force and (edited := edited_parts(folder)):
         raise UsageError(f"{' and '.join(edited)} in '{folder}' edited since generated; --force writes over the edits")
@@ -34,7 +34,7 @@ def write_folder(text: str, folder: Path, force: bool = False) -> None:
 
 
 def fill_folder(text: str, folder: Path) -> None:
-    """Put ``train.py`` and ``kd/`` into a folder that exists, in place of those there; an OSError changes nothing."""
+    """Replace ``train.py`` and ``kd/`` in an existing folder; after an OSError the folder is unchanged."""
     with tempfile.TemporaryDirectory(prefix=".skill-kd-", dir=folder) as temporary:
         new = Path(temporary)
         for name, content in kd_files().items():
@@ -48,7 +48,7 @@ def fill_folder(text: str, folder: Path) -> None:
 
 
 def edited_parts(folder: Path) -> list[str]:
-    """Return which of ``train.py`` and ``kd/`` in ``folder`` are not as skill-kd wrote them."""
+    """Return which of ``train.py`` and ``kd/`` in ``folder`` were edited since skill-kd wrote them."""
     script, kd = folder / SCRIPT, folder / KD
     text = _read(script) if os.path.lexists(script) else None
     written = {files_hash(kd_files())}
@@ -59,7 +59,7 @@ def edited_parts(folder: Path) -> list[str]:
 
 
 def drift(folder: Path, text: str) -> list[str]:
-    """Return one line for each file in ``folder`` that is not what ``write_folder(text, folder)`` would write."""
+    """Return one line for each file in ``folder`` that differs from what ``write_folder(text, folder)`` writes."""
     expected, found = kd_files(), _files(folder / KD)
     lines = []
     if (script := _script_drift(folder / SCRIPT, text)) is not None:
@@ -92,7 +92,7 @@ def _read(script: Path) -> str:
 
 
 def _files(kd: Path) -> dict[str, bytes]:
-    """Return the files under ``kd`` by path inside it, save caches and what editors and finders leave behind."""
+    """Return the files under ``kd`` by path inside it, without caches and hidden files."""
     return {
         path.relative_to(kd).as_posix(): path.read_bytes()
         for path in kd.rglob("*")
@@ -116,14 +116,14 @@ for name in {empty}:
 def to_notebook(text: str) -> str:
     """Return an .ipynb (nbformat 4.5) whose cells write the same files and then run ``train.py``.
 
-    A script finds its folder by ``__file__``, which a notebook lacks: so the cells are files, not statements.
+    The cells write files instead of running statements, because the script needs ``__file__``, which a notebook lacks.
     """
     files = {f"{KD}/{name}": content.decode() for name, content in kd_files().items()} | {SCRIPT: text}
     setup = _SETUP.format(
         folders=sorted({str(PurePosixPath(name).parent) for name in files}),
         empty=[name for name, content in files.items() if not content],
     )
-    # Markers may hold quotes of their own; PEP 508 takes either kind.
+    # Markers may contain quotes; PEP 508 accepts single and double ones.
     requirements = " ".join('"' + each.replace('"', "'") + '"' for each in read_requirements(text))
     cells = [
         _cell("markdown", ast.get_docstring(ast.parse(text)) or SCRIPT),

@@ -1,4 +1,4 @@
-"""From a spec to files: what ``generate`` writes, and the job that ``run`` starts, checked before anything is."""
+"""Turn a spec into files (``generate``) or into a job (``run``), checked before anything is written or started."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from skill_kd.spec import SelfTrain, Spec
 from skill_kd.spec.file import parse_spec
 
 RUNS = Path("runs")
-"""Where run folders go unless told otherwise."""
+"""Default parent of run folders."""
 
 NOTEBOOK = "train.ipynb"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is checked and has not begun: nothing is written yet."""
+    """A run that is checked but not started; nothing is written yet."""
 
     spec: Spec
     backend: Backend
     folder: Path
     script: Path | None = None
-    """The generated script to copy, with the ``kd/`` beside it; None renders the spec."""
+    """The generated script to copy, with the ``kd/`` next to it; None renders the spec."""
     edited: bool = False
-    """Whether a person changed ``script`` or its ``kd/``."""
+    """True if the user edited ``script`` or its ``kd/``."""
 
     @property
     def missing(self) -> list[str]:
@@ -41,11 +41,11 @@ class Job:
 
     @property
     def untested(self) -> list[str]:
-        """Packages here in another version than the one this backend was tested with."""
+        """Packages installed in another version than the backend was tested with."""
         return plugins.untested(self.backend)
 
     def command(self, resume: bool = False) -> tuple[str, ...]:
-        """The argument list that is started, in the caller's working directory."""
+        """Return the argument list to start, in the caller's working directory."""
         script = (self.folder / SCRIPT).absolute()
         return (*self.backend.command(script, self.spec), *["--resume"] * resume)
 
@@ -60,11 +60,11 @@ class Job:
 
 
 def accepted_backend(spec: Spec) -> Backend:
-    """Return the backend that ``spec`` names, once it agrees to every field.
+    """Return the backend that ``spec`` names, after checking that it supports every field.
 
     Raises:
-        SpecError: one line for each thing the backend cannot do.
-        MissingRequirementError: no such backend is installed.
+        SpecError: the backend does not support the spec; the message has one line per problem.
+        MissingRequirementError: the backend is not installed.
     """
     backend = plugins.get_backend(spec.backend)
     if problems := backend.check(spec):
@@ -73,7 +73,7 @@ def accepted_backend(spec: Spec) -> Backend:
 
 
 def summary(spec: Spec) -> str:
-    """Return a few lines that say what a spec does."""
+    """Return a few lines that summarize a spec."""
     served, grown = spec.teacher.served, spec.student.from_teacher
     teachers = (
         [spec.teacher.model]
@@ -96,10 +96,10 @@ def summary(spec: Spec) -> str:
 
 
 def generate(spec: Spec, target: Path, *, notebook: bool = False, force: bool = False) -> list[Path]:
-    """Write the script of ``spec`` into ``target``, as files or as one notebook, and return what was written.
+    """Write the script of ``spec`` into ``target``, as files or as one notebook, and return the paths.
 
     Raises:
-        UsageError: what is there was edited and ``force`` is off, or the folder cannot be written.
+        UsageError: existing files were edited and ``force`` is off, or the folder cannot be written.
         SpecError, MissingRequirementError: as ``accepted_backend``.
     """
     backend = accepted_backend(spec)
@@ -119,7 +119,7 @@ def check_generated(spec: Spec, target: Path, *, notebook: bool = False) -> None
     """Compare ``target`` with what ``generate`` would write there.
 
     Raises:
-        UsageError: one line for each file that differs.
+        UsageError: files differ; the message has one line per file.
     """
     backend = accepted_backend(spec)
     text = backend.render(spec)
@@ -138,16 +138,16 @@ def _file_drift(path: Path, content: str) -> str | None:
 
 
 def prepare(spec: Spec, runs: Path = RUNS) -> Job:
-    """Return the job that ``spec`` describes, in ``runs / spec.name``. Raises as ``accepted_backend``."""
+    """Return the job of ``spec`` in ``runs / spec.name``. Raises as ``accepted_backend``."""
     return Job(spec, accepted_backend(spec), runs / spec.name)
 
 
 def prepare_script(script: Path, runs: Path = RUNS, name: str | None = None) -> Job:
-    """Return the job of a generated script, edited or not. Its spec is read from its ``CONFIG``; nothing is executed.
+    """Return the job of a generated script, edited or not. Read the spec from its ``CONFIG`` without executing it.
 
     Raises:
-        UsageError: no such file, or it was not generated.
-        SpecError: ``CONFIG`` is no valid spec any more.
+        UsageError: the file does not exist or was not generated.
+        SpecError: ``CONFIG`` is not a valid spec.
         MissingRequirementError: its backend is not installed.
     """
     try:

@@ -1,4 +1,4 @@
-"""The state of a run folder: what runs there and how it ended (``manifest.json``), and who works in it (a lock)."""
+"""The state of a run folder: ``manifest.json`` records the run and how it ended, a lock names the active process."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Status = Literal["running", "done", "failed", "interrupted"]
 NAME = "manifest.json"
 LOCK_NAME = ".lock"
 _LOCKED_BYTE = 1 << 20
-"""Windows locks bytes, and nobody may read those: one far behind the process id leaves that readable."""
+"""Offset of the byte that Windows locks. Locked bytes are unreadable, so it lies far after the process id."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What ``manifest.json`` holds. Times are ISO 8601 in UTC; hashes are SHA-256, hexadecimal."""
+    """Content of ``manifest.json``. Times are ISO 8601 in UTC; hashes are hexadecimal SHA-256."""
 
     name: str
     status: Status
@@ -34,9 +34,9 @@ class Manifest:
     backend: str
     backend_version: str
     script_hash: str
-    """Of the whole ``train.py``."""
+    """Hash of the whole ``train.py``."""
     edited: bool
-    """Whether a person changed the script after it was rendered."""
+    """True if the user edited the script after it was rendered."""
     command: tuple[str, ...]
     cwd: str
     python: str
@@ -44,14 +44,14 @@ class Manifest:
     started: str
     finished: str | None = None
     exit_code: int | None = None
-    """What ``skill-kd run`` returned."""
+    """Exit code of ``skill-kd run``."""
     reason: str | None = None
-    """Why it failed or stopped, in one line."""
+    """Reason of a failure or stop, in one line."""
     pid: int | None = None
-    """The trainer, while it runs."""
+    """Process id of the trainer while it runs."""
 
     def write(self, folder: Path) -> None:
-        """Replace the manifest in one step: a reader sees the old one or the new one."""
+        """Replace the manifest atomically: a reader sees the old one or the new one."""
         write_atomically(folder / NAME, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     @classmethod
@@ -59,7 +59,7 @@ class Manifest:
         """Return the manifest of a run folder.
 
         Raises:
-            UsageError: there is none, or it was not written by ``skill-kd run``.
+            UsageError: there is no manifest, or ``skill-kd run`` did not write it.
         """
         path = folder / NAME
         try:
@@ -77,18 +77,18 @@ class Manifest:
 
 
 def now() -> str:
-    """The time as a manifest writes it, to the second."""
+    """Return the current time as in a manifest, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class Lock:
-    """A held lock. Hand ``descriptor`` to the trainer: the folder then stays locked until both have ended."""
+    """A held lock. The trainer inherits ``descriptor``, so the folder stays locked until both processes end."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
 
     def name_holder(self, pid: int) -> None:
-        """Write down which process to wait for or to stop."""
+        """Write the id of the process to wait for or to stop."""
         os.ftruncate(self.descriptor, 0)
         os.lseek(self.descriptor, 0, os.SEEK_SET)
         os.write(self.descriptor, str(pid).encode())
@@ -96,10 +96,10 @@ class Lock:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[Lock]:
-    """Keep every other run out of ``folder``. The system drops the lock however the process ends.
+    """Lock ``folder`` against other runs. The system releases the lock even if the process is killed.
 
     Raises:
-        RunLockedError: naming the process that holds it.
+        RunLockedError: another process holds the lock; the message names it.
     """
     path = folder / LOCK_NAME
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

@@ -1,4 +1,4 @@
-"""The trainer as a child process: what it says is shown and kept, and a signal to us stops it cleanly."""
+"""Run the trainer as a child process: show and log its output, and pass signals on so that it stops cleanly."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ Event = dict[str, object]
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 _POLL_SECONDS = 0.1
 _DRAIN_SECONDS = 5.0
-"""How long to wait for output after the trainer ended: something it left behind may hold the pipe for ever."""
+"""Longest wait for output after the trainer ended. A process it left behind may keep the pipe open forever."""
 _DRAIN_AFTER_SIGNAL_SECONDS = 120.0
-"""A launcher may die of the signal at once while its workers still write their checkpoint."""
+"""The same after a signal: a launcher may die at once while its workers still write a checkpoint."""
 _SECRET_NAME = re.compile(r"(?:KEY|TOKEN|SECRET)$|PASSWORD", re.IGNORECASE)
 _SHORTEST_SECRET = 8
-"""Anything shorter may stand in a log by chance."""
+"""Minimum length of a secret to redact; a shorter value may occur in a log by chance."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How the trainer ended."""
+    """The end of a trainer process."""
 
     returncode: int
-    """As ``subprocess`` gives it: negative for a signal."""
+    """As in ``subprocess``: negative for a signal."""
     stopped_by: int | None
-    """The signal we passed on, SIGINT or SIGTERM."""
+    """The signal that was passed on, SIGINT or SIGTERM; None if there was none."""
     last_words: str
-    """Its last ``error: `` line without that prefix, else its last line, else nothing."""
+    """Its last ``error: `` line without the prefix, else its last line, else an empty string."""
     told: bool
-    """Those words were an ``error: `` line, which whoever watches has read."""
+    """True if ``last_words`` come from an ``error: `` line, which was already shown on stderr."""
 
     @property
     def out_of_memory(self) -> bool:
-        """The trainer said that it lacks memory: its exit code is that of any training that failed."""
+        """True if the trainer reported that it ran out of memory; its exit code does not tell."""
         return self.told and self.last_words.startswith(OUT_OF_MEMORY)
 
 
@@ -61,10 +61,10 @@ def supervise(
     on_start: Callable[[int], None],
     on_event: Callable[[Event], None] | None = None,
 ) -> Ending:
-    """Run ``command`` to its end; its output goes to our stderr as it comes and, without dead bars, to ``log``.
+    """Run ``command`` to its end. Copy its output to stderr at once and, without redrawn lines, to ``log``.
 
-    SIGINT and SIGTERM are passed on once, and a second SIGINT kills. ``descriptor`` is inherited, ``on_start`` is
-    told the process id, ``on_event`` each line the trainer adds to ``metrics``.
+    SIGINT and SIGTERM are passed on once; a second SIGINT kills. The child inherits ``descriptor``. ``on_start``
+    receives the process id, and ``on_event`` each line that the trainer adds to ``metrics``.
 
     Raises:
         MissingRequirementError: the command cannot be started.
@@ -92,7 +92,7 @@ def supervise(
 
 
 def _start(command: Sequence[str], descriptor: int) -> subprocess.Popen[bytes]:
-    """Start it in a group of its own, or a terminal's Ctrl-C would reach it beside the one we pass on."""
+    """Start the command in its own process group; else it would receive a terminal's Ctrl-C twice."""
     windows = sys.platform == "win32"
     try:
         return subprocess.Popen(  # noqa: S603 -- the backend's own command, no shell
@@ -120,7 +120,7 @@ def _pump(process: subprocess.Popen[bytes], transcript: Transcript) -> None:
     assert process.stdout is not None
     with process.stdout as source:
         while chunk := os.read(source.fileno(), 65536):
-            # A closed terminal must not stop a training run, nor leave its pipe full.
+            # A closed terminal must not stop a run or leave its pipe full.
             with contextlib.suppress(OSError, ValueError):
                 sys.stderr.buffer.write(chunk)
                 sys.stderr.buffer.flush()
@@ -128,10 +128,10 @@ def _pump(process: subprocess.Popen[bytes], transcript: Transcript) -> None:
 
 
 class Transcript:
-    """Output as a person reads it afterwards: of a line redrawn by carriage returns only its last state is kept.
+    """Log of the output. For a line redrawn with carriage returns, it keeps only the last state.
 
-    Secrets of the environment are left out of it: a library may print a header. ``file`` is unbuffered: closing it can
-    then no longer fail, and a crash of ours loses nothing.
+    Secrets from the environment are redacted, because a library may print a header. ``file`` is unbuffered, so closing
+    it cannot fail and a crash of this process loses nothing.
     """
 
     def __init__(self, file: FileIO) -> None:
@@ -143,18 +143,18 @@ class Transcript:
 
     @property
     def last_words(self) -> str:
-        """The last ``error: `` line without that prefix, else the last line that is not empty."""
+        """The last ``error: `` line without the prefix, else the last non-empty line."""
         return self.last_error or self._last_line
 
     def feed(self, chunk: bytes) -> None:
-        """Take output as it comes, cut anywhere."""
+        """Add a chunk of output, cut at any byte."""
         *lines, rest = (self._pending + chunk).split(b"\n")
         self._pending = _last_state(rest)
         for line in lines:
             self._keep(line)
 
     def close(self) -> None:
-        """Write the last line, should it lack its end."""
+        """Write the last line if it has no newline."""
         if self._pending:
             self._keep(self._pending)
             self._pending = b""
@@ -168,20 +168,20 @@ class Transcript:
         # Launchers of several processes put the rank in brackets before each line.
         if match := re.match(r"(?:\[[^\]]*\]:?\s*)?error: (.+)", text):
             self.last_error = match[1]
-        # A full disk is for the trainer to report; the words above are kept all the same.
+        # The trainer reports a full disk. The last words above are kept even then.
         with contextlib.suppress(OSError, ValueError):
             self._file.write(line + b"\n")
 
 
 def _last_state(line: bytes) -> bytes:
-    """What stands on the line now. A carriage return at its end overwrites nothing yet."""
+    """Return the visible part of the line. A trailing carriage return overwrites nothing yet."""
     return line[line.rstrip(b"\r").rfind(b"\r") + 1 :]
 
 
 def _secrets() -> list[tuple[bytes, bytes]]:
-    """Return what the environment keeps secret, by the names of its variables, and the words that take its place.
+    """Return pairs of secret value and replacement, found by the names of environment variables.
 
-    The longest come first, for one may hold another; each line of a longer one is a secret.
+    Each line of a value counts as a secret. The longest come first, because one may contain another.
     """
     found = {
         os.fsencode(line): f"<{name}>".encode()
@@ -194,7 +194,7 @@ def _secrets() -> list[tuple[bytes, bytes]]:
 
 
 class _Events:
-    """Reads what is added to a JSON Lines file."""
+    """Reader of the lines that are added to a JSON Lines file."""
 
     def __init__(self, path: Path, on_event: Callable[[Event], None] | None) -> None:
         self._path, self._on_event = path, on_event
@@ -204,7 +204,7 @@ class _Events:
         if self._on_event is None or not self._path.exists():
             return
         with self._path.open("rb") as file:
-            # A resumed trainer cuts off what lies after its checkpoint.
+            # A resumed trainer truncates the lines after its checkpoint.
             self._offset = min(self._offset, file.seek(0, os.SEEK_END))
             file.seek(self._offset)
             whole, _, _ = file.read().rpartition(b"\n")
@@ -217,7 +217,7 @@ class _Events:
 
 
 class _Signals:
-    """Passes the first signal on to the trainer's group; after it, a SIGINT kills."""
+    """Handler that passes the first signal on to the trainer's process group. A SIGINT after that kills."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -227,7 +227,7 @@ class _Signals:
     def __enter__(self) -> _Signals:
         if threading.current_thread() is threading.main_thread():
             for number in (getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)):
-                # Ignored means that someone, nohup for one, chose so.
+                # An ignored signal was ignored on purpose, for example by nohup.
                 if signal.getsignal(number) not in {signal.SIG_IGN, None}:
                     self._previous[number] = signal.signal(number, self._handle)
         return self

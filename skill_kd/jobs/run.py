@@ -1,4 +1,4 @@
-"""A run: its folder, the trainer in a subprocess, the manifest that says how it ended, and going on after a stop."""
+"""A run: create its folder, train in a subprocess, record the end in the manifest, resume after a stop."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class RunResult:
 
     folder: Path
     seconds: float
-    """Wall-clock time of this start; 0 when there was nothing left to do."""
+    """Wall-clock time of this start; 0 if the run was already done."""
 
     @property
     def student(self) -> Path:
@@ -54,12 +54,12 @@ class RunResult:
 
     @property
     def metrics(self) -> Path:
-        """JSON Lines, one event a line."""
+        """JSON Lines file with one event per line."""
         return self.folder / "metrics.jsonl"
 
     @property
     def summary(self) -> Event:
-        """The final figures that the script wrote; empty if it wrote none."""
+        """The final metrics that the script wrote; empty if it wrote none."""
         with contextlib.suppress(OSError, ValueError):
             values = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
             return values if isinstance(values, dict) else {}
@@ -69,7 +69,7 @@ class RunResult:
 def run(
     spec: Spec, runs: Path = RUNS, *, resume: bool = False, on_event: Callable[[Event], None] | None = None
 ) -> RunResult:
-    """Train ``spec`` in ``runs / spec.name``; raises as ``accepted_backend`` and ``start``."""
+    """Train ``spec`` in ``runs / spec.name``. Raises as ``accepted_backend`` and ``start``."""
     return start(prepare(spec, runs), resume=resume, on_event=on_event)
 
 
@@ -81,19 +81,19 @@ def run_script(
     resume: bool = False,
     on_event: Callable[[Event], None] | None = None,
 ) -> RunResult:
-    """Run a copy of a generated script in ``runs / name``; raises as ``prepare_script`` and ``start``."""
+    """Run a copy of a generated script in ``runs / name``. Raises as ``prepare_script`` and ``start``."""
     return start(prepare_script(script, runs, name), resume=resume, on_event=on_event)
 
 
 def start(job: Job, *, resume: bool = False, on_event: Callable[[Event], None] | None = None) -> RunResult:
-    """Run ``job`` to its end; ``on_event`` gets each line of ``metrics.jsonl`` as it is written.
+    """Run ``job`` to its end. ``on_event`` receives each line of ``metrics.jsonl`` when it is written.
 
     Raises:
-        UsageError: the folder exists (or, to resume, does not) or cannot be written, or the script refuses its data.
-        SpecError: a run is resumed with another spec.
+        UsageError: the folder exists (with ``resume``: does not) or cannot be written, or the script refuses its data.
+        SpecError: the run was started with another spec.
         MissingRequirementError: a package, a model or a server is missing.
-        RunLockedError: another process works in the folder.
-        TrainingFailedError: the script failed; the message is its reason.
+        RunLockedError: another process uses the folder.
+        TrainingFailedError: the script failed; the message gives the reason.
         InterruptedRunError: a signal stopped it.
     """
     if missing := job.missing:
@@ -114,15 +114,15 @@ def start(job: Job, *, resume: bool = False, on_event: Callable[[Event], None] |
 
 
 def earlier(job: Job, resume: bool) -> Manifest | None:
-    """Return the manifest of the run to go on with; None for a new one.
+    """Return the manifest of the run to resume; None for a new run.
 
     Raises:
-        UsageError: the folder of a new run exists, or that of a resumed run does not, or its script was edited.
-        SpecError: the run was started with another spec. Another number of processes is not another spec.
+        UsageError: the folder of a new run exists, the folder of a resumed run does not, or its script was edited.
+        SpecError: the run was started with another spec. The number of processes may differ.
     """
     if not resume:
         if os.path.lexists(job.folder):
-            mend = "go on with --resume, or take" if job.folder.is_dir() else "move what is in the way, or take"
+            mend = "resume with --resume, or take" if job.folder.is_dir() else "move what is in the way, or take"
             raise UsageError(f"run folder '{job.folder}' exists; {mend} another --name")
         return None
     if not job.folder.is_dir():
@@ -153,7 +153,7 @@ def _one_message(where: Path) -> Iterator[None]:
 
 
 def _make_folder(job: Job, command: tuple[str, ...]) -> Manifest:
-    """Build the run folder under another name, so that it is whole or not there."""
+    """Build the run folder under a temporary name, so that it appears complete or not at all."""
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     draft = job.folder.with_name(f".{job.folder.name}.{os.getpid()}")
     try:
@@ -192,14 +192,14 @@ def _script_hash(where: Path) -> str:
 
 
 def _same_but_for_processes(job: Job) -> bool:
-    """Whether the run's own script is what ``job`` asks for: it takes however many processes are started."""
+    """Return True if the run's script matches ``job`` apart from the processes; it runs with any number of them."""
     try:
         began = prepare_script(job.folder / SCRIPT, name=job.spec.name).spec
     except SkillKDError:
         return False
     asked, whole = job.spec.launch, {"none", "ddp"}
     launch = began.launch.model_copy(update={"nodes": asked.nodes, "processes": asked.processes})
-    if {launch.strategy, asked.strategy} <= whole:  # one process holds what each of several holds
+    if {launch.strategy, asked.strategy} <= whole:  # each process holds the whole student in both
         launch = launch.model_copy(update={"strategy": asked.strategy})
     return began.model_copy(update={"launch": launch}).hash == job.spec.hash
 
@@ -232,7 +232,7 @@ def _train(where: Path, manifest: Manifest, lock: Lock, on_event: Callable[[Even
             error.add_note(f"log: {log}")
             raise error
     except BaseException as error:
-        # The first error counts: on a full disk the manifest may fail to be written for the same reason.
+        # Report the first error: on a full disk, writing the manifest may fail for the same reason.
         with contextlib.suppress(OSError):
             _ended(manifest, error).write(where)
         raise
@@ -252,18 +252,18 @@ def _ended(manifest: Manifest, error: BaseException) -> Manifest:
 
 
 def _failure(ending: Ending) -> SkillKDError | None:
-    """Return what went wrong. Signals show as a negative number, or as 128 + number once a launcher passed them on."""
+    """Return the error of a failed run. A signal is a negative code, or 128 + number after a launcher."""
     code, words = ending.returncode, ending.last_words or f"exit code {ending.returncode}, without a word"
     if code == 0:
         return None
-    if ending.out_of_memory and code in {ExitCode.CRASH, ExitCode.TRAINING}:  # 1 where a launcher lies between
+    if ending.out_of_memory and code in {ExitCode.CRASH, ExitCode.TRAINING}:  # 1 through a launcher
         return OutOfMemoryError(words)
     if error := error_for(code, words):
         return error
     number = -code if code < 0 else code - 128
     stop = ending.stopped_by or (number if number in {signal.SIGINT, signal.SIGTERM} else None)
     if stop is not None:
-        return InterruptedRunError(f"stopped by {signal.Signals(stop).name}; go on with --resume", stop)
+        return InterruptedRunError(f"stopped by {signal.Signals(stop).name}; resume with --resume", stop)
     if number == getattr(signal, "SIGKILL", None):
         return OutOfMemoryError(f"killed, probably out of memory: {LESS_MEMORY}")
     if code < 0:

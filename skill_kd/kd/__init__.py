@@ -1,5 +1,5 @@
-"""What a running trainer script needs. A copy of this tree, unchanged, lies as ``kd/`` next to each generated train.py.
+"""The library of a trainer script. Each generated train.py has an unchanged copy of this tree next to it, as ``kd/``.
 
-It imports nothing of the rest of skill_kd. Inside, imports go down only: train → teacher → rollouts → model → dataset →
-losses, over endpoint, config, errors and seeds.
+It imports nothing from the rest of skill_kd. Inside, imports only go down: train → teacher → rollouts → model →
+dataset → losses, over endpoint, config, errors and seeds.
 """

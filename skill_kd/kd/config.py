@@ -24,19 +24,19 @@ from typing import (
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 class Section:
-    """Named values that cannot change: every subclass is a frozen dataclass. ``dataclasses.replace`` copies one."""
+    """Named values that cannot change. Every subclass is a frozen dataclass; ``dataclasses.replace`` copies one."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def __init_subclass__(cls) -> None:
         dataclass(frozen=True, kw_only=True)(cls)
-        # A frozen dataclass brings methods of its own, whose message does not say what to do.
+        # The message of a frozen dataclass's own methods does not say what to do.
         type.__setattr__(cls, "__setattr__", _refuse_to_set)
         type.__setattr__(cls, "__delattr__", _refuse_to_delete)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Return the section that ``values`` spell: nested dicts and lists, as a resolved spec has them in JSON.
+        """Build the section from nested dicts and lists, as in the JSON of a resolved spec.
 
         Raises:
             TypeError: a key is unknown, or a required one is missing.
@@ -50,7 +50,7 @@ def _refuse_to_set(_: Section, name: str, __: object) -> NoReturn:
 
 
 def _refuse_to_delete(_: Section, name: str) -> NoReturn:
-    raise AttributeError(f"the configuration is frozen; '{name}' stays")
+    raise AttributeError(f"the configuration is frozen; '{name}' cannot be deleted")
 
 
 def _read(annotation: Any, value: Any) -> Any:
@@ -65,12 +65,12 @@ def _read(annotation: Any, value: Any) -> Any:
     return value
 
 
-# What each key means is in references/spec.md, and in the JSON Schema that `skill-kd schema` prints.
+# references/spec.md explains each key, and so does the JSON Schema that `skill-kd schema` prints.
 # --- generated: config ---
 
 
 class WeightedModel(Section):
-    """One of several teachers; all of them share one vocabulary."""
+    """One of several teachers, which must share one vocabulary."""
 
     model: str
     weight: float = 1.0
@@ -93,7 +93,7 @@ class Served(Section):
 
 
 class Teacher(Section):
-    """The model to learn from: loaded here (``model``) or asked over HTTP (``served``)."""
+    """The model to learn from, loaded here (``model``) or queried over HTTP (``served``)."""
 
     model: str | tuple[WeightedModel, ...] | None = None
     revision: str | None = None
@@ -105,13 +105,13 @@ class Teacher(Section):
 
 
 class FromTeacher(Section):
-    """A student grown from the teacher's own layers."""
+    """A student built from some of the teacher's layers."""
 
     layers: int | tuple[int, ...]
 
 
 class Lora(Section):
-    """Train low-rank adapters instead of all weights; they are merged into the exported student."""
+    """Low-rank adapters, trained instead of all weights and merged into the exported student."""
 
     r: int = 16
     alpha: float = 16.0
@@ -133,7 +133,7 @@ class Student(Section):
 
 
 class Data(Section):
-    """Prompts, and responses where they exist."""
+    """Prompts, and responses if there are any."""
 
     train: str
     split: str = "train"
@@ -147,7 +147,7 @@ class Data(Section):
 
 
 class Sft(Section):
-    """Supervised fine-tuning on the responses in the data: −Σ_t log q(y_t | x, y_<t). No teacher is read."""
+    """Supervised fine-tuning on the responses in the data: −Σ_t log q(y_t | x, y_<t). Reads no teacher."""
 
     kind: Literal["sft"] = "sft"
 
@@ -159,7 +159,7 @@ class SequenceKD(Section):
 
 
 class Divergence(Section):
-    """What the per-token divergences share. Each is computed over the full vocabulary and averaged over tokens."""
+    """Keys shared by the per-token divergences, which average over tokens and use the full vocabulary."""
 
     temperature: float = 1.0
     on_policy: float = 0.0
@@ -174,7 +174,7 @@ class ForwardKL(Divergence):
 
 
 class ReverseKL(Divergence):
-    """KL(q ‖ p) = Σ_v q log(q/p) at each position, mode-seeking (GKD, arXiv 2306.13649, section 3)."""
+    """KL(q ‖ p) = Σ_v q log(q/p) at each position, mode-seeking (GKD, arXiv 2306.13649: section 2, used in 3.1)."""
 
     on_policy: float = 1.0
     kind: Literal["reverse_kl"] = "reverse_kl"
@@ -211,7 +211,7 @@ class AdaptiveKL(Divergence):
 
 
 class EntropyAware(Divergence):
-    """Entropy-aware distillation (arXiv 2603.07079): reverse KL, plus forward KL where the teacher is undecided."""
+    """Entropy-aware distillation (arXiv 2603.07079): reverse KL, plus forward KL if the teacher's entropy is high."""
 
     on_policy: float = 1.0
     kind: Literal["entropy_aware"] = "entropy_aware"
@@ -230,7 +230,7 @@ OffPolicyObjective: TypeAlias = (
 
 
 class WarmStart(Section):
-    """Phase 1 of MiniLLM's algorithm: imitation, so that on-policy samples are worth correcting."""
+    """Phase 1 of MiniLLM's algorithm: imitation first, so that on-policy samples are worth correcting."""
 
     kind: Literal["warm_start"] = "warm_start"
     objective: OffPolicyObjective = Sft()
@@ -239,7 +239,7 @@ class WarmStart(Section):
 
 
 class MiniLLM(Section):
-    """MiniLLM (arXiv 2306.08543): minimise KL(q ‖ p) over whole responses, by policy gradient (Eq 3)."""
+    """MiniLLM (arXiv 2306.08543): minimize KL(q ‖ p) over whole responses by policy gradient (Eq 3)."""
 
     kind: Literal["minillm"] = "minillm"
     estimator: Literal["paper", "exact"] = "paper"
@@ -254,7 +254,7 @@ Objective: TypeAlias = MiniLLM | OffPolicyObjective
 
 
 class Distill(Section):
-    """The main stage."""
+    """The main stage, which distills the teacher into the student."""
 
     kind: Literal["distill"] = "distill"
     objective: Objective = MiniLLM()
@@ -263,7 +263,7 @@ class Distill(Section):
 
 
 class SelfTrain(Section):
-    """Imitation of the student's own best samples: those that end, do not loop, and the teacher finds likely."""
+    """Imitation of the student's own best samples: complete, without loops, and likely under the teacher."""
 
     kind: Literal["self_train"] = "self_train"
     samples: int = 4
@@ -276,7 +276,7 @@ Stage: TypeAlias = WarmStart | Distill | SelfTrain
 
 
 class Rollout(Section):
-    """How responses are sampled during training."""
+    """Sampling of responses during training."""
 
     max_new_tokens: int = 256
     temperature: float = 1.0
@@ -306,7 +306,7 @@ class Training(Section):
 
 
 class Checkpoint(Section):
-    """Checkpoints, and the held-out measure that is taken with each of them."""
+    """Checkpoints, and the held-out measures taken with each."""
 
     every: int = 50
     keep: int = 2
@@ -324,7 +324,7 @@ class Launch(Section):
 
 
 class Evaluation(Section):
-    """The gate that decides whether the student may replace its teacher."""
+    """The gate that decides if the student may replace its teacher."""
 
     prompts: str | None = None
     samples: int = 8
@@ -332,7 +332,7 @@ class Evaluation(Section):
 
 
 class Handoff(Section):
-    """The fine-tuning step that follows."""
+    """The fine-tuning step that follows distillation."""
 
     to: Literal["unsloth"] = "unsloth"
     method: Literal["lora", "qlora", "full"] = "lora"
@@ -344,7 +344,7 @@ class Handoff(Section):
 
 
 class Config(Section):
-    """A whole distillation run."""
+    """The keys of a distillation run."""
 
     name: str
     seed: int = 42

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint: JSON over HTTP, asked again after faults that may pass. Its key goes to it alone."""
+"""An OpenAI-compatible endpoint: JSON over HTTP, with retries. The key goes only to the address the user named."""
 
 from __future__ import annotations
 
@@ -29,25 +29,26 @@ Result = TypeVar("Result")
 
 ATTEMPTS = 5
 BACKOFF, LONGEST_WAIT = 0.5, 15.0
-"""Seconds before the second attempt, and at most before any; each wait is twice the one before, less up to a half.
+"""Seconds before the second attempt, and the longest wait in seconds.
 
-Chance sets that half: otherwise all requests under way would come again at one moment.
+Each wait is twice the one before, less a random share of up to a half. Without that share, all requests under way
+would be sent again at the same moment.
 """
 RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 GONE_STATUS = frozenset({502, 503, 504})
-"""A gateway answers so for a server that is down, and a server that is not ready answers so itself."""
+"""Sent by a gateway whose server is down, and by a server that is not ready."""
 NO_SUCH_PATH_STATUS = frozenset({404, 405, 501})
 
 
 @dataclass(frozen=True)
 class Names:
-    """The user's names for the settings of an endpoint; messages say which one to fix."""
+    """The user's names for the settings of an endpoint. Messages say which one to fix."""
 
     url: str
     model: str
     api_key_env: str
     others: tuple[str, ...] = ()
-    """Further settings that a request is made of."""
+    """Other settings that shape a request."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Answer:
 
 
 class Refused(Missing):
-    """The server answered, and asking it again would change nothing."""
+    """The server refused the request. A retry would not help."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -67,9 +68,10 @@ class Refused(Missing):
 
 
 class _Fault(Exception):  # noqa: N818 -- named for what it is
-    """A failure that may pass.
+    """A failure that a retry may cure.
 
-    ``gone``: the server may be down, and come back. ``unreachable``: nobody listened, so another server may come back.
+    ``gone``: the server may be down, and may come back. ``unreachable``: no server listened at the address, so a
+    different one may start there.
     """
 
     def __init__(self, reason: str, *, gone: bool, unreachable: bool = False) -> None:
@@ -78,18 +80,18 @@ class _Fault(Exception):  # noqa: N818 -- named for what it is
 
 
 class _Presence:
-    """Whether the server is there, as all requests under way know it together."""
+    """The state of the server, shared by all requests under way."""
 
     def __init__(self) -> None:
         self.answered = self.waiting = False
         self.down_since: float | None = None
-        """When the first request failed after the last that was answered, in seconds of the monotonic clock."""
+        """Time of the first failure since the last answer, in monotonic seconds; None without a failure."""
         self.away = False
-        """Whether nobody was there since the last check: another server may have come back."""
+        """True if the server was unreachable since the last check. A different server may have come back."""
         self.check: Callable[[], None] | None = None
 
     def succeeds(self) -> bool:
-        """Note an answer; return whether the server was away before it."""
+        """Record an answer, and return True if the server was away before it."""
         self.answered, self.waiting, self.down_since = True, False, None
         was_away, self.away = self.away, False
         return was_away
@@ -99,51 +101,52 @@ class _Presence:
         self.away |= fault.unreachable
 
     def down_for(self, began: float) -> float:
-        """Return for how many seconds a request that ``began`` then has met no server."""
+        """Return the seconds since the first failure, or since ``began`` (monotonic seconds) if that is earlier."""
         return time.monotonic() - min(began, self.down_since or began)
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A server and how to ask it; the threads of a process may share one.
+    """A server and how to send it requests. The threads of a process may share one.
 
-    All methods that ask raise ``Missing`` with the last reason if the server cannot be reached or keeps failing,
-    ``Refused`` if it answers with another error, and ``StoppedBySignal`` if a signal comes while they wait for it.
+    All methods that send a request raise the same errors. ``Missing`` gives the last reason if the server cannot be
+    reached or keeps failing. ``Refused`` means that it answered with another error. ``StoppedBySignal`` means that a
+    signal came while they waited for the server.
     """
 
     url: str
     """Base address, http or https, for example http://127.0.0.1:8000/v1."""
     model: str
-    """The name the server knows the model by."""
+    """The model's name on the server."""
     names: Names
     api_key_env: str | None = None
     """Name of the environment variable that holds the key."""
     timeout: float = 120.0
-    """Seconds to wait for a connection, and for each next part of an answer."""
+    """Seconds to wait for a connection, and for each part of an answer."""
     patience: float = 600.0
-    """Seconds to wait for a server that has answered before: it may be starting again."""
+    """Seconds to wait for a server that has answered before. It may be restarting."""
     concurrency: int = 8
-    """Most requests under way at once."""
+    """The largest number of requests under way at once."""
     _presence: _Presence = field(default_factory=_Presence, init=False, repr=False, compare=False)
 
     def open(self, check: Callable[[], None]) -> None:
-        """Run ``check``, which raises if the server is not the right one, now and whenever a server has come back.
+        """Run ``check`` now, and again each time the server comes back. It raises if the server is not the right one.
 
-        Without this call, ``check_model`` runs when a server has come back.
+        Without this call, ``check_model`` runs when the server comes back.
         """
         self._presence.check = check
         check()
 
     def check_model(self) -> None:
-        """Check that the server lists the model; believe one that lists none.
+        """Check that the server lists the model. A server without a list passes.
 
         Raises:
-            Missing: it lists others, which the message names.
+            Missing: it lists only other models. The message names them.
         """
         reply = self.get("/models")
         try:
             listed = [str(entry["id"]) for entry in reply["data"]]
-        except (KeyError, TypeError):  # there is no list, or one of another kind
+        except (KeyError, TypeError):  # no list, or not a list of models
             return
         if listed and self.model not in listed:
             raise Missing(
@@ -152,12 +155,12 @@ class Endpoint:
             )
 
     def each(self, ask: Callable[..., Result], *columns: Iterable[Any]) -> list[Result]:
-        """Return the result of ``ask`` for each row of ``columns``, in order, several at once."""
+        """Call ``ask`` on each row of ``columns``, several at once, and return the results in order."""
         with ThreadPoolExecutor(max_workers=self.concurrency) as pool:
             return list(pool.map(ask, *columns))
 
     def chat(self, turns: Sequence[tuple[str, str]], **sampling: Any) -> Answer:
-        """Return the answer to a conversation of (role, content) turns; ``sampling`` goes into the request as it is."""
+        """Return the answer to a conversation of (role, content) turns. The request contains ``sampling`` unchanged."""
         messages = [{"role": role, "content": content} for role, content in turns]
         reply = self.post("/chat/completions", {"model": self.model, "messages": messages, **sampling})
         try:
@@ -167,11 +170,11 @@ class Endpoint:
             raise Missing(f"{self.names.url} {self.url} answered without choices[0].message.content") from error
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        """Return the JSON that the server answers to ``body``."""
+        """Send ``body`` as JSON, and return the JSON of the answer."""
         return self._ask(path, body)
 
     def get(self, path: str) -> Any:
-        """Return the JSON at ``path``, or None where the server has no such path."""
+        """Return the JSON at ``path``, or None if the server has no such path."""
         try:
             return self._ask(path, None)
         except Refused as error:
@@ -204,16 +207,19 @@ class Endpoint:
         )
 
     def _gives_up(self, state: tenacity.RetryCallState) -> bool:
-        """Return whether it never answered, is there and fails, or has been gone for too long."""
+        """Return True after the usual attempts, unless the server is worth waiting for.
+
+        It is if it has answered before, seems to be down now, and has been down for less than ``patience``.
+        """
         waits = _fault(state).gone and self._presence.answered
         patient = waits and self._presence.down_for(state.start_time) < self.patience
         return state.attempt_number >= ATTEMPTS and not patient
 
     def _before_sleep(self, state: tenacity.RetryCallState) -> None:
-        """After the usual attempts, say once for all requests that the run stands still.
+        """After the usual attempts, print once for all requests that the run is waiting.
 
         Raises:
-            StoppedBySignal: the run was asked to stop, which it otherwise heeds between two updates.
+            StoppedBySignal: the run was asked to stop. Elsewhere it stops only between two updates.
         """
         if state.attempt_number < ATTEMPTS:
             return
@@ -229,9 +235,9 @@ class Endpoint:
         return self._read(self._sent(path, None if body is None else json.dumps(body).encode()))
 
     def _sent(self, path: str, content: bytes | None) -> httpx.Response:
-        """Send a GET, or a POST where there is ``content``.
+        """Send a POST if there is ``content``, a GET if not.
 
-        A GET may be redirected, a POST may not: prompts go to no other address than the one that the user named.
+        A GET follows redirects, a POST does not: prompts go only to the address that the user named.
         """
         import httpx
 
@@ -259,14 +265,14 @@ class Endpoint:
     def _client(self) -> httpx.Client:
         import httpx
 
-        for name in ("httpx", "httpcore"):  # they log the status line, where some servers echo the key
+        for name in ("httpx", "httpcore"):  # they log the status line, and some servers echo the key in it
             logging.getLogger(name).setLevel(logging.WARNING)
         return httpx.Client(
-            auth=httpx.Auth(),  # which adds nothing: a name and password in the address must not replace the key
+            auth=httpx.Auth(),  # adds nothing: a name and password in the address must not replace the key
             timeout=httpx.Timeout(self.timeout, pool=None),
             # Servers close idle connections after about 5 s; a request must not meet one that is closing.
             limits=httpx.Limits(max_keepalive_connections=self.concurrency, keepalive_expiry=2.0),
-            verify=ssl.create_default_context(),  # the machine's authorities; httpx would take certifi's
+            verify=ssl.create_default_context(),  # the machine's certificate authorities; httpx would use certifi's
             proxy=_proxy(self.url),
             trust_env=False,
         )
@@ -281,9 +287,9 @@ class Endpoint:
         key = os.environ.get(variable)
         if not key:
             raise Missing(f"{self.names.api_key_env}: the variable '{variable}' is not set")
-        if not (key.isascii() and key.isprintable() and key == key.strip()):  # or it would be quoted in an error
+        if not (key.isascii() and key.isprintable() and key == key.strip()):  # an error would quote it
             raise Missing(
-                f"{self.names.api_key_env}: '{variable}' must hold the key alone, in ASCII, no spaces around it"
+                f"{self.names.api_key_env}: '{variable}' must hold only the key, in ASCII, with no spaces around it"
             )
         return key
 
@@ -292,10 +298,10 @@ class Endpoint:
         if response.status_code in {401, 403}:
             return f"{refused}; name the variable that holds the key in {self.names.api_key_env}, and set it"
         if response.has_redirect_location:
-            return f"{refused}, which leads to {self._redacted(response.headers['Location'])[:300]}; give that address"
+            return f"{refused}, which leads to {self._redacted(response.headers['Location'])[:300]}; use that address"
         said = " ".join(self._redacted(response.content.decode("utf-8", "replace")).split())[:300]
-        look_at = ", ".join([self.names.url, self.names.model, *self.names.others])
-        return f"{refused}: {said or 'no reason given'}; look at {look_at}"
+        settings = ", ".join([self.names.url, self.names.model, *self.names.others])
+        return f"{refused}: {said or 'no reason given'}; check {settings}"
 
     def _status_line(self, response: httpx.Response) -> str:
         return self._redacted(f"HTTP {response.status_code} {response.reason_phrase}".strip())
@@ -304,7 +310,7 @@ class Endpoint:
         return self._redacted(f"{type(error).__name__}: {error}")
 
     def _redacted(self, text: str) -> str:
-        """Return text that the server controls, without the key: some servers echo the headers they were sent."""
+        """Remove the key from text that the server controls: some servers echo the headers of the request."""
         key = os.environ.get(self.api_key_env or "")
         return text.replace(key, "<the key>") if key else text
 
@@ -317,7 +323,7 @@ def _fault(state: tenacity.RetryCallState) -> _Fault:
 
 
 def _proxy(url: str) -> str | None:
-    """Return the proxy for ``url`` that the environment names, HTTP_PROXY for example; ALL_PROXY counts nothing."""
+    """Return the proxy for ``url`` that the environment names, for example in HTTP_PROXY. ALL_PROXY is ignored."""
     address = urlsplit(url)
     proxy = None if proxy_bypass(address.netloc) else getproxies().get(address.scheme)
     return f"http://{proxy}" if proxy and "://" not in proxy else proxy

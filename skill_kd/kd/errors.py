@@ -1,20 +1,20 @@
-"""What a trainer script stops for. Each error has the exit code of the script."""
+"""The errors that stop a trainer script. Each one carries the exit code of the script."""
 
 from __future__ import annotations
 
 import signal
 
-GO_ON = "mend that and go on with --resume"
+GO_ON = "fix that and resume with --resume"
 OUT_OF_MEMORY = "out of memory: "
-"""Begins the ``error:`` line of a script that lacks memory; the process that started it reads this word for word."""
+"""Prefix of the ``error:`` line of a script that ran out of memory. The parent process matches it word for word."""
 LESS_MEMORY = (
     "raise training.accumulate, set training.gradient_checkpointing: true, or lower rollout.max_new_tokens; "
-    "`skill-kd plan` tells what takes how much"
+    "`skill-kd plan` lists what takes how much"
 )
 
 
 class ScriptError(Exception):
-    """Base of what a trainer script stops for; ``exit_code`` is its exit status."""
+    """Base class of the errors that stop a trainer script; ``exit_code`` is its exit status."""
 
     exit_code = 1
 
@@ -26,20 +26,20 @@ class BadInput(ScriptError):  # noqa: N818 -- named for what it is
 
 
 class Missing(ScriptError):  # noqa: N818 -- named for what it is
-    """A model, a package, a server or the network is not there."""
+    """A model, a package, a server or the network is unavailable."""
 
     exit_code = 5
 
 
 class TrainingStopped(ScriptError):  # noqa: N818 -- named for what it is
-    """Training cannot go on, for example after a loss that is not a number."""
+    """Training cannot continue, for example after a NaN loss."""
 
     exit_code = 6
 
 
 class StoppedBySignal(ScriptError):  # noqa: N818 -- named for what it is
-    """Asked to stop; the checkpoint is written."""
+    """A signal stopped the script, after it wrote a checkpoint."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} after a checkpoint; go on with --resume")
+        super().__init__(f"stopped by {signal.Signals(number).name} after a checkpoint; resume with --resume")
         self.exit_code = 128 + number

@@ -1,4 +1,4 @@
-"""Files written whole: a reader sees the old content or the new one, and a failure leaves the old one."""
+"""Atomic writes: a reader sees the old content or the new content, and a failure leaves the old content."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .errors import GO_ON, TrainingStopped
 
 @contextmanager
 def replacing(path: Path, *, private: bool = False, sync: bool = False) -> Iterator[Path]:
-    """Yield an empty draft next to ``path``, which takes its place at the end; a failure removes the draft.
+    """Yield an empty draft next to ``path``. At the end it replaces ``path``; a failure removes it.
 
     Args:
         path: a file in a folder that exists.
         private: only the owner may read the file (mode 0600), from its first byte on.
-        sync: force content and name to the disk, so that they outlive a power cut.
+        sync: force content and name to the disk, so that they survive a power cut.
 
     Raises:
         OSError: the draft cannot be made, forced to the disk, or renamed.
@@ -41,14 +41,14 @@ def replacing(path: Path, *, private: bool = False, sync: bool = False) -> Itera
 
 
 def write_atomically(path: Path, content: str | bytes, *, private: bool = False, sync: bool = False) -> None:
-    """Write a whole file, text as UTF-8; arguments and errors are those of ``replacing``."""
+    """Write a file atomically, text as UTF-8. Arguments and errors are those of ``replacing``."""
     data = content.encode() if isinstance(content, str) else content
     with replacing(path, private=private, sync=sync) as draft:
         draft.write_bytes(data)
 
 
 def write_json(path: Path, values: Mapping[str, object]) -> None:
-    """Write a JSON object as ``write_atomically`` does."""
+    """Write a JSON object atomically, as UTF-8."""
     write_atomically(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -59,7 +59,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force names and renames to the disk; Windows has no such call."""
+    """Force names and renames in a folder to the disk. Windows has no such call; there this does nothing."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -71,15 +71,15 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def writing(what: str, partial: Path) -> Iterator[None]:
-    """Remove the folder ``partial`` if it cannot be finished, and say why in one line.
+    """Remove the folder ``partial`` if the block fails, and give the reason in one line.
 
     Raises:
-        TrainingStopped: whatever it was that failed.
+        TrainingStopped: the block raised any ``Exception``.
     """
     try:
         yield
     except Exception as error:
-        # torch does not say that the disk is full. Look before the space is given back.
+        # torch does not report a full disk. Look before the removal frees space.
         standing = next(folder for folder in partial.parents if folder.exists())
         full = shutil.disk_usage(standing).free < 1 << 20
         shutil.rmtree(partial, ignore_errors=True)

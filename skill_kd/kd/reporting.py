@@ -1,4 +1,4 @@
-"""How a trainer script ends: one `error:` line and an exit code."""
+"""The end of a trainer script: an exit code, and after a failure one ``error:`` line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import ClassVar
 from .errors import GO_ON, LESS_MEMORY, OUT_OF_MEMORY, ScriptError
 
 UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
-"""A disk or a quota is full, a file too large, a folder read-only."""
+"""The disk or the quota is full, the file is too large, or the folder is read-only."""
 
 
 class _End:
@@ -25,9 +25,9 @@ class _End:
 
 @contextmanager
 def reporting() -> Iterator[None]:
-    """End the process with one ``error:`` line and the right exit code; unexpected errors keep their traceback."""
+    """Turn an error of the block into one ``error:`` line and its exit code. Unexpected errors keep their traceback."""
     _quiet_libraries()
-    # Handlers run last in, first out: whatever the run registers, its trackers for example, still has its turn before.
+    # Handlers run last in, first out, so what the run registers later, such as its trackers, runs before this one.
     atexit.register(_leave)
     try:
         yield
@@ -46,7 +46,7 @@ def reporting() -> Iterator[None]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """On a CPU torch says it in a plain RuntimeError."""
+    """Return True if memory ran out. On a CPU torch raises a plain RuntimeError."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
         and (type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error))
@@ -54,15 +54,15 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _words(error: Exception) -> str:
-    return " ".join(str(error).split())[:500] or "no more is known"
+    return " ".join(str(error).split())[:500] or "no details"
 
 
 def _quiet_libraries() -> None:
-    """Leave the terminal to this run's own bar and notes."""
+    """Keep other libraries' bars and messages off the terminal."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    # Says at every checkpoint that tied weights are saved once.
+    # It warns at every checkpoint that tied weights are saved once.
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
 
 
@@ -73,10 +73,10 @@ def _end(reason: str, code: int) -> None:
 
 
 def _leave() -> None:
-    """End one process of several before its interpreter is taken down.
+    """End one process of several before its interpreter shuts down.
 
-    A thread of gloo lets go of a tensor some time after the exchange, even after the group is destroyed. If it finds no
-    interpreter then, it aborts the process, and the launcher takes a run that ended well for one that failed.
+    A thread of gloo frees a tensor some time after the exchange, even after the group is destroyed. If the interpreter
+    is gone by then, the thread aborts the process, and the launcher reports a successful run as failed.
     """
     if _End.code is not None and "RANK" in os.environ:
         logging.shutdown()

@@ -1,4 +1,4 @@
-"""Random streams that depend on their keys alone, the same on every machine and process."""
+"""Random streams that depend only on their keys, the same on every machine and process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def seeded(*key: object) -> torch.Generator:
-    """Return a CPU generator whose stream is set by ``key`` alone, the same on every machine and process."""
+    """Return a CPU generator whose stream depends only on ``key``, the same on every machine and process."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
 

@@ -9,20 +9,20 @@ from typing import ClassVar
 
 
 class StopRequest:
-    """Remembers SIGINT and SIGTERM, so that the loop stops between two updates; the second one stops at once."""
+    """Remembers SIGINT and SIGTERM, so that the loop stops between two updates. A second signal stops at once."""
 
     asked: ClassVar[int] = 0
-    """The signal that came to this process, for what waits in the middle of an update."""
+    """Number of the signal that reached this process, 0 if none. Code that waits inside an update reads it."""
 
     def __init__(self) -> None:
         self.number = StopRequest.asked = 0
         self.agreed = 0
-        """The signal that reached any process when ``agree`` was last called."""
+        """Number of the signal that had reached any process at the last ``agree``, 0 if none."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._remember)
 
     def agree(self) -> None:
-        """Ask all processes, which call this together: a signal reaches them at different moments."""
+        """Agree on a signal over all processes, which call this together: it reaches them at different moments."""
         from accelerate.utils import gather_object
 
         self.agreed = max(gather_object([self.number]))
@@ -32,4 +32,4 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.number = StopRequest.asked = number
-        print("stopping after a checkpoint; once more stops at once", file=sys.stderr)  # noqa: T201
+        print("stopping after a checkpoint; a second signal stops at once", file=sys.stderr)  # noqa: T201

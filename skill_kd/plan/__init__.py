@@ -1,4 +1,4 @@
-"""Memory, time and cost of a run before anything is downloaded: from the spec and the models' configs alone."""
+"""Memory, time and cost of a run, planned from the spec and the models' configs before any download."""
 
 from __future__ import annotations
 

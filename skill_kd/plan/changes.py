@@ -1,4 +1,4 @@
-"""What to change in a spec that does not fit its device, the cheapest first; each change is planned anew."""
+"""Changes that make a spec fit its device, the cheapest first; the peak is planned again after each change."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from skill_kd.plan.plan_result import Change, Settings
 from skill_kd.spec import Spec
 
 _WORTHWHILE = 0.02
-"""Share of the peak below which a change is not worth naming."""
+"""Smallest saving worth proposing, as a share of the peak."""
 
 Peak = Callable[[Spec], int]
-"""Spec -> bytes of its peak."""
+"""Function from a spec to its peak in bytes."""
 
 
 def changed(spec: Spec, settings: Settings) -> Spec | None:
-    """Return ``spec`` with the settings applied, or None when that is no valid spec."""
+    """Return ``spec`` with the settings applied, or None if the result is invalid."""
     values = spec.model_dump(mode="json")
     for key, value in settings:
         *sections, last = key.split(".")
@@ -32,13 +32,13 @@ def changed(spec: Spec, settings: Settings) -> Spec | None:
 
 
 def single_changes(spec: Spec, peak: Peak, room: int, *, on_cpu: bool) -> tuple[Change, ...]:
-    """Return each change that lowers the peak by itself. ``room`` is what may be used, in bytes."""
+    """Return each change that lowers the peak by itself. ``room`` is the usable memory in bytes."""
     found = (_best(spec, options, peak, room) for options in _candidates(spec, on_cpu))
     return tuple(change for change in found if change is not None)
 
 
 def recipe(spec: Spec, peak: Peak, room: int, *, on_cpu: bool) -> Change | None:
-    """Return the changes that together fit ``room`` bytes, none of them superfluous, or None when all do not."""
+    """Return a minimal set of changes that fits into ``room`` bytes, or None if all changes together do not."""
     taken: list[Settings] = []
     current = spec
     for options in _candidates(spec, on_cpu):
@@ -51,7 +51,7 @@ def recipe(spec: Spec, peak: Peak, room: int, *, on_cpu: bool) -> Change | None:
             break
     else:
         return None
-    # The last one made it fit. Of those before it some may not be needed for that: the dearest goes first.
+    # The last change made it fit. Drop earlier ones that are not needed, the most expensive first.
     for settings in reversed(taken[:-1]):
         rest = [kept for kept in taken if kept is not settings]
         lighter = changed(spec, _joined(rest))
@@ -62,7 +62,7 @@ def recipe(spec: Spec, peak: Peak, room: int, *, on_cpu: bool) -> Change | None:
 
 
 def _best(spec: Spec, options: list[Settings], peak: Peak, room: int) -> Change | None:
-    """The mildest option that fits, else the one that helps most, else None."""
+    """Return the mildest option that fits, else the one that saves most, else None."""
     before = peak(spec)
     valid = [(settings, peak(after)) for settings in options if (after := changed(spec, settings)) is not None]
     fitting = [Change(settings, after, fits=True) for settings, after in valid if after <= room]
@@ -76,7 +76,7 @@ def _best(spec: Spec, options: list[Settings], peak: Peak, room: int) -> Change 
 
 
 def _candidates(spec: Spec, on_cpu: bool) -> Iterator[list[Settings]]:
-    """Ways to save memory from free to dear; within one, from mild to strong."""
+    """Yield ways to save memory, the cheapest first; the options of each go from mild to strong."""
     training, launch = spec.training, spec.launch
     rows = training.batch_size // launch.processes
     splits = [count for count in range(training.accumulate + 1, rows + 1) if rows % count == 0]

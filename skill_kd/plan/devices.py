@@ -1,7 +1,7 @@
-"""Devices a run can be planned for: how much memory, how fast. Peak figures from the makers' public datasheets.
+"""Devices to plan for: memory and speed. Peak numbers come from the vendors' public datasheets.
 
-Dense figures, without sparsity. Memory counts a datasheet's gigabytes as 10^9 bytes, which is a little below what the
-driver reports and about what error correction leaves.
+FLOP/s are dense, without sparsity. A datasheet's gigabyte counts as 10^9 bytes, a little less than the driver reports
+and about what error correction leaves.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from skill_kd.errors import UsageError
 
 @dataclass(frozen=True)
 class Device:
-    """One accelerator, or the processor of this machine."""
+    """One accelerator, or the CPU of this machine."""
 
     name: str
     memory: int
-    """Bytes; 0 if it cannot be told."""
+    """Bytes; 0 if unknown."""
     bf16_flops: float
     """Peak dense bfloat16 matrix FLOP/s (float32 accumulation)."""
     fp32_flops: float
@@ -28,12 +28,12 @@ class Device:
     bandwidth: float
     """Peak memory bandwidth, bytes/s."""
     link: float
-    """Peak bytes/s that it receives from others of its machine: over NVLink where there is one, else over PCIe x16."""
+    """Peak bytes/s received from other devices of the machine, over NVLink if present, else PCIe x16."""
     has_bf16: bool = True
-    """Whether bfloat16 has matrix units; without them it is emulated, which is slow."""
+    """True if there are bfloat16 matrix units; without them bfloat16 is emulated, which is slow."""
 
 
-# Each with NVIDIA's own page or whitepaper. Half of a figure given with sparsity is the dense one.
+# Each with NVIDIA's own page or whitepaper. Numbers given with sparsity are halved to get the dense ones.
 _DEVICES = (
     # https://www.nvidia.com/en-us/data-center/tesla-t4/  65 TFLOP/s is float16: Turing has no bfloat16 units.
     Device("T4", 16 * 10**9, 8.1e12, 8.1e12, 320e9, 16e9, has_bf16=False),
@@ -56,28 +56,28 @@ _DEVICES = (
     Device("H200", 141 * 10**9, 989e12, 67e12, 4800e9, 450e9),
 )
 
-# Per core, reached (not peak) by training updates of models of 20M to 135M weights on two server cores: 30e9 to 55e9
-# with AVX2 (benchmarks/results/plan_memory.json and busier runs), 59e9 with AVX-512. In bfloat16 109e9 with units for
-# it; without, emulated, 1e9 and less.
+# FLOP/s per core that training reached (not peak), for models of 20M to 135M weights on two server cores: 30e9 to 55e9
+# with AVX2 (benchmarks/results/plan_memory.json and busier runs), 59e9 with AVX-512. bfloat16: 109e9 with units for it,
+# 1e9 or less if emulated.
 _CORE_FP32_FLOPS = 40e9
 _CORE_BF16_FLOPS = 109e9
 _CORE_EMULATED_FLOPS = 1e9
 _CPU_BANDWIDTH = 20e9
-"""Bytes/s. Assumption: two memory channels' worth, half of it reached."""
+"""Bytes/s. Assumption: half the peak of two memory channels."""
 _CPU_LINK = 1e9
 """Bytes/s through gloo over the loopback interface. Assumption."""
 
 
 def known_devices() -> tuple[str, ...]:
-    """Return the names ``find_device`` takes."""
+    """Return the names that ``find_device`` accepts."""
     return (*(device.name for device in _DEVICES), "cpu")
 
 
 def find_device(name: str) -> Device:
-    """Return the device called ``name``; case, spaces and dashes do not matter.
+    """Return the device called ``name``; ignore case, spaces and dashes.
 
     Raises:
-        UsageError: it is not in the table.
+        UsageError: the device is not in the table.
     """
     if _plain(name) == "cpu":
         return this_cpu()
@@ -91,7 +91,7 @@ def find_device(name: str) -> Device:
 
 
 def this_cpu() -> Device:
-    """Return this machine's processor: its memory, cores and kind; the speed of a core is an assumption."""
+    """Return this machine's CPU. Memory, core count and bfloat16 support are detected; speed per core is assumed."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     has_bf16 = _has_bf16()
     bf16 = _CORE_BF16_FLOPS if has_bf16 else _CORE_EMULATED_FLOPS
@@ -99,14 +99,14 @@ def this_cpu() -> Device:
 
 
 def _has_bf16() -> bool:
-    """Whether the processor says that it multiplies bfloat16 matrices; Linux alone tells."""
+    """Return True if the CPU reports bfloat16 matrix units; only Linux reports them."""
     information = Path("/proc/cpuinfo")
     words = information.read_text(encoding="utf-8", errors="replace").split() if information.is_file() else []
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words)
 
 
 def _host_memory() -> int:
-    """Bytes of RAM, or the container's limit where that is lower."""
+    """Return bytes of RAM, or the container's limit if it is lower."""
     physical = 0
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,9 +1,9 @@
-"""Time of each stage in seconds, from the work it does and the speed of a device.
+"""Time of each stage in seconds, from its work and the speed of a device.
 
-Training and prefill are bound by arithmetic: 2 FLOP a weight and token forward, twice that backward. Decoding reads all
-weights and the key-value cache for every token, and pays for starting each layer's kernels. Several processes exchange
-weights and gradients, counted as if nothing else went on meanwhile. What a device reaches of its peak is an assumption,
-so times are given as a range, never as one figure.
+Training and prefill are bound by arithmetic: 2 FLOP per weight and token forward, twice that backward. Decoding reads
+all weights and the key-value cache for every token, and launches each layer's kernels. Processes exchange weights and
+gradients; no overlap with computation is assumed. The share of its peak that a device reaches is an assumption, so each
+time is a range, not one number.
 """
 
 from __future__ import annotations
@@ -32,53 +32,53 @@ from skill_kd.plan.weights import weight_bytes
 from skill_kd.spec import Distill, Divergence, MiniLLM, SelfTrain, Spec, Stage, on_policy
 
 RANGE = (0.5, 2.0)
-"""Low and high end of every time, as multiples of the estimate. Assumption."""
+"""Low and high end of each time, as multiples of the estimate. Assumption."""
 
 GPU_EFFICIENCY = 0.35
 """Share of a GPU's peak FLOP/s that eager transformers models reach in training. Assumption."""
 
 CPU_EFFICIENCY = 1.0
-"""The processor's figures are already what training reached."""
+"""1, because the CPU's FLOP/s were measured in training."""
 
 BANDWIDTH_EFFICIENCY = 0.6
-"""Share of the peak bandwidth that decoding, and the exchange between processes, reach. Assumption."""
+"""Share of the peak bandwidth that decoding and the exchange between processes reach. Assumption."""
 
 CARD_BANDWIDTH = 50e9
-"""Bytes/s between machines: a network card of 400 Gb/s for each GPU. Assumption."""
+"""Bytes/s between machines: one 400 Gb/s network card per GPU. Assumption."""
 
 GPU_LAYER_SECONDS = 0.7e-3
-"""Seconds to start one layer's kernels from Python for one decoding step. Assumption."""
+"""Seconds to launch one layer's kernels from Python in one decoding step. Assumption."""
 
 CPU_LAYER_SECONDS = 2.5e-3
-"""The same on the processor, where small products are slow as well: 154 ms for 30 layers at 16 rows, measured."""
+"""The same on a CPU, where small matrix products are slow too. Measured: 154 ms for 30 layers at 16 rows."""
 
 
 @dataclass(frozen=True)
 class StageTask:
-    """A kind of work within a stage."""
+    """One kind of work within a stage."""
 
     name: str
     seconds: float
-    """The estimate; RANGE spreads it."""
+    """The estimate; RANGE gives its low and high end."""
 
 
 @dataclass(frozen=True)
 class StageTime:
-    """What a stage takes. ``tasks`` is empty when its updates are unknown."""
+    """Time of a stage. ``tasks`` is empty if its updates are unknown."""
 
     stage: str
     updates: int | None
-    """Optimizer steps; None when they depend on a number of rows that nobody knows."""
+    """Optimizer steps; None if they depend on an unknown number of rows."""
     tasks: tuple[StageTask, ...]
 
     @property
     def seconds(self) -> float | None:
-        """The estimate, or None when the updates are unknown."""
+        """The estimate, or None if the updates are unknown."""
         return sum(task.seconds for task in self.tasks) if self.updates is not None else None
 
 
 def count_rows(spec: Spec) -> int | None:
-    """Return how many rows a local JSONL file leaves for training, or None when that cannot be told from here."""
+    """Return the number of training rows in a local JSONL file, without held-out rows; None for other data."""
     path = Path(spec.data.train).expanduser()
     if path.suffix not in {".jsonl", ".json"} or not path.is_file():
         return None
@@ -89,12 +89,12 @@ def count_rows(spec: Spec) -> int | None:
 
 
 def durations(setup: Setup, device: Device | None, rows: int | None) -> tuple[StageTime, ...]:
-    """Return the time of each stage; without a device only its updates.
+    """Return the time of each stage; without a device, only its updates.
 
     Args:
         setup: the run.
-        device: what each process runs on.
-        rows: rows of training data, which stages counted in epochs need.
+        device: the device of each process.
+        rows: number of training rows, needed by stages that count epochs.
     """
     found = []
     for stage in setup.spec.stages:
@@ -117,7 +117,7 @@ def _updates(spec: Spec, stage: Stage, rows: int | None) -> int | None:
 def _tasks(clock: _Clock, stage: Stage, updates: int, rows: int | None) -> Iterator[StageTask]:
     spec, setup = clock.setup.spec, clock.setup
     each = spec.training.batch_size / spec.launch.processes
-    # Forward and backward; frozen weights need no gradient of their own, recomputation is one more forward pass.
+    # Forward and backward. Frozen weights need no gradient of their own; recomputation is one more forward pass.
     passes = (2 if spec.student.lora else 3) + spec.training.gradient_checkpointing
     yield StageTask(
         "training",
@@ -141,7 +141,7 @@ def _tasks(clock: _Clock, stage: Stage, updates: int, rows: int | None) -> Itera
 
 @dataclass(frozen=True)
 class _Clock:
-    """Seconds of the basic kinds of work, at the longest prompts and responses the spec allows."""
+    """Seconds of each basic kind of work, at the longest prompts and responses the spec allows."""
 
     setup: Setup
     device: Device
@@ -156,7 +156,7 @@ class _Clock:
 
     @property
     def link(self) -> float:
-        """Bytes a second that a process receives."""
+        """Bytes per second that a process receives."""
         several = self.setup.spec.launch.nodes > 1
         return BANDWIDTH_EFFICIENCY * (min(self.device.link, CARD_BANDWIDTH) if several else self.device.link)
 
@@ -165,7 +165,7 @@ class _Clock:
         return efficiency * (self.device.bf16_flops if width == 2 else self.device.fp32_flops)
 
     def forward(self, config: ModelConfig, responses: float, width: int) -> float:
-        """Seconds of a forward pass over whole rows; only the response meets the output matrix."""
+        """Return seconds of a forward pass over whole rows; only response tokens go through the LM head."""
         blocks = config.active_parameters - config.embedding_parameters
         head = config.vocab_size * config.hidden_size
         setup = self.setup
@@ -175,7 +175,7 @@ class _Clock:
         return sum(self.forward(config, responses, self.teacher_width) for config in self.setup.teachers)
 
     def decoding(self, config: ModelConfig, responses: float, at_once: int, *, trained: bool) -> float:
-        """Seconds to sample whole responses, prefill included."""
+        """Return seconds to sample whole responses, including prefill."""
         spec, setup = self.setup.spec, self.setup
         source = spec.student if trained else spec.teacher
         width = self.student_width if trained else self.teacher_width
@@ -191,11 +191,11 @@ class _Clock:
         return prefill + math.ceil(responses / at_once) * setup.new * step
 
     def writing(self, responses: float, at_once: int = WRITTEN_AT_ONCE) -> float:
-        """Seconds for the teachers to write responses."""
+        """Return seconds for the teachers to sample responses."""
         return sum(self.decoding(config, responses, at_once, trained=False) for config in self.setup.teachers)
 
     def rollouts(self, stage: Stage, updates: int, rows: int | None) -> float:
-        """Seconds of a stage's sampling on one process."""
+        """Return seconds of a stage's sampling on one process."""
         spec, at_once = self.setup.spec, self.setup.sampled_rows(stage)
         if isinstance(stage, SelfTrain):
             return self.decoding(
@@ -204,7 +204,7 @@ class _Clock:
         share = stage.objective.on_policy if isinstance(stage.objective, Divergence) else 1.0
         responses = share * spec.rollout.prompts / spec.launch.processes
         mix = stage.objective.teacher_mix if isinstance(stage.objective, MiniLLM) else 0.0
-        # Each token is drawn by one model; the other takes it in when its turn comes.
+        # One model samples each token; the other reads it when its turn comes.
         seconds = (1 - mix) * self.decoding(self.setup.student, responses, at_once, trained=True)
         if mix:
             seconds += sum(

@@ -1,4 +1,4 @@
-"""Bytes that a process receives from the others, as references/scaling.md derives them."""
+"""Bytes that a process receives from the others; references/scaling.md derives them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from skill_kd.spec import Distill, MiniLLM, SelfTrain, Stage, on_policy
 
 
 def of_update(setup: Setup, stage: Stage) -> float:
-    """Return what one update takes but for its rollouts: the student's gradients and weights, the teacher's blocks."""
+    """Return bytes of one update without rollouts: the student's gradients and weights, the teacher's blocks."""
     passes = setup.spec.training.accumulate * (1 + extra_terms(stage))
     gradients = setup.trainable_parameters * (4 if setup.compute_bytes == 2 else DTYPE_BYTES[setup.spec.student.dtype])
     received: float
     match setup.spec.launch.strategy:
-        case "fsdp2":  # all weights forward, those of the blocks again backward, a share of each sum of gradients
+        case "fsdp2":  # all weights forward, the blocks' again backward, reduce-scattered gradients
             whole, blocks = setup.student.parameters, block_parameters(setup.student)
             received = passes * (setup.compute_bytes * (whole + blocks) + gradients)
-        case "deepspeed":  # each pass's gradients to whoever holds their part, then the new weights
+        case "deepspeed":  # each pass's gradients to the process that owns them, then the new weights
             received = (passes + 1) * gradients
         case _:  # an all-reduce is a reduce-scatter and an all-gather
             received = 2 * gradients
@@ -37,7 +37,7 @@ def of_update(setup: Setup, stage: Stage) -> float:
 
 
 def of_stage(setup: Setup, stage: Stage, updates: int, rows: int | None) -> float:
-    """Return what a stage takes; its updates, rollouts, measures, and where it is the first the teacher's samples."""
+    """Return bytes of a stage: updates, rollouts, measures and, in the first stage, the teacher's samples."""
     spec = setup.spec
     gathered = measures(spec, stage, updates) + (rollout_rounds(spec, updates) if on_policy(stage) else 0)
     passes = _written_passes(setup, stage, updates, rows) + _measured_passes(setup, stage, updates)
@@ -46,29 +46,29 @@ def of_stage(setup: Setup, stage: Stage, updates: int, rows: int | None) -> floa
 
 
 def of_gathering(setup: Setup) -> float:
-    """Return what it takes to have the student whole, for a batch of rollouts or a measure."""
+    """Return bytes to gather the whole student, for a round of rollouts or a measure."""
     return setup.compute_bytes * setup.student.parameters * _others(setup) if setup.sharded else 0
 
 
 def block_parameters(config: ModelConfig) -> int:
-    """Return the weights in blocks: both tables and the last norm are in none."""
+    """Return the number of weights in the blocks, without embeddings, LM head and last norm."""
     return config.parameters - config.embedding_parameters - config.hidden_size * (2 if config.norm_bias else 1)
 
 
 def _others(setup: Setup) -> float:
-    """Share of everything that lies on other processes."""
+    """Return the share of the data that is on other processes."""
     return 1 - 1 / setup.spec.launch.processes
 
 
 def _teachers_blocks(setup: Setup) -> int:
-    """Bytes that a pass of a teacher in shards gathers."""
+    """Return the bytes that one forward pass of a sharded teacher gathers."""
     if not setup.spec.launch.shard_teacher:
         return 0
     return DTYPE_BYTES[setup.spec.teacher.dtype] * sum(map(block_parameters, setup.teachers))
 
 
 def _written_passes(setup: Setup, stage: Stage, updates: int, rows: int | None) -> float:
-    """Passes in which the teacher writes, one for every token, or scores what the student wrote for self-training."""
+    """Return the teacher's passes to sample, one per token, or to score the student's samples in self-training."""
     spec, processes = setup.spec, setup.spec.launch.processes
     if isinstance(stage, SelfTrain):
         return math.ceil((rows or 0) * stage.samples / processes / setup.rows)
@@ -81,7 +81,7 @@ def _written_passes(setup: Setup, stage: Stage, updates: int, rows: int | None) 
 
 
 def _measured_passes(setup: Setup, stage: Stage, updates: int) -> int:
-    """Passes of held-out measures, which every process makes over all prompts, and of what teachers write for them."""
+    """Return the passes of held-out measures, each over all prompts on every process, and of the teacher's samples."""
     prompts = setup.spec.checkpoint.measure_prompts
     written = math.ceil(prompts / SAMPLED_AT_ONCE) * setup.new if stage is setup.spec.stages[0] else 0
     return measures(setup.spec, stage, updates) * 2 * math.ceil(prompts / setup.rows) + written

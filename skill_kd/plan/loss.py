@@ -1,4 +1,4 @@
-"""Memory of a loss beside the models' activations, in bytes: in chunks of tokens, or with the logits of whole rows."""
+"""Memory of a loss in addition to activations, in bytes: in chunks of tokens, or with the logits of whole rows."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from skill_kd.plan.weights import Part
 from skill_kd.spec import Divergence, SelfTrain, Stage
 
 CHUNK_BYTES, CACHE_BYTES, BLOCK_BYTES = 2**27, 2**20, 2**25
-"""The trainer's own: one model's logits of a chunk, and its float32 logits in a block, on a CPU and elsewhere."""
+"""The trainer's constants: bytes of a chunk's logits, and of a block's float32 logits on a CPU and on a GPU."""
 
 CHUNK_TOKENS, BLOCK_TOKENS = 512, 4
-"""The trainer's own: the fewest tokens of a chunk and of a block."""
+"""The trainer's constants: the fewest tokens in a chunk and in a block."""
 
 LOGIT_COPIES = {
     "sft": 4,
@@ -28,42 +28,42 @@ LOGIT_COPIES = {
     "jsd": 10,
     "adaptive_kl": 11.3,
 }
-"""Float32 tensors over the vocabulary alive at the peak of each loss, for a block or for whole rows, the teacher's and
-the student's together: log-softmax, its clamped copy, what the loss saves and the gradients on the way back.
+"""Number of float32 tensors over the vocabulary alive at the peak of each loss, for a block or for whole rows. Counts
+both models' log-softmax and its clamped copy, tensors that the loss saves, and gradients in the backward pass.
 Measured; a test counts them again."""
 
 HARD_LABEL_COPIES = 1
-"""More of them for a hard-label term."""
+"""Additional tensors for a hard-label term."""
 
 WHOLE_COPIES = 2
-"""More of them where the scored positions are taken out of whole rows of both models."""
+"""Additional tensors if the response positions are selected from whole rows of both models."""
 
 SERVED_COPIES = 6.3
-"""The same for every loss on the likeliest tokens a server tells: their rest is summed over the vocabulary."""
+"""Tensors for any loss on a server's top log-probs, whose tail is summed over the vocabulary."""
 
 TEACHER_COPIES = 3.5
-"""Float32 tensors [rows, T, V] alive while a teacher's logits become log-probabilities."""
+"""Number of float32 tensors [rows, T, V] alive while a teacher's logits become log-probs."""
 
 MEASURE_COPIES = 5
-"""The same in a held-out measure, which holds the log-probabilities of both models and takes a divergence."""
+"""The same for a held-out measure, which computes a divergence from both models' log-probs."""
 
 
 def read_teachers(setup: Setup, stage: Stage) -> tuple[ModelConfig, ...]:
-    """Return the teachers that are loaded here and whose distributions the loss reads."""
+    """Return the loaded teachers whose distributions the loss reads."""
     return setup.teachers if trains_on_teacher(stage) else ()
 
 
 def in_chunks(setup: Setup, stage: Stage) -> bool:
-    """Whether the loss works from hidden states in chunks, which takes one output matrix a model, as it is.
+    """Return True if the loss is computed from hidden states in chunks, which needs one plain LM head per model.
 
-    Adapters on the student's, several teachers, or a server's list of tokens need the logits of all positions.
+    Adapters on the student's LM head, several teachers, or a server's top log-probs need the logits of all positions.
     """
     several = len(setup.teachers) > 1 or setup.spec.teacher.served is not None
     return not (setup.adapts_head or (several and trains_on_teacher(stage)))
 
 
 def told(setup: Setup, stage: Stage) -> Part:
-    """Return what the teacher told of a micro-batch: hidden states, or an ensemble's log-probabilities."""
+    """Return the teacher's output for a micro-batch: hidden states, or an ensemble's log-probs."""
     teachers = read_teachers(setup, stage)
     if len(teachers) > 1:
         return Part("logits", _logits_bytes(setup, setup.rows))
@@ -72,20 +72,20 @@ def told(setup: Setup, stage: Stage) -> Part:
 
 
 def ensemble_logits(setup: Setup, stage: Stage) -> Part:
-    """Return the logits alive while several teachers' are averaged; one teacher makes none."""
+    """Return the logits alive while several teachers are averaged; 0 for one teacher."""
     members = len(read_teachers(setup, stage))
     copies = 2 * members + TEACHER_COPIES if members > 1 else 0
     return Part("logits", int(copies * _logits_bytes(setup, setup.rows)))
 
 
 def scored_logits(setup: Setup) -> Part:
-    """Return the logits alive while the teacher scores what the student wrote to train on."""
+    """Return the logits alive while the teacher scores the student's samples for self-training."""
     rows = setup.spec.training.batch_size // setup.spec.training.accumulate
     return Part("logits", int(TEACHER_COPIES * _logits_bytes(setup, rows)))
 
 
 def measured_logits(setup: Setup) -> Part:
-    """Return the logits alive in a held-out measure, which takes as many rows as fit into a chunk, at least one."""
+    """Return the logits alive in a held-out measure, which processes as many rows as fit into a chunk, at least one."""
     rows = max(1, min(setup.rows, CHUNK_BYTES // (4 * setup.vocabulary * setup.new)))
     members = len(setup.teachers)
     copies = MEASURE_COPIES if members < 2 else 1 + 2 * members + TEACHER_COPIES
@@ -93,7 +93,7 @@ def measured_logits(setup: Setup) -> Part:
 
 
 def loss_parts(setup: Setup, stage: Stage, *, on_cpu: bool) -> tuple[Part, ...]:
-    """Return what the loss of a micro-batch adds at its peak to the activations and to what the teacher told."""
+    """Return what the loss of a micro-batch adds at its peak to the activations and the teacher's output."""
     if in_chunks(setup, stage):
         return _chunk_parts(setup, stage, on_cpu)
     members = len(read_teachers(setup, stage))
@@ -102,7 +102,7 @@ def loss_parts(setup: Setup, stage: Stage, *, on_cpu: bool) -> tuple[Part, ...]:
 
 
 def head_gradient(setup: Setup, stage: Stage) -> Part:
-    """Return the float32 sum that a loss in chunks keeps for the output matrix, besides the gradient of the weight."""
+    """Return the float32 gradient sum that a chunked loss keeps for the LM head, in addition to its gradient."""
     table = setup.student.vocab_size * setup.student.hidden_size
     return Part("output matrix's gradient", 4 * table * (not setup.spec.student.lora and in_chunks(setup, stage)))
 
@@ -123,7 +123,7 @@ def _copies(setup: Setup, stage: Stage) -> float:
 
 @dataclass(frozen=True)
 class _Reader:
-    """A model whose hidden states meet its output matrix: its width, and bytes of an element before and within."""
+    """A model's hidden states and LM head: hidden size, bytes per element as stored and in the matrix product."""
 
     hidden: int
     held: int
@@ -131,7 +131,7 @@ class _Reader:
 
     @property
     def cast(self) -> int:
-        """Bytes of an element's copy where autocast makes one."""
+        """Bytes per element of the copy that autocast makes; 0 if it makes none."""
         return self.multiplied if self.multiplied < self.held else 0
 
 
@@ -148,7 +148,7 @@ def _chunk_parts(setup: Setup, stage: Stage, on_cpu: bool) -> tuple[Part, ...]:
     scored = 4 * student + sum(reader.hidden * (reader.held + reader.cast) for reader in readers)
     matrices = sum(reader.hidden * reader.cast for reader in readers)
     if setup.compute_bytes < 4 and not setup.spec.student.lora:
-        matrices += student * setup.compute_bytes  # the gradient of a chunk, before it is added up
+        matrices += student * setup.compute_bytes  # the gradient of a chunk, before it is summed
     return (
         head_gradient(setup, stage),
         Part("logits", outputs + int(_copies(setup, stage) * block)),

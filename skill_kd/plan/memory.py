@@ -1,9 +1,9 @@
-"""Memory of one process, in bytes, part by part, at each moment of the run that could be its peak.
+"""Memory of one process, in bytes and by part, for each phase of the run that could hold the peak.
 
-Set beside real updates and rollouts on CPU (benchmarks/results/plan_memory.json), the sum of the tensors alive was
-planned with a median error of 0% and at most 3%. The operating system counts more, because the C allocator keeps some
-of what was freed: with ``HOST_SLACK`` for it, fitted to those same cases, resident memory was planned within 25%.
-No figure was measured on a GPU, and none with quantized weights or more than one process.
+Compared with real updates and rollouts on CPU (benchmarks/results/plan_memory.json), the planned sum of live tensors
+has a median error of 0% and at most 3%. Resident memory is higher, because the C allocator keeps some freed memory.
+With ``HOST_SLACK``, fitted to the same cases, resident memory is planned within 25%. Nothing was measured on a GPU,
+with quantized weights or with more than one process.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from skill_kd.plan.weights import Part, Phase, lasting, read_weights
 from skill_kd.spec import Distill, MiniLLM, SelfTrain, Stage, Student, Teacher
 
 SAMPLING_COPIES = 5
-"""Float32 tensors [rows, V] alive while a token is drawn: log-probabilities, and two float64 of their distribution."""
+"""Number of float32 tensors [rows, V] alive while sampling a token: log-probs, and two float64 that count double."""
 
 NUCLEUS_COPIES = 8
-"""The same with top_p below 1, which sorts."""
+"""The same with top_p below 1, which sorts the tokens."""
 
 HOST_LIBRARIES = 400 * 10**6
-"""On CPU, bytes of Python and its libraries before any model. Measured: 345 MB, without datasets and peft."""
+"""On CPU, bytes of Python and its libraries before any model. Measured: 345 MB without datasets and peft."""
 
 HOST_SLACK = (150 * 10**6, 0.3)
-"""On CPU, freed memory that the C allocator keeps: bytes, and a share of what comes and goes. Fitted to glibc."""
+"""On CPU, freed memory that the C allocator keeps: bytes, and a share of temporary memory. Fitted to glibc."""
 
 
 def phases(setup: Setup, *, on_cpu: bool = False) -> list[Phase]:
@@ -36,8 +36,8 @@ def phases(setup: Setup, *, on_cpu: bool = False) -> list[Phase]:
 
     Args:
         setup: the run.
-        on_cpu: whether it runs on the processor, where the optimizer works weight by weight, export shares memory and
-            the allocator keeps some of what was freed.
+        on_cpu: the run uses the CPU, where the optimizer works weight by weight, export shares memory and the
+            allocator keeps some freed memory.
     """
     found = list(update_phases(setup, on_cpu=on_cpu))
     for stage in setup.spec.stages:
@@ -62,9 +62,9 @@ def _host_parts(passing: int) -> tuple[Part, Part]:
 
 
 def cache_bytes(config: ModelConfig, rows: int, length: int, width: int) -> int:
-    """Bytes of the keys and values of ``rows`` sequences, ``width`` bytes for one of each.
+    """Return bytes of the keys and values of ``rows`` sequences; a key and a value together take ``width`` bytes.
 
-    A sliding window, which would need less, is not counted.
+    A sliding window, which needs less, is ignored.
     """
     return rows * length * config.layers * config.kv_heads * config.head_dim * width
 
@@ -92,8 +92,8 @@ def _other_phases(setup: Setup, on_cpu: bool) -> Iterator[Phase]:
     yield Phase("held-out samples", (*lasts, _student_cache(setup, rows), _drawing(setup, rows, 1), order))
     yield Phase("held-out measure", (*lasts, measured_logits(setup)))
     width = DTYPE_BYTES[setup.spec.student.dtype]
-    # The student is copied and merged; on the processor the exported folder is read back beside that copy. Shards are
-    # put together on the processor, once more.
+    # Export copies and merges the student. On a CPU the exported folder is also loaded next to that copy, and shards
+    # are gathered in one more copy.
     copies = (2 if on_cpu else 1) + (1 if on_cpu else -1) * setup.sharded
     yield Phase("export", (*lasting(setup), Part("copies of the student", copies * setup.student.parameters * width)))
 
@@ -112,20 +112,20 @@ def _teachers_order(setup: Setup, copied: bool) -> Part:
 
 
 def _order(setup: Setup, of: Student | Teacher, configs: Sequence[ModelConfig], copied: bool) -> Part:
-    """The copies a CPU decodes from, of float32 weights only; under autocast there are none."""
+    """Return the copies of float32 weights that a CPU decodes from; autocast makes none."""
     plain = copied and of.dtype == "float32" and of.quantization is None and not setup.autocast
     return Part("reordered weights", plain * sum(map(_linear_bytes, configs)))
 
 
 def _linear_bytes(config: ModelConfig) -> int:
-    """Bytes of the float32 weights that stand in ``nn.Linear``; GPT-2 keeps those of its blocks elsewhere."""
+    """Return bytes of the float32 weights in ``nn.Linear`` modules; the blocks of GPT-2 have none."""
     blocks = () if config.model_type == "gpt2" else config.linears
     matrices = sum(linear.copies * linear.inputs * linear.outputs for linear in blocks if not linear.expert)
     return 4 * (matrices + config.vocab_size * config.hidden_size)
 
 
 def _student_cache(setup: Setup, rows: int) -> Part:
-    # Rotary positions give keys the dtype of the residual stream; values keep that of the matrix products.
+    # Rotary positions cast keys to the dtype of the residual stream; values keep the dtype of the matrix products.
     width = setup.residual_bytes + setup.compute_bytes
     return Part("student KV cache", cache_bytes(setup.student, rows, setup.length, width))
 
@@ -141,6 +141,6 @@ def _drawing(setup: Setup, rows: int, chunk: int) -> Part:
 
 
 def _longest_run(mix: float, steps: int) -> int:
-    """Longest run of tokens, about, that one model draws before the other has to catch up: it scores them at once."""
+    """Return about the longest run of tokens that one model samples before the other scores them in one pass."""
     rarer = min(mix, 1 - mix)
     return min(steps, 1 + math.ceil(math.log(max(steps * rarer, 2)) / -math.log1p(-rarer)))

@@ -1,4 +1,4 @@
-"""What a model's config.json says about its size: weights by kind, counted exactly and without torch."""
+"""A model's shape from its config.json: weights by kind, counted exactly and without torch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from skill_kd.kd.model.context import CONTEXT_KEYS, context_length
 
 @dataclass(frozen=True)
 class Linear:
-    """A weight matrix of the blocks and how many of it the whole model holds."""
+    """A weight matrix of the blocks and its number of copies in the whole model."""
 
     name: str
-    """Module name, as ``student.lora.targets`` would give it."""
+    """Module name, as in ``student.lora.targets``."""
     inputs: int
     outputs: int
     bias: bool = False
     copies: int = 1
     expert: bool = False
-    """One of a mixture: read only by the tokens routed to it, and no ``nn.Linear`` of its own."""
+    """True for an expert of a mixture: only tokens routed to it read it, and it is not an ``nn.Linear``."""
 
     @property
     def parameters(self) -> int:
@@ -40,44 +40,44 @@ class ModelConfig:
     kv_heads: int
     head_dim: int
     intermediate_size: int
-    """Width of a dense MLP."""
+    """Hidden width of a dense MLP."""
     vocab_size: int
     max_positions: int | None
-    """Longest context in tokens, where the config says so."""
+    """Longest context in tokens; None if the config does not say."""
     tied_embeddings: bool = False
     gated_mlp: bool = True
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: Literal["none", "head", "full"] = "none"
-    """Norms on queries and keys: of one head's width, or of all heads'."""
+    """Norms on queries and keys: over one head, or over all heads."""
     norms: int = 2
-    """Norms of hidden width in each layer; one more follows the last layer."""
+    """Norms over the hidden size in each layer; one more follows the last layer."""
     norm_bias: bool = False
     learned_positions: int = 0
     """Rows of a learned position table; 0 for rotary positions, which have no weights."""
     eager_attention: bool = False
-    """Attention scores are capped, which SDPA cannot do: the whole [tokens, tokens] matrix is in memory."""
+    """True if attention scores are soft-capped, which SDPA cannot do: the [tokens, tokens] matrix is in memory."""
     experts: int = 0
     active_experts: int = 0
     """Experts that each token visits."""
     moe_intermediate_size: int = 0
     dense_layers: tuple[int, ...] = ()
-    """Layers of a mixture that have a dense MLP instead."""
+    """Layers of a mixture with a dense MLP instead of experts."""
     vision_parameters: int = 0
-    """Weights of an image tower that comes with the model: loaded, though text never reads it."""
+    """Weights of the model's image tower: loaded, but not used for text."""
     approximate: bool = False
-    """The type is not one whose weights are counted exactly; this is the Llama formula on its sizes."""
+    """True if this model type is unknown and counted by the Llama formula."""
 
     @property
     def embedding_parameters(self) -> int:
-        """Token table, position table and, unless tied, the output matrix: never quantized."""
+        """Token table, position table and, unless tied, the LM head; these are never quantized."""
         tables = 1 if self.tied_embeddings else 2
         return tables * self.vocab_size * self.hidden_size + self.learned_positions * self.hidden_size
 
     @property
     def linears(self) -> tuple[Linear, ...]:
-        """The weight matrices of all blocks, without the output matrix."""
+        """The weight matrices of all blocks, without the LM head."""
         return (*self._attention(), *self._mlp())
 
     @property
@@ -91,7 +91,7 @@ class ModelConfig:
 
     @property
     def active_parameters(self) -> int:
-        """Weights that one token passes through: of the experts only those it visits, and no image tower."""
+        """Weights used for one token: only the experts it visits, and no image tower."""
         idle = sum(linear.parameters for linear in self.linears if linear.expert)
         visited = idle * self.active_experts // self.experts if self.experts else 0
         return self.parameters - self.vision_parameters - idle + visited
@@ -133,10 +133,10 @@ def with_layers(config: ModelConfig, layers: int | tuple[int, ...]) -> ModelConf
 
     Args:
         config: the teacher.
-        layers: the layers to keep, or their count (the first and the last half are kept).
+        layers: the layers to keep, or their count (half from the start, half from the end).
 
     Raises:
-        UsageError: the teacher has no such layers.
+        UsageError: the teacher has fewer layers.
     """
     highest = layers if isinstance(layers, int) else max(layers) + 1
     if highest > config.layers:
@@ -153,16 +153,16 @@ def with_layers(config: ModelConfig, layers: int | tuple[int, ...]) -> ModelConf
 
 @dataclass(frozen=True)
 class _Family:
-    """How a model type departs from Llama, and what its configs may leave unsaid."""
+    """A model type's differences from Llama, and the defaults of its config."""
 
     bias: Literal["none", "qkv", "config", "all"] = "none"
-    """Biases of the matrices: fixed by the type, or what ``attention_bias`` and ``mlp_bias`` say."""
+    """Biases of the matrices: fixed by the type, or ``config``: read from ``attention_bias`` and ``mlp_bias``."""
     qk_norm: Literal["none", "head", "full"] = "none"
     norms: int = 2
     norm_bias: bool = False
     gated_mlp: bool = True
     position_rows: int | None = None
-    """Rows of a learned position table beyond the longest context."""
+    """Extra rows of a learned position table beyond the longest context; None for no table."""
     defaults: Mapping[str, int | bool] = field(default_factory=dict)
 
 
@@ -197,14 +197,14 @@ _ALIASES = {
 
 
 def parse_config(values: Mapping[str, object], source: str) -> ModelConfig:
-    """Read the content of a config.json.
+    """Return the shape in a config.json.
 
     Args:
         values: the parsed JSON object.
-        source: what to call it in a message.
+        source: name of the model in messages.
 
     Raises:
-        UsageError: a size is missing or no positive whole number.
+        UsageError: a size is missing or not a positive whole number.
     """
     vision = 0
     text = values.get("text_config")
@@ -219,7 +219,7 @@ def parse_config(values: Mapping[str, object], source: str) -> ModelConfig:
 
 
 class _Sizes:
-    """Values of a config, checked as they are read."""
+    """Values of a config, checked on access."""
 
     def __init__(self, values: Mapping[str, object], source: str) -> None:
         self.values, self.source = values, source
@@ -268,7 +268,7 @@ def _shape(model_type: str, family: _Family, sizes: _Sizes, vision: int) -> Mode
         learned_positions=0 if family.position_rows is None else positions + family.position_rows,
         eager_attention=sizes.flag("attn_logit_softcapping"),
         vision_parameters=vision,
-        # OPT-350M alone projects its embeddings and leaves out the last norm.
+        # Only OPT-350M projects its embeddings and has no last norm.
         approximate=model_type not in _FAMILIES or sizes.count("word_embed_proj_dim", hidden) != hidden,
     )
     return _mixture(config, sizes)
@@ -291,7 +291,7 @@ def _mixture(config: ModelConfig, sizes: _Sizes) -> ModelConfig:
 
 
 def _vision_parameters(values: Mapping[str, object], text: Mapping[str, object], source: str) -> int:
-    """Weights of Gemma 3's image tower (SigLIP without its head) and of the matrix that joins it to the text."""
+    """Return the weights of Gemma 3's image tower (SigLIP without its head) and of its projection to the text model."""
     tower = values.get("vision_config")
     if values.get("model_type") != "gemma3" or not isinstance(tower, Mapping):
         return 0

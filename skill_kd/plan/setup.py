@@ -1,4 +1,4 @@
-"""A spec together with the shapes of its models: the numbers that memory and time are counted from."""
+"""A spec with the shapes of its models: the numbers behind memory and time."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from skill_kd.spec import (
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-# The built-in trainer's own limits: rows it samples at once, by whom.
+# The built-in trainer's limits on rows sampled at once: by the student, by both models, by the teacher.
 SAMPLED_AT_ONCE = 64
 MIXED_AT_ONCE = 16
 WRITTEN_AT_ONCE = 32
 
 HEADS = {"lm_head", "embed_out"}
-"""Module names of output matrices."""
+"""Module names of LM heads."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What one process works with. Lengths are the longest the spec allows, in tokens."""
+    """The spec and models of one process. Lengths are the longest the spec allows, in tokens."""
 
     spec: Spec
     student: ModelConfig
     teachers: tuple[ModelConfig, ...]
-    """Loaded here; empty when the teacher is served."""
+    """Teachers loaded here; empty if the teacher is served."""
 
     @property
     def rows(self) -> int:
@@ -57,12 +57,12 @@ class Setup:
 
     @property
     def length(self) -> int:
-        """Tokens of the longest prompt with the longest response."""
+        """Tokens of the longest prompt plus the longest response."""
         return self.prompt + self.new
 
     @property
     def vocabulary(self) -> int:
-        """Entries of one row of logits."""
+        """Vocabulary size of the logits: the smallest of all models."""
         return min(config.vocab_size for config in (self.student, *self.teachers))
 
     @property
@@ -75,43 +75,43 @@ class Setup:
     @property
     def residual_bytes(self) -> int:
         """Bytes of one element of the student's residual stream, which has the dtype of its embeddings."""
-        # Preparing a quantized model for training makes float32 of everything that is not quantized.
+        # Preparing a quantized model for training casts everything that is not quantized to float32.
         return 4 if self.spec.student.quantization else DTYPE_BYTES[self.spec.student.dtype]
 
     @property
     def autocast(self) -> bool:
-        """Whether float32 weights are cast for each forward pass."""
+        """True if float32 weights are cast for each forward pass."""
         return self.compute_bytes < DTYPE_BYTES[self.spec.student.dtype] and not self.spec.student.quantization
 
     @property
     def sharded(self) -> bool:
-        """Whether the student's weights are split over the processes, as its gradients and optimizer states are."""
+        """True if the student's weights are sharded over the processes, like its gradients and optimizer states."""
         return self.spec.launch.strategy == "fsdp2" and self.spec.launch.processes > 1
 
     @property
     def parts(self) -> int:
-        """Processes over which the student's gradients and optimizer states are split."""
+        """Number of processes that share the student's gradients and optimizer states."""
         return self.spec.launch.processes if self.spec.launch.strategy in {"fsdp2", "deepspeed"} else 1
 
     @property
     def adapts_head(self) -> bool:
-        """Whether adapters are put on the student's output matrix, which ``all-linear`` spares."""
+        """True if there are adapters on the student's LM head, which ``all-linear`` does not include."""
         return self.spec.student.lora is not None and not HEADS.isdisjoint(_targets(self.spec.student.lora))
 
     @property
     def trainable_parameters(self) -> int:
-        """Weights with a gradient: all of the student's, or those of its adapters."""
+        """Number of weights with a gradient: the student's, or its adapters'."""
         lora = self.spec.student.lora
         return adapter_parameters(self.student, lora) if lora else self.student.parameters
 
     @property
     def trainable_bytes(self) -> int:
-        """Bytes of one copy of the trainable weights; adapters are kept in float32."""
+        """Bytes of one copy of the trainable weights; adapters are float32."""
         width = 4 if self.spec.student.lora else DTYPE_BYTES[self.spec.student.dtype]
         return self.trainable_parameters * width
 
     def sampled_rows(self, stage: Stage) -> int:
-        """Responses that the student samples at once in ``stage``; 0 if it samples none."""
+        """Return the number of responses that the student samples at once in ``stage``; 0 if none."""
         rollouts = self.spec.rollout.prompts // self.spec.launch.processes
         match stage:
             case SelfTrain():
@@ -132,8 +132,8 @@ def read_setup(spec: Spec) -> Setup:
     """Read the configs of the models a spec names.
 
     Raises:
-        UsageError: a model does not exist or its config makes no sense.
-        MissingRequirementError: a config has to come from the hub, and the hub cannot be asked.
+        UsageError: a model does not exist or its config is invalid.
+        MissingRequirementError: a config must come from the hub, and the hub is unavailable.
     """
     teacher = spec.teacher
     listed = (
@@ -151,13 +151,13 @@ def read_setup(spec: Spec) -> Setup:
 
 
 def extra_terms(stage: Stage) -> int:
-    """Addends of a stage's loss beside its objective: the PT loss and the coverage term of MiniLLM."""
+    """Return the number of loss terms besides the objective: MiniLLM's PT loss and coverage term."""
     objective = stage.objective if isinstance(stage, Distill) else None
     return (objective.pt_weight > 0) + (objective.coverage_weight > 0) if isinstance(objective, MiniLLM) else 0
 
 
 def teacher_writes(stage: Stage) -> bool:
-    """Whether the teacher samples responses to train on in this stage."""
+    """Return True if the teacher samples responses to train on in this stage."""
     if isinstance(stage, SelfTrain):
         return False
     objective = stage.objective
@@ -169,24 +169,24 @@ def teacher_writes(stage: Stage) -> bool:
 
 
 def trains_on_teacher(stage: Stage) -> bool:
-    """Return whether updates of a stage read the teacher. Self-training reads it before, to choose its rows."""
+    """Return True if updates of a stage read the teacher. Self-training reads it earlier, to choose its rows."""
     return not isinstance(stage, SelfTrain) and reads_teacher(stage)
 
 
 def teacher_reads(stage: Stage) -> int:
-    """Return how often the teacher reads a micro-batch to score it: for the objective, and for the coverage term."""
+    """Return how often the teacher scores a micro-batch: for the objective, and for the coverage term."""
     if not trains_on_teacher(stage):
         return 0
     return 1 + (teacher_writes(stage) and extra_terms(stage) > 0)
 
 
 def rollout_rounds(spec: Spec, updates: int) -> int:
-    """Return how often the student samples a batch of rollouts in ``updates`` of an on-policy stage."""
+    """Return the number of rounds in ``updates`` of an on-policy stage."""
     return math.ceil(updates * spec.training.batch_size / (spec.rollout.prompts * spec.rollout.inner_epochs))
 
 
 def written_responses(spec: Spec, stage: Stage, updates: int, rows: int | None) -> float:
-    """Return how many responses the teacher writes for all processes in a stage; each is written once."""
+    """Return the number of responses that the teacher samples in a stage, over all processes; each only once."""
     if not teacher_writes(stage):
         return 0
     share = 1 - getattr(stage.objective, "on_policy", 0.0) if isinstance(stage, Distill) else 1.0
@@ -195,15 +195,15 @@ def written_responses(spec: Spec, stage: Stage, updates: int, rows: int | None) 
 
 
 def measures(spec: Spec, stage: Stage, updates: int) -> int:
-    """Return how often a stage measures on held-out prompts: every so often, at its end, and before the first one."""
+    """Return the number of held-out measures of a stage: with each checkpoint, and once before the first stage."""
     return math.ceil(updates / spec.checkpoint.every) + (stage is spec.stages[0])
 
 
 def adapter_parameters(config: ModelConfig, lora: Lora) -> int:
-    """Weights of rank-r adapters on the named matrices (``all-linear``: every ``nn.Linear`` but the output matrix)."""
+    """Return the weights of rank-r adapters on the targets (``all-linear``: every ``nn.Linear`` except the LM head)."""
     targets = _targets(lora)
     chosen = [linear for linear in config.linears if "all-linear" in targets or linear.name in targets]
-    # A mixture's router and experts are plain tensors, which "all-linear" does not reach.
+    # A mixture's router and experts are plain tensors, so "all-linear" does not include them.
     plain = [linear for linear in chosen if not linear.expert and linear.name != "gate"]
     blocks = sum(linear.copies * lora.r * (linear.inputs + linear.outputs) for linear in plain)
     return blocks + (0 if HEADS.isdisjoint(targets) else lora.r * (config.hidden_size + config.vocab_size))

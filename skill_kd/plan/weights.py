@@ -1,4 +1,4 @@
-"""Weights of one process in bytes, and what comes with them: gradients, optimizer states, copies for a forward pass."""
+"""Bytes of one process's weights, gradients, optimizer states and copies for a forward pass."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from skill_kd.plan.model_source import ModelConfig
 from skill_kd.plan.setup import DTYPE_BYTES, Setup
 
 BITS4 = 0.5 + 4 / 64
-"""Bytes of a weight in NF4: half a byte, and one float32 scale for a block of 64."""
+"""Bytes per weight in NF4: half a byte, and one float32 scale per block of 64."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Something that takes memory."""
+    """A named amount of memory."""
 
     name: str
     bytes: int
@@ -22,7 +22,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Phase:
-    """A moment of the run and what is alive then."""
+    """A moment of the run and the memory in use then."""
 
     name: str
     parts: tuple[Part, ...]
@@ -34,18 +34,18 @@ class Phase:
 
     @property
     def largest(self) -> Part:
-        """The part that dominates."""
+        """The largest part."""
         return max(self.parts, key=lambda part: part.bytes)
 
 
 def weight_bytes(config: ModelConfig, dtype: str, quantization: str | None, *, trained: bool = False) -> int:
-    """Bytes of a model's weights.
+    """Return bytes of a model's weights.
 
     Args:
         config: the model.
-        dtype: of all weights, or of those that stay when the blocks' matrices are quantized.
-        quantization: ``8bit`` or ``4bit`` for the blocks' matrices; embeddings, norms and experts never are.
-        trained: prepared for training, which makes float32 of what is not quantized.
+        dtype: dtype of the weights that are not quantized.
+        quantization: ``8bit`` or ``4bit`` for the blocks' matrices; embeddings, norms and experts stay as they are.
+        trained: prepared for training, which casts weights that are not quantized to float32.
     """
     width = DTYPE_BYTES[dtype]
     if quantization is None:
@@ -56,17 +56,17 @@ def weight_bytes(config: ModelConfig, dtype: str, quantization: str | None, *, t
 
 
 def student_weights(setup: Setup) -> int:
-    """Bytes of the student's weights on one process, adapters included."""
+    """Return bytes of the student's weights on one process, with adapters."""
     student = setup.spec.student
     adapters = setup.trainable_bytes if student.lora else 0
     base = weight_bytes(setup.student, student.dtype, student.quantization, trained=True)
-    # DeepSpeed keeps the weights whole, and beside them its part of what AdamW changes.
+    # DeepSpeed keeps the whole weights, and a copy of the process's part of the trainable weights.
     own = setup.trainable_bytes // setup.parts if setup.spec.launch.strategy == "deepspeed" else 0
     return (base + adapters) // (setup.parts if setup.sharded else 1) + own
 
 
 def teacher_weights(setup: Setup) -> int:
-    """Bytes of all teachers that are loaded here, on one process."""
+    """Return bytes of all loaded teachers on one process."""
     teacher = setup.spec.teacher
     if setup.spec.launch.shard_teacher and setup.spec.launch.processes > 1:
         return DTYPE_BYTES[teacher.dtype] * sum(_shared_out(config, setup) for config in setup.teachers)
@@ -74,41 +74,41 @@ def teacher_weights(setup: Setup) -> int:
 
 
 def _shared_out(config: ModelConfig, setup: Setup) -> int:
-    """Weights of a teacher in shards on one process: its share, its tables whole, and two layers that are gathered."""
+    """Return the weights of a sharded teacher on one process: its share, whole embeddings and two gathered layers."""
     layers = 2 * sum(linear.parameters for linear in config.linears) // max(config.layers, 1)
     return config.parameters // setup.spec.launch.processes + config.embedding_parameters + layers
 
 
 def gradients(setup: Setup) -> Part:
-    """Gradients of one process, with DDP's buckets."""
-    # DDP copies gradients into buckets for the exchange.
+    """Return the gradients of one process, with DDP's buckets."""
+    # DDP copies gradients into buckets for the all-reduce.
     copies = 2 if setup.spec.launch.strategy == "ddp" and setup.spec.launch.processes > 1 else 1
     return Part("gradients", copies * setup.trainable_bytes // setup.parts)
 
 
 def lasting(setup: Setup) -> tuple[Part, ...]:
-    """What is in memory for the whole run."""
+    """Return what stays in memory for the whole run."""
     return (
         Part("student weights", student_weights(setup)),
-        # AdamW keeps two moments of every trained weight, in that weight's dtype.
+        # AdamW keeps two moments per trained weight, in that weight's dtype.
         Part("optimizer states", 2 * setup.trainable_bytes // setup.parts),
         Part("teacher weights", teacher_weights(setup)),
     )
 
 
 def forward_weights(setup: Setup) -> Part:
-    """What a forward pass adds to the weights and keeps until the backward pass is done."""
+    """Return what a forward pass adds to the weights until the backward pass ends."""
     config, width = setup.student, setup.compute_bytes
     matrices = sum(linear.parameters for linear in config.linears)
     table = config.vocab_size * config.hidden_size
     if setup.sharded:
-        # FSDP gathers two layers at a time, and embeddings and output matrix for the whole pass.
+        # FSDP gathers two layers at a time, and embeddings and LM head for the whole pass.
         return Part("gathered weights", width * (config.embedding_parameters + 2 * matrices // max(config.layers, 1)))
     return Part("autocast copies of weights", width * (matrices + table) if setup.autocast else 0)
 
 
 def read_weights(setup: Setup) -> Part:
-    """The same where the student only reads: FSDP2 then has it whole on every process, which waits for no other."""
+    """Return the same for inference: FSDP2 then gathers the whole student, so that no process waits for another."""
     if setup.sharded:
         return Part("gathered weights", setup.compute_bytes * setup.student.parameters)
     return forward_weights(setup)

@@ -1,6 +1,6 @@
-"""Proof by enumeration: is a loss the gradient of KL(student ‖ teacher) in expectation, and if not, what is it?
+"""Proof by enumeration: is a loss's expected gradient that of KL(student ‖ teacher)? If not, what is it?
 
-``enumeration`` computes the expectations, ``known`` lists losses that people use, ``judging`` compares. All need torch.
+``enumeration`` computes expectations, ``known`` lists common losses, ``judging`` compares. All need torch.
 """
 
 from __future__ import annotations

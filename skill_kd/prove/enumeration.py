@@ -1,7 +1,7 @@
-"""Proof by enumeration: what a policy-gradient loss does in expectation, computed over every response there is.
+"""Proof by enumeration: the expected gradient of a policy-gradient loss, computed over every possible response.
 
-The policies are tabular: a row of parameters for each prefix, softmax over the vocabulary. Everything is float64 and
-exact but for rounding, so a biased estimator shows as a difference, not as noise.
+The policies are tabular: a row of parameters per prefix, softmax over the vocabulary. All values are float64 and exact
+except for rounding, so that bias shows as a difference, not as noise.
 
 Shape letters: N responses (all of them), T the longest length, V vocabulary, S prefixes.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 EOS = 0
-"""The end-of-sequence token of every enumeration, and its pad."""
+"""The end-of-sequence and pad token of every enumeration."""
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """(student_logp_BTV, teacher_logp_BTV, ids_BT, mask_BT, behaviour_logp_BT) -> loss_BT, or its sum over T, loss_B."""
@@ -26,13 +26,13 @@ class AllResponses:
     """Every response over a vocabulary: each ends with its first ``eos``, or is cut at T tokens."""
 
     ids_NT: Tensor
-    """long; after the end, ``eos`` again, so that a pad equal to EOS is part of every proof."""
+    """long; ``eos`` again after the end, so that every proof includes a pad equal to EOS."""
     mask_NT: Tensor
     """bool, True through the first ``eos``."""
     prefix_NT: Tensor
     """long, the row of parameters that predicts the token; 0 after the end, where it must not matter."""
     prefixes: int
-    """S, the number of prefixes that another token can follow."""
+    """S, the number of prefixes that can continue."""
     vocabulary: int
 
 
@@ -67,12 +67,12 @@ def random_policy(responses: AllResponses, seed: int, scale: float = 1.0) -> Ten
 
 
 def next_token_logp(theta_SV: Tensor, responses: AllResponses) -> Tensor:
-    """Return logp_NTV, the policy's distribution at every position of every response."""
+    """Return logp_NTV, the policy's log-probabilities at every position of every response."""
     return theta_SV.log_softmax(dim=-1)[responses.prefix_NT]
 
 
 def token_logp(logp_NTV: Tensor, responses: AllResponses) -> Tensor:
-    """Return logp_NT of the tokens themselves, 0 after the end, so that a row's sum is its log-probability."""
+    """Return logp_NT of the tokens, 0 after the end, so that a row's sum is its log-probability."""
     chosen_NT = logp_NTV.gather(-1, responses.ids_NT.unsqueeze(-1)).squeeze(-1)
     return torch.where(responses.mask_NT, chosen_NT, 0.0)
 
@@ -102,11 +102,11 @@ def exact_gradient(student_SV: Tensor, teacher_SV: Tensor, responses: AllRespons
 def expected_gradient(
     loss: Loss, student_SV: Tensor, teacher_SV: Tensor, responses: AllResponses, teacher_mix: float | None = None
 ) -> Tensor:
-    """Return E_{y ~ p̃}[∇ Σ_t loss_t(y)], the gradient [S, V] that a step on fresh samples follows on average.
+    """Return E_{y ~ p̃}[∇ Σ_t loss_t(y)], the expected gradient [S, V] of a step on fresh samples.
 
     Args:
-        loss: sees all responses as one batch, so its rows must not depend on one another.
-        teacher_mix: α of p̃ = αp + (1 − α)q, passed on as ``behaviour_logp``; None samples from q and passes None.
+        loss: gets all responses as one batch, so its rows must not depend on one another.
+        teacher_mix: α of p̃ = αp + (1 − α)q, which is passed as ``behaviour_logp``; None samples from q and passes None.
     """
     student_SV = student_SV.detach().requires_grad_()
     behaviour_NT = mixture_logp(student_SV, teacher_SV, responses, teacher_mix or 0.0).detach()
@@ -127,7 +127,7 @@ def expected_gradient(
 def gradient_variance(
     loss: Loss, student_SV: Tensor, teacher_SV: Tensor, responses: AllResponses, teacher_mix: float | None = None
 ) -> float:
-    """Return E‖g‖² − ‖E g‖² of the gradient g of one sampled response, arguments as for ``expected_gradient``.
+    """Return E‖g‖² − ‖E g‖² of the gradient g of one sampled response; arguments as for ``expected_gradient``.
 
     The loss must return loss_NT and send no gradient to masked positions.
     """
@@ -140,7 +140,7 @@ def gradient_variance(
         responses.mask_NT,
         None if teacher_mix is None else behaviour_NT,
     )
-    # A response meets each prefix once, so the gradients by its positions are those by the rows of parameters.
+    # A response meets each prefix once, so gradients by position equal gradients by row of parameters.
     (gradient_NTV,) = torch.autograd.grad(loss_NT.sum(), logits_NTV)
     second_moment = (behaviour_NT.sum(dim=1).exp() * gradient_NTV.square().sum(dim=(1, 2))).sum()
     mean_SV = expected_gradient(loss, student_SV, teacher_SV, responses, teacher_mix)
@@ -148,5 +148,5 @@ def gradient_variance(
 
 
 def cosine(first: Tensor, second: Tensor) -> float:
-    """Return the cosine of the angle between two gradients: 1 if only a step size apart, 0 if one of them is 0."""
+    """Return the cosine between two gradients: 1 if they differ only by a step size, 0 if one of them is 0."""
     return float((first * second).sum() / (first.norm() * second.norm()).clamp(min=torch.finfo(first.dtype).tiny))

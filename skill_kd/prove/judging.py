@@ -1,4 +1,4 @@
-"""A loss against enumeration: its expected gradient beside those of KL(q ‖ p), of KL(p ‖ q) and of the losses known."""
+"""Compare a loss's expected gradient with those of KL(q ‖ p), of KL(p ‖ q) and of the known losses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from skill_kd.prove.verdict import SENTENCES, Case, Kind, Verdict
 
 VOCABULARY, LENGTH = 4, 3
 TOLERANCE = 1e-5
-"""Relative error that passes: float32 inside a loss stays below it, the biases known are 100 times above."""
+"""Largest relative error that passes. Float32 inside a loss stays below it; known biases are 100 times larger."""
 
 
 def judge(loss: Loss, name: str, seeds: int, teacher_mixes: Sequence[float]) -> Verdict:
@@ -32,18 +32,18 @@ def judge(loss: Loss, name: str, seeds: int, teacher_mixes: Sequence[float]) -> 
 
     Args:
         loss: (student_logp_BTV, teacher_logp_BTV, ids_BT, mask_BT, behaviour_logp_BT or None) -> loss_BT, or its sum
-            over T, or over all. Float64, T = 3, V = 4. It is called with one row at a time, so a mean over tokens is
-            a mean over one response's own tokens, and a scalar is a loss of one response.
-        seeds: pairs of random policies.
+            over T, or over all. Float64, T = 3, V = 4. It is called with one row at a time. A mean over tokens is
+            therefore over one response's own tokens, and a scalar is the loss of one response.
+        seeds: number of pairs of random policies.
         teacher_mixes: each α of the sampler (Eq 4); at 0 the loss gets None for ``behaviour_logp_BT``.
 
     Raises:
-        UsageError: the loss raises, or returns what carries no gradient.
+        UsageError: the loss raises an error, or returns a value without gradient.
     """
     rowwise = row_by_row(loss, name)
     try:
         return _judged(rowwise, name, seeds, teacher_mixes)
-    except RuntimeError as error:  # torch's, in the backward pass
+    except RuntimeError as error:  # from torch, in the backward pass
         words = " ".join(str(error).split())
         raise UsageError(f"{name} has no gradient that torch can compute: {words}") from error
 
@@ -79,18 +79,18 @@ def _kind(cases: Sequence[Case], masked_positions_matter: bool) -> Kind:
 
 
 def _one_step_apart(cases: Sequence[Case]) -> bool:
-    """Whether all cases are right with one and the same step size."""
+    """Return True if all cases are right with the same step size."""
     steps = [case.step for case in cases]
     return all(map(_right, cases)) and max(steps) - min(steps) <= TOLERANCE * max(map(abs, steps))
 
 
 def _right(case: Case) -> bool:
-    """Whether a case is exact but for its step size, and at rest where the student is the teacher."""
+    """Return True if a case is exact up to a step size, and has no gradient if the student equals the teacher."""
     return max(case.left, case.at_teacher) <= TOLERANCE * abs(case.step)
 
 
 def compare(loss: Loss, responses: AllResponses, seed: int, teacher_mix: float) -> Case:
-    """Measure a loss, which sees all responses as one batch, on the pair of policies of this seed."""
+    """Measure a loss, called with all responses as one batch, on this seed's pair of policies."""
     student, teacher = policies(responses, seed)
     mix = teacher_mix or None
     exact = exact_gradient(student, teacher, responses)
@@ -109,16 +109,16 @@ def compare(loss: Loss, responses: AllResponses, seed: int, teacher_mix: float) 
 
 
 def policies(responses: AllResponses, seed: int) -> tuple[Tensor, Tensor]:
-    """Return a random student and teacher: logits of standard deviation 1."""
+    """Return a random student and teacher: logits with standard deviation 1."""
     return random_policy(responses, seed), random_policy(responses, 100 + seed)
 
 
 def row_by_row(loss: Loss, name: str) -> Loss:
-    """Return the loss as loss_B: called with one row at a time, whatever it returns summed."""
+    """Return the loss as loss_B: it is called with one row at a time, and its result is summed."""
 
     def rowwise(student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behaviour: Tensor | None) -> Tensor:
         def of_row(row: int) -> Tensor:
-            # Copies, so that a loss that writes into its arguments spoils no other row.
+            # Copies, so that a loss that writes into its arguments cannot affect other rows.
             at = slice(row, row + 1)
             given = None if behaviour is None else behaviour[at].clone()
             return loss(student[at], teacher[at].clone(), ids[at].clone(), mask[at].clone(), given).sum()
@@ -140,7 +140,7 @@ def row_by_row(loss: Loss, name: str) -> Loss:
 
 
 def _inside(loss: Loss) -> Loss:
-    """Return the loss without the gradient that it sends to masked positions."""
+    """Return the loss without its gradient at masked positions."""
 
     def inside(student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behaviour: Tensor | None) -> Tensor:
         return loss(torch.where(mask.unsqueeze(-1), student, student.detach()), teacher, ids, mask, behaviour)
@@ -151,7 +151,7 @@ def _inside(loss: Loss) -> Loss:
 def _likeness(
     loss: Loss, responses: AllResponses, seeds: int, teacher_mixes: Sequence[float]
 ) -> dict[str, tuple[float, float]]:
-    """Return, for each known loss, the cosine with its gradients and how far apart they are at the best step size."""
+    """Return, for each known loss, the cosine with its gradients and the difference at the best step size."""
 
     def stacked(some: Loss) -> Tensor:
         pairs = [policies(responses, seed) for seed in range(seeds)]
@@ -164,13 +164,13 @@ def _likeness(
 
 
 def _apart(gradient: Tensor, other: Tensor) -> float:
-    """Return ‖g − c·o‖ / ‖g‖ at the best c > 0; 1 where there is none."""
+    """Return ‖g − c·o‖ / ‖g‖ at the best c > 0; 1 if there is no such c."""
     step = (gradient * other).sum() / (other * other).sum()
     return float((gradient - step * other).norm() / gradient.norm()) if step > 0 else 1.0
 
 
 def _forward_on_teacher_samples(loss: Loss, responses: AllResponses, seeds: int) -> bool:
-    """Whether, on responses of the teacher, the loss follows the gradient of KL(p ‖ q)."""
+    """Return True if, on the teacher's responses, the loss follows the gradient of KL(p ‖ q)."""
     drawn = [policies(responses, seed) for seed in range(seeds)]
     own = torch.cat([expected_gradient(_inside(loss), *pair, responses, 1.0) for pair in drawn])
     forward = torch.cat([exact_gradient(*pair, responses, forward=True) for pair in drawn])
@@ -178,7 +178,7 @@ def _forward_on_teacher_samples(loss: Loss, responses: AllResponses, seeds: int)
 
 
 def _masked_positions_matter(loss: Loss, responses: AllResponses, teacher_mix: float) -> bool:
-    """Whether gradient reaches masked positions, or what stands there changes the gradient elsewhere."""
+    """Return True if masked positions get gradient, or if their values change the gradient elsewhere."""
     mask = responses.mask_NT
     student, teacher = policies(responses, 0)
     behaviour = mixture_logp(student, teacher, responses, teacher_mix) if teacher_mix else None

@@ -1,7 +1,7 @@
-"""Losses that people train with, right ones and wrong ones: what ``prove`` compares a loss with, by name.
+"""Known losses, right and wrong ones, by name: ``prove`` compares a loss with them.
 
-r_t = log p(y_t) − log q(y_t), R_t = Σ_{t' >= t} r_t', Single and Long as in ``kd.losses.estimators``. All share its
-signature and mask; Π and w are importance weights q/p̃, 1 when the student itself sampled.
+r_t = log p(y_t) − log q(y_t), R_t = Σ_{t' >= t} r_t'; Single and Long are as in ``kd.losses.estimators``. All have its
+signature and mask. Π and w are importance weights q/p̃; they are 1 if the student itself sampled.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DISCOUNT = 0.95
 
 @dataclass(frozen=True)
 class _Terms:
-    """What the policy-gradient losses are put together from; all [B, T], 0 where masked."""
+    """The shared parts of the policy-gradient losses; all [B, T], 0 at masked positions."""
 
     logq: Tensor
     reward: Tensor
@@ -43,31 +43,31 @@ def _terms(student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behaviou
 def plain_policy_gradient(
     student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behaviour: Tensor | None
 ) -> Tensor:
-    """Eq 2 under one weight for the whole sequence: −Π_{1..T} (R_t − 1) log q_t."""
+    """Return Eq 2 with one weight for the whole sequence: −Π_{1..T} (R_t − 1) log q_t."""
     terms = _terms(student, teacher, ids, mask, behaviour)
     whole = terms.log_weight.sum(dim=1, keepdim=True).exp()
     return torch.where(mask, -whole * (terms.later + terms.reward - 1) * terms.logq, 0.0)
 
 
 def whole_sequence(student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behaviour: Tensor | None) -> Tensor:
-    """Eq 3 under one weight for the whole sequence: Π_{1..T} on Single and Long."""
+    """Return Eq 3 with one weight for the whole sequence: Π_{1..T} on Single and Long."""
     terms = _terms(student, teacher, ids, mask, behaviour)
     return terms.log_weight.sum(dim=1, keepdim=True).exp() * (terms.single - terms.later * terms.logq)
 
 
 def eq_5(student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behaviour: Tensor | None) -> Tensor:
-    """Eq 5 to the letter: Π_{<= t} on token t, though its later rewards were drawn from the mixture as well."""
+    """Return Eq 5 taken literally: Π_{<= t} on token t, although its later rewards were also drawn from the mixture."""
     terms = _terms(student, teacher, ids, mask, behaviour)
     return terms.log_weight.cumsum(dim=1).exp() * (terms.single - terms.later * terms.logq)
 
 
 def single_only(student: Tensor, teacher: Tensor, _ids: Tensor, mask: Tensor, _behaviour: Tensor | None) -> Tensor:
-    """Single alone, as token-level on-policy distillation: what a token does to later rewards is left out."""
+    """Return Single only, as in token-level on-policy distillation: a token's effect on later rewards is ignored."""
     return torch.where(mask, reverse_kl(student, teacher), 0.0)
 
 
 def counted_twice(student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behaviour: Tensor | None) -> Tensor:
-    """Single beside returns that begin at r_t: each token's own reward acts twice."""
+    """Return Single plus returns that begin at r_t: each token's own reward counts twice."""
     terms = _terms(student, teacher, ids, mask, behaviour)
     return terms.log_weight.exp() * terms.single - terms.log_weight.exp() * (terms.later + terms.reward) * terms.logq
 
@@ -75,7 +75,7 @@ def counted_twice(student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, b
 def discounted_and_normalised(
     student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behaviour: Tensor | None
 ) -> Tensor:
-    """The same with γ = .95 and returns divided by the tokens that remain."""
+    """Return the same with γ = .95 and returns divided by the number of remaining tokens."""
     terms = _terms(student, teacher, ids, mask, behaviour)
     decay = _DISCOUNT ** torch.arange(ids.shape[1], dtype=terms.reward.dtype, device=ids.device)
     returns = suffix_sum(terms.reward * decay) / decay
@@ -84,46 +84,46 @@ def discounted_and_normalised(
 
 
 def undetached(student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behaviour: Tensor | None) -> Tensor:
-    """Eq 2 with a return R_t that carries gradient. (One that begins at R_{t+1} adds variance, and no bias.)"""
+    """Return Eq 2 with a return R_t that carries gradient. (A return from R_{t+1} would add variance but no bias.)"""
     terms = _terms(student, teacher, ids, mask, behaviour)
     reward = torch.where(mask, token_logp(teacher, ids) - terms.logq, 0.0)
     return -terms.log_weight.sum(dim=1, keepdim=True).exp() * suffix_sum(reward) * terms.logq
 
 
 def length_divided(student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behaviour: Tensor | None) -> Tensor:
-    """The exact loss divided by each response's own length: a mean over its tokens."""
+    """Return the exact loss divided by each response's length: a mean over its tokens."""
     return minillm_exact(student, teacher, ids, mask, behaviour) / mask.sum(dim=1, keepdim=True)
 
 
 def without_eos(student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behaviour: Tensor | None) -> Tensor:
-    """The exact loss with EOS masked, as when pad equals EOS and the mask is read off the ids."""
+    """Return the exact loss with EOS masked, as if pad equals EOS and the mask comes from the ids."""
     return minillm_exact(student, teacher, ids, mask & (ids != EOS), behaviour)
 
 
 def pads_trained(student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behaviour: Tensor | None) -> Tensor:
-    """The exact loss without a mask."""
+    """Return the exact loss without a mask."""
     return minillm_exact(student, teacher, ids, torch.ones_like(mask), behaviour)
 
 
 def sampled_log_ratio(student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, _behaviour: Tensor | None) -> Tensor:
-    """K1, log q(y_t)/p(y_t), back-propagated as if sampling did not depend on the student."""
+    """Return K1, log q(y_t)/p(y_t), back-propagated as if sampling did not depend on the student."""
     return torch.where(mask, token_logp(student, ids) - token_logp(teacher, ids), 0.0)
 
 
 def sampled_forward(student: Tensor, teacher: Tensor, _ids: Tensor, mask: Tensor, _behaviour: Tensor | None) -> Tensor:
-    """Forward KL at each position of the sampled responses, the same gradient as the teacher's cross-entropy and K3."""
+    """Return forward KL at each position of the sampled responses; the gradient of teacher cross-entropy and K3."""
     return torch.where(mask, forward_kl(student, teacher), 0.0)
 
 
 def sampled_forward_divided(
     student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behaviour: Tensor | None
 ) -> Tensor:
-    """The same as a mean over the tokens of each response."""
+    """Return the same as a mean over the tokens of each response."""
     return sampled_forward(student, teacher, ids, mask, behaviour) / mask.sum(dim=1, keepdim=True)
 
 
 def single_divided(student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behaviour: Tensor | None) -> Tensor:
-    """Single as a mean over the tokens of each response."""
+    """Return Single as a mean over the tokens of each response."""
     return single_only(student, teacher, ids, mask, behaviour) / mask.sum(dim=1, keepdim=True)
 
 
@@ -147,7 +147,7 @@ KNOWN: dict[str, Loss] = {
     "forward KL on sampled prefixes": sampled_forward,
     "forward KL on sampled prefixes ÷ each response's length": sampled_forward_divided,
 }
-"""By the name under which the verdict and references/objectives.md speak of them."""
+"""Losses by the name that the verdict and references/objectives.md use."""
 
 FORWARD = frozenset(name for name, loss in KNOWN.items() if loss in (sampled_forward, sampled_forward_divided))
-"""Those of the other direction."""
+"""Losses of forward KL."""

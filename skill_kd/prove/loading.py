@@ -1,4 +1,4 @@
-"""A user's loss, by ``module:function`` or ``path/to/file.py:function``. Importing it runs that user's code."""
+"""Load a user's loss by ``module:function`` or ``path/to/file.py:function``. The import runs the user's code."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def load_loss(name: str) -> Loss:
-    """Import and return the function that ``name`` points at; what lies beside the file can be imported by it.
+    """Import and return the function ``name``. It can import modules from the folder of its file.
 
     Raises:
-        UsageError: the name has another form, or the module or the function cannot be had.
+        UsageError: the name has another form, or the module or the function cannot be loaded.
     """
     source, colon, function = name.rpartition(":")
     if not (colon and source and function.isidentifier()):
@@ -51,6 +51,6 @@ def _module_of_file(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # a dataclass looks its own module up
+    sys.modules[path.stem] = module  # dataclasses look up their own module
     spec.loader.exec_module(module)
     return module

@@ -1,4 +1,4 @@
-"""What ``prove`` says of a loss, for people and for programs."""
+"""The verdict of ``prove`` on a loss, for people and for programs."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ class Case:
     teacher_mix: float
     seed: int
     error: float
-    """‖g − e‖ / ‖e‖, g the expected gradient of the loss and e that of KL(q ‖ p)."""
+    """‖g − e‖ / ‖e‖, with g the expected gradient of the loss and e the gradient of KL(q ‖ p)."""
     cosine: float
-    """Between g and e."""
+    """Cosine between g and e."""
     step: float
-    """The step size at which e comes closest to g, g·e / e·e."""
+    """Step size at which e is closest to g, g·e / e·e."""
     left: float
-    """What no step size mends, ‖g − step·e‖ / ‖e‖."""
+    """Error that remains at the best step size, ‖g − step·e‖ / ‖e‖."""
     cosine_with_forward: float
-    """Between g and the gradient of KL(p ‖ q)."""
+    """Cosine between g and the gradient of KL(p ‖ q)."""
     at_teacher: float
-    """Norm of the expected gradient where the student is the teacher."""
+    """Norm of the expected gradient if the student equals the teacher."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What ``prove`` found."""
+    """The result of ``prove``."""
 
     loss: str
     kind: Kind
     says: str
     same_as: str | None
-    """The known loss with the same expected gradients, up to a step size; gradient to masked positions is left out."""
+    """Known loss with the same expected gradients up to a step size, without gradients at masked positions."""
     nearest: str
-    """The known loss whose gradients point most nearly where this one's do, and the cosine."""
+    """Known loss with the most similar gradient direction, and the cosine."""
     masked_positions_matter: bool
     cases: tuple[Case, ...]
 
     @property
     def exact(self) -> bool:
-        """Whether it may be trained with: exact, at most a constant step size apart."""
+        """True if the loss is safe to train with: exact, up to a constant step size."""
         return self.kind in {"exact", "step_size"}
 
     def table(self) -> str:
@@ -82,7 +82,7 @@ class Verdict:
         )
 
     def to_json(self) -> dict[str, object]:
-        """Return the verdict for programs; figures that are not finite are null."""
+        """Return the verdict for programs; numbers that are not finite are null."""
         cases = [
             {name: value if abs(value) < math.inf else None for name, value in asdict(case).items()}
             for case in self.cases

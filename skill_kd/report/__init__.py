@@ -1,4 +1,4 @@
-"""The one look of everything `evaluate` and `diagnose` show: one HTML file, SVG plots with tables, the model card.
+"""The shared look of `evaluate` and `diagnose`: one HTML file, SVG plots with tables, and the model card.
 
-Whatever comes from a model, a log or a user's file is text here, never markup: only `report.markup` makes markup.
+Text from a model, a log or a user's file is always escaped: only `report.markup` creates markup.
 """

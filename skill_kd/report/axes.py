@@ -1,4 +1,4 @@
-"""Axes: what range they show, where they have ticks, how these are written. Ranges hold all that is drawn."""
+"""Axes: their ranges, ticks and tick labels. A range encloses all plotted data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from skill_kd.report.numbers import number
 
 Position = float | datetime
-"""Where something lies on an axis: a number or a moment."""
+"""A position on an axis: a number or a moment."""
 
 _HOUR = 3600.0
 _TIME_STEPS = [_HOUR * hours for hours in (1, 2, 3, 6, 12, 24, 48, 168, 336, 672, 2016, 8760, 43800, 87600)]
@@ -19,7 +19,7 @@ _TIME_STEPS = [_HOUR * hours for hours in (1, 2, 3, 6, 12, 24, 48, 168, 336, 672
 
 @dataclass(frozen=True)
 class Scale:
-    """A range of numbers laid out from pixel ``start`` to pixel ``end``."""
+    """A range of numbers mapped to the pixels from ``start`` to ``end``."""
 
     low: float
     high: float
@@ -28,7 +28,7 @@ class Scale:
     ticks: tuple[tuple[float, str], ...]
 
     def __call__(self, value: Position) -> float:
-        """Return the pixel of ``value``; outside the range it is the nearest end."""
+        """Return the pixel of ``value``; outside the range, the nearest end."""
         share = (seconds(value) - self.low) / (self.high - self.low)
         return round(self.start + (self.end - self.start) * min(1.0, max(0.0, share)), 2)
 
@@ -38,14 +38,14 @@ class Scale:
 
 
 def seconds(value: Position) -> float:
-    """Return a moment as seconds since 1970 (UTC where it names no zone); a number stays itself."""
+    """Return a moment as seconds since 1970 (UTC if it names no zone); a number stays unchanged."""
     if not isinstance(value, datetime):
         return float(value)
     return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
 
 
 def scale(values: Iterable[Position], start: float, end: float, ticks: int = 5, tight: bool = False) -> Scale:
-    """Return a scale whose first and last ticks enclose all ``values``; ``tight``, or for moments, just the values."""
+    """Return a scale whose outer ticks enclose all ``values``. ``tight`` scales and moments enclose only the values."""
     found = list(values)
     known = [seconds(value) for value in found]
     low, high = min(known, default=0.0), max(known, default=1.0)
@@ -84,7 +84,7 @@ def _time_scale(low: float, high: float, start: float, end: float, ticks: int) -
 
 
 def shown_position(value: Position) -> object:
-    """Return a position as a data table writes it."""
+    """Return a position in the form of a data table."""
     return (
         value
         if not isinstance(value, datetime)
@@ -93,7 +93,7 @@ def shown_position(value: Position) -> object:
 
 
 def fitting(text: str, width: float, size: float = 13) -> str:
-    """Return ``text`` cut, with an ellipsis, to what ``width`` pixels of a sans-serif font of ``size`` can hold."""
+    """Return ``text`` cut, with an ellipsis, to fit ``width`` pixels of a sans-serif font of ``size``."""
     taken, kept = 0.0, 0
     for kept, char in enumerate(text):
         taken += size * _em(char)

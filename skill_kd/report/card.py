@@ -1,4 +1,4 @@
-"""The model card: ``README.md`` of the student, with its figures where the Hugging Face hub reads them."""
+"""The model card: the student's ``README.md``, with its metrics in the format of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from skill_kd.report.shown_document import SIDES, SIDES_AND_BASELINE, Latency, M
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>&|~$@]|:(?=//)|\.(?<=www\.))", re.IGNORECASE)
 _FIRST = re.compile(r"^(\d*)([#+\-=.)])(?=[#+\-=.)]*(?:\s|$))")
-"""What makes a heading, a list or a rule at the start of a line."""
+"""Characters that start a heading, a list or a rule at the beginning of a line."""
 
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """What a card says of how the student was made; what is None is left out."""
+    """The card's facts about the training; None is skipped."""
 
     teacher: str | None = None
     base_model: str | None = None
-    """Hub id: the hub links it and knows no folders."""
+    """Hub id, which the hub links; never a folder."""
     objective: str | None = None
     """In plain words: "reverse KL on the student's own samples (MiniLLM)"."""
     dataset: str | None = None
@@ -64,7 +64,7 @@ def model_card(evaluation: EvaluationDocument, name: str, training: TrainingFact
 
 
 def plain(text: object) -> str:
-    """Return ``text`` as one line of Markdown that means nothing but itself."""
+    """Return ``text`` as one line of Markdown with all markup escaped."""
     return _FIRST.sub(r"\1\\\2", _SPECIAL.sub(r"\\\1", _one_line(text)))
 
 
@@ -139,7 +139,7 @@ def _metrics(evaluation: EvaluationDocument) -> str:
 
 
 def _levels(metric: MetricRow) -> str:
-    """What the two sides, and the student as it was before, have by themselves; a ratio of two figures has no sides."""
+    """Return the means of both sides and of the undistilled student; a ratio of two metrics has none."""
     if metric["name"] in ("kl_ratio", "exposure"):
         return "– | – | –"
     return " | ".join(plain(number(metric[side])) for side in SIDES_AND_BASELINE)
@@ -173,10 +173,11 @@ _MARK = "<!-- Written by skill-kd evaluate, which replaces it; edited, it is lef
 
 
 def write_card(card: str, student: Path, other: Path) -> Path | None:
-    """Write the card as ``README.md`` of the student's folder, and return where it is now.
+    """Write the card as ``README.md`` in the student's folder, and return its path.
 
-    A file that a person wrote, or edited after us, is never replaced: then it is ``MODEL_CARD.md`` beside it, or in
-    ``other`` where that is taken as well or the student's folder cannot be written. None where no place is free.
+    A file that a person wrote or edited is never replaced. The card is then ``MODEL_CARD.md`` next to it. If that is
+    taken too, or the student's folder cannot be written, it is ``MODEL_CARD.md`` in ``other``. The result is None if no
+    place is free.
     """
     whole = f"{card}\n{_MARK}{_sha256(card)} -->\n"
     for path in (student / "README.md", student / "MODEL_CARD.md", other / "MODEL_CARD.md"):

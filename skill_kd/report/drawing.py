@@ -1,4 +1,4 @@
-"""What plots are made of: the frame with its title and table, axes, marks and words in SVG."""
+"""The parts of plots: the frame with its title and table, axes, marks and text in SVG."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from skill_kd.report.markup import Markup, clean, tag
 from skill_kd.report.numbers import finite
 
 WIDTH, LEFT, RIGHT = 680, 64, 16
-"""Pixels of a drawing at full size; the plot lies between ``LEFT`` and ``WIDTH - RIGHT``."""
+"""Pixels of a drawing at full size; the plot is between ``LEFT`` and ``WIDTH - RIGHT``."""
 
 Number = float | None
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A place on an axis with a word on it: a change point, a margin, what the teacher has."""
+    """A labelled place on an axis: a change point, a margin, the teacher's value."""
 
     at: Position
     label: str
 
 
 def figure(title: str, description: str, height: float, drawing: Iterable[Markup], data: Markup) -> Markup:
-    """Return a drawing of ``WIDTH`` × ``height`` as a figure: title, SVG, and ``data`` (a table) folded under it."""
+    """Return a drawing of ``WIDTH`` × ``height`` as a figure: title, SVG, and ``data`` (a table) folded below it."""
     svg = tag(
         "svg", tag("title", title), tag("desc", description), *drawing,
         xmlns="http://www.w3.org/2000/svg", role="img", viewBox=f"0 0 {WIDTH} {height:g}", class_="plot",
@@ -36,7 +36,7 @@ def figure(title: str, description: str, height: float, drawing: Iterable[Markup
 
 
 def words(x: float, y: float, text: str, room: float, class_: str = "", anchor: str = "start") -> Markup:
-    """Return ``text`` cut to ``room`` pixels; the whole shows on hovering."""
+    """Return ``text`` cut to ``room`` pixels; hovering shows all of it."""
     whole = clean(text)
     shown = fitting(whole, room, 11.5 if "t" in class_.split() else 13)
     hint = [tag("title", whole)] if shown != whole else []
@@ -65,19 +65,19 @@ _SHAPES = ("M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0", "M-4 -4h8v8h-8z", "M0 -5L5 4H-5
 
 
 def point(x: float, y: float, series: int, hint: str, class_: str = "") -> Markup:
-    """Return a mark whose shape tells its series as well as the colour does; ``hint`` shows on hovering."""
+    """Return a mark whose shape and colour both identify its series; hovering shows ``hint``."""
     colour = class_ or f"s{series % 4}"
     place = f"translate({x:g} {y:g})"
     return tag("path", tag("title", hint), d=_SHAPES[series % len(_SHAPES)], transform=place, class_=f"m {colour}")
 
 
 def arrow(x: float, y: float, way: int, class_: str) -> Markup:
-    """Return the head of an arrow to the right (``way`` 1) or left (-1)."""
+    """Return an arrowhead that points right (``way`` 1) or left (-1)."""
     return tag("path", d=f"M0 -5L{8 * way} 0L0 5z", transform=f"translate({x - 8 * way:g} {y:g})", class_=f"m {class_}")
 
 
 def legend(names: Sequence[str], y: float) -> list[Markup]:
-    """Return names with their marks in one row."""
+    """Return names with their marks, in one row."""
     room = (WIDTH - LEFT - RIGHT) / max(1, len(names))
     places = [(series, name, LEFT + series * min(room, 220)) for series, name in enumerate(names)]
     return [
@@ -90,7 +90,7 @@ def legend(names: Sequence[str], y: float) -> list[Markup]:
 def x_axis(x: Scale, top: float, bottom: float, title: str) -> list[Markup]:
     """Return the lines, ticks and title of an axis below a plot."""
     lines = [line(x(value), top, x(value), bottom, "g") for value, _ in x.ticks]
-    edges = {"start": x.start + 12, "end": x.end - 12}  # a tick at the rim must not hang over it
+    edges = {"start": x.start + 12, "end": x.end - 12}  # keep a label at the edge inside the drawing
     labels = [words(x(value), bottom + 17, label, 90, "t", _anchor(x(value), **edges)) for value, label in x.ticks]
     return [*lines, *labels, words((x.start + x.end) / 2, bottom + 36, title, x.end - x.start, anchor="middle")]
 
@@ -107,7 +107,7 @@ def y_axis(y: Scale, title: str) -> list[Markup]:
 
 
 def nothing(y: float) -> list[Markup]:
-    """Return what stands in a plot without data."""
+    """Return the placeholder of a plot without data."""
     return [words(WIDTH / 2, y, "no data", WIDTH, "h", "middle")]
 
 

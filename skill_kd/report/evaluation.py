@@ -1,4 +1,4 @@
-"""The decision page: an evaluation as one HTML file, from the verdict down to what it takes to repeat it."""
+"""The decision page: an evaluation as one HTML file, from the verdict to the facts for reproducing it."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _speed(latency: Latency | None) -> list[Markup]:
 
 
 def setting(latency: Latency) -> str:
-    """Return on what, and how, latency was measured."""
+    """Return how, and on which device, latency was measured."""
     load = "" if latency["load"] is None else f", load {number(latency['load'], 1)} before all began"
     dtypes = latency["dtypes"]
     return (

@@ -1,10 +1,10 @@
 """The document of ``evaluation.json`` and of ``evaluate --json``, format 1. Its keys are frozen.
 
-`evaluate` writes it; the decision page and the model card read it. The types live here because evaluate/ imports
-report/ and never the other way round. None stands for what was not measured.
+`evaluate` writes it; the decision page and the model card read it. The types are here because evaluate/ imports
+report/, never the reverse. None means not measured.
 """
 
-# Without `from __future__ import annotations`: Python 3.11 finds NotRequired only where it is not text.
+# No `from __future__ import annotations`: Python 3.11 does not find NotRequired in string annotations.
 
 from typing import Literal, NotRequired, TypedDict
 
@@ -23,10 +23,10 @@ Reason = Literal[
 ]
 Role = Literal["blocking", "advisory"]
 Form = Literal["difference", "ratio", "retention", "value"]
-"""How student, teacher and control are read together, each as a mean over prompts.
+"""The formula that combines student, teacher and control, each a mean over prompts.
 
 difference: student − teacher. ratio: student / teacher. value: student.
-retention: (student − control) / (teacher − control), which is 1 like the teacher and 0 like its collapse.
+retention: (student − control) / (teacher − control), which is 1 like the teacher and 0 like the collapsed teacher.
 """
 
 
@@ -55,11 +55,11 @@ class MetricRow(TypedDict):
     prompts_needed: int | None
 
 
-# --- what a person looks at -------------------------------------------------------------------------------------------
+# --- examples for people ----------------------------------------------------------------------------------------------
 
 
 class SliceRow(TypedDict):
-    """The metrics of some of the prompts."""
+    """The metrics on a subset of the prompts."""
 
     name: str
     prompts: int
@@ -67,7 +67,7 @@ class SliceRow(TypedDict):
 
 
 class LostMode(TypedDict):
-    """A prompt whose teacher responses no student sample comes near."""
+    """A prompt with teacher responses that no student response is near."""
 
     prompt: str
     teacher: list[str]
@@ -76,7 +76,7 @@ class LostMode(TypedDict):
 
 
 class FlaggedExample(TypedDict):
-    """A student response with something wrong, next to the teacher's."""
+    """A flagged student response, next to the teacher's."""
 
     prompt: str
     teacher: list[str]
@@ -85,7 +85,7 @@ class FlaggedExample(TypedDict):
 
 
 class LengthQuantiles(TypedDict):
-    """Of the number of words of a response."""
+    """Quantiles of the number of words in a response."""
 
     p10: float
     p50: float
@@ -94,7 +94,7 @@ class LengthQuantiles(TypedDict):
 
 
 class Lengths(TypedDict):
-    """Lengths of the responses of each model."""
+    """Response lengths of each model."""
 
     teacher: LengthQuantiles
     student: LengthQuantiles
@@ -102,7 +102,7 @@ class Lengths(TypedDict):
     unit: str
 
 
-# --- what it takes to repeat the evaluation ---------------------------------------------------------------------------
+# --- reproduction -----------------------------------------------------------------------------------------------------
 
 
 class FileRead(TypedDict):
@@ -115,7 +115,7 @@ class FileRead(TypedDict):
 
 
 class DecodingSettings(TypedDict):
-    """How the responses were sampled."""
+    """The decoding settings of the responses."""
 
     temperature: float
     top_p: float
@@ -124,7 +124,7 @@ class DecodingSettings(TypedDict):
 
 
 class ModelFacts(TypedDict):
-    """The models that were sampled; names are None where saved generations were judged."""
+    """The sampled models; names are None for saved generations."""
 
     teacher: str | None
     student: str | None
@@ -135,7 +135,7 @@ class ModelFacts(TypedDict):
 
 
 class Reproduction(ModelFacts):
-    """Everything that decides what comes out, and when it was done."""
+    """Everything that determines the result, and the time of the evaluation."""
 
     policy: dict[str, object]
     """The whole policy, as its model dumps it."""
@@ -155,7 +155,7 @@ class Reproduction(ModelFacts):
 
 
 class EvaluationDocument(TypedDict):
-    """A verdict and everything it rests on."""
+    """A verdict and everything behind it."""
 
     format: int
     kind: Literal["evaluation"]

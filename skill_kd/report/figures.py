@@ -1,4 +1,4 @@
-"""The figures of an evaluation: each in the unit it is read in, against its margin in one plot, and as a table."""
+"""The metrics of an evaluation: each in its unit, in one plot against the margins, and as tables."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FORMS: dict[Form, str] = {
 
 
 def shown(value: object, metric: MetricRow) -> str:
-    """Return a figure of ``metric`` with the unit it is read in."""
+    """Return a value of ``metric`` with its unit."""
     unit = f" {metric['unit']}" if _has_unit(metric) and finite(value) is not None else ""
     return _bare(value, metric) + unit
 
@@ -47,12 +47,12 @@ def _bare(value: object, metric: MetricRow) -> str:
 
 
 def _mean(value: object, metric: MetricRow) -> str:
-    """A mean behind a figure, in the unit it was measured in."""
+    """Return a mean behind a metric, in the unit of measurement."""
     return percent(value) if metric["unit"] == "share" else number(value)
 
 
 def figures(metrics: Sequence[MetricRow]) -> list[Markup]:
-    """Return the forest plot and the tables of all figures."""
+    """Return the forest plot and the tables of all metrics."""
     rows = [row for metric in metrics if (row := _against_margin(metric))]
     plot = forest_plot(
         "Every figure against its margin",
@@ -76,7 +76,7 @@ def _absence(metric: MetricRow) -> str:
 
 
 def _against_margin(metric: MetricRow) -> Interval | None:
-    """The row of a metric: 0 where a perfect student is, -1 at the margin. None where one of the two is missing."""
+    """Return the metric's row, scaled to 0 for a perfect student and -1 at the margin; None if either is missing."""
     null, margin = finite(metric["null"]), finite(metric["margin"])
     way = 1.0 if metric["better"] == "high" else -1.0
     if null is None or margin is None or way * (null - margin) <= 0 or finite(metric["estimate"]) is None:

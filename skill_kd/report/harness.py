@@ -1,4 +1,4 @@
-"""Results of lm-evaluation-harness on the decision page: both models' scores, and what the student keeps of them."""
+"""lm-evaluation-harness results on the decision page: both models' scores, and the student's retention."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NUMBERS = ("Teacher", "Student", "Difference", "Low", "High", "Retention", "Low
 
 
 def harness(results: HarnessComparison | None) -> list[PageSection]:
-    """Return the section of imported results, or nothing where there are none."""
+    """Return the section of imported results, or an empty list if there are none."""
     if results is None:
         return []
     columns = [Column("Task"), *(Column(title, numeric=True) for title in _NUMBERS)]

@@ -1,4 +1,4 @@
-"""Numbers as people read them: three significant digits, a true minus, and a dash for what is not there."""
+"""Numbers for people: three significant digits, a true minus sign, and a dash for a missing value."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ MISSING = "–"
 
 
 def finite(value: object) -> float | None:
-    """Return ``value`` as a float; None where it is no finite number, or too large to be a measurement."""
+    """Return ``value`` as a float; None if it is not finite, or too large to be a measurement."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if abs(value) < 1e200 else None
 
 
 def number(value: object, digits: int | None = None, sign: bool = False) -> str:
-    """Return ``value`` with ``digits`` decimals, or as many as make three significant digits."""
+    """Return ``value`` with ``digits`` decimals, by default with three significant digits."""
     known = finite(value)
     if known is None:
         return MISSING
@@ -55,7 +55,7 @@ def _decimals(value: object) -> int:
 
 
 def _true_minus(text: str) -> str:
-    # "-0.0" says nothing that "0.0" does not.
+    # Avoid "-0.0": it means the same as "0.0".
     if not any(char in "123456789" for char in text.split("e", maxsplit=1)[0]):
         return text.lstrip("+-")
     return text.replace("-", "−")

@@ -1,4 +1,4 @@
-"""A whole page: strict content security policy, our one style and one script inside, light, dark and printed."""
+"""An HTML page with a strict content security policy, one style sheet and one script, for light, dark and print."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ POLICY = (
     f"default-src 'none'; style-src {source_hash(STYLE)}; script-src {source_hash(SCRIPT)}; "
     "base-uri 'none'; form-action 'none'"
 )
-"""No network, no other script or style than ours, whatever a completion holds."""
+"""No network, and no scripts or styles but ours, whatever text the page contains."""
 
 
 @dataclass(frozen=True)
 class PageSection:
-    """A part of a page; ``name`` is its anchor, ``short`` its place in the navigation (the title where empty)."""
+    """A section of a page. ``name`` is its anchor; ``short`` is its navigation label (the title if empty)."""
 
     name: str
     title: str
@@ -75,19 +75,19 @@ def folded(summary: Child, *content: Child) -> Markup:
 
 
 def sample(text: object, label: Child = "") -> Markup:
-    """Return a text of a model or a log as it stands, line breaks included; it keeps its own writing direction."""
+    """Return text from a model or a log unchanged, with its line breaks and its own writing direction."""
     return tag(
         "div", tag("span", label, class_="label") if label else "", tag("pre", text, dir="auto"), class_="sample"
     )
 
 
 def side_by_side(*columns: tuple[Child, Sequence[Child]]) -> Markup:
-    """Return titled columns next to each other, below each other where the window is narrow."""
+    """Return titled columns next to each other, or below each other if the window is narrow."""
     return tag("div", *(tag("div", tag("h4", title), *content) for title, content in columns), class_="columns")
 
 
 def verdict(word: str, tone: str, sentence: Child) -> Markup:
-    """Return the banner on top of a page; ``tone`` is pass, fail, uncertain or plain."""
+    """Return the banner at the top of a page; ``tone`` is pass, fail, uncertain or plain."""
     return tag("div", tag("span", word, class_=f"word {tone}"), tag("p", sentence), class_=f"verdict {tone}")
 
 

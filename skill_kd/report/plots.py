@@ -1,6 +1,6 @@
 """Plots over two axes as inline SVG: lines over numbers or time, scatter, histogram.
 
-Nothing is drawn that is not in the data: a missing value leaves a gap. Plots of rows are in `report.rowplots`.
+A missing value leaves a gap; nothing is interpolated. Plots with one row per item are in `report.rowplots`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = ["Line", "Mark", "Spot", "histogram", "line_plot", "scatter_plot"]
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a line plot: ``y`` over ``x``, with an interval from ``low`` to ``high`` where these are given."""
+    """A line of a line plot: ``y`` over ``x``, with an interval from ``low`` to ``high`` if both are given."""
 
     name: str
     x: Sequence[Position]
@@ -45,10 +45,10 @@ class Line:
     low: Sequence[Number] = ()
     high: Sequence[Number] = ()
     joined: bool = True
-    """False draws points alone."""
+    """If False, only points are drawn."""
 
     def rows(self) -> list[tuple[Position, float | None, float | None, float | None]]:
-        """Return position, value, low and high of every point; what is no finite number is None."""
+        """Return position, value, low and high of every point, with None for numbers that are not finite."""
         none = [None] * len(self.x)
         columns = zip(self.x, self.y, self.low or none, self.high or none, strict=True)
         return [(at, finite(value), finite(low), finite(high)) for at, value, low, high in columns]
@@ -56,7 +56,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Spot:
-    """One point of a scatter plot; spots of one ``series`` are joined in the order given."""
+    """A point of a scatter plot; points of one ``series`` are joined in the given order."""
 
     series: str
     x: float
@@ -68,10 +68,10 @@ def line_plot(
     title: str, description: str, lines: Sequence[Line], *, x: str, y: str,
     changes: Sequence[Mark] = (), levels: Sequence[Mark] = (), zero: bool = False, diagonal: bool = False,
 ) -> Markup:  # fmt: skip
-    """Return lines over a number or over time.
+    """Return a plot of lines over a number or over time.
 
-    ``x`` and ``y`` name the axes with their units. ``changes`` are marked on the x axis, ``levels`` on the y axis;
-    ``zero`` makes the y axis start at 0; ``diagonal`` draws y = x.
+    ``x`` and ``y`` are the axis titles with units. ``changes`` are marks on the x axis, ``levels`` on the y axis.
+    ``zero`` makes the y axis start at 0. ``diagonal`` draws y = x.
     """
     names = [each.name for each in lines] if len(lines) > 1 else []
     top, bottom = 68 if names else 40, 330
@@ -129,7 +129,7 @@ def _line_table(title: str, lines: Sequence[Line], x: str, y: str) -> Markup:
 
 
 def scatter_plot(title: str, description: str, spots: Sequence[Spot], *, x: str, y: str, joined: bool = True) -> Markup:
-    """Return points with their labels; the axes are named with their units, and need not start at 0."""
+    """Return a plot of labelled points. The axis titles carry units; the axes need not start at 0."""
     top, bottom = 68, 380
     names = list(dict.fromkeys(spot.series for spot in spots))
     across, up = scale([s.x for s in spots], LEFT, WIDTH - RIGHT), scale([s.y for s in spots], bottom, top)
@@ -148,14 +148,14 @@ def _spot(spot: Spot, series: int, across: Scale, up: Scale) -> list[Markup]:
     at, height = across(spot.x), up(spot.y)
     side, anchor = (-8, "end") if at > WIDTH - 90 else (8, "start")
     hint = f"{spot.series} {spot.label}: {number(spot.x)}, {number(spot.y)}"
-    # Series stand close to each other: the labels of one lie above its points, those of the next below.
+    # Series may be close together, so one series has its labels above the points and the next has them below.
     below = series % 2 and height < up.start - 20
     label = words(at + side, height + (16 if below else -7), spot.label, 110, "h t", anchor)
     return [point(at, height, series, hint), label]
 
 
 def histogram(title: str, description: str, edges: Sequence[float], counts: Sequence[float], *, axis: str) -> Markup:
-    """Return a histogram of bins of equal width; ``edges`` has one value more than ``counts``."""
+    """Return a histogram with bins of equal width; ``edges`` has one value more than ``counts``."""
     top, bottom = 40, 300
     across, up = scale(edges, LEFT, WIDTH - RIGHT), scale([0.0, *counts], bottom, top)
     bins = list(zip(edges[:-1], edges[1:], counts, strict=True))

@@ -1,6 +1,6 @@
-"""Plots of one row for each thing compared, as inline SVG: forest plots and bars.
+"""Plots with one row per item, as inline SVG: forest plots and bars.
 
-The label stands above its row, so that a long one has room and a narrow window still shows it.
+Labels are above their rows, so that long ones have room and narrow windows still show them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ROW, _EDGE = 42, 16
 
 @dataclass(frozen=True)
 class Interval:
-    """A row of a forest plot, in the units of its axis; ``shown`` says the same in words, at the right."""
+    """A row of a forest plot, in the units of its axis. ``shown`` is the same in words, at the right."""
 
     label: str
     estimate: Number
@@ -28,12 +28,12 @@ class Interval:
     high: Number
     shown: str = ""
     status: str = ""
-    """One of pass, fail, uncertain, or nothing."""
+    """One of pass, fail, uncertain, or empty."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar from zero, with an interval where it has one."""
+    """A bar from zero, with an optional interval."""
 
     label: str
     value: Number
@@ -47,7 +47,7 @@ def forest_plot(
 ) -> Markup:  # fmt: skip
     """Return estimates with their intervals on one axis, one row each, and ``lines`` through all rows.
 
-    ``limits`` bounds the axis; what goes on beyond ends in an arrow.
+    ``limits`` bounds the axis. An interval that extends beyond it ends in an arrow.
     """
     values = known(chain(*((row.estimate, row.low, row.high) for row in rows), (seconds(each.at) for each in lines)))
     low, high = limits or (float("-inf"), float("inf"))

@@ -1,6 +1,6 @@
-"""The parts of ``evaluation.json`` that are shown and decide nothing: speed, curves, a judge, imported results.
+"""The parts of ``evaluation.json`` that do not affect the verdict: speed, curves, a judge, imported results.
 
-Its keys are frozen. None stands for what was not measured.
+The keys are frozen. None means not measured.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SIDES_AND_BASELINE: tuple[SideOrBaseline, ...] = ("teacher", "student", "baselin
 
 
 class SecondsQuantiles(TypedDict):
-    """Of the time of one response; the bounds of the median are two-sided 95%."""
+    """Quantiles of the seconds per response, with two-sided 95% bounds of the median."""
 
     p50_s: float
     p50_low_s: float | None
@@ -24,18 +24,18 @@ class SecondsQuantiles(TypedDict):
 
 
 class ModelSpeed(SecondsQuantiles):
-    """How fast one model answered."""
+    """The speed of one model."""
 
     tokens_per_s: float
     tokens: float
-    """Mean of a response."""
+    """Mean tokens per response."""
     memory_bytes: int
     seconds: list[float]
-    """Of every response."""
+    """Seconds of every response."""
 
 
 class Cost(TypedDict):
-    """Of 1000 requests."""
+    """The cost of 1000 requests."""
 
     teacher: float
     student: float
@@ -43,10 +43,10 @@ class Cost(TypedDict):
 
 
 class Latency(TypedDict):
-    """How fast both models answered, and on what."""
+    """The speed of both models, and the device."""
 
     load: float | None
-    """Of the machine, before the evaluation added to it."""
+    """Load average of the machine before the evaluation added to it."""
     hardware: str
     batch: int
     concurrency: int
@@ -59,7 +59,7 @@ class Latency(TypedDict):
 
 
 class ExposureCurve(TypedDict):
-    """Forward KL by position, on the teacher's and on the student's own prefixes; bounds of the latter."""
+    """Forward KL by position, on the teacher's and on the student's own prefixes, with bounds for the student's."""
 
     positions: list[int]
     teacher_prefixes: list[float]
@@ -70,7 +70,7 @@ class ExposureCurve(TypedDict):
 
 
 class CalibrationCurve(TypedDict):
-    """How often the likeliest token is right, by its probability."""
+    """Accuracy of the likeliest token, by its probability."""
 
     confidence: list[float]
     accuracy: list[float]
@@ -90,7 +90,7 @@ class TemperaturePoint(TypedDict):
 
 
 class Curves(TypedDict):
-    """What is drawn."""
+    """The plotted curves."""
 
     exposure: ExposureCurve | None
     calibration: CalibrationCurve | None
@@ -98,7 +98,7 @@ class Curves(TypedDict):
 
 
 class JudgeCounts(TypedDict):
-    """What a pairwise judge said of the student; ``inconsistent`` answers changed with the order."""
+    """A pairwise judge's answers on the student. ``inconsistent`` answers changed with the order."""
 
     model: str
     wins: int
@@ -108,7 +108,7 @@ class JudgeCounts(TypedDict):
 
 
 class HarnessModel(TypedDict):
-    """One model's file of results."""
+    """The results file of one model."""
 
     model: str
     file: str
@@ -116,14 +116,14 @@ class HarnessModel(TypedDict):
 
 
 class HarnessRow(TypedDict):
-    """One figure that both files have; ``low`` and ``high`` are the bounds of ``retention``."""
+    """A metric that is in both files; ``low`` and ``high`` are the bounds of ``retention``."""
 
     task: str
     metric: str
     filter: str
     better: Better | None
     samples: object
-    """Number of questions, as the student's file gives it."""
+    """Number of questions, from the student's file."""
     teacher: float | None
     teacher_error: float | None
     student: float | None
@@ -138,10 +138,10 @@ class HarnessRow(TypedDict):
 
 
 class HarnessComparison(TypedDict):
-    """Both models' files, figure by figure."""
+    """Both models' files, metric by metric."""
 
     teacher: HarnessModel
     student: HarnessModel
     rows: list[HarnessRow]
     left_out: list[str]
-    """Tasks that one of the two files lacks."""
+    """Tasks that are missing in one of the two files."""

@@ -1,4 +1,4 @@
-"""Tables: a caption, numbers to the right and aligned, sorted and filtered in the browser where scripts run."""
+"""Tables: a caption, right-aligned numbers, sorting and filtering in the browser if scripts run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from skill_kd.report.numbers import MISSING, finite, number
 
 @dataclass(frozen=True)
 class Column:
-    """A column; numbers stand to the right, all with ``digits`` decimals where that is given."""
+    """A column. Numbers are right-aligned, with ``digits`` decimals if given."""
 
     title: str
     numeric: bool = False
@@ -20,7 +20,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell that shows one thing and sorts by another."""
+    """A cell that shows one value and sorts by another."""
 
     shown: Child
     value: float | None = None
@@ -29,7 +29,7 @@ class Cell:
 def table(
     caption: Child, columns: Sequence[Column | str], rows: Sequence[Sequence[object]], *, filtered: bool = False
 ) -> Markup:
-    """Return a table; a row is one value a column: text, a number, None, a `Cell` or `Markup`.
+    """Return a table. A row has one value per column: text, a number, None, a `Cell` or `Markup`.
 
     ``filtered`` adds a search field. The first cell of a row is its header.
     """

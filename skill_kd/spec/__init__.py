@@ -1,6 +1,6 @@
-"""The spec: what to distil, into what, how. Frozen models that refuse what they do not know.
+"""The spec of a distillation run, as frozen pydantic models that refuse unknown keys.
 
-Units: tokens, seconds, nats. KL directions, everywhere in this project:
+Units: tokens, seconds, nats. KL directions in the whole project:
 ``forward_kl`` is KL(teacher ‖ student), mass-covering; ``reverse_kl`` is KL(student ‖ teacher), mode-seeking.
 Notation in the docstrings: p = teacher, q = student, y = response, t = position.
 """
@@ -83,28 +83,28 @@ __all__ = [
 
 
 class Spec(Section):
-    """A whole distillation run."""
+    """The keys of a distillation run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    """Names the run folder: letters, digits, dot, dash, underscore."""
+    """Name of the run and its folder: at most 64 letters, digits, dots, dashes and underscores."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
-    """Seeds data order, sampling and new weights."""
+    """Seed of the data order, the sampling and new weights."""
     backend: Text = "transformers"
-    """What trains: the built-in ``transformers``, or an installed plugin's name."""
+    """Backend that trains: the built-in ``transformers``, or one from an installed plugin."""
     teacher: Teacher
     student: Student
     data: Data
     stages: tuple[Stage, ...] = (Distill(),)
-    """In order: ``warm_start`` (optional), ``distill``, ``self_train`` (optional)."""
+    """The stages, in this order: ``warm_start`` (optional), ``distill``, ``self_train`` (optional)."""
     rollout: Rollout = Rollout()
     training: Training = Training()
     checkpoint: Checkpoint = Checkpoint()
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Where metrics go besides ``metrics.jsonl``."""
+    """Trackers that receive the metrics, in addition to ``metrics.jsonl``."""
     launch: Launch = Launch()
     evaluation: Evaluation = Evaluation()
     handoff: Handoff | None = None
-    """The fine-tuning step to write for the student; null writes none."""
+    """The fine-tuning step to prepare for the student; null prepares none."""
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Spec:
@@ -117,6 +117,6 @@ class Spec(Section):
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the canonical validated JSON: equal for two files that mean the same run."""
+        """SHA-256 of the canonical validated JSON; equal for two files that describe the same run."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The rules that hold across sections: each names the keys that do not agree and what to change."""
+"""The rules across sections. Each error names the keys that do not agree, and the fix."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from skill_kd.spec.stages import Stage, objective_of, on_policy
 
 
 def check_stages(stages: tuple[Stage, ...], data: Data) -> None:
-    """Refuse stages out of order or given twice, and a pretraining corpus that does not go with a weight for it."""
+    """Refuse stages out of order or given twice, and a pretraining corpus or its weight without the other."""
     kinds = [stage.kind for stage in stages]
     if kinds.count("distill") != 1 or kinds != sorted(kinds, key=["warm_start", "distill", "self_train"].index):
         raise refuse(
@@ -26,13 +26,13 @@ def check_stages(stages: tuple[Stage, ...], data: Data) -> None:
             raise refuse(f"pt_weight: {weight} needs a corpus; set data.pretraining, or pt_weight: 0")
     if data.pretraining and not any(weights):
         raise refuse(
-            f"data.pretraining {data.pretraining!r} is read by minillm with pt_weight above 0 only; "
+            f"data.pretraining {data.pretraining!r} is used only by minillm with pt_weight above 0; "
             "set pt_weight in the distill objective, or drop it"
         )
 
 
 def check_teacher(teacher: Teacher, student: Student, stages: tuple[Stage, ...], launch: Launch) -> None:
-    """Refuse what the teacher's source cannot give."""
+    """Refuse settings that the source of the teacher does not support."""
     if student.from_teacher and isinstance(teacher.model, tuple) and len(teacher.model) > 1:
         raise refuse(
             f"student.from_teacher grows from one teacher, and teacher.model lists {len(teacher.model)}; "
@@ -41,7 +41,7 @@ def check_teacher(teacher: Teacher, student: Student, stages: tuple[Stage, ...],
     if launch.shard_teacher and (teacher.served or teacher.quantization):
         what = f"quantization: {teacher.quantization}" if teacher.quantization else "served"
         raise refuse(
-            f"launch.shard_teacher splits a teacher loaded here in 16 or 32 bits, which teacher.{what} is not; "
+            f"launch.shard_teacher needs a teacher that is loaded here in 16 or 32 bits, and teacher.{what} is not; "
             "drop one of the two"
         )
     if teacher.served is None:
@@ -58,21 +58,21 @@ def _check_served(served: Served, stage: Stage) -> None:
     objective = objective_of(stage)
     if reads_teacher(stage) and served.top_logprobs == 0:
         kind = (objective or stage).kind
-        mend = "take kind: sequence_kd" if objective else "drop that stage"
+        fix = "take kind: sequence_kd" if objective else "drop that stage"
         raise refuse(
             f"'{kind}' reads the teacher's probabilities, and teacher.served gives text only; "
-            f"set served.top_logprobs, or {mend}"
+            f"set served.top_logprobs, or {fix}"
         )
     if isinstance(objective, Divergence) and objective.temperature != 1:
         raise refuse(
             f"temperature: {objective.temperature} needs the teacher's whole distribution, and top_logprobs: "
-            f"{served.top_logprobs} tells the likeliest tokens at temperature 1; set temperature: 1, "
+            f"{served.top_logprobs} gives only the likeliest tokens at temperature 1; set temperature: 1, "
             "or load the teacher with teacher.model"
         )
     if isinstance(objective, MiniLLM) and objective.teacher_mix > 0:
         raise refuse(
             f"teacher_mix: {objective.teacher_mix} asks the teacher for one token at a time, "
-            "which a served teacher cannot do at speed; set teacher_mix: 0"
+            "which is too slow with a served teacher; set teacher_mix: 0"
         )
     if isinstance(objective, MiniLLM) and objective.estimator == "exact":
         raise refuse(
@@ -82,7 +82,7 @@ def _check_served(served: Served, stage: Stage) -> None:
 
 
 def check_batches(training: Training, launch: Launch, rollout: Rollout, stages: tuple[Stage, ...]) -> None:
-    """Refuse batches that do not divide over processes and passes, or rollouts that do not divide into batches."""
+    """Refuse batches that do not divide over processes and passes, and rounds that do not divide into batches."""
     share = training.accumulate * launch.processes
     if training.batch_size % share:
         raise refuse(
@@ -91,13 +91,13 @@ def check_batches(training: Training, launch: Launch, rollout: Rollout, stages: 
         )
     if any(map(on_policy, stages)) and rollout.prompts % training.batch_size:
         raise refuse(
-            f"rollout.prompts {rollout.prompts} is no multiple of training.batch_size {training.batch_size}; "
+            f"rollout.prompts {rollout.prompts} is not a multiple of training.batch_size {training.batch_size}; "
             "each optimizer step takes batch_size of them"
         )
 
 
 def check_exact(stages: tuple[Stage, ...], rollout: Rollout, training: Training, student: Student) -> None:
-    """Refuse, with ``estimator: exact``, every setting that would bias it."""
+    """Refuse every setting that would bias ``estimator: exact``."""
     objectives = map(objective_of, stages)
     if not any(isinstance(objective, MiniLLM) and objective.estimator == "exact" for objective in objectives):
         return
@@ -113,12 +113,12 @@ def check_exact(stages: tuple[Stage, ...], rollout: Rollout, training: Training,
             f"training.batch_size, {training.batch_size}: one optimizer step for each batch of rollouts",
         ),
     }
-    for field, (value, fits, mend) in broken_by.items():
+    for field, (value, fits, fix) in broken_by.items():
         if not fits:
-            raise refuse(f"{field}: {value} makes estimator: exact biased; set it to {mend}, or take estimator: paper")
+            raise refuse(f"{field}: {value} makes estimator: exact biased; set it to {fix}, or take estimator: paper")
 
 
 def check_sampling(rollout: Rollout, stages: tuple[Stage, ...]) -> None:
-    """Refuse temperature 0 where the student's samples must be a distribution."""
+    """Refuse temperature 0 if a stage is on-policy: its samples must come from a distribution."""
     if rollout.temperature == 0 and any(map(on_policy, stages)):
-        raise refuse("rollout.temperature: 0 samples one response only, no distribution; on-policy stages need above 0")
+        raise refuse("rollout.temperature: 0 always gives the same response; on-policy stages need a value above 0")

@@ -1,4 +1,4 @@
-"""The data: prompts, and responses where they exist."""
+"""The data section: prompts, and responses if there are any."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from pydantic import Field, model_validator
 from skill_kd.spec.section import Fraction, PositiveInt, Section, Text, refuse
 
 TRAINER_OPTIONS = frozenset({"conversation", "messages", "tokenize", "add_generation_prompt", "chat_template"})
-"""What the trainer tells a chat template itself."""
+"""Arguments of a chat template that the trainer sets itself."""
 
 
 class Data(Section):
-    """Prompts, and responses where they exist."""
+    """Prompts, and responses if there are any."""
 
     train: Text
-    """JSONL or Parquet file, or hub id (``name@COMMIT`` pins it): ``prompt`` or ``messages``, perhaps ``response``."""
+    """JSONL or Parquet file or hub id (``name@COMMIT`` pins it): ``prompt`` or ``messages``, optional ``response``."""
     split: Text = "train"
     """Split to read when ``train`` is a hub id."""
     held_out: Annotated[float, Field(gt=0, lt=1)] | Text = 0.05
-    """Share of the training prompts set aside, or a file of its own."""
+    """Share of the training prompts to set aside, or the path of a separate file."""
     max_overlap: Fraction = 0.0
     """Largest share of held-out prompts that may also be training prompts."""
     pretraining: Text | None = None
-    """Corpus with a ``text`` field for the PT loss of MiniLLM."""
+    """Corpus with a ``text`` field, for MiniLLM's PT loss."""
     chat_template_options: dict[Text, bool | int | float | str] = Field(default={})
-    """What the chat template is told, for example ``enable_thinking: false`` for Qwen3, which thinks unless told."""
+    """Options for the chat template, for example ``enable_thinking: false`` for Qwen3, which thinks by default."""
     max_prompt_tokens: PositiveInt = 256
-    """Length of the longest prompt that is trained on, chat template included."""
+    """Longest prompt to train on, including the chat template."""
     long_prompts: Literal["refuse", "drop"] = "refuse"
-    """What to do when prompts are longer than ``max_prompt_tokens``; both say how many."""
+    """Refuse prompts longer than ``max_prompt_tokens``, or drop them; both report the number."""
     max_bad_rows: Fraction = 0.0
-    """Largest share of unreadable rows that is skipped; above it the data is refused."""
+    """Largest share of unreadable rows to skip; with more, the data is refused."""
 
     @model_validator(mode="after")
     def _options_are_the_template_s(self) -> Data:

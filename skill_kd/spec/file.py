@@ -16,14 +16,14 @@ from skill_kd.spec import Spec
 from skill_kd.spec.mistakes import mistakes
 
 MAX_BYTES = 64 * 1024
-"""A spec is a few KiB. Anything much larger is data given by mistake, and YAML is slow to read."""
+"""Largest spec file. A spec takes a few KiB; a much larger file is probably data, and YAML is slow to parse."""
 
 MAX_ALIASES = 16
-"""Aliases of aliases multiply: a few lines of YAML can mean more nodes than there is memory."""
+"""Most YAML aliases in a spec. Nested aliases multiply: a few lines can expand to more nodes than fit in memory."""
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """The safe loader, refusing many aliases, and a key given twice: YAML would let the last one win without a word."""
+    """A safe loader that refuses many aliases and duplicate keys, of which YAML silently keeps the last."""
 
     aliases = 0
 
@@ -49,7 +49,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def read_values(path: Path) -> Any:
-    """Return what a spec file holds, not yet validated.
+    """Return the parsed content of a spec file, not yet validated.
 
     Raises:
         SpecError: the file is missing, unreadable, too large or malformed; the message names the line.
@@ -60,15 +60,15 @@ def read_values(path: Path) -> Any:
     text = _read_text(path)
     try:
         return parse(text)
-    except Exception as error:  # PyYAML answers some malformed scalars with IndexError, KeyError, AttributeError
+    except Exception as error:  # PyYAML raises IndexError, KeyError or AttributeError on some scalars
         raise SpecError(f"spec '{path}' is malformed: {_one_line(error)}") from error
 
 
 def read_value(text: str, where: str) -> Any:
-    """Read one value as a YAML spec has it.
+    """Parse one value as in a YAML spec.
 
     Raises:
-        SpecError: the text is malformed; ``where`` says whose it is.
+        SpecError: the text is malformed; the message starts with ``where``.
     """
     try:
         return _parse_yaml(text)
@@ -118,7 +118,7 @@ def load_spec(path: Path, **overrides: object) -> Spec:
     """Read and validate a spec; ``overrides`` replace top-level keys.
 
     Raises:
-        SpecError: naming each field, its value and the mend.
+        SpecError: the file is unreadable or invalid; the message names each field, its value and the fix.
     """
     values = read_values(path)
     if not isinstance(values, dict):
@@ -128,7 +128,11 @@ def load_spec(path: Path, **overrides: object) -> Spec:
 
 
 def parse_spec(values: object, source: str = "spec") -> Spec:
-    """Validate ``values`` and turn pydantic's report into one plain message."""
+    """Validate ``values``.
+
+    Raises:
+        SpecError: the values are invalid; the message is pydantic's report in plain words.
+    """
     try:
         return Spec.model_validate(values)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Pydantic's report of an invalid spec, in plain words: which key, which value, what to write instead."""
+"""Pydantic's errors for an invalid spec, in plain words: the key, the value and the fix."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from skill_kd.spec.stages import all_kinds
 
 
 def mistakes(error: ValidationError) -> list[str]:
-    """Return one line for each mistake. A union reports each member it tried; only the deepest report is meant."""
+    """Return one line for each mistake. A union reports every member that it tried; only the deepest error is kept."""
     reports: dict[str, str] = {}
     for details in error.errors(include_url=False):
         where = ".".join(str(part) for part in details["loc"] if not _is_union_member(str(part)))
@@ -44,7 +44,7 @@ def _describe(details: Any, prefix: str) -> str:
 
 
 def _is_union_member(part: str) -> bool:
-    """Pydantic names the chosen union member in a location; people wrote no such key."""
+    """Return True if ``part`` of a location is a union member, which pydantic adds, and not a key of the spec."""
     return part in _KINDS or part in {"str", "int", "float"} or part.startswith("constrained-") or "[" in part
 
 
@@ -61,7 +61,7 @@ _REPR.maxstring = _REPR.maxother = 60
 
 
 def _shown(value: object) -> str:
-    """The value as it would be typed; cut before it is written out, since it can be as large as the file."""
+    """Return the value as Python would write it, cut short, since it can be as large as the file."""
     text = _REPR.repr(value)
     return text if len(text) <= 80 else text[:77] + "…"
 

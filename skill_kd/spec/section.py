@@ -1,4 +1,4 @@
-"""What every section of a spec shares: it is frozen, refuses what it does not know, and says why."""
+"""The base of every section of a spec. It is frozen, refuses unknown keys, and explains the refusal."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 def refuse(message: str) -> PydanticCustomError:
-    """An error whose text may hold braces: pydantic would otherwise read them as a template."""
+    """Return an error with ``message``. Pydantic would read braces in a plain message as a template."""
     return PydanticCustomError("refused", "{message}", {"message": message})
 
 
 def _explain_kind(schema: dict[str, Any]) -> None:
-    """Let an editor that points at ``kind`` show what this kind is."""
+    """Copy the description of a section to its ``kind``, so that editors show it there."""
     if "kind" in schema["properties"]:
         schema["properties"]["kind"]["description"] = schema["description"]
 
 
 class Section(BaseModel):
-    """Base of every part of a spec: frozen, finite numbers, unknown keys refused with the nearest known one."""
+    """Base of every section: frozen, refuses infinite numbers, answers an unknown key with the nearest known one."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -52,11 +52,11 @@ class Section(BaseModel):
                     known = f"did you mean '{near[0]}'?" if near else "known: " + ", ".join(cls.model_fields)
                     raise refuse(f"unknown key {name!r}; {known}")
                 if isinstance(value, bool) and cls.model_fields[key].annotation is not bool:
-                    # Pydantic would take true for 1, and YAML reads a bare yes or on as true.
-                    raise refuse(f"{key}: {str(value).lower()} is a yes or no, which this key does not take")
+                    # Pydantic would read true as 1, and YAML reads a bare yes or on as true.
+                    raise refuse(f"{key}: {str(value).lower()} is a yes or no, and this key does not take one")
         return values
 
 
 def names_user(url: str) -> bool:
-    """Return whether ``url`` holds a user name or a password."""
+    """Return True if ``url`` has a user name or a password."""
     return "@" in url.split("/")[2]

@@ -1,4 +1,4 @@
-"""The stages of a run, and what each asks of student and teacher."""
+"""The stages of a run."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from skill_kd.spec.section import LearningRate, PositiveFloat, PositiveInt, Sect
 
 
 class WarmStart(Section):
-    """Phase 1 of MiniLLM's algorithm: imitation, so that on-policy samples are worth correcting."""
+    """Phase 1 of MiniLLM's algorithm: imitation first, so that on-policy samples are worth correcting."""
 
     kind: Literal["warm_start"] = "warm_start"
     objective: OffPolicyObjective = Sft()
-    """What to imitate: the responses in the data (``sft``), or the teacher."""
+    """The loss: imitate the responses in the data (``sft``), or the teacher."""
     epochs: PositiveFloat = 1.0
     """Passes over the training prompts."""
     learning_rate: LearningRate | None = None
-    """Overrides ``training.learning_rate`` in this stage."""
+    """Learning rate of this stage; null uses ``training.learning_rate``."""
 
     @model_validator(mode="after")
     def _off_policy(self) -> WarmStart:
@@ -31,7 +31,7 @@ class WarmStart(Section):
 
 
 class Distill(Section):
-    """The main stage."""
+    """The main stage, which distills the teacher into the student."""
 
     kind: Literal["distill"] = "distill"
     objective: Objective = MiniLLM()
@@ -39,28 +39,28 @@ class Distill(Section):
     updates: PositiveInt = 500
     """Optimizer steps."""
     learning_rate: LearningRate | None = None
-    """Overrides ``training.learning_rate`` in this stage."""
+    """Learning rate of this stage; null uses ``training.learning_rate``."""
 
 
 class SelfTrain(Section):
-    """Imitation of the student's own best samples: those that end, do not loop, and the teacher finds likely."""
+    """Imitation of the student's own best samples: complete, without loops, and likely under the teacher."""
 
     kind: Literal["self_train"] = "self_train"
     samples: PositiveInt = 4
-    """Responses drawn for each prompt."""
+    """Responses to sample per prompt."""
     keep: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Share of the usable samples kept, best teacher log-likelihood per token first."""
+    """Share of the usable samples to keep: those with the highest teacher log-likelihood per token."""
     epochs: PositiveFloat = 1.0
     """Passes over the kept samples."""
     learning_rate: LearningRate | None = None
-    """Overrides ``training.learning_rate`` in this stage."""
+    """Learning rate of this stage; null uses ``training.learning_rate``."""
 
 
 Stage = Annotated[WarmStart | Distill | SelfTrain, Field(discriminator="kind")]
 
 
 def all_kinds() -> tuple[type[Section], ...]:
-    """Return every model that a ``kind`` can choose: objectives and stages."""
+    """Return every section that has a ``kind``: objectives and stages."""
     return (*get_args(get_args(Objective)[0]), *get_args(get_args(Stage)[0]))
 
 
@@ -70,7 +70,7 @@ def objective_of(stage: Stage) -> Objective | None:
 
 
 def on_policy(stage: Stage) -> bool:
-    """Return whether the student samples in this stage."""
+    """Return True if the student samples responses in this stage."""
     if isinstance(stage, Distill):
         return isinstance(stage.objective, MiniLLM) or getattr(stage.objective, "on_policy", 0.0) > 0
     return isinstance(stage, SelfTrain)

@@ -1,7 +1,7 @@
-"""What can be told from text alone: loops, refusals, openings, near-duplicates, diversity, overlap with a reference.
+"""Text statistics: loops, refusals, openings, near-duplicates, diversity, overlap with a reference.
 
-Pure and deterministic. "Words" are what `words` returns, so every alphabet counts, and so do scripts without spaces.
-Diversity is confounded by length: cut all texts to one number of words (`at_budget`) before two sides are compared.
+Pure and deterministic. "Words" are the result of `words`, which supports every alphabet and scripts without spaces.
+Length confounds diversity: cut all texts to one number of words (`at_budget`) before a comparison of two sides.
 """
 
 from skill_kd.textstats.diversity import VOCABULARY, distinct, ead, rouge_l, self_bleu, vendi

@@ -1,4 +1,4 @@
-"""How different several texts are, and how far one agrees with a reference."""
+"""Diversity of several texts, and overlap of a text with a reference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 VOCABULARY = 30_000
-"""How many words `ead` expects a writer to draw from, where the caller does not know better."""
+"""Default number of words that `ead` assumes a writer draws from."""
 
 
 def distinct(texts_words: Iterable[Words], n: int) -> float:
@@ -24,9 +24,9 @@ def distinct(texts_words: Iterable[Words], n: int) -> float:
 
 
 def ead(texts_words: Iterable[Words], n: int = 1, vocabulary: int = VOCABULARY) -> float:
-    """Return expectation-adjusted distinct-n (arXiv 2202.13587, equation 2): distinct n-grams / those expected.
+    """Return expectation-adjusted distinct-n (arXiv 2202.13587, equation 2): distinct n-grams / expected ones.
 
-    Expected of as many draws, uniform over ``vocabulary`` n-grams. 0.0 where there is none; above 1 is possible.
+    The expectation is for as many uniform draws from ``vocabulary`` n-grams. 0.0 without n-grams; above 1 is possible.
     """
     counts = Counter(chain.from_iterable(ngrams(words, n) for words in texts_words))
     if not counts or vocabulary <= 1:
@@ -35,10 +35,10 @@ def ead(texts_words: Iterable[Words], n: int = 1, vocabulary: int = VOCABULARY) 
 
 
 def vendi(texts_words: Iterable[Words], n: Sequence[int] = (1, 2, 3, 4), budget: int = 24) -> float:
-    """Return the n-gram Vendi score (arXiv 2210.02410): how many different texts these amount to, from 1 to K.
+    """Return the n-gram Vendi score (arXiv 2210.02410), the effective number of different texts, from 1 to K.
 
-    exp of the entropy of the eigenvalues of the mean over ``n`` of cosine similarities of n-gram counts, of the first
-    ``budget`` words. A text shorter than an n-gram is one gram itself. 0.0 for no texts.
+    It is exp of the entropy of the eigenvalues of a kernel. The kernel is the mean over ``n`` of cosine similarities of
+    n-gram counts of the first ``budget`` words. A text shorter than an n-gram counts as one n-gram. 0.0 for no texts.
     """
     import numpy as np
 
@@ -64,9 +64,9 @@ def _cosines(texts: Sequence[Words], n: int) -> np.ndarray[tuple[int, int], np.d
 
 
 def self_bleu(texts_words: Sequence[Words], n: int = 4) -> float:
-    """Return the mean BLEU-n of each text against all others (arXiv 1802.01886); high means alike. 0.0 for one text.
+    """Return the mean BLEU-n of each text against all others (arXiv 1802.01886); high means similar. 0.0 for one text.
 
-    Up to the order the text has; a precision without a match counts as .1 match, as in NLTK's first smoothing.
+    Orders above a text's length are skipped. A precision without a match counts as .1 match, as in NLTK's method 1.
     """
     if len(texts_words) < 2:
         return 0.0
@@ -78,7 +78,7 @@ def self_bleu(texts_words: Sequence[Words], n: int = 4) -> float:
 
 
 def _clipped_matches(bags: Sequence[Counter[tuple[str, ...]]]) -> Iterable[int]:
-    """For each bag: how many of its grams some other bag has as well, each counted at most as often as there."""
+    """Yield, for each bag, its n-grams that another bag also has, each counted at most as often as in that bag."""
     highest: dict[tuple[str, ...], list[int]] = defaultdict(lambda: [0, 0])
     for bag in bags:
         for gram, count in bag.items():
@@ -99,14 +99,14 @@ def _bleu(k: int, lengths: Sequence[int], matches: Sequence[int]) -> float:
 
 
 def rouge_l(candidate_words: Words, reference_words: Words) -> float:
-    """Return ROUGE-L (Lin 2004): the F1 of the longest common subsequence of words, 0 to 1; 0.0 where one is empty."""
+    """Return ROUGE-L (Lin 2004), the F1 of the longest common subsequence of words, 0 to 1; 0.0 if a text is empty."""
     if not candidate_words or not reference_words:
         return 0.0
     return 2 * _common_subsequence(candidate_words, reference_words) / (len(candidate_words) + len(reference_words))
 
 
 def _common_subsequence(first: Words, second: Words) -> int:
-    """Length of the longest common subsequence, one row of the table as the bits of one integer (Hyyrö 2004)."""
+    """Return the length of the longest common subsequence. One integer holds a table row as bits (Hyyrö 2004)."""
     places: dict[str, int] = defaultdict(int)
     for index, word in enumerate(second):
         places[word] |= 1 << index

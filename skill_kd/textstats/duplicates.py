@@ -1,4 +1,4 @@
-"""Near-duplicates among many texts, in memory and time that stay bounded."""
+"""Near-duplicates among many texts, in bounded memory and time."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from skill_kd.textstats.tokens import Words, ngrams
 Key = TypeVar("Key", bound=Hashable)
 
 SIMILAR = 0.7
-"""Jaccard similarity of the word 5-grams from which two texts are near-duplicates."""
+"""Jaccard similarity of word 5-grams at or above which two texts are near-duplicates."""
 
 _MASK = 2**64 - 1
 _BINS, _BANDS = 64, 16
 _GROUPS, _MEMBERS = 24, 2
-"""How many groups, and texts of each, a text is compared with in one bucket: crafted input must not cost n² time."""
+"""Groups, and texts per group, that a text is compared with in one bucket. Crafted input then cannot cost n² time."""
 
 
 class NearDuplicates(Generic[Key]):
-    """Texts that share most of their word 5-grams: MinHash and bands find pairs, the exact Jaccard similarity decides.
+    """Texts that share most of their word 5-grams. MinHash bands find pairs, and the exact Jaccard similarity decides.
 
-    One-permutation MinHash with densification (arXiv 1703.04664): 64 bins in 16 bands, so that a pair at ``SIMILAR``
-    is found in 98 of 100 cases. Holds 8 bytes a word. Beyond ``cap`` texts the rest is counted in ``dropped`` only.
+    One-permutation MinHash with densification (arXiv 1703.04664): 64 bins in 16 bands, which find 98% of pairs at
+    ``SIMILAR``. It holds 8 bytes per word. Texts beyond ``cap`` are only counted, in ``dropped``.
     """
 
     def __init__(self, cap: int = 20_000) -> None:
         self.cap = cap
         self.dropped = 0
         self._size = 0
-        self._keys: dict[bytes, list[Key]] = {}  # by the text's shingles: equal texts cost nothing more
+        self._keys: dict[bytes, list[Key]] = {}  # by the text's shingles: equal texts need no more memory
 
     def add(self, key: Key, words: Words) -> None:
-        """Add one text; one without words is ignored."""
+        """Add one text; a text without words is ignored."""
         if not words:
             return
         if self._size >= self.cap:
@@ -46,11 +46,11 @@ class NearDuplicates(Generic[Key]):
         self._keys.setdefault(array("Q", sorted(_shingles(words))).tobytes(), []).append(key)
 
     def clusters(self) -> list[list[Key]]:
-        """Return the keys that belong together, directly or through others, the largest cluster first.
+        """Return the keys of texts that are near-duplicates directly or through others, the largest cluster first.
 
-        The order of adding changes the order of keys and of equally large clusters, nothing else.
+        The order of adding affects only the order of keys and of equally large clusters.
         """
-        texts = sorted(self._keys)  # whatever was added first
+        texts = sorted(self._keys)  # independent of the order of adding
         root = list(range(len(texts)))
         shingles = functools.lru_cache(1024)(lambda index: frozenset(array("Q", texts[index])))
         for bucket in _buckets(texts):
@@ -63,10 +63,10 @@ class NearDuplicates(Generic[Key]):
 
 
 def _shingles(words: Words) -> set[int]:
-    """64-bit hashes of the word 5-grams; a shorter text is one shingle."""
+    """Return 64-bit hashes of the word 5-grams; a shorter text is one shingle."""
     numbers = [_number(word) for word in words]
     grams = ngrams(numbers, 5) if len(numbers) >= 5 else [tuple(numbers)]
-    return {hash(gram) & _MASK for gram in grams}  # of integers, so it is the same in every process
+    return {hash(gram) & _MASK for gram in grams}  # a hash of integers, so it is the same in every process
 
 
 @functools.lru_cache(2**16)
@@ -76,12 +76,12 @@ def _number(word: str) -> int:
 
 @functools.cache
 def _detours() -> list[list[int]]:
-    """For each bin the order in which it borrows from others, the same for every text."""
+    """Return, for each bin, the order in which it borrows from others, the same for every text."""
     return [sorted(range(_BINS), key=lambda other: blake2b(bytes([own, other])).digest()) for own in range(_BINS)]
 
 
 def _signature(shingles: Sequence[int]) -> list[int]:
-    # The later of one bin wins, and the smallest comes last.
+    # The last shingle of a bin wins; they are sorted in descending order, so the smallest wins.
     lowest = {shingle % _BINS: shingle for shingle in sorted(shingles, reverse=True)}
     return [
         lowest[own] if own in lowest else next(lowest[other] for other in detour if other in lowest)
@@ -90,7 +90,7 @@ def _signature(shingles: Sequence[int]) -> list[int]:
 
 
 def _buckets(texts: Sequence[bytes]) -> Iterable[list[int]]:
-    """Groups of texts that agree in one band of their signatures."""
+    """Return groups of texts that agree in one band of their signatures."""
     rows = _BINS // _BANDS
     buckets: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, text in enumerate(texts):

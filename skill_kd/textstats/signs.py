@@ -1,4 +1,4 @@
-"""Signs that one text shows: loops, refusals, what it opens with, how well it compresses."""
+"""Signs of a problem in one text: loops, refusals, the opening, compressibility."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from skill_kd.textstats.tokens import Words, ngrams, words
 
 LOOPING = 0.3
-"""Above this share of repeated 4-grams a text of 16 words or more counts as a loop."""
+"""Share of repeated 4-grams above which a text of 16 words or more counts as a loop."""
 
 
 def repetition(words: Words, n: int = 4) -> float:
@@ -21,14 +21,14 @@ def repetition(words: Words, n: int = 4) -> float:
 
 
 _RULERS = frozenset("-=_*~#.|:+ \t\n\r")
-"""Lines drawn in plain text and Markdown."""
+"""Characters of rules and borders in plain text and Markdown."""
 
 
 def looping(text: str) -> bool:
-    """Return whether a person would call the text a loop.
+    """Return True if a person would call the text a loop.
 
     It repeats itself (`repetition` above `LOOPING`), ends in one phrase three times or more over 12 words or 40
-    characters, or holds 40 times the same character; lines drawn with ``-``, ``=`` and the like need 200.
+    characters, or contains one character 40 times in a row. Rules of ``-``, ``=`` and the like need 200.
     """
     if _long_run(text, 40, _RULERS) or _long_run(text, 200) or _loops_at_the_end(text.rstrip()[-512:]):
         return True
@@ -37,7 +37,7 @@ def looping(text: str) -> bool:
 
 
 def _long_run(text: str, length: int, passed: frozenset[str] = frozenset()) -> bool:
-    # A run meets every `length`-th character.
+    # A run of `length` covers one of every `length`-th characters.
     return any(char * length in text for char in set(text[::length]) - passed if not char.isspace())
 
 
@@ -46,7 +46,7 @@ def _loops_at_the_end(text: str) -> bool:
 
 
 def _ends_in_repeats(items: Sequence[str], least: int) -> bool:
-    """Whether the last ``least`` items or more are one unit of at most 64 items, three times or more."""
+    """Return True if the last ``least`` items or more repeat one unit of at most 64 items at least three times."""
     periods = (each for each in range(1, min(64, len(items) // 3) + 1) if items[-1] == items[-1 - each])
     return any(
         items[-run:-period] == items[period - run :]
@@ -82,21 +82,21 @@ _REFUSALS = re.compile(
 
 
 def refusal(text: str) -> bool:
-    """Return whether the first 200 characters decline to answer.
+    """Return True if the first 200 characters decline to answer.
 
-    A list of patterns, made for English; German, French, Spanish, Russian, Chinese and Japanese have their most common
-    phrase only. It misses refusals that use other words: compare rates, do not count single texts.
+    The patterns are made for English. German, French, Spanish, Russian, Chinese and Japanese have only their most
+    common phrase. Refusals in other words are missed: compare rates, do not count single texts.
     """
     return _REFUSALS.search(" ".join(text[:200].casefold().replace("’", "'").split())) is not None
 
 
 def compression(text_bytes: bytes) -> float:
-    """Return compressed / raw size in bytes (zlib, level 6); 1.0 for nothing. Comparable at one fixed length only."""
+    """Return compressed / raw size in bytes (zlib, level 6); 1.0 for no bytes. Compare only texts of equal length."""
     return len(zlib.compress(text_bytes, 6)) / len(text_bytes) if text_bytes else 1.0
 
 
 def opening_share(openings: Iterable[tuple[str, ...]]) -> tuple[tuple[str, ...], float]:
-    """Return the most frequent opening and its share; of equals the first in the alphabet."""
+    """Return the most frequent opening and its share; if several are equal, the first in alphabetical order."""
     counts = Counter(openings)
     if not counts:
         return (), 0.0

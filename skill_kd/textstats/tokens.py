@@ -1,4 +1,4 @@
-"""Words of any script, and the n-grams made of them."""
+"""Words of any script, and their n-grams."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ASCII_WORD = re.compile(r"[a-z0-9]++(?:['_]+[a-z0-9]++)*+")
 _JOINERS = "'’_\u200c\u200d"
 _PLAIN_WORD = re.compile(rf"[^\W_]++(?:[{_JOINERS}]+[^\W_]++)*+")
 _PLAIN = re.compile("[\0-\u02ff\u0370-\u0482\u048a-\u0590\u1e00-\u20cf\u2100-\u2bff\ufe0f\U0001f000-\U0001faff]*+")
-"""Characters among which none is a mark or of an unspaced script."""
+"""Characters that are neither marks nor of an unspaced script."""
 # Thai, Lao, Myanmar, Khmer, Kana, Han: written without spaces between words.
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\ua9e0-\ua9ff\uaa60-\uaa7f\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff"
@@ -28,8 +28,8 @@ _EMOJI_STYLE = "\ufe0e\ufe0f\u20e3"
 
 @functools.cache
 def _word_pattern(astral: bool) -> re.Pattern[str]:
-    # `\w` lacks combining marks, without which Hindi, Thai or pointed Hebrew fall to pieces. Classes with characters
-    # beyond U+FFFF are slow: they are made for texts that hold some.
+    # `\w` lacks combining marks, without which Hindi, Thai or pointed Hebrew words fall apart. Classes with characters
+    # beyond U+FFFF are slow, so they are used only for texts with such characters.
     candidates = map(
         chr, chain(range(0x300, 0x10000), chain(range(0x10000, 0x20000), range(0xE0100, 0xE01F0)) if astral else ())
     )
@@ -42,7 +42,7 @@ def _word_pattern(astral: bool) -> re.Pattern[str]:
 def words(text: str) -> list[str]:
     """Return the Unicode words of ``text``, NFC and casefolded; punctuation, symbols and emoji are dropped.
 
-    Each character of an unspaced script (Han, Kana, Thai, Lao, Khmer, Myanmar) is a word of its own.
+    Each character of an unspaced script (Han, Kana, Thai, Lao, Khmer, Myanmar) is one word.
     """
     if text.isascii():
         return _ASCII_WORD.findall(text.lower())
@@ -53,10 +53,10 @@ def words(text: str) -> list[str]:
 
 
 def ngrams(words: Sequence[Item], n: int) -> Iterable[tuple[Item, ...]]:
-    """Return the n-grams in order; none where the text is shorter than ``n``."""
+    """Return the n-grams in order; empty if the text is shorter than ``n``."""
     return zip(*(words[start:] for start in range(n)), strict=False)
 
 
 def at_budget(texts_words: Iterable[Words], budget: int) -> list[list[str]]:
-    """Cut every text to its first ``budget`` words; a shorter one stays as it is, and the caller counts it."""
+    """Cut every text to its first ``budget`` words. Shorter texts stay unchanged; the caller counts them."""
     return [list(words[:budget]) for words in texts_words]

@@ -23,7 +23,8 @@ from skill_kd.spec.file import parse_spec
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = [
-    *(REPOSITORY / name for name in ("README.md", "SKILL.md", "examples/README.md")),
+    *(REPOSITORY / name for name in ("README.md", "SKILL.md", "SECURITY.md")),
+    *(REPOSITORY / folder / "README.md" for folder in ("examples", "benchmarks")),
     *sorted((REPOSITORY / "references").glob("*.md")),
     *sorted((REPOSITORY / "plugins").glob("*/README.md")),
 ]

@@ -244,3 +244,15 @@ def test_the_objectives_are_short_and_begin_with_their_contents() -> None:
 def test_a_generated_table_is_what_its_script_makes(script: str) -> None:
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, str(Path("dev", script)), "--check"], cwd=root, check=False).returncode == 0
+
+
+def measured(document: str) -> list[str]:
+    text = (REPOSITORY / document).read_text(encoding="utf-8")
+    table = text.partition("<!-- generated: measured -->\n")[2].partition("<!-- end: measured -->")[0]
+    return table.splitlines()[2:]
+
+
+def test_the_readme_shows_five_rows_of_the_table_of_all_measurements() -> None:
+    rows = measured("README.md")
+    assert len(rows) == 5
+    assert set(rows) < set(measured("benchmarks/README.md"))

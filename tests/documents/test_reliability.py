@@ -40,7 +40,7 @@ def test_a_row_is_whole_and_names_a_test_that_exists() -> None:
     assert not failures, "\n".join(failures)
 
 
-SORTS = """kill -9|SIGTERM|disk fills|read-only|memory|no number|exploding|clock|two runs|tracker|changes under|torn
+SORTS = """kill -9|SIGTERM|disk fills|read-only|memory|NaN loss|exploding|clock|two runs|tracker|changes under|torn
     |aliases|nested|links|pickled|trust_remote_code|keys"""
 
 

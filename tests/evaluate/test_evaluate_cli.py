@@ -62,7 +62,7 @@ def test_few_prompts_end_with_4(tmp_path: Path, capsys: pytest.CaptureFixture[st
     [
         ([], "name a run, a student"),
         (["--teacher-generations", "none.jsonl", "--student-generations", "none.jsonl"], "cannot read 'none.jsonl'"),
-        (["x", "--policy", "lenient"], "--teacher must be given"),
+        (["x", "--policy", "lenient"], "--teacher is needed"),
         (["x", "--set", "recall"], "write KEY=VALUE"),
     ],
 )

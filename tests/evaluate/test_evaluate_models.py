@@ -184,7 +184,7 @@ def test_another_margin_needs_no_model_and_other_samples_need_another_folder(
     monkeypatch.setattr(opened_models, "open_writer", refuse)
     files, measured = sampling.sample(task(home), make_policy("creative", {"samples": 4}), tmp_path)
     assert evaluate_generations(files, POLICY, measured=measured).decision.reason_code == "too_few_prompts"
-    with pytest.raises(UsageError, match=r"another evaluation \(other seed\); take another --out"):
+    with pytest.raises(UsageError, match=r"another evaluation \(other seed\); choose another --out"):
         sampling.sample(task(home), make_policy("assistant", {"samples": 4, "seed": 1}), tmp_path)
 
 
@@ -312,8 +312,8 @@ def test_a_baseline_is_read_by_itself(home: Path, tmp_path: Path) -> None:
         ({}, "name a run, a student, --teacher-generations and"),
         ({"teacher_generations": Path("t")}, "belong together"),
         ({"teacher_generations": Path("t"), "student_generations": Path("s"), "subject": "x"}, "not both"),
-        ({"subject": "x", "prompts": Path("p")}, "--teacher must be given"),
-        ({"subject": "x", "teacher": "t"}, "--prompts must be given"),
+        ({"subject": "x", "prompts": Path("p")}, "--teacher is needed"),
+        ({"subject": "x", "teacher": "t"}, "--prompts is needed"),
     ],
 )
 def test_a_request_that_does_not_fit_together_is_refused(values: dict[str, object], said: str) -> None:

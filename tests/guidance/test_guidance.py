@@ -69,7 +69,7 @@ def test_every_setting_is_what_the_skeleton_says() -> None:
         ({"matters": "coverage"}, "entropy_aware"),
         ({"matters": "coverage", "budget": "small"}, "forward_kl"),
         ({"budget": "small"}, "adaptive_kl"),
-        ({"output_tokens": 2000}, "reverse_kl"),
+        ({"output_tokens": 2000}, "entropy_aware"),
         ({"teacher": "text"}, "sequence_kd"),
         ({"teacher": "text", "matters": "coverage"}, "sequence_kd"),
         ({"teacher": "served"}, "reverse_kl"),
@@ -261,6 +261,20 @@ def test_the_table_as_markdown() -> None:
         assert len(lines) == len(rows) + 2
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
     assert "`minillm`" in objectives_markdown()
+
+
+def test_long_answers_are_trained_with_forward_kl_too() -> None:
+    advice = advise(output_tokens=2000)
+    assert [spec["stages"][-1]["objective"]["kind"] for spec in advice.specs] == ["entropy_aware", "reverse_kl"]
+
+
+def test_length_is_first_answered_by_a_mixture_of_rollouts() -> None:
+    mixed = pilot(plain("reverse_kl"), "length")
+    assert mixed is not None
+    assert mixed[:2] == ("distill.objective.on_policy", 0.5)
+    longer = pilot(plain("forward_kl"), "length")
+    assert longer is not None
+    assert longer[0] == "rollout.max_new_tokens"
 
 
 def test_directions_are_the_right_way_round() -> None:

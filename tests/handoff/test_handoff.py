@@ -286,7 +286,7 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "tokens": (other_tokens, "tokens: added or moved: ['a', 'b']"),
     "missing": (lambda s: (s / "tokenizer.json").unlink(), "missing: tokenizer.json"),
     "gone": (shutil.rmtree, "is missing; the run exported no student"),
-    "torn": (lambda s: (s / "model.safetensors").write_bytes(b"torn"), "no whole safetensors file"),
+    "torn": (lambda s: (s / "model.safetensors").write_bytes(b"torn"), "not a complete safetensors file"),
 }
 
 

@@ -377,7 +377,7 @@ def test_a_run_that_cannot_be_mended_by_rolling_back_ends(objective: str, models
 
 @pytest.mark.parametrize("asked", ["torch.empty(1 << 50, dtype=torch.uint8)", "bytes(1 << 60)"])
 def test_memory_that_cannot_be_had_is_told_with_what_to_change(asked: str) -> None:
-    script = f"import torch\nfrom skill_kd.kd.errors import reporting\nwith reporting(): {asked}"
+    script = f"import torch\nfrom skill_kd.kd.reporting import reporting\nwith reporting(): {asked}"
     command = [sys.executable, "-c", script]
     message = told(subprocess.run(command, capture_output=True, text=True, check=False, timeout=120), 6)
     assert message.startswith("error: out of memory: ")
@@ -412,7 +412,8 @@ ENDING = """
 import atexit, os, sys, time
 import torch, torch.distributed as dist
 from pathlib import Path
-from skill_kd.kd.errors import TrainingStopped, reporting
+from skill_kd.kd.errors import TrainingStopped
+from skill_kd.kd.reporting import reporting
 
 leaving = Path("leaving")
 

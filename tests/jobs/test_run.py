@@ -210,7 +210,7 @@ def test_output_reaches_the_terminal_as_it_is_and_the_log_without_dead_bars(capf
 def test_an_existing_name_is_refused_and_stays_as_it_is() -> None:
     folder = run(spec_that()).folder
     before = (folder / "manifest.json").read_text()
-    with pytest.raises(UsageError, match=r"'runs/demo' exists; go on with --resume"):
+    with pytest.raises(UsageError, match=r"'runs/demo' exists; resume with --resume"):
         run(spec_that())
     assert (folder / "manifest.json").read_text() == before
 
@@ -246,7 +246,7 @@ def test_a_file_in_the_way_is_one_clear_message(in_the_way: str) -> None:
 
 KILLED = (
     "killed, probably out of memory: raise training.accumulate, set training.gradient_checkpointing: true, or lower "
-    "rollout.max_new_tokens; `skill-kd plan` tells what takes how much"
+    "rollout.max_new_tokens; `skill-kd plan` lists what takes how much"
 )
 
 # --- runs that end badly ----------------------------------------------------------------------------------------------
@@ -262,8 +262,8 @@ KILLED = (
         ("memory 6", OutOfMemoryError, "out of memory: it asked for too much"),
         ("memory 1", OutOfMemoryError, "out of memory: it asked for too much"),
         ("memory 2", UsageError, "out of memory: it asked for too much"),
-        ("130", InterruptedRunError, "stopped by SIGINT; go on with --resume"),
-        ("143", InterruptedRunError, "stopped by SIGTERM; go on with --resume"),
+        ("130", InterruptedRunError, "stopped by SIGINT; resume with --resume"),
+        ("143", InterruptedRunError, "stopped by SIGTERM; resume with --resume"),
         ("137", OutOfMemoryError, KILLED),
         ("killed", OutOfMemoryError, KILLED),
         ("crash", TrainingFailedError, "KeyError: 'no such token'"),

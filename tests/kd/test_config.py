@@ -55,7 +55,7 @@ def test_nothing_of_it_changes() -> None:
         read.name = "other"  # type: ignore[misc]
     with pytest.raises(AttributeError, match="frozen; edit 'updates' where it is written"):
         read.stages[0].updates = 7  # type: ignore[misc, union-attr]
-    with pytest.raises(AttributeError, match="frozen; 'seed' stays"):
+    with pytest.raises(AttributeError, match="frozen; 'seed' cannot be deleted"):
         del read.seed
     assert read == Config.of(minimal_spec().model_dump(mode="json"))
 

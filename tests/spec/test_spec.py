@@ -236,7 +236,7 @@ REFUSED: dict[str, tuple[Values, list[str]]] = {
     ),
     "temperature 0 on-policy": (
         values(rollout={"temperature": 0}),
-        ["rollout.temperature: 0", "on-policy stages need above 0"],
+        ["rollout.temperature: 0", "on-policy stages need a value above 0"],
     ),
     # the rest
     "a teacher in shards of one process": (values(launch={"shard_teacher": True}), ["shard_teacher: true", "ddp"]),

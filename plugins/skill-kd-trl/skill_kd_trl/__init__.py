@@ -16,19 +16,19 @@ from skill_kd.spec import JSD, Distill, ForwardKL, MiniLLM, ReverseKL, Spec
 __version__ = "0.1.0"
 
 BUILT_IN = "take backend: transformers"
-"""The way out that every refusal has."""
+"""The alternative that every refusal offers."""
 
 
 class TRLBackend(Backend):
-    """On-policy reverse KL, forward KL and JSD by TRL's own loss, MiniLLM without teacher mixing by ours."""
+    """On-policy reverse KL, forward KL and JSD with TRL's own loss, and MiniLLM without teacher mixing with ours."""
 
     name = "trl"
     version = __version__
-    # The script builds on methods that TRL does not promise to keep, so a minor version is tested before it is let in.
+    # The script uses methods that TRL does not promise to keep, so each minor version is tested before it is allowed.
     requirements = (*TransformersBackend.requirements, "trl>=1.16,<1.17")
 
     def check(self, spec: Spec) -> list[str]:
-        """Return what TRL cannot do or would do silently otherwise; model folders are looked at, nothing is loaded."""
+        """Return what TRL cannot do or would silently do differently. Reads model folders, but loads no model."""
         problems = [*_stage_problems(spec), *_rollout_problems(spec), *_model_problems(spec)]
         own_engine = spec.rollout.model_copy(update={"engine": "transformers", "vllm_url": None})
         return [*TransformersBackend().check(spec.model_copy(update={"rollout": own_engine})), *problems]
@@ -38,15 +38,15 @@ class TRLBackend(Backend):
         return render(Path(__file__).parent / "templates" / "trl_trainer.py", spec, self)
 
     def command(self, script: Path, spec: Spec) -> list[str]:
-        """Start it as the built-in backend's script is started: plainly, or through ``accelerate launch``."""
+        """Return the built-in backend's command: the script in one process, or through ``accelerate launch``."""
         return TransformersBackend().command(script, spec)
 
     def files(self, spec: Spec) -> dict[str, str]:
-        """Return what the built-in backend writes for several processes."""
+        """Return the files that the built-in backend writes for several processes."""
         return TransformersBackend().files(spec)
 
 
-# --- what is trained --------------------------------------------------------------------------------------------------
+# --- stages and objectives --------------------------------------------------------------------------------------------
 
 
 def _stage_problems(spec: Spec) -> Iterator[str]:
@@ -114,7 +114,7 @@ def _minillm_problems(field: str, objective: MiniLLM, spec: Spec) -> Iterator[st
 def _vllm_problems(spec: Spec) -> Iterator[str]:
     student, server = spec.student, spec.rollout.vllm_url
     if student.from_teacher is not None:
-        # TRL hands vLLM the name in the model's config, the teacher's; the layers it lacks would stay the teacher's.
+        # TRL gives vLLM the name in the model's config, the teacher's. vLLM would load all the teacher's layers.
         yield (
             "rollout.engine: vllm loads a student by its name, and one that student.from_teacher grows has none; "
             "set student.model, or drop the engine"
@@ -153,7 +153,7 @@ def _rollout_problems(spec: Spec) -> Iterator[str]:
         yield f"launch.shard_teacher: TRL reads the teacher whole on every process; drop it, or {BUILT_IN}"
 
 
-# --- whose models -----------------------------------------------------------------------------------------------------
+# --- models -----------------------------------------------------------------------------------------------------------
 
 
 def _model_problems(spec: Spec) -> Iterator[str]:
@@ -170,7 +170,7 @@ def _model_problems(spec: Spec) -> Iterator[str]:
 
 
 def _vocabulary_problems(teacher: Path, student: Path) -> Iterator[str]:
-    """Compare two folders; what lies on a hub is compared by the script, once it is there and before it is trained."""
+    """Compare two model folders. The script compares models from a hub, after download and before training."""
     theirs, ours = _tokens(teacher), _tokens(student)
     differing = [token_id for token_id in sorted(theirs.keys() & ours.keys()) if theirs[token_id] != ours[token_id]]
     if differing:
@@ -183,7 +183,7 @@ def _vocabulary_problems(teacher: Path, student: Path) -> Iterator[str]:
 
 
 def _tokens(folder: Path) -> dict[int, str]:
-    """Return the tokens by id that a folder's ``tokenizer.json`` lists; none where there is no such file."""
+    """Return the tokens by id from a folder's ``tokenizer.json``; none if there is no such file."""
     try:
         values: Any = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         listed = values["model"]["vocab"]
@@ -192,10 +192,10 @@ def _tokens(folder: Path) -> dict[int, str]:
         added = ((each["content"], each["id"]) for each in values.get("added_tokens") or [])
         return {int(token_id): str(token) for token, token_id in (*pairs, *added)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # transformers may know another form of tokenizer; the script compares what it reads
+        return {}  # transformers may read another format of tokenizer; the script compares those
 
 
 @hookimpl
 def register_backends(register: Callable[[type[Backend]], None]) -> None:
-    """Bring this backend."""
+    """Register the TRL backend."""
     register(TRLBackend)

@@ -20,15 +20,15 @@ SETUP = (
     "pip install --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9",
     'pip install trl==1.16.0 transformers==5.23.0 "datasets>=4.7,<5" "peft>=0.18" accelerate gguf httpx tenacity',
 )
-"""What the tests were run with: a plain install ends with an Unsloth that cannot train on a CPU, or in a conflict."""
+"""The versions of our tests. A plain install gives an Unsloth that cannot train on a CPU, or fails with a conflict."""
 
 
 class UnslothBackend(Backend):
-    """Every objective; the losses, the sampler and the loop are the built-in backend's, the student is Unsloth's."""
+    """All objectives. Losses, sampler and loop come from the built-in backend, the student from Unsloth."""
 
     name = "unsloth"
     version = __version__
-    # Ranges and no pins: Unsloth caps transformers and trl below the versions the other backends are tested with.
+    # Ranges instead of pins: Unsloth caps transformers and trl below the versions that other backends are tested with.
     requirements = (
         "torch>=2.6,<3",
         "transformers>=5.0,<6",
@@ -45,7 +45,7 @@ class UnslothBackend(Backend):
     )
 
     def check(self, spec: Spec) -> list[str]:
-        """Return what Unsloth cannot do; model folders are looked at, nothing is loaded."""
+        """Return what Unsloth cannot do. Reads model folders, but loads no model."""
         return [*TransformersBackend().check(spec), *_problems(spec)]
 
     def render(self, spec: Spec) -> str:
@@ -53,11 +53,11 @@ class UnslothBackend(Backend):
         return render(Path(__file__).parent / "templates" / "unsloth_trainer.py", spec, self)
 
     def command(self, script: Path, spec: Spec) -> list[str]:  # noqa: ARG002 -- the contract's
-        """Start one process, new each time: Unsloth keeps state between two models of one process."""
+        """Return the command of one new process: Unsloth keeps state between two models in a process."""
         return [sys.executable, str(script)]
 
     def install(self, missing: list[str]) -> str:
-        """Return the whole recipe where Unsloth is missing: no command for it alone can be resolved."""
+        """Return all install commands if Unsloth is missing, because pip cannot resolve Unsloth by itself."""
         return " && ".join(SETUP) if any("unsloth" in each for each in missing) else super().install(missing)
 
 
@@ -78,5 +78,5 @@ def _problems(spec: Spec) -> Iterator[str]:
 
 @hookimpl
 def register_backends(register: Callable[[type[Backend]], None]) -> None:
-    """Bring the Unsloth backend."""
+    """Register the Unsloth backend."""
     register(UnslothBackend)

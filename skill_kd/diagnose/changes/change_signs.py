@@ -1,4 +1,4 @@
-"""From measured windows to signs: did a detector change, when, by how much, and does something else explain it."""
+"""Signs from measured windows: did a detector change, when, by how much, and does something else explain it?"""
 
 from __future__ import annotations
 
@@ -22,43 +22,43 @@ from skill_kd.diagnose.changes.detectors import DETECTORS, FACTORS, Detector, St
 from skill_kd.diagnose.changes.measures import MeasuredAnswer, WindowSample
 
 ALPHA = 0.05
-"""Chance of any false alarm in a whole log, shared by the detectors (Bonferroni)."""
+"""Probability of any false alarm in a whole log, shared by the detectors (Bonferroni)."""
 EXPLAINED = 0.5
-"""A factor explains a change that shrinks below this share when like is compared with like."""
+"""A factor explains a change that shrinks below this share when strata of the factor are compared separately."""
 SEPARABLE = 0.1
-"""Below this share of the weight, before and after have hardly a stratum in common: they cannot be told apart."""
+"""If the shared strata have less than this share of the weight, the factor and the change cannot be separated."""
 LOOPS = 0.03
-"""More loops than this are a finding without any change."""
+"""A share of loops above this is a finding even without a change."""
 
 Verdict = Literal["change", "explained", "teacher", "level"]
 
 
 @dataclass(frozen=True)
 class Sign:
-    """What one detector says."""
+    """The result of one detector."""
 
     detector: Detector
     verdict: Verdict
-    """``change`` in time, one ``explained`` by something else, more than the ``teacher``, or a ``level`` too high."""
+    """``change`` in time, a change ``explained`` by a factor, worse than the ``teacher``, or a ``level`` too high."""
     at: int | None
     """First window of the change."""
     before: float
     after: float
     difference: float
-    """Like compared with like; of an explained change, the plain difference."""
+    """Difference within strata; for an explained change, the plain difference."""
     low: float
     high: float
     effect: float
     """In margins of the detector."""
     p: float
-    """Corrected for the places and the detectors tried."""
+    """Corrected for the number of places and detectors tried."""
     answers: tuple[int, int]
     """Sampled answers before and after."""
     explained_by: tuple[str, ...] = ()
 
 
 def signs_over_time(windows: Sequence[WindowSample]) -> list[Sign]:
-    """Return the signs of a change in time, at most one for each detector."""
+    """Return the signs of a change in time, at most one per detector."""
     if len(windows) < FEWEST_WINDOWS:
         return []
     signs = [_changed(detector, windows) for detector in DETECTORS]
@@ -121,10 +121,10 @@ def _sign(
 
 
 def against_teacher(student: Sequence[WindowSample], teacher: Sequence[WindowSample]) -> tuple[list[Sign], list[str]]:
-    """Compare a student's windows with its teacher's, prompts of one kind and settings alike.
+    """Compare a student's windows with its teacher's, within prompt kinds and settings.
 
     Returns:
-        The signs in which the student is worse, and the findings in which the teacher is as bad.
+        The signs in which the student is worse, and the detectors of sameness by which the teacher is as bad.
     """
     signs, as_bad = [], []
     windows = [*teacher, *student]
@@ -146,7 +146,7 @@ def _but_model(measured: MeasuredAnswer) -> tuple[str, ...]:
 
 
 def too_high(windows: Sequence[WindowSample]) -> list[Sign]:
-    """Return a sign of loops that were there all the time; every other level needs a teacher to be judged."""
+    """Return a sign if loops were frequent all the time. Every other level needs a teacher for comparison."""
     detector = next(each for each in DETECTORS if each.key == "loops")
     share, n = level(detector, windows)
     low, high = wilson(share * n, n) if n else (0.0, 1.0)
@@ -156,9 +156,9 @@ def too_high(windows: Sequence[WindowSample]) -> list[Sign]:
 
 
 def would_be_seen(detector: Detector, windows: Sequence[WindowSample]) -> float | None:
-    """Return the smallest step in the middle of the log that would have been called a change; None if none could be.
+    """Return the smallest step in the middle of the log that would be called a change; None if no step would be.
 
-    In the detector's own unit; of a match, the share of one repeated answer.
+    In the detector's own unit; for a match, the share of one repeated answer.
     """
     values = cells(detector, windows)
     if len(windows) < FEWEST_WINDOWS:

@@ -1,9 +1,9 @@
-"""The statistics: one change point within strata, and intervals.
+"""Statistics: one change point within strata, and intervals.
 
-The model of a change at window τ: y = level of the stratum + D · [window >= τ] + noise. D compares like with like: each
-stratum with itself, before and after, weighted by n_before · n_after / (n_before + n_after). A stratum that lies on one
-side only tells nothing and gets no weight. The noise of rows is scaled up by how much whole windows scatter around the
-model (a quasi-likelihood dispersion, at least 1), so days that differ for no reason raise no alarm.
+The model of a change at window τ: y = level of the stratum + D · [window >= τ] + noise. D compares each stratum with
+itself, before and after, weighted by n_before · n_after / (n_before + n_after). A stratum that is only on one side
+gets no weight. The row noise is scaled up by the scatter of whole windows around the model (a quasi-likelihood
+dispersion, at least 1), so that ordinary variation between days raises no alarm.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 FEWEST_WINDOWS = 6
-"""Below these no change can be dated."""
+"""Smallest number of windows in which a change can be dated."""
 SIDE = 2
-"""Windows there must be on each side of a change."""
+"""Smallest number of windows on each side of a change."""
 
 
 @dataclass
 class StratumSums:
-    """Rows of one stratum in one window: how many, their sum, their sum of squares."""
+    """Rows of one stratum in one window: count, sum, sum of squares."""
 
     n: float = 0.0
     total: float = 0.0
@@ -36,37 +36,37 @@ class StratumSums:
 
 Stratum = Hashable
 Cells = Sequence[dict[Stratum, StratumSums]]
-"""One mapping for each window, in order."""
+"""One mapping per window, in order."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A difference between the windows before and from ``at`` on."""
+    """A difference between the windows before ``at`` and those from ``at`` on."""
 
     at: int
     before: float
-    """Level before it, of the strata compared and by their weights."""
+    """Level before the step, over the compared strata and with their weights."""
     difference: float
     error: float
-    """Standard error, dispersion included."""
+    """Standard error, including dispersion."""
     degrees: int
     p: float
     """Two-sided, corrected for the choice of ``at`` (Bonferroni)."""
     weight: float
-    """Effective rows the comparison rests on; 0 when no stratum lies on both sides."""
+    """Effective rows behind the comparison; 0 if no stratum is on both sides."""
 
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the difference, taking ``at`` as given."""
+        """Return the 95 % interval of the difference, with ``at`` taken as given."""
         half = t_quantile(0.975, self.degrees) * self.error
         return self.difference - half, self.difference + half
 
 
 def change_point(cells: Cells, least_variance: float) -> Step | None:
-    """Return the most significant step, or None when there are too few windows.
+    """Return the most significant step, or None if there are too few windows.
 
     Args:
         cells: values by window and stratum.
-        least_variance: floor of the variance of one row, which keeps a handful of rare events from looking certain.
+        least_variance: floor of the variance of one row, so that a few rare events do not look certain.
     """
     if len(cells) < FEWEST_WINDOWS:
         return None
@@ -77,7 +77,7 @@ def change_point(cells: Cells, least_variance: float) -> Step | None:
 
 
 def _scores(cells: Cells) -> Iterator[tuple[int, float]]:
-    """Size of the step before each window, in standard errors up to one factor: the CUSUM statistic within strata."""
+    """Yield each place and its step in standard errors, up to a common factor: the CUSUM statistic within strata."""
     before: dict[Stratum, StratumSums] = {}
     after = _pooled(cells)
     for place, window in enumerate(cells):
@@ -103,7 +103,7 @@ def row_variance(cells: Cells) -> float:
 
 
 def step_at(cells: Cells, at: int, spread: float, tries: int = 1) -> Step:
-    """Return the step at one place; ``spread`` is the variance of one row, ``tries`` how many places are looked at."""
+    """Return the step at one place; ``spread`` is the variance of one row, ``tries`` the number of places tried."""
     before, after = _pooled(cells[:at]), _pooled(cells[at:])
     shared = [key for key in before if key in after]
     weights = {key: before[key].n * after[key].n / (before[key].n + after[key].n) for key in shared}
@@ -133,7 +133,7 @@ def _pooled(windows: Cells) -> dict[Stratum, StratumSums]:
 
 
 def _dispersion(cells: Cells, at: int, levels: dict[Stratum, float], difference: float, spread: float) -> float:
-    """How far whole windows lie from the model, in units of what rows alone explain; at least 1."""
+    """Return the scatter of whole windows around the model, in units of the row noise; at least 1."""
     if not spread:
         return 1.0
     squared = used = 0.0
@@ -169,7 +169,7 @@ def t_quantile(share: float, degrees: int) -> float:
 
 
 def _beta_share(x: float, a: float, b: float) -> float:
-    """I_x(a, b) by its continued fraction (Lentz's method; DLMF 8.17.22)."""
+    """Return I_x(a, b) by its continued fraction (Lentz's method; DLMF 8.17.22)."""
     if x <= 0 or x >= 1:
         return float(x >= 1)
     if x > (a + 1) / (a + b + 2):

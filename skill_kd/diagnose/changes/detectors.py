@@ -1,7 +1,7 @@
-"""What is looked for: a table of detectors, each a value for every sampled answer.
+"""The table of detectors; each returns one value per sampled answer.
 
-A *share* is yes or no for each answer. A *match* is the chance that another answer of the same window, to another
-prompt, is the same: it does not grow with the size of the sample. A *mean* is a number for each answer.
+A *share* is yes or no for each answer. A *match* is the probability that another answer in the same window, to another
+prompt, is the same; it does not grow with the sample. A *mean* is a number for each answer.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Detector:
     label: str
     kind: Kind
     value: Callable[[MeasuredAnswer], float | None]
-    """Of one answer: the value of a share or mean, or for a match its group (0 for none); None leaves it out."""
+    """The share or mean value of one answer, or for a match its group (0 for none). None skips the answer."""
     margin: float
-    """Smallest change that matters. Of a match in its square root: the share of one repeated answer that causes it."""
+    """Smallest change that matters. For a match, of its square root: the share of one repeated answer."""
     direction: Direction
     finding: str
     """Key of the finding in ``skill_kd.guidance``."""
     least_variance: float
-    """Floor of one row's variance when a change is judged."""
+    """Floor of one row's variance in the test for a change."""
 
 
 DETECTORS = (
@@ -55,17 +55,17 @@ Strata = Callable[[MeasuredAnswer], Hashable]
 
 
 def alike(_: MeasuredAnswer) -> Hashable:
-    """One stratum for all."""
+    """Return one stratum for all answers."""
     return 0
 
 
 def prompt_kind(measured: MeasuredAnswer) -> Hashable:
-    """What was asked: topic and length of the prompt."""
+    """Return the kind of prompt: topic and length."""
     return measured.topic, length_band(measured.row)
 
 
 def setting(measured: MeasuredAnswer) -> Hashable:
-    """How it was asked."""
+    """Return the settings of the answer."""
     return measured.setting
 
 
@@ -73,7 +73,7 @@ FACTORS: dict[str, tuple[Strata, Strata]] = {
     "prompt mix": (alike, prompt_kind),
     **{name: ((lambda m, place=place: m.setting[place]), alike) for place, name in enumerate(SETTINGS)},  # type: ignore[misc]
 }
-"""Confounders, what an answer depends on besides the model's health: strata and mix for `cells`."""
+"""Confounders: factors, besides the model, that affect an answer. Strata and mix for `cells`."""
 
 Mix = Mapping[Hashable, float]
 
@@ -83,8 +83,8 @@ def cells(
 ) -> list[dict[Stratum, StratumSums]]:
     """Return sums of the detector's values by window and stratum.
 
-    Like is compared with like in both: ``strata`` are kept apart. ``mix`` is kept apart too for shares and means; for
-    matches, which are about pairs, every window is weighted to one mix, so that pairs of two kinds count as well.
+    ``strata`` are always kept apart. For shares and means, ``mix`` is kept apart too. Matches are about pairs: every
+    window is weighted to one mix instead, so that pairs of two kinds also count.
     """
     if detector.kind != "match":
         return [_cells(detector, window.measured, lambda m: (strata(m), mix(m))) for window in windows]
@@ -112,9 +112,9 @@ def _cells(detector: Detector, measured: Iterable[MeasuredAnswer], strata: Strat
 
 
 def _common_mix(windows: Sequence[WindowSample], mix: Strata) -> Mix:
-    """The largest share of each kind that every beginning and every end of the log has.
+    """Return the largest share of each kind that is present in every beginning and every end of the log.
 
-    A kind that came or went is thus left out: what it changes is the mix, not the model.
+    A kind that appeared or disappeared is skipped: it changes the mix, not the model.
     """
     counts = [Counter(map(mix, window.measured)) for window in windows]
     common: dict[Hashable, float] = {}
@@ -129,9 +129,9 @@ def _common_mix(windows: Sequence[WindowSample], mix: Strata) -> Mix:
 
 
 def _match_cell(detector: Detector, members: Sequence[MeasuredAnswer], mix: Strata, reference: Mix) -> StratumSums:
-    """The mean of all matches under the reference mix, on as many answers as the weighting leaves it worth.
+    """Return the mean of all matches under the reference mix, with the effective number of answers as its weight.
 
-    Four times the variance of these values is that of their mean, times n: a pair is counted with both its members.
+    Each pair counts with both members, so the deviations from the mean are doubled to give the variance of the mean.
     """
     kinds = [mix(each) for each in members]
     sizes = Counter(kinds)
@@ -151,9 +151,9 @@ def _match_cell(detector: Detector, members: Sequence[MeasuredAnswer], mix: Stra
 def matches(
     detector: Detector, members: Sequence[MeasuredAnswer], mix: Mix | None = None, kinds: Sequence[Hashable] = ()
 ) -> list[float]:
-    """Return for each member the chance that another answer, to something else, matches it.
+    """Return, for each member, the probability that another answer, to another prompt, matches it.
 
-    The other is drawn by its kind's share in ``mix``, then evenly; without a mix evenly from all.
+    The other answer is drawn by its kind's share in ``mix``, then uniformly; without a mix, uniformly from all.
     """
     if mix is None:
         mix, kinds = {0: 1.0}, [0] * len(members)
@@ -168,7 +168,7 @@ def matches(
     )
     values: list[float] = []
     for (group, prompt), kind in zip(pairs, kinds, strict=True):
-        # Answers to the same prompt are of the same kind, so only there they are taken out.
+        # Answers to the same prompt are of the same kind, so they are subtracted only there.
         same, matching = (prompts[kind, prompt], both[kind, (group, prompt)]) if prompt else (1, 1)
         own = sizes[kind] - same
         others = (mix[other] * count / sizes[other] for other, count in groups[group].items() if other != kind)
@@ -181,7 +181,7 @@ def matches(
 
 
 def level(detector: Detector, windows: Iterable[WindowSample]) -> tuple[float, int]:
-    """Return the detector's value over these windows, each by its number of sampled rows, and those rows."""
+    """Return the detector's value over these windows, weighted by sampled rows, and the number of those rows."""
     total, n = 0.0, 0
     for window in windows:
         values = (
@@ -194,7 +194,7 @@ def level(detector: Detector, windows: Iterable[WindowSample]) -> tuple[float, i
 
 
 def effect(detector: Detector, before: float, difference: float) -> float:
-    """Return the size of a change in margins; above 1 it matters, below 0 it goes the harmless way."""
+    """Return the size of a change in margins; it matters above 1, and is in the harmless direction below 0."""
     if detector.kind == "match":
         size = math.sqrt(max(0.0, before + difference)) - math.sqrt(max(0.0, before))
     else:

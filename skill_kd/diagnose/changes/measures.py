@@ -1,4 +1,4 @@
-"""What is measured on the sampled rows of one window: one value for each answer, and what it was asked."""
+"""Measure the sampled rows of one window: the values of each answer, and its prompt's topic."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from skill_kd.diagnose.changes.windows import Sampled, Setting, Windows, length_
 from skill_kd.textstats import NearDuplicates, compression, looping, opening, refusal, words
 
 OPENING = 5
-"""Words of an opening."""
+"""Number of words in an opening."""
 NEAR = 120
-"""Words of an answer that are compared with others."""
+"""Words of an answer that are compared with other answers."""
 FIXED = 400
-"""Bytes of an answer that are compressed; shorter answers are left out, for the ratio falls with length."""
+"""Bytes of an answer that are compressed. Shorter answers are skipped, because the ratio falls with length."""
 
 _HEDGES = re.compile(
     r"\b(?:as an? (?:ai|language model)|it(?:'s| is) important to (?:note|remember|consider)|it(?:'s| is) worth noting"
@@ -29,7 +29,7 @@ _HEDGES = re.compile(
 
 
 def hedge(text: str) -> bool:
-    """Return whether the first or last 300 characters hedge. English phrases; compare rates, not single texts."""
+    """Return True if the first or last 300 characters hedge. English phrases; compare rates, not single texts."""
     ends = text if len(text) <= 600 else f"{text[:300]} … {text[-300:]}"
     return _HEDGES.search(ends.casefold().replace("’", "'")) is not None
 
@@ -43,18 +43,18 @@ class MeasuredAnswer:
     hedge: bool
     loop: bool
     cut: bool | None
-    """Stopped by the length limit; None where the log does not tell."""
+    """True if the length limit stopped it; None if the log does not say."""
     log_length: float
     """ln of its characters + 1."""
     compression: float | None
     opening: int
-    """Hash of its first words; 0 for a shorter text."""
+    """Hash of the first words; 0 for a shorter text."""
     near: int
     """Number of its near-duplicate cluster in the window; 0 for none."""
     asked: frozenset[int] = frozenset()
     """Hashed words of the prompt."""
     topic: int = 0
-    """Cluster of prompts; 0 where there is no prompt."""
+    """Cluster of prompts; 0 without a prompt."""
 
     @property
     def setting(self) -> Setting:
@@ -64,17 +64,17 @@ class MeasuredAnswer:
 
 @dataclass
 class WindowSample:
-    """A window's rows, measured."""
+    """The measured sample of a window."""
 
     start: int
-    """Days since 1970, or number of its first line."""
+    """Days since 1970, or the number of the first line."""
     rows: int
-    """Rows of the window, of which these are a sample."""
+    """Rows of the window, from which the sample was drawn."""
     measured: list[MeasuredAnswer] = field(default_factory=list)
 
 
 def measure_all(windows: Windows, jobs: int = 1) -> list[WindowSample]:
-    """Measure every window, in several processes if there is enough to do."""
+    """Measure every window, in several processes if there is enough work."""
     parts = [(start, window.rows, window.sample) for start, window in windows]
     if jobs <= 1 or sum(len(sample) for _, _, sample in parts) < 2000:
         return [measure(*part) for part in parts]
@@ -115,7 +115,7 @@ def measure(start: int, rows: int, sample: Sequence[Sampled]) -> WindowSample:
 
 
 def length_band(row: Sampled) -> int:
-    """Return the size of a prompt, in factors of four."""
+    """Return the length class of a prompt, in factors of four."""
     return length_bin(len(row.prompt)) // 16 if row.prompt else -1
 
 
@@ -123,20 +123,20 @@ def length_band(row: Sampled) -> int:
 
 TOPICS = 12
 _LEARN = 1500
-"""Prompts the topics are learned from."""
+"""Number of prompts that the topics are learned from."""
 _WORDS = 24
 
 
 def _hashed(prompt: str) -> frozenset[int]:
-    """The longest words of a prompt: what it is about. Numbers count as one word."""
+    """Hash the longest words of a prompt, which indicate its topic. Numbers count as one word."""
     found = {("0" if each.isdigit() else each) for each in words(prompt)}
     return frozenset(text_hash(each) for each in sorted(found, key=lambda each: (-len(each), each))[:_WORDS])
 
 
 def assign_topics(windows: Sequence[WindowSample]) -> int:
-    """Give every row with a prompt a topic, and return how many there are.
+    """Give every row with a prompt a topic, and return the number of topics.
 
-    Spherical k-means over rare words, from rows spread evenly over all windows: the mix of topics in a window is the
+    Spherical k-means over rare words, learned from rows spread evenly over all windows. A window's mix of topics is its
     prompt mix. Deterministic.
     """
     rows = [each for window in windows for each in window.measured if each.asked]
@@ -164,7 +164,7 @@ def assign_topics(windows: Sequence[WindowSample]) -> int:
 
 
 def _rarity(learn: Sequence[frozenset[int]]) -> dict[int, float]:
-    """Inverse document frequency; words of one prompt alone tell nothing about the mix."""
+    """Return inverse document frequencies. Words of a single prompt are skipped: they say nothing about the mix."""
     counts = Counter(key for each in learn for key in each)
     return {key: math.log(len(learn) / count) + 0.1 for key, count in counts.items() if count > 1}
 
@@ -179,8 +179,8 @@ def _unit(vector: dict[int, float]) -> dict[int, float]:
 
 
 def _spread(vectors: Sequence[dict[int, float]]) -> list[dict[int, float]]:
-    """Start from prompts that have little in common with each other (k-means++, seeded)."""
-    draw = random.Random(0)  # noqa: S311 -- a start, no secret
+    """Return initial centres that have little in common with each other (k-means++, seeded)."""
+    draw = random.Random(0)  # noqa: S311 -- initial centres, not a secret
     centres = [vectors[0]] if vectors else [{}]
     closest = [_dot(each, centres[0]) for each in vectors]
     while len(centres) < TOPICS:

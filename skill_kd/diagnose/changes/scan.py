@@ -1,4 +1,4 @@
-"""Reading whole logs: every line counted, by this process or by several that share the blocks."""
+"""Read whole logs and count every line, in this process or in several that share the blocks."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from skill_kd.errors import UsageError
 MOST_BAD = 0.05
 """Share of unreadable lines above which the input is refused."""
 LINES = 100
-"""Lines of a window where the log tells no times; windows grow when there are too many."""
+"""Lines per window if the log has no times; windows grow if there are too many."""
 
 Progress = Callable[[int, int | None], None]
-"""Takes bytes read and bytes in all, None where nobody knows."""
+"""Takes the bytes read and the total bytes (None if unknown)."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How logs are read."""
+    """Options for reading logs."""
 
     format_name: str | None = None
-    """One of ``FORMATS``; None tells it from the content."""
+    """One of ``FORMATS``; None detects it from the content."""
     fields: Fields = field(default_factory=Fields)
     window: str | int = "day"
     """``day``, or a number of lines."""
     seed: int = 0
-    """Of the sample."""
+    """Seed of the sample."""
     jobs: int = 1
-    """Processes that parse; with more than one, this process only reads and hands out."""
+    """Processes that parse. If more than one, this process only reads and distributes blocks."""
 
 
 def window_unit(text: str) -> str | int:
-    """Return what ``--window`` means: ``day``, or a number of lines.
+    """Return the meaning of ``--window``: ``day``, or a number of lines.
 
     Raises:
         UsageError: it is neither.
@@ -61,26 +61,26 @@ def window_unit(text: str) -> str | int:
 
 @dataclass
 class Scan:
-    """What was read."""
+    """The result of reading logs."""
 
     windows: Windows
     rows: int = 0
     """Answers that count."""
     lines: int = 0
-    """Lines with something in them."""
+    """Lines that are not blank."""
     drops: Counter[str] = field(default_factory=Counter)
     """Lines without an answer that counts, by reason."""
     formats: dict[str, str] = field(default_factory=dict)
-    """By source."""
+    """Format by source."""
     notes: list[str] = field(default_factory=list)
 
     @property
     def bad(self) -> int:
-        """Lines that could not be read."""
+        """Number of lines that could not be read."""
         return sum(self.drops[reason] for reason in BAD)
 
     def merge(self, other: Scan) -> None:
-        """Take in what another process read."""
+        """Add the result of another process."""
         self.windows.merge(other.windows)
         self.rows += other.rows
         self.lines += other.lines
@@ -92,9 +92,9 @@ class _BlockTask:
     block: Block
     format_name: str
     place: str
-    """Names the block, for its part of the sample's randomness."""
+    """Name of the block; it seeds the block's part of the sample."""
     line: int
-    """Number of its first line, over all sources."""
+    """Number of its first line, counted over all sources."""
 
 
 def scan(paths: Sequence[str], options: Options, progress: Progress | None = None) -> Scan:
@@ -102,7 +102,7 @@ def scan(paths: Sequence[str], options: Options, progress: Progress | None = Non
 
     Raises:
         UsageError: a log cannot be read, more than 5 % of the lines are bad, or none is usable.
-        MissingRequirementError: a log is compressed with zstd and no package here reads that.
+        MissingRequirementError: a log is compressed with zstd and no package for it is installed.
     """
     head = Scan(Windows(options.window))
     tasks = _tasks(paths, options, head, progress)
@@ -181,7 +181,7 @@ def _read(line: bytes, read: Callable[[Any], Rows]) -> Rows:
         return read(record) if isinstance(record, dict) else "no known fields"
     except (ValueError, RecursionError):
         return "not JSON"
-    except (TypeError, AttributeError, KeyError, IndexError):  # fields are there and hold what they never hold
+    except (TypeError, AttributeError, KeyError, IndexError):  # a known field has a value of an unexpected type
         return "no known fields"
 
 
@@ -228,7 +228,7 @@ def _alone(first: _BlockTask, rest: Iterator[_BlockTask], options: Options, unit
 
 
 def _shared(first: _BlockTask, rest: Iterator[_BlockTask], options: Options, unit: str | int) -> Iterator[Scan]:
-    context = multiprocessing.get_context("spawn")  # a progress bar has threads, which a fork would break
+    context = multiprocessing.get_context("spawn")  # a progress bar has threads, and fork is unsafe with threads
     tasks: Any = context.Queue(2 * options.jobs)
     ends = []
     for _ in range(min(options.jobs, os.cpu_count() or 1)):

@@ -1,4 +1,4 @@
-"""What is shown of each window: every line's counts, and the detectors on its sample, with intervals."""
+"""The displayed values of each window: counts over all lines, and detectors on the sample, with intervals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from skill_kd.textstats import entropy
 
 @dataclass(frozen=True)
 class Value:
-    """An estimate with its 95 % interval, and the answers it rests on."""
+    """An estimate with its 95 % interval and the number of answers behind it."""
 
     value: float | None
     low: float | None
@@ -25,31 +25,31 @@ class Value:
 
 @dataclass(frozen=True)
 class Point:
-    """One window."""
+    """The displayed values of one window."""
 
     start: int
     rows: int
     sampled: int
     repeated: Value
-    """Share of all answers that also answer another prompt, digits folded; from every line."""
+    """Share of all answers that also answer another prompt, digits folded; over all lines."""
     lengths: dict[str, float]
-    """Quantiles in characters, from every line."""
+    """Quantiles in characters, over all lines."""
     finishes: dict[str, int]
-    """From every line."""
+    """Finish reasons, over all lines."""
     opening_entropy: float
-    """Of the sample's openings, nats."""
+    """Entropy of the sample's openings, in nats."""
     top_opening: float
     """Share of the most frequent opening in the sample."""
     values: dict[str, Value]
-    """By detector, from the sample."""
+    """Values by detector, from the sample."""
 
     def to_json(self) -> dict[str, object]:
-        """Return JSON-ready values; the start is the caller's to name."""
+        """Return JSON-ready values; the caller formats the start."""
         return {key: value for key, value in asdict(self).items() if key != "start"}
 
 
 def point(window: Window, sample: WindowSample) -> Point:
-    """Return what is shown of a window."""
+    """Return the displayed values of a window."""
     hits, n = window.repeated()
     openings: dict[int, int] = {}
     for each in sample.measured:
@@ -72,7 +72,7 @@ def _value(detector: Detector, sample: WindowSample) -> Value:
     if detector.kind == "match":
         values = matches(detector, sample.measured) if len(sample.measured) > 1 else []
         mean, low, _ = mean_interval(values)
-        # A pair counts with both its members, so the mean of these values scatters twice as much as they seem to.
+        # Each pair counts with both members, so the mean's real error is twice the error from these values.
         half = 2 * (mean - low)
         return _finite(mean, max(0.0, mean - half), min(1.0, mean + half), len(values))
     found = [float(value) for each in sample.measured if (value := detector.value(each)) is not None]
@@ -97,5 +97,5 @@ def _quantile(window: Window, share: float) -> float:
 
 
 def points(windows: Sequence[tuple[Window, WindowSample]]) -> tuple[Point, ...]:
-    """Return what is shown of all windows."""
+    """Return the displayed values of all windows."""
     return tuple(point(window, sample) for window, sample in windows)

@@ -1,7 +1,7 @@
-"""Windows of time or of lines: counts of every row, and a bounded random sample of the rows themselves.
+"""Windows of time or of lines: counts over all rows, and a bounded random sample of the rows.
 
-A window can be merged with another, so work can be shared by processes, and neighbours become one when there are too
-many. What it holds does not depend on how the rows were shared out.
+Windows can be merged. Processes can therefore share the work, and neighbouring windows are merged when there are too
+many. A window's content does not depend on how the rows were distributed.
 """
 
 from __future__ import annotations
@@ -18,47 +18,47 @@ from typing import NamedTuple
 from skill_kd.diagnose.formats.rows import LogRow
 
 SAMPLE = 256
-"""Rows of each window that the costly detectors read."""
+"""Rows per window that the costly detectors read."""
 MOST_WINDOWS = 128
-"""Beyond these, windows become twice as wide."""
+"""If there are more windows, they become twice as wide."""
 MOST_HASHES = 4096
-"""Different answers counted in a window; beyond them a random share of all answers, chosen by hash."""
+"""Distinct answers counted per window. If there are more, the hash selects a random share of all answers."""
 TEXT, PROMPT = 2000, 400
-"""Characters kept of a sampled answer and of its prompt."""
+"""Characters kept of a sampled answer, and of its prompt."""
 SETTINGS = ("model version", "temperature", "max_tokens", "system prompt")
 
 Setting = tuple[str, str, str, str]
-"""How an answer was asked for, as text, in the order of ``SETTINGS``."""
+"""The settings of an answer as text, in the order of ``SETTINGS``."""
 
 
 class Sampled(NamedTuple):
-    """A row in the sample: texts cut, and the hashes of whole texts."""
+    """A sampled row: truncated texts, and the hashes of the whole texts."""
 
     output: str
     prompt: str | None
     output_hash: int
     prompt_hash: int
-    """0 where the log has no prompt."""
+    """0 if the log has no prompt."""
     finish: str
     setting: Setting
     characters: int
 
 
 class Window:
-    """What is known of one window."""
+    """The counts and the sample of one window."""
 
     def __init__(self) -> None:
         self.rows = 0
         self.finishes: Counter[str] = Counter()
         self.lengths: Counter[int] = Counter()
-        """By ``length_bin``."""
+        """Answers by ``length_bin``."""
         self.hashes: dict[int, list[int]] = {}
-        """Of answers whose hash is below ``limit``: rows, one of their prompts, whether prompts differ."""
+        """By hash of the answer, for hashes below ``limit``: rows, one of the prompts, True if prompts differ."""
         self.limit = 1 << 64
         self._heap: list[tuple[float, Sampled]] = []
 
     def add(self, row: LogRow, setting: Setting, priority: float) -> None:
-        """Count a row; keep it if its priority, random in [0, 1), is among the smallest."""
+        """Count a row, and keep it if its priority, random in [0, 1), is among the smallest."""
         self.rows += 1
         finish = _FINISHES.get(row.finish or "", "other")
         self.finishes[finish] += 1
@@ -97,7 +97,7 @@ class Window:
             self.hashes = {key: entry for key, entry in self.hashes.items() if key < self.limit}
 
     def merge(self, other: Window) -> None:
-        """Take in all of another window."""
+        """Add all of another window."""
         self.rows += other.rows
         self.finishes += other.finishes
         self.lengths += other.lengths
@@ -112,18 +112,21 @@ class Window:
 
     @property
     def sample(self) -> list[Sampled]:
-        """The sampled rows, the same whatever their order was."""
+        """The sampled rows; their order does not depend on the order of adding."""
         return [row for _, row in sorted(self._heap, key=itemgetter(0), reverse=True)]
 
     def repeated(self) -> tuple[int, int]:
-        """Rows whose answer (digits folded) also answers another prompt, and rows looked at; exact below the cap."""
+        """Return the number of rows whose answer (digits folded) also answers another prompt, and of all rows checked.
+
+        Both numbers are exact up to ``MOST_HASHES`` distinct answers.
+        """
         return sum(rows for rows, _, differ in self.hashes.values() if differ), sum(
             rows for rows, _, _ in self.hashes.values()
         )
 
 
 class Windows:
-    """All windows, in order. ``unit`` is ``day``, or how many lines make one."""
+    """All windows, in order. ``unit`` is ``day``, or the number of lines per window."""
 
     def __init__(self, unit: str | int) -> None:
         self.unit = unit
@@ -133,7 +136,7 @@ class Windows:
         self._systems: dict[str, str] = {}
 
     def add(self, row: LogRow, line: int, priority: float) -> None:
-        """Count a row; in windows of days it must have a time."""
+        """Count a row; for windows of days it must have a time."""
         if isinstance(self.unit, int):
             place = line // self.unit
         else:
@@ -146,7 +149,7 @@ class Windows:
             while len(self._windows) > MOST_WINDOWS:
                 self._widen(self.shift + 1)
             window = self._windows.get(place, window)
-            if place not in self._windows:  # it was widened just now
+            if place not in self._windows:  # the windows just became wider
                 return self.add(row, line, priority)
         window.add(row, self._setting(row), priority)
         return None
@@ -175,7 +178,7 @@ class Windows:
                 kept.merge(old[place])
 
     def merge(self, other: Windows) -> None:
-        """Take in all of another's windows."""
+        """Add all windows of another object."""
         for each, shift in ((self, other.shift), (other, self.shift)):
             if each.shift < shift:
                 each._widen(shift)
@@ -189,7 +192,7 @@ class Windows:
 
     @property
     def width(self) -> int:
-        """Days or lines that one window spans."""
+        """Days or lines per window."""
         return (self.unit if isinstance(self.unit, int) else 1) << self.shift
 
     def __len__(self) -> int:
@@ -214,12 +217,12 @@ _ZEROS = re.compile(rb"00+")
 
 
 def _exact_hash(text: str) -> int:
-    """Return 64 bits of a prompt: two that differ in a number only are two prompts, whose answers may be compared."""
+    """Return 64 bits of a prompt. Numbers are not folded: prompts that differ only in a number are two prompts."""
     return int.from_bytes(blake2b(text.strip().encode("utf-8", "replace"), digest_size=8).digest(), "little")
 
 
 def text_hash(text: str) -> int:
-    """Return 64 bits of a text: NFC, numbers folded into one digit, the blanks around it left out."""
+    """Return 64 bits of a text, after NFC, with each number folded into one digit and outer white space removed."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
     folded = text.strip().encode("utf-8", "replace").translate(_FOLD)
@@ -229,7 +232,7 @@ def text_hash(text: str) -> int:
 
 
 def length_bin(characters: int) -> int:
-    """Return the bin of a length: exact below 16 characters, then eight bins for each doubling."""
+    """Return the bin of a length: exact below 16 characters, then eight bins per doubling."""
     if characters < 16:
         return characters
     octave = characters.bit_length() - 5

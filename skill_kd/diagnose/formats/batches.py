@@ -1,4 +1,4 @@
-"""OpenAI batches: the output file has no prompts, so they are fetched from the input file, by ``custom_id``."""
+"""OpenAI batches: the output file has no prompts, so they are joined from the input file by ``custom_id``."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from skill_kd.errors import SkillKDError
 _TAKEN = ("messages", "input", "prompt", "instructions", "model", "temperature")
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _PEEK = 20
-"""Lines by which a file is known for a batch's."""
+"""Lines read to detect a batch file."""
 
 
 class Requests:
-    """Requests of batches by ``custom_id``, all in memory: a batch holds 50,000 at most."""
+    """Requests of batches by ``custom_id``, all in memory: a batch has at most 50,000."""
 
     def __init__(self) -> None:
         self.inputs: list[str] = []
-        """Paths whose requests are here."""
+        """Paths of the input files."""
         self.lost = 0
-        """Answers whose request is not, or is not certain."""
+        """Answers whose request is missing or ambiguous."""
         self._known: dict[str, dict[str, Any] | None] = {}
-        """None where two requests have one id: which was answered, nobody can tell."""
+        """None if two different requests have one id, so that the answered one is unknown."""
 
     def add(self, path: str) -> None:
         """Read an input file.
@@ -50,7 +50,7 @@ class Requests:
                 self._known[key] = request if self._known.get(key, request) == request else None
 
     def joined(self, block: Block) -> Block:
-        """Return a block of answers with their requests in them, as a proxy would have logged them."""
+        """Return a block of answers with their requests added, in the form of a proxy's log."""
         return Block(b"\n".join(map(self._joined, block.lines.split(b"\n"))), block.overlong)
 
     def _joined(self, line: bytes) -> bytes:
@@ -66,16 +66,16 @@ class Requests:
 
     @property
     def note(self) -> str:
-        """What was joined, for the reader of the diagnosis."""
+        """A note on the joined files, for the diagnosis."""
         files = ", ".join(f"'{path}'" for path in self.inputs)
         lost = f"; {self.lost} answers have no request of theirs alone there" if self.lost else ""
         return f"prompts were fetched by custom_id from {files}{lost}"
 
 
 def requests_of(paths: Sequence[str], format_name: str | None) -> Requests | None:
-    """Return the requests of the batch inputs among ``paths``; None unless outputs are there as well.
+    """Return the requests of the batch inputs among ``paths``; None unless there are outputs as well.
 
-    Only plain files are looked into: what is piped can be read once.
+    Only plain files are checked: a pipe can be read only once.
     """
     if len(paths) < 2 or format_name not in (None, "openai-batch"):
         return None
@@ -90,11 +90,11 @@ def requests_of(paths: Sequence[str], format_name: str | None) -> Requests | Non
 
 
 def _kind(path: str) -> str | None:
-    """``input`` or ``output`` of a batch, told by the first lines; None for everything else."""
+    """Return ``input`` or ``output`` for a batch file, by its first lines; None for other files."""
     try:
         block = next(LogSource(path).blocks(), Block(b""))
     except SkillKDError:
-        return None  # told where the file is read
+        return None  # reported when the file is read
     lines = (line for line in block.lines.split(b"\n") if line.strip())
     records = [record for line in islice(lines, _PEEK) if (record := _record(line))]
     if not records or not all(map(is_batch, records)):

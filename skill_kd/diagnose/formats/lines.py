@@ -1,4 +1,4 @@
-"""From text in pieces to blocks of lines: plain ones, JSON arrays, pretty-printed objects, CSV, streams of deltas."""
+"""Split text into blocks of lines: plain lines, JSON arrays, pretty-printed objects, CSV, streams of deltas."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from skill_kd.diagnose.formats.openai import joined_lines
 from skill_kd.errors import UsageError
 
 BLOCK = 1 << 20
-"""Bytes of one block; also what is looked at to tell what a file is."""
+"""Bytes of one block, and of the part of a file that its layout is detected from."""
 LONGEST = 8 << 20
-"""Bytes of the longest line that is read. A longer one counts as bad."""
+"""Length limit of a line, in bytes. A longer line counts as bad."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Block:
 
     lines: bytes
     overlong: int = 0
-    """Lines left out after these because they were longer than ``LONGEST``."""
+    """Lines after these that were skipped because they were longer than ``LONGEST``."""
 
 
 _LIST_INSIDE = re.compile(rb'\{\s*"(?:runs|data|observations|traces|items|results)"\s*:\s*\[')
 
 
 def split(head: bytes, chunks: Iterator[bytes], path: str) -> Iterator[Block]:
-    """Yield the lines of a text that begins with ``head``, whatever holds them. ``chunks`` includes the head."""
+    """Yield the lines of a text that begins with ``head``, in any layout. ``chunks`` includes the head."""
     start = head.lstrip()
     first, ended, _ = start.partition(b"\n")
     if start.startswith((b"data:", b"event:")) or b'.chunk"' in first[:4096]:
@@ -60,7 +60,7 @@ def _is_json(text: bytes) -> bool:
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[Block]:
-    """Cut after the last line end of each piece; the rest waits for more, up to ``LONGEST``."""
+    """Cut after the last line end of each chunk. The rest waits for the next chunk, up to ``LONGEST`` bytes."""
     waiting: list[bytes] = []
     size, skipping = 0, False
     for chunk in chunks:
@@ -82,7 +82,7 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[Block]:
 
 
 def _gathered(lines: Iterator[bytes]) -> Iterator[Block]:
-    """Blocks of lines that were made, not found; an empty one stands for one that was too long."""
+    """Yield blocks of generated lines; an empty line marks one that was too long."""
     some: list[bytes] = []
     size = overlong = 0
     for line in lines:
@@ -101,7 +101,7 @@ _IN_STRING = re.compile(rb'["\\]')
 
 
 def _objects(chunks: Iterable[bytes], level: int) -> Iterator[bytes]:
-    """Cut the objects that lie ``level`` brackets deep out of one JSON document, however it is laid out."""
+    """Yield the objects that are ``level`` brackets deep in one JSON document, in any layout."""
     buffer, place, begin, depth = b"", 0, -1, 0
     in_string = overlong = False
     for chunk in chunks:
@@ -121,7 +121,7 @@ def _objects(chunks: Iterable[bytes], level: int) -> Iterator[bytes]:
                 if depth == level and begin >= 0:
                     yield b"" if overlong else buffer[begin:place]
                     begin, overlong = -1, False
-        # A backslash at the very end takes the first byte of what comes next with it.
+        # A backslash at the very end escapes the first byte of the next chunk.
         place = max(place, len(buffer))
         keep = begin if begin >= 0 else len(buffer)
         if begin >= 0 and (overlong or len(buffer) - begin > LONGEST):
@@ -132,7 +132,7 @@ def _objects(chunks: Iterable[bytes], level: int) -> Iterator[bytes]:
 
 
 def _table(chunks: Iterable[bytes], path: str) -> Iterator[bytes]:
-    """Rows of a CSV export as JSON lines. Cells that hold JSON are left to the readers."""
+    """Yield the rows of a CSV export as JSON lines. The readers parse cells that hold JSON."""
     lines = (line for block in _lines(chunks) for line in _text_lines(block.lines))
     csv.field_size_limit(LONGEST)
     try:

@@ -1,4 +1,4 @@
-"""OpenAI's shapes: chat and text completions, responses, their requests, batch files, and streams of deltas."""
+"""OpenAI's formats: chat and text completions, responses, their requests, batch files, and streams of deltas."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _CACHED = ("cache_hit", "cached", "from_cache")
 
 
 def is_answer(value: object) -> bool:
-    """Whether this is what an OpenAI endpoint returns."""
+    """Return True for a response of an OpenAI endpoint."""
     return isinstance(value, Mapping) and (
         isinstance(value.get("choices"), list) or value.get("object") == "response" or is_chunk(value)
     )
 
 
 def is_chunk(value: object) -> bool:
-    """Whether this is one event of a stream."""
+    """Return True for one event of a stream."""
     return isinstance(value, Mapping) and str(value.get("object", "")).endswith(".chunk")
 
 
 def is_openai(record: Record) -> bool:
-    """Whether a line holds a completion, a request with its response, or a whole conversation."""
+    """Return True if a line holds a completion, a request with its response, or a whole conversation."""
     return (
         is_answer(record)
         or any(is_answer(_unwrapped(record.get(key))) for key in _RESPONSES)
@@ -51,7 +51,7 @@ def is_openai(record: Record) -> bool:
 
 
 def is_batch(record: Record) -> bool:
-    """Whether a line belongs to a batch's input or output file."""
+    """Return True if a line belongs to a batch's input or output file."""
     return "custom_id" in record and ("response" in record or "body" in record)
 
 
@@ -82,7 +82,7 @@ def read_openai(record: Record) -> Rows:
 
 
 def read_batch(record: Record) -> Rows:
-    """Read one line of a batch's output; its prompts are in another file, unless they were fetched from there."""
+    """Read one line of a batch's output. Its prompts are in the input file, unless they were joined already."""
     if "response" not in record:
         return "request without its answer"
     response = mapping(record["response"])
@@ -94,7 +94,7 @@ def read_batch(record: Record) -> Rows:
 
 
 def answers(answer: Any, request: Record, record: Record) -> Rows:
-    """Return the rows of one answer: one for each choice that has text."""
+    """Return the rows of one response: one for each choice that has text."""
     if isinstance(answer.get("error"), Mapping):
         return "failed call"
     prompt, system = asked(first(request, ("messages", "input", "prompt")))
@@ -139,7 +139,7 @@ def _responses_api(answer: Record, common: dict[str, Any]) -> Rows:
 
 
 def _conversation(record: Record) -> Rows:
-    """Stored completions, and what Langfuse exports as OpenAI JSONL: the last message is the answer."""
+    """Read a stored completion, or Langfuse's export as OpenAI JSONL: the last message is the answer."""
     messages = record.get("messages")
     if not isinstance(messages, list):
         return "no known fields"
@@ -165,7 +165,7 @@ def _conversation(record: Record) -> Rows:
 
 
 def _unwrapped(value: object) -> object:
-    """The answer inside a proxy's envelope; a list or text of stream events is put together first."""
+    """Return the response inside a proxy's envelope; a list or text of stream events is joined first."""
     if isinstance(value, str):
         if value.lstrip().startswith("data:"):
             return _joined(_events(value.split("\n")))
@@ -193,16 +193,16 @@ def _joined(chunks: Iterable[Record]) -> Record | None:
 
 
 class Streams:
-    """Puts the deltas of interleaved streams together; the oldest of more than ``limit`` open ones is given up."""
+    """Joins the deltas of interleaved streams. If more than ``limit`` are open, it closes the oldest."""
 
     def __init__(self, limit: int = 1000) -> None:
         self._open: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._limit = limit
 
     def add(self, chunk: Record) -> Iterator[Record]:
-        """Take one event and yield the answers that are complete by it."""
+        """Take one event, and yield the answers that it completes."""
         choices = [choice for choice in chunk.get("choices") or () if isinstance(choice, Mapping)]
-        if not choices:  # the last event of some servers tells the usage only
+        if not choices:  # the last event of some servers holds only the usage
             return
         key = str(chunk.get("id"))
         answer = self._open.setdefault(
@@ -217,7 +217,7 @@ class Streams:
             yield _text(self._open.popitem(last=False)[1])
 
     def rest(self) -> list[Record]:
-        """Return the answers whose end never came."""
+        """Return the answers that never ended."""
         left = [_text(answer) for answer in self._open.values() if answer["choices"]]
         self._open.clear()
         return left
@@ -243,7 +243,7 @@ def _text(answer: dict[str, Any]) -> Record:
 
 
 def joined_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Turn lines of stream events (with or without ``data:``) into lines of whole answers; other lines pass."""
+    """Turn lines of stream events (with or without ``data:``) into lines of whole answers; pass other lines through."""
     streams = Streams()
     for line in lines:
         text = line.strip().removeprefix(b"data:").strip()

@@ -1,4 +1,4 @@
-"""Formats: which one a log is in, told from its content, and how a line of it becomes rows."""
+"""Detect a log's format from its content, and read its lines as rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ try:
     import orjson  # type: ignore[import-not-found,unused-ignore]
 
     _loads: Callable[[bytes], Any] = orjson.loads
-except ImportError:  # three times slower, and all that is lost
+except ImportError:  # three times slower, otherwise the same
     _loads = json.loads
 
 Reader = Callable[[Record], Rows]
@@ -32,7 +32,7 @@ Reader = Callable[[Record], Rows]
 
 @dataclass(frozen=True)
 class Fields:
-    """Where the generic format finds what; dots reach into objects. None looks under the usual names."""
+    """Field names for the generic format; dots reach into objects. None tries the usual names."""
 
     prompt: str | None = None
     output: str | None = None
@@ -44,7 +44,7 @@ class Fields:
     finish: str | None = None
 
     def given(self) -> bool:
-        """Whether any was set."""
+        """Return True if any field name was set."""
         return self != Fields()
 
 
@@ -65,7 +65,7 @@ _USUAL = {
 
 
 def generic(fields: Fields) -> Reader:
-    """Return a reader of flat or nested objects of any tool's own making."""
+    """Return a reader for flat or nested objects of any tool."""
     paths = {key: ((given,) if (given := getattr(fields, key)) else usual) for key, usual in _USUAL.items()}
 
     def find(record: Record, key: str) -> Any:
@@ -105,7 +105,7 @@ def generic(fields: Fields) -> Reader:
 
 
 def _texts(output: object) -> list[str]:
-    """Several texts are several answers; of messages the last is the answer."""
+    """Return the texts of an output. Several texts are several answers; of messages, the last is the answer."""
     if isinstance(output, list) and output:
         return output if all(isinstance(each, str) for each in output) else [text_of(output[-1])]
     return [text_of(output)]
@@ -138,14 +138,14 @@ _READ: dict[str, Reader] = {
     "openai": read_openai,
 }
 FORMATS = (*_READ, "generic")
-"""What ``--format`` takes."""
+"""Values of ``--format``."""
 
 
 def reader(format_name: str, fields: Fields) -> Reader:
     """Return the reader of a format.
 
     Raises:
-        UsageError: a name that is none of ``FORMATS``.
+        UsageError: the name is not in ``FORMATS``.
     """
     if format_name == "generic":
         return generic(fields)
@@ -162,7 +162,7 @@ def parse(line: bytes) -> Any:
     """Return the JSON value of one line.
 
     Raises:
-        ValueError: it is none. NaN and lone surrogates, which Python's own logs may hold, are read.
+        ValueError: it is not JSON. NaN and lone surrogates are accepted, because logs written by Python may have them.
     """
     try:
         return _loads(line)
@@ -175,10 +175,10 @@ def parse(line: bytes) -> Any:
 
 
 def detect(lines: Sequence[bytes], fields: Fields) -> str:
-    """Return the format most of these lines are in.
+    """Return the format of most of these lines.
 
     Raises:
-        UsageError: they are a server's text log, or nothing that is known.
+        UsageError: they are a server's text log, or in an unknown format.
     """
     if fields.given():
         return "generic"

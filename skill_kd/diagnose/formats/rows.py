@@ -1,4 +1,4 @@
-"""One model call as every reader returns it, and the small readings they share: text of a message, numbers, times."""
+"""One model call as every reader returns it, and shared parsers: message text, numbers, times."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Record = Mapping[str, Any]
 
 
 class LogRow(NamedTuple):
-    """One answer of a model. What a log does not say is None; ``time`` is in seconds since 1970, UTC."""
+    """One answer of a model. None means that the log does not say; ``time`` is in seconds since 1970, UTC."""
 
     output: str
     prompt: str | None = None
@@ -27,11 +27,11 @@ class LogRow(NamedTuple):
     temperature: float | None = None
     max_tokens: float | None = None
     key: str | None = None
-    """The log's own id of this call, to find one that was written twice."""
+    """The log's own id of this call, to detect calls that were logged twice."""
 
 
 Rows = list[LogRow] | str
-"""The answers of one record, or why it holds none (a reason from ``DROPS`` or ``BAD``)."""
+"""The answers of one record, or the reason that it has none (from ``DROPS`` or ``BAD``)."""
 
 DROPS = (
     "failed call",
@@ -43,14 +43,14 @@ DROPS = (
     "empty answer",
     "no time",
 )
-"""Records that are fine and say nothing about what the model writes."""
+"""Reasons to skip valid records that say nothing about the model's text."""
 
 BAD = ("not JSON", "longer than the limit", "no known fields")
-"""Records that could not be read; above 5 % the input is refused."""
+"""Reasons that a record could not be read; above 5 % the input is refused."""
 
 
 def text_of(content: object) -> str:
-    """Return the text of a message's content: a string, a part, or a list of parts; what is no text is left out."""
+    """Return the text of a message's content: a string, a part, or a list of parts. Parts without text are skipped."""
     if isinstance(content, str):
         return content
     if isinstance(content, list):
@@ -104,7 +104,7 @@ def asked(messages: object) -> tuple[str | None, str | None]:
 
 
 def speaker(message: Record) -> tuple[str, object]:
-    """Return a message's role in lower case and its content; LangChain's serialized messages included."""
+    """Return a message's role in lower case and its content; supports LangChain's serialized messages."""
     inner = message.get("kwargs") or message.get("data")
     if isinstance(inner, Mapping) and "content" in inner:
         path = message.get("id")
@@ -117,7 +117,7 @@ def speaker(message: Record) -> tuple[str, object]:
 
 
 def parsed(value: object) -> object:
-    """Return ``value``; where it is text that holds a JSON object or list, that."""
+    """Return ``value``, parsed if it is text that holds a JSON object or list."""
     if isinstance(value, str) and value[:1] in ("{", "["):
         try:
             return json.loads(value)
@@ -127,13 +127,13 @@ def parsed(value: object) -> object:
 
 
 def mapping(value: object) -> Record:
-    """Return ``value`` if it is a mapping, also one inside a string, else an empty one."""
+    """Return ``value`` if it is a mapping or a string that holds one, else an empty mapping."""
     found = parsed(value)
     return found if isinstance(found, Mapping) else {}
 
 
 def first(record: Record, keys: Iterable[str]) -> Any:
-    """Return the first value that is there and not null."""
+    """Return the first value that is present and not null."""
     for key in keys:
         value = record.get(key)
         if value is not None:
@@ -142,7 +142,7 @@ def first(record: Record, keys: Iterable[str]) -> Any:
 
 
 def number(value: object) -> float | None:
-    """Return a finite number, also one written as text; anything else is None."""
+    """Return a finite number, also if it is text; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -153,12 +153,12 @@ def number(value: object) -> float | None:
 
 
 def word(value: object) -> str | None:
-    """Return short text in lower case: a finish reason."""
+    """Return short text, such as a finish reason, in lower case."""
     return value.lower()[:40] if isinstance(value, str) and value else None
 
 
 def name(value: object) -> str | None:
-    """Return short text as it stands: a model's name, an id."""
+    """Return short text, such as a model's name or an id, unchanged."""
     return value[:120] if isinstance(value, str) and value else None
 
 
@@ -180,7 +180,7 @@ def seconds(value: object) -> float | None:
 
 
 def _iso(text: str) -> float | None:
-    # Logs name the same day in line after line, nearly always in UTC: its date is read once.
+    # Consecutive lines usually have the same day in UTC, so its date is parsed once and cached.
     try:
         midnight, zone = _midnight(text[:10]), text[19:]
         if zone[-1:] == "Z" or zone[-6:] == "+00:00" or not ("+" in zone or "-" in zone):

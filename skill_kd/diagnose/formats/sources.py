@@ -1,7 +1,7 @@
-"""From a file to blocks of lines: compression and encoding end here.
+"""Read a file as blocks of lines; handles compression and encoding.
 
-Everything is read once, forward, in pieces; memory does not grow with the file. Lines end at ``\\n`` alone: Unicode's
-other line ends may stand inside a JSON string.
+A file is read once, forward, in chunks, so memory does not grow with its size. Only ``\\n`` ends a line: a JSON string
+may contain Unicode's other line ends.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class LogSource:
     def __init__(self, path: str) -> None:
         self.path = path
         self.notes: list[str] = []
-        """What went wrong and did not stop the reading."""
+        """Problems that did not stop the reading."""
         self.read = 0
         """Bytes of the file read so far; 0 for stdin."""
 
@@ -34,8 +34,8 @@ class LogSource:
         """Yield the source's lines.
 
         Raises:
-            UsageError: it cannot be opened, or is no text.
-            MissingRequirementError: it is compressed with zstd and no package here reads that.
+            UsageError: it cannot be opened, or is not text.
+            MissingRequirementError: it is compressed with zstd and no package for it is installed.
         """
         try:
             with self._opened() as raw:
@@ -63,10 +63,10 @@ class LogSource:
             self.notes.append(f"'{self.path}' is empty")
 
     def _survived(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        """A file that was cut off while it was packed still tells what came before."""
+        """Yield the readable part of a damaged or truncated compressed file."""
         some: list[bytes] = []
         try:
-            for chunk in chunks:  # packed files come in small pieces
+            for chunk in chunks:  # decompressed chunks are small
                 some.append(chunk)
                 if len(chunk) >= BLOCK // 4 or len(some) >= 64:
                     yield b"".join(some)
@@ -80,7 +80,7 @@ class LogSource:
 
 
 class _ZstdError(Exception):
-    """What the packages for zstd raise, under one name."""
+    """The errors of the zstd packages, under one name."""
 
 
 def _unpacked(raw: Any, path: str) -> Iterator[bytes]:
@@ -136,7 +136,7 @@ def _encoding(head: bytes) -> str | None:
         return "utf-32"
     if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return "utf-16"
-    # Without a mark: JSON begins with ASCII, so every other byte is zero.
+    # Without a byte order mark: JSON begins with ASCII, so every other byte is zero.
     start = head[:4]
     if len(start) == 4 and start[1] == start[3] == 0 and start[0] and start[2]:
         return "utf-16-le"

@@ -27,7 +27,7 @@ _LIMITS = ("max_tokens", "max_completion_tokens", "maxTokens", "max_output_token
 
 
 def is_langfuse(record: Record) -> bool:
-    """Whether this is an observation or a trace, by the table's names (camel case) or the blob export's (snake)."""
+    """Return True for an observation or a trace, in camel case (from the table) or snake case (from a blob export)."""
     known = {"traceId", "trace_id", "projectId", "project_id", "modelParameters", "model_parameters", "htmlPath"}
     return "output" in record and "run_type" not in record and bool(known & record.keys())
 
@@ -63,7 +63,7 @@ def read_langfuse(record: Record) -> Rows:
 
 
 def _spoken(output: object) -> str:
-    """Text of what came out: text, a message, messages (the last one), a completion."""
+    """Return the text of an output: text, a message, messages (the last one), a completion."""
     if is_answer(output):
         rows = answers(output, {}, {})
         return rows[0].output if isinstance(rows, list) else ""
@@ -78,7 +78,7 @@ def _spoken(output: object) -> str:
 
 
 def is_langsmith(record: Record) -> bool:
-    """Whether this is a run."""
+    """Return True for a run."""
     return "run_type" in record and ("outputs" in record or "inputs" in record)
 
 
@@ -138,7 +138,7 @@ _ASKING = {"gen_ai.user.message", "gen_ai.system.message", "gen_ai.assistant.mes
 
 
 def is_otel(record: Record) -> bool:
-    """Whether this is a span, an event, or a request of OTLP that holds some."""
+    """Return True for a span, an event, or an OTLP request that contains some."""
     if "resourceSpans" in record or "resourceLogs" in record:
         return True
     named = str(first(record, ("name", "event_name", "eventName", "body")))
@@ -148,7 +148,7 @@ def is_otel(record: Record) -> bool:
 
 
 def read_otel(record: Record) -> Rows:
-    """Read one span or event, or all those inside one OTLP request."""
+    """Read one span or event, or all those in one OTLP request."""
     if "resourceSpans" in record or "resourceLogs" in record:
         found = [read_otel(each) for each in _inside(record)]
         rows = [row for each in found if isinstance(each, list) for row in each]
@@ -199,7 +199,7 @@ def _settings(record: Record, facts: Record, events: list[tuple[str, Record]]) -
 
 
 def _written(facts: Record, events: list[tuple[str, Record]]) -> list[Record]:
-    """The messages that came out, from attributes or events, in the newer or the older form."""
+    """Return the output messages, from attributes or events, in the newer or the older form."""
     out = parsed(first(facts, (_OUT, _OLD_OUT)))
     messages = out if isinstance(out, list) else [] if out is None else [out]
     for event, body in events:
@@ -212,7 +212,7 @@ def _written(facts: Record, events: list[tuple[str, Record]]) -> list[Record]:
 
 
 def _event(record: Record) -> tuple[str, Record]:
-    """An event's name, and what it says: its body and attributes together."""
+    """Return an event's name and its content: body and attributes together."""
     attributes = _flat(record.get("attributes"))
     named = first(record, ("eventName", "event_name")) or attributes.get("event.name") or record.get("name") or ""
     body = record.get("body")
@@ -228,7 +228,7 @@ def _inside(record: Record) -> list[Record]:
 
 
 def _flat(attributes: object) -> dict[str, Any]:
-    """Attributes as one mapping: they are one already, or OTLP's list of key and typed value."""
+    """Return attributes as one mapping; OTLP has them as a list of keys and typed values."""
     if isinstance(attributes, Mapping):
         return dict(attributes)
     if not isinstance(attributes, list):

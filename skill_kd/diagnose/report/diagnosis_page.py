@@ -1,4 +1,4 @@
-"""A diagnosis as one HTML file, in the look of the evaluation's report."""
+"""A diagnosis as one HTML file, in the style of the evaluation report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TONES = {"findings": "fail", "nothing found": "plain", "too little data": "unce
 
 
 def write_page(found: Diagnosis, path: Path) -> None:
-    """Write the page, readable by its owner alone.
+    """Write the page, readable only by its owner.
 
     Raises:
         UsageError: it cannot be written.
@@ -30,7 +30,7 @@ def write_page(found: Diagnosis, path: Path) -> None:
 
 
 def html(found: Diagnosis) -> str:
-    """Return the page. What it holds of the log's own text was asked for, redacted, and is escaped here."""
+    """Return the page. Log text is in it only on request; it is redacted, and escaped here."""
     sections = [*(_finding(found, each) for each in found.findings), *_explained(found), _series(found), _input(found)]
     count = len(found.findings)
     sentence = (

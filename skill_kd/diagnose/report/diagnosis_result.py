@@ -1,4 +1,4 @@
-"""A diagnosis, as data."""
+"""A diagnosis as data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from skill_kd.guidance import BY_KEY
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What the logs say."""
+    """The diagnosis of one or more logs."""
 
     scan: Scan
     points: tuple[Point, ...]
@@ -26,10 +26,10 @@ class Diagnosis:
     findings: tuple[LogFinding, ...]
     """The strongest first."""
     explained: tuple[Sign, ...]
-    """Changes that came with a change of something else."""
+    """Changes that coincide with a change of something else."""
     notes: tuple[str, ...]
     seen: dict[str, float | None]
-    """By detector: the smallest step that would have been seen."""
+    """By detector: the smallest step that would have been detected."""
     pilot: Pilot | None = None
     replay: str | None = None
     """File of the replay plan."""
@@ -37,7 +37,7 @@ class Diagnosis:
 
     @property
     def by_day(self) -> bool:
-        """Whether windows are days."""
+        """True if windows are days."""
         return isinstance(self.scan.windows.unit, str)
 
     @property
@@ -49,7 +49,7 @@ class Diagnosis:
         return "nothing found" if enough and self.scan.rows >= 200 else "too little data"
 
     def when(self, at: int) -> str:
-        """Name a window: its ISO date, or its first line."""
+        """Return the name of a window: its ISO date, or its first line."""
         return when(self.points[at].start, self.by_day)
 
     def to_json(self) -> dict[str, object]:
@@ -113,12 +113,12 @@ class Diagnosis:
 
 
 def when(start: int, by_day: bool) -> str:
-    """Name a window's start."""
+    """Return the name of a window's start."""
     return (date(1970, 1, 1) + timedelta(days=start)).isoformat() if by_day else f"line {start + 1}"
 
 
 def finite(value: float | None) -> float | None:
-    """Return a number that JSON can hold, or None."""
+    """Return the number, or None if JSON cannot hold it."""
     return value if value is not None and math.isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""Findings: signs of one kind together, ranked, with what they rest on and what else could explain them."""
+"""Findings: ranked groups of related signs, with their evidence and other possible explanations."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class Phrase:
-    """An opening, or a cluster of answers that are nearly the same."""
+    """An opening, or a cluster of nearly identical answers."""
 
     id: str
     before: float
     after: float
     """Shares of the sampled answers before and after."""
     topics: int
-    """Kinds of prompts it answers."""
+    """Number of kinds of prompts that it answers."""
     text: str | None
-    """Redacted; None unless examples were asked for."""
+    """Redacted text; None unless examples were requested."""
 
 
 @dataclass(frozen=True)
 class LogFinding:
-    """Signs that mean the same. ``key`` is that of ``skill_kd.guidance``."""
+    """Signs with the same meaning. ``key`` is a key of ``skill_kd.guidance``."""
 
     key: str
     signs: tuple[Sign, ...]
     """The strongest first."""
     could_be: tuple[str, ...]
-    """What else could explain it."""
+    """Other possible explanations."""
     openings: tuple[Phrase, ...] = ()
     clusters: tuple[Phrase, ...] = ()
     examples: tuple[str, ...] = ()
-    """Redacted answers; empty unless asked for."""
+    """Redacted answers; empty unless requested."""
 
     @property
     def at(self) -> int | None:
@@ -51,7 +51,7 @@ class LogFinding:
 
 
 def strength(sign: Sign) -> float:
-    """Effect times confidence: the order of findings and of their signs."""
+    """Return effect times confidence, which orders findings and their signs."""
     confidence = min(1.0, -math.log10(max(sign.p, 1e-12)) / 6)
     return min(sign.effect, 10.0) * confidence
 
@@ -62,9 +62,9 @@ def group(
     """Return one finding for each kind of sign, the strongest first.
 
     Args:
-        signs: none of them explained.
-        windows: what they were found in.
-        name: gives a hash its id in this report.
+        signs: signs that are not explained.
+        windows: windows of the signs.
+        name: returns the id of a hash in this report.
         examples: show redacted text.
     """
     kinds: dict[str, list[Sign]] = defaultdict(list)
@@ -94,7 +94,7 @@ def _rows(windows: Iterable[WindowSample]) -> list[MeasuredAnswer]:
 
 
 def _could_be(signs: Sequence[Sign], windows: Sequence[WindowSample]) -> tuple[str, ...]:
-    """Fixed sentences; nothing here comes from the log's text."""
+    """Return fixed sentences; no log text is in them."""
     rows = _rows(windows)
     told = []
     if not any(each.row.prompt for each in rows):
@@ -124,7 +124,7 @@ def _openings(
 def _clusters(
     before: Sequence[MeasuredAnswer], after: Sequence[MeasuredAnswer], name: Callable[[int], str], examples: bool
 ) -> tuple[Phrase, ...]:
-    """Clusters by their answer's hash: a window's numbers mean nothing in another."""
+    """Return clusters, keyed by a hash of the answer, because cluster numbers are only valid within one window."""
     texts = {each.row.output_hash: each for each in after}
 
     def key(each: MeasuredAnswer) -> int:
@@ -142,7 +142,7 @@ def _phrases(
     name: Callable[[int], str],
     text: Callable[[int], str] | None,
 ) -> tuple[Phrase, ...]:
-    """What became most frequent, by the difference of its shares."""
+    """Return the phrases that grew most, by the difference of their shares."""
     counts = [Counter(filter(None, map(key, side))) for side in (before, after)]
     shares = [
         {each: count / len(side) for each, count in counter.items()}
@@ -160,7 +160,7 @@ def _phrases(
 
 
 def _examples(after: Sequence[MeasuredAnswer], sign: Sign) -> tuple[str, ...]:
-    """Answers that the strongest detector is about, each text once."""
+    """Return answers that the strongest detector flags, each text once."""
     detector = sign.detector
     if detector.kind == "mean":
         rows = sorted(

@@ -1,4 +1,4 @@
-"""What `diagnose` writes, private to its owner: the pilot's two specs, and prompts to replay."""
+"""The files that `diagnose` writes, private to their owner: the pilot's two specs, and prompts to replay."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from skill_kd.spec import Spec
 from skill_kd.spec.file import parse_spec
 
 PROMPTS, SAMPLES = 50, 8
-"""Of a replay: prompts, and answers drawn for each from both models."""
+"""Of a replay: number of prompts, and number of answers per prompt from each model."""
 
 
 @dataclass(frozen=True)
 class Pilot:
-    """Two specs that differ in one knob. Nothing runs them by itself."""
+    """Two specs that differ in one setting. They never run automatically."""
 
     finding: str
     path: str
     before: object
     after: object
     files: tuple[Path, Path]
-    """The spec as it is, and the changed one."""
+    """The original spec, and the changed one."""
 
 
 def write_pilot(spec: Spec, findings: Sequence[str], folder: Path) -> Pilot | None:
-    """Write the pilot of the first finding that has a knob for this spec; None if none has.
+    """Write the pilot of the first finding that suggests a setting for this spec; return None if none does.
 
-    Both specs are valid and share seed, budget and everything else; their names say which is which.
+    Both specs are valid and share seed, budget and everything else. Their names say which is which.
 
     Raises:
         UsageError: the files cannot be written.
@@ -80,13 +80,13 @@ def _at(values: dict[str, Any], path: str) -> object:
 def write_replay(windows: Sequence[WindowSample], path: Path) -> int:
     """Write a replay plan: whole prompts of the log, spread over its topics, each for 8 answers from both models.
 
-    Prompts that the sample keeps only in part are left out. The prompts are the log's own text, not redacted.
+    Prompts of which the sample has only a part are skipped. The prompts are log text and are not redacted.
 
     Returns:
-        How many prompts there are.
+        The number of prompts.
 
     Raises:
-        UsageError: there is none, or the file cannot be written.
+        UsageError: there are no prompts, or the file cannot be written.
     """
     topics: dict[int, dict[int, str]] = {}
     for window in windows:

@@ -1,4 +1,4 @@
-"""Log text that may be shown: what looks like a person, a card, a machine or a key is replaced. Never anonymous."""
+"""Redact log text: replace what looks like a person, a card, a machine or a key. The result is not anonymous."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _DIGITS = re.compile(r"(?<![\w.])\+?\(?\d(?:[ ().\-/]{0,3}\d){6,18}(?!\w)")
 def redact(text: str, most: int = 300) -> str:
     """Return the first ``most`` characters with emails, phones, cards, IP addresses and key shapes replaced.
 
-    Names, addresses and whatever else tells who it was stay: this is not anonymous.
+    Names, addresses and other identifying text stay: the result is not anonymous.
     """
-    # What is cut through at the end must not slip by for being incomplete, so more is looked at than is shown.
+    # Read more than is shown: a secret that is cut off at the end must still match its pattern.
     text = text[: most + 400]
     text = _KEYS.sub("[key]", text)
     text = _EMAIL.sub("[email]", text)

@@ -31,7 +31,7 @@ _FACTOR = {
 
 
 def shown(detector: Detector, value: float) -> str:
-    """A detector's value for people."""
+    """Return a detector's value for people."""
     if math.isnan(value):
         return "-"
     if detector.kind == "share":
@@ -42,7 +42,7 @@ def shown(detector: Detector, value: float) -> str:
 
 
 def gap(detector: Detector, value: float) -> str:
-    """A difference of a detector's values for people."""
+    """Return a difference of a detector's values for people."""
     if not math.isfinite(value):
         return "-"
     if detector.kind == "share":
@@ -148,5 +148,5 @@ def _next(found: Diagnosis) -> Iterator[str]:
 
 
 def explained_in_words(sign: Sign) -> str:
-    """Return why a change is no finding."""
+    """Return the reason that a change is not a finding."""
     return "; ".join(f"{each}: {_FACTOR[each]}" for each in sign.explained_by)

@@ -1,5 +1,5 @@
-"""What the hand-off asks of models, in the interpreter of the run: ``python -m skill_kd.handoff.probe``.
+"""The hand-off's questions about models, answered in a subprocess: ``python -m skill_kd.handoff.probe``.
 
-That interpreter may lack this package, so it runs a copy of these files and of ``skill_kd.kd``. Nothing
-heavy is imported outside the functions that need it.
+Its interpreter may lack this package, so it runs a copy of these files and of ``skill_kd.kd``. Only the functions that
+need a heavy package import it.
 """

@@ -1,4 +1,4 @@
-"""Answer the question in the first file into the second; both are JSON."""
+"""Read a question from the first file, and write the answer to the second. Both are JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUESTIONS: dict[str, Callable[[Any], Answer]] = {
 
 
 def main() -> None:
-    """Answer, or end with one line and an exit code as a trainer script does."""
+    """Write the answer, or end with one ``error:`` line and an exit code, as a trainer script does."""
     from skill_kd.kd.reporting import reporting
 
     with reporting():

@@ -1,4 +1,4 @@
-"""What a fine-tune made of the student: loaded, and held against the student and against each other."""
+"""The exports of a fine-tune, loaded and compared with the student and with each other."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from skill_kd.kd.config import Dtype
 
 UNKNOWN = re.compile("model with architecture .* is not supported")
-"""What transformers says of a sound GGUF file of a model that it reads from no such file."""
+"""The error of transformers for a GGUF file that is sound, but of a model type that it cannot read."""
 
 
 def finetuned(question: Any) -> Answer:
-    """Load every export of the fine-tune, and hold it against the student and against each other."""
+    """Load every export of the fine-tune, and compare it with the student and with the other exports."""
     from skill_kd.kd.model.export import rounded
 
     folder, out = Path(question["folder"]), Path(question["out"])
@@ -30,7 +30,7 @@ def finetuned(question: Any) -> Answer:
         same = ours.get_vocab() == theirs.get_vocab() and ours.chat_template == theirs.chat_template
         checks.append(check("merged: tokenizer", same, "tokens and chat template of the student"))
         checks.append(check("merged: dtype", dtype in {"bfloat16", "float16"}, dtype))
-        # Rounded alike: otherwise the rounding of the merge alone would pass for training.
+        # Both are rounded to the same dtype. Otherwise the rounding of the merge would look like training.
         before = rounded(load(folder, "float32"), dtype)
         moved = difference(load(merged, "float32"), before, ours)
         checks.append(check("merged: trained", moved > 0, f"logits moved by {moved:.1e} of their size in {dtype}"))
@@ -59,7 +59,7 @@ def _adapter_checks(folder: Path, adapter: Path, merged: Path) -> Iterator[Answe
 
 
 def gguf(question: Any) -> Answer:
-    """Read a GGUF file back and hold it against the folder it was made from."""
+    """Load a GGUF file, and compare it with the folder it was made from."""
     return {"checks": [_gguf_check(Path(question["file"]), Path(question["folder"]))]}
 
 
@@ -72,7 +72,7 @@ def _gguf_check(file: Path, folder: Path) -> Answer:
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     except ImportError:
         raise
-    except Exception as error:  # there are many ways to be torn
+    except Exception as error:  # a damaged file can fail in many ways
         said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         unknown = isinstance(error, ValueError) and UNKNOWN.search(str(error))
         return check(name, None if unknown else False, f"transformers cannot read it: {said}")

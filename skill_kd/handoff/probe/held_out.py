@@ -1,4 +1,4 @@
-"""The run's held-out measure, taken of other folders: same prompts, same teacher samples, same seeds."""
+"""The run's held-out measures of other folders, with the same prompts, teacher samples and seeds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .model_folder import Answer, load, load_tokenizer
 
 
 def measure(question: Any) -> Answer:
-    """Take the run's held-out measure of several folders: same prompts, same teacher samples, same seeds."""
+    """Take the run's held-out measures of several folders, with the same prompts, teacher samples and seeds."""
     from dataclasses import replace
 
     import torch

@@ -1,4 +1,4 @@
-"""Models and tokenizers of a folder, their logits on fixed texts, and how a finding is told."""
+"""The model and the tokenizer of a folder, their logits on fixed texts, and the form of a finding."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ if TYPE_CHECKING:
     from skill_kd.kd.config import Dtype
 
 Answer = dict[str, Any]
-"""Findings are ``{"name", "passed", "detail"}``; ``passed`` is None where something to compare with is gone."""
+"""Findings are ``{"name", "passed", "detail"}``; ``passed`` is None if there is nothing to compare with."""
 
 TEXTS = ("The quick brown fox jumps over the lazy dog.", "12 times 12 makes 144, and so on: 3.14, naïve café.")
 ROUNDING = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
-"""Largest difference between logits that is called rounding, as a share of the largest logit."""
+"""Largest difference between logits that counts as rounding, as a share of the largest logit."""
 
 
 def check(name: str, passed: bool | None, detail: str) -> Answer:
-    """Return one finding; ``detail`` says what was seen."""
+    """Return one finding. ``detail`` says what was found."""
     return {"name": name, "passed": passed, "detail": detail}
 
 
@@ -37,14 +37,14 @@ def load(folder: Path, dtype: Dtype) -> Any:
 
 
 def load_config(folder: Path) -> Any:
-    """Load the config as it is written; a loaded model has its cache switched on."""
+    """Load the config as the file has it. Loading a model would switch its cache on."""
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(folder)
 
 
 def positions(folder: Path) -> int | None:
-    """Return how many tokens the model reads, if its config says so."""
+    """Return the largest number of tokens that the model reads, or None if its config does not say."""
     from skill_kd.kd.model.context import context_length
 
     return context_length(load_config(folder).to_dict())
@@ -60,17 +60,17 @@ def logits(model: Any, tokenizer: Any) -> list[Any]:
 
 
 def difference(model: Any, other: Any, tokenizer: Any) -> float:
-    """Return the largest difference of two models' logits, as a share of the largest one."""
+    """Return the largest difference between two models' logits, as a share of the largest logit."""
     shares = []
     for ours, theirs in zip(logits(model, tokenizer), logits(other, tokenizer), strict=True):
-        width = min(ours.shape[-1], theirs.shape[-1])  # an export may have grown by a pad token
+        width = min(ours.shape[-1], theirs.shape[-1])  # the export may have added a pad token
         apart = (ours[..., :width] - theirs[..., :width]).abs().max()
         shares.append(float(apart / theirs[..., :width].abs().max()))
     return max(shares)
 
 
 def findings(folder: Path, dtype: Dtype) -> list[Answer]:
-    """Load a folder as anybody would, and look at what tools trip over."""
+    """Load a folder as a user would, and check what breaks other tools."""
     import torch
 
     from skill_kd.kd.model.vocabulary import eos_ids

@@ -1,4 +1,4 @@
-"""The distilled student, held against the run that made it; and the data it shall learn from next."""
+"""Checks of the distilled student against the run that made it, and of the fine-tuning data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def student(question: Any) -> Answer:
-    """Hold the exported folder against the run's best checkpoint and the model it grew from, and read the data."""
+    """Compare the exported folder with the run's best checkpoint and with the original model, and read the data."""
     from skill_kd.kd.config import Config
 
     config, folder = Config.of(question["spec"]), Path(question["folder"])
@@ -35,7 +35,7 @@ def student(question: Any) -> Answer:
 
 
 def _is_the_trained_one(question: Any, config: Config, folder: Path) -> Iterator[Answer]:
-    """Compare with the best checkpoint, whose weights the folder should hold, and with the model before training."""
+    """Yield the checks against the best checkpoint, whose weights the folder should hold, and the original model."""
     from dataclasses import replace
 
     from skill_kd.kd.errors import Missing
@@ -44,7 +44,7 @@ def _is_the_trained_one(question: Any, config: Config, folder: Path) -> Iterator
 
     quantization = config.student.quantization
     try:
-        # All but the weights is the same in full precision, which needs neither a GPU nor bitsandbytes.
+        # In full precision only the weights differ, and loading needs neither a GPU nor bitsandbytes.
         trained, before = load_student(replace(config.student, quantization=None), config.teacher)
     except (Missing, OSError) as error:
         yield check("weights", None, f"not compared: {error}")
@@ -68,13 +68,13 @@ def _is_the_trained_one(question: Any, config: Config, folder: Path) -> Iterator
 
 
 def token_changes(after: Any, before: Any) -> set[str]:
-    """Return the tokens of tokenizer ``after`` that ``before`` lacks or gives another id."""
+    """Return the tokens of tokenizer ``after`` that ``before`` lacks or maps to another id."""
     known = before.get_vocab()  # builds a dict of the whole vocabulary at each call
     return {token for token, number in after.get_vocab().items() if known.get(token) != number}
 
 
 def _generation_settings(model: Any) -> dict[str, Any]:
-    """Return the settings a person chose; token ids are the export's business."""
+    """Return the settings that a person chose, without token ids, which the export sets."""
     from transformers import GenerationConfig
 
     values, plain = model.generation_config.to_diff_dict(), GenerationConfig().to_dict()
@@ -83,7 +83,7 @@ def _generation_settings(model: Any) -> dict[str, Any]:
 
 
 def _put_weights(model: Any, checkpoint: str | None) -> str | None:
-    """Load a checkpoint's weights, whole or of the adapters alone, into ``model``, or return why it cannot be done."""
+    """Load a checkpoint's weights, or only its adapters, into ``model``. Return the reason if that fails, or None."""
     from safetensors.torch import load_file
 
     from skill_kd.kd.model.student import StudentWithLoss
@@ -98,7 +98,7 @@ def _put_weights(model: Any, checkpoint: str | None) -> str | None:
     if found is None:
         return f"no whole set of weights in '{checkpoint}'"
     weights = load_file(found)
-    # Our loop saves the policy around the model, other trainers and shards the model by itself.
+    # Our loop saves the policy that wraps the model. Other trainers and sharded runs save only the model.
     reasons = [_put_all(holder, weights, found == trained) for holder in (StudentWithLoss(model, 0), model)]
     return None if None in reasons else reasons[0]
 
@@ -124,7 +124,7 @@ def _put_adapters(model: Any, weights: dict[str, Any]) -> str | None:
 
 
 def _figures(question: Any) -> dict[str, float]:
-    """Return the held-out figures of the weights that were exported; none where their checkpoint is gone."""
+    """Return the held-out measures of the exported weights, empty if their checkpoint is gone."""
     from skill_kd.kd.train.checkpoint_files import STATE
 
     state = Path(question["checkpoint"] or "") / STATE
@@ -137,7 +137,7 @@ def _figures(question: Any) -> dict[str, float]:
 
 
 def _data(question: Any, tokenizer: Any) -> Answer:
-    """Read the fine-tuning data as rows of messages, and say how long the longest is, in tokens."""
+    """Return the fine-tuning data as rows of messages, and the length of the longest in tokens."""
     from skill_kd.kd.dataset.reading import read_examples
     from skill_kd.kd.errors import BadInput
 
@@ -157,7 +157,7 @@ def _data(question: Any, tokenizer: Any) -> Answer:
 
 
 def _revisions(source: Any) -> list[dict[str, str | None]]:
-    """Return each model with the revision the spec asks for, and the commit that lies in the hub's cache."""
+    """Return each model with the revision that the spec names, and the commit in the hub's cache."""
     model, revision = source["model"], source["revision"]
     listed = model if isinstance(model, list) else [{"model": model, "revision": revision}] if model else []
     return [{"model": m["model"], "revision": m["revision"], "commit": _commit(m)} for m in listed]

@@ -1,4 +1,4 @@
-"""What a chat template writes around turns, found by rendering a conversation."""
+"""The text that a chat template writes around turns, found by rendering a conversation."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ TURNS = ("first-question", "first-answer", "second-question", "second-answer")
 
 
 def template_parts(tokenizer: Any, options: Mapping[str, Any] = MappingProxyType({})) -> dict[str, str] | None:
-    """Return what the chat template writes around turns; None where it is no plain sequence of turns.
+    """Return the text that the chat template writes around turns, or None if it is not a plain sequence of turns.
 
     ``instruction_part`` and ``response_part`` come before a user's and an assistant's turn, ``after_user`` and
-    ``after_assistant`` behind it; ``opening`` begins a conversation that has no system turn. ``options`` is what the
-    template is told.
+    ``after_assistant`` after it. ``opening`` begins a conversation without a system turn. ``options`` are passed to the
+    template.
     """
     if not tokenizer.chat_template:
         return None
@@ -50,12 +50,12 @@ def template_parts(tokenizer: Any, options: Mapping[str, Any] = MappingProxyType
 
 
 def _system_parts(render: Render, turns: list[dict[str, str]], parts: dict[str, str]) -> dict[str, str]:
-    """Return what stands around a system turn, if these parts put together are what the template writes."""
+    """Return the text around a system turn, empty if these parts together do not give the template's text."""
     question, answer, again, last = TURNS
     system = {"role": "system", "content": "system-text"}
     try:
         whole = render([system, *turns])
-    except Exception:  # a template may refuse a system turn in any way it likes
+    except Exception:  # a template may reject a system turn with any error
         return {}
     middle, after_user, response, after = (
         parts[name] for name in ("instruction_part", "after_user", "response_part", "after_assistant")

@@ -1,4 +1,4 @@
-"""Rows of tokens, and the rectangles that models take: prompts padded on the left, responses on the right."""
+"""Rows of tokens, and padded batches of them: prompts padded on the left, responses on the right."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ..seeds import seeded
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt with a response to learn from."""
+    """A prompt and a response to learn from."""
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
     scored: tuple[bool, ...]
-    """Which response tokens count."""
+    """The loss mask: True for the response tokens that are trained on."""
     source: Literal["student", "teacher", "data"]
-    """Who wrote the response."""
+    """The writer of the response."""
     behaviour_logp: tuple[float, ...] | None = None
-    """Log-probability (nats) each token was sampled with; None when nobody sampled it here."""
+    """Log-probability (nats) with which each token was sampled; None if the response was not sampled here."""
     student_logp: tuple[float, ...] | None = None
-    """The student's own, where a teacher took part in the sampling."""
+    """The student's own log-probabilities, if a teacher took part in the sampling."""
     teacher_states: Tensor | None = field(default=None, compare=False, repr=False)
-    """The teacher's final hidden states [T, H] that predict the response, where they are known already."""
+    """The teacher's final hidden states [T, H] that predict the response, if they are already known."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Row:
@@ -41,7 +41,7 @@ class Row:
         return cls(**fields)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what ``of`` reads: everything but the teacher's states, which can be had again."""
+        """Return the values that ``of`` reads, without the teacher's hidden states, which can be recomputed."""
         return {name: value for name, value in vars(self).items() if name != "teacher_states"}
 
     @property
@@ -54,18 +54,18 @@ class Row:
 class Batch(Responses):
     """Rows as tensors: their responses, with the prompts before them. L = P + T: all responses begin at column P.
 
-    ``response_BT`` is 0 where padded; ``behaviour_logp_BT`` is float32, None unless a known policy sampled every row.
+    ``response_BT`` is 0 at padding. ``behaviour_logp_BT`` is float32, None unless it is known for every row.
     """
 
     ids_BL: Tensor
     attention_mask_BL: Tensor
     position_ids_BL: Tensor
     teacher_states_BTH: Tensor | None = None
-    """The teacher's final hidden states, None unless those of every row are known."""
+    """The teacher's final hidden states, None unless they are known for every row."""
 
     @property
     def width(self) -> int:
-        """Return T, the columns of the response window."""
+        """Return T, the number of response columns."""
         return self.response_BT.shape[1]
 
 
@@ -78,7 +78,7 @@ def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
 
 
 def collate(rows: Sequence[Row], pad: int, device: torch.device) -> Batch:
-    """Lay rows out as one rectangle; what the padding holds is never read."""
+    """Pad rows to one batch. The values of the padding are never read."""
     prompts_BP, prompt_mask_BP = pad_left([row.prompt for row in rows], pad)
     longest = max(len(row.response) for row in rows)
 
@@ -104,9 +104,9 @@ def collate(rows: Sequence[Row], pad: int, device: torch.device) -> Batch:
 
 
 def epoch_stream(size: int, seed_key: tuple[object, ...], start: int = 0) -> Iterator[int]:
-    """Yield indices below ``size`` for ever, in a fresh seeded order each epoch, from position ``start`` on.
+    """Yield indices below ``size`` forever, in a new seeded order each epoch, from position ``start`` on.
 
-    The position alone says where the stream stands, so a resumed run needs no other state.
+    The stream depends only on the position, so a resumed run needs no other state.
     """
     epoch, offset = divmod(start, size)
     while True:

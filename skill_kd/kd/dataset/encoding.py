@@ -1,4 +1,4 @@
-"""Conversations as token ids, by the student's chat template."""
+"""Conversations as token ids, rendered with the student's chat template."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Encoded:
-    """A tokenized row. ``scored`` marks the response tokens a student is trained on: assistant turns, EOS included."""
+    """A tokenized row. ``scored`` is the loss mask of the response: True for assistant turns, EOS included."""
 
     prompt: tuple[int, ...]
     response: tuple[int, ...] = ()
     scored: tuple[bool, ...] = ()
 
     def cut(self, limit: int) -> Encoded:
-        """Return the row with as much of the response as leaves prompt and response at most ``limit`` tokens."""
+        """Return the row with its response cut so that prompt and response have at most ``limit`` tokens."""
         room = max(0, limit - len(self.prompt))
         return Encoded(self.prompt, self.response[:room], self.scored[:room])
 
 
 class Encoder:
-    """Turns examples into token ids with the student's chat template, so that training sees what serving will send."""
+    """Encodes examples with the student's chat template, so that training sees the same tokens as serving."""
 
     def __init__(
         self,
@@ -41,17 +41,17 @@ class Encoder:
         self.tokenizer = tokenizer
         self.eos_ids = eos_ids
         self.options = options
-        """What the chat template is told."""
+        """Options of the chat template."""
 
     def prompt(self, example: Example) -> Encoded:
-        """Encode the conversation up to the place where the assistant answers."""
+        """Encode the conversation up to the start of the assistant's answer."""
         return Encoded(self._ids(self._render(example.messages, for_answer=True)))
 
     def conversation(self, example: Example) -> Encoded:
-        """Encode prompt and answer; every assistant turn is scored through its end-of-sequence token, nothing else is.
+        """Encode prompt and answer. Only assistant turns are scored, each through its end-of-sequence token.
 
-        Some templates rewrite earlier turns once a later one follows (they drop the reasoning, say). Earlier answers
-        then never stand in a real prompt as they were written, so only the last one is scored.
+        Some templates rewrite earlier turns when a later one follows, for example to drop the reasoning. Real prompts
+        then never contain earlier answers as they were written, so only the last answer is scored.
         """
         turns = (*example.messages, ("assistant", example.response or ""))
         answers = [index for index, (role, _) in enumerate(turns) if role == "assistant"]
@@ -61,7 +61,7 @@ class Encoder:
         ids = [token for tokens, _ in pieces for token in tokens]
         scored = [flag for tokens, is_answer in pieces for flag in self._flags(tokens, is_answer)]
         if not self.eos_ids.intersection(pieces[-1][0]):
-            # A template that ends its turns with plain text alone would never teach the student to stop.
+            # A template that ends its turns with plain text would never teach the student to stop.
             ids.append(int(self.tokenizer.eos_token_id))
             scored.append(True)
         end = max((index for index, flag in enumerate(scored) if flag), default=-1) + 1
@@ -71,9 +71,9 @@ class Encoder:
     def _pieces(
         self, turns: tuple[tuple[str, str], ...], answers: list[int]
     ) -> list[tuple[tuple[int, ...], bool]] | None:
-        """Cut the rendered conversation at the named answers, or return None where one is no continuation of the last.
+        """Cut the rendered conversation at the given answers. Return None if one does not continue the text before it.
 
-        Pieces are tokenized apart, so that a response begins at the token boundary where sampling would begin.
+        Pieces are tokenized separately, so that a response begins at the same token boundary as in sampling.
         """
         pieces: list[tuple[tuple[int, ...], bool]] = []
         done = ""
@@ -87,7 +87,7 @@ class Encoder:
         return pieces
 
     def answer(self, prompt: Encoded, text: str) -> Encoded:
-        """Append a response written as text, closed by the end-of-sequence token."""
+        """Append a response given as text, and the end-of-sequence token."""
         ids = (*self._ids(text), int(self.tokenizer.eos_token_id))
         return Encoded(prompt.prompt, ids, (True,) * len(ids))
 
@@ -105,11 +105,11 @@ class Encoder:
                 messages, tokenize=False, add_generation_prompt=for_answer, **self.options
             )
             return str(rendered)
-        # Without a template the text itself is the prompt, begun as the tokenizer begins one; only EOS separates turns.
+        # Without a template the text is the prompt, after BOS if the tokenizer adds it. Only EOS separates turns.
         begins = self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]
         eos, bos = str(self.tokenizer.eos_token), str(self.tokenizer.bos_token) if begins else ""
         return bos + "".join(content + (eos if role == "assistant" else "") for role, content in turns)
 
     def _ids(self, text: str) -> tuple[int, ...]:
-        # A template writes its own special tokens; without one there are none to add between pieces.
+        # A template writes its own special tokens; without a template there are none to add between pieces.
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])

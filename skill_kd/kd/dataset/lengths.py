@@ -1,4 +1,4 @@
-"""Prompts and responses that are too long: refused, dropped or cut, and counted."""
+"""Length limits: prompts and responses that are too long are refused, dropped or cut, and counted."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from .encoding import Encoded
 
 
 def fit_prompts(encoded: list[Encoded], limit: int, policy: str, what: str) -> list[int]:
-    """Return the indices of prompts of at most ``limit`` tokens; longer ones are refused or dropped, and counted.
+    """Return the indices of prompts of at most ``limit`` tokens. Longer ones are refused or dropped, and counted.
 
     Raises:
-        BadInput: there are longer ones and ``policy`` is "refuse", or none is left.
+        BadInput: some are longer and ``policy`` is "refuse", or none is left.
     """
     kept = [index for index, row in enumerate(encoded) if len(row.prompt) <= limit]
     if len(kept) == len(encoded):
@@ -26,9 +26,9 @@ def fit_prompts(encoded: list[Encoded], limit: int, policy: str, what: str) -> l
 
 
 def cut_responses(rows: list[Encoded | None], limit: int) -> list[Encoded | None]:
-    """Cut written responses where prompt and response exceed ``limit`` tokens, and count them.
+    """Cut written responses if prompt and response exceed ``limit`` tokens, and count them.
 
-    The end of a cut one, EOS included, is gone, so it does not teach the student to stop there.
+    A cut response has no EOS, so it does not teach the student to stop there.
     """
     fitting = [row and row.cut(limit) for row in rows]
     cut = sum(before != after for before, after in zip(rows, fitting, strict=True))

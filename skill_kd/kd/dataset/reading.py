@@ -1,4 +1,4 @@
-"""Rows of data: read from JSONL, Parquet or the hub, and checked before anything trains."""
+"""Rows of data: read from JSONL, Parquet or the hub, and checked before training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMED_BAD_ROWS = 3
 
 @dataclass(frozen=True)
 class Example:
-    """One row of data. ``response`` is None where only a prompt was given."""
+    """One row of data. ``response`` is None if the row has only a prompt."""
 
     messages: tuple[tuple[str, str], ...]
     """(role, content) of the conversation so far; a bare prompt is one user turn."""
@@ -26,7 +26,7 @@ class Example:
 
     @property
     def key(self) -> str:
-        """What makes two prompts the same one: roles and texts, spacing aside."""
+        """Return the roles and texts with spacing normalized. Equal keys mean the same prompt."""
         return "\n".join(f"{role}:{' '.join(content.split())}" for role, content in self.messages)
 
 
@@ -34,8 +34,9 @@ def read_examples(source: str, split: str, max_bad_rows: float) -> list[Example]
     """Read prompts from a JSONL or Parquet file or a hub data set.
 
     Raises:
-        BadInput: nothing usable, or a larger share than ``max_bad_rows`` is malformed; the first bad rows are named.
-        Missing: the hub data set cannot be had.
+        BadInput: no row is usable, or a larger share than ``max_bad_rows`` is malformed. The message names the first
+            bad rows.
+        Missing: the hub data set is unavailable.
     """
     examples: list[Example] = []
     bad: list[str] = []
@@ -59,14 +60,14 @@ def parse_example(row: object) -> Example:
     """Read one row: ``prompt`` (text) or ``messages`` ([{role, content}]), and optionally ``response`` (text).
 
     Raises:
-        ValueError: saying what is wrong with the row.
+        ValueError: the row is malformed. The message gives the reason.
     """
     if not isinstance(row, dict):
         raise ValueError("is no JSON object")
     response = row.get("response")
     if response is not None and not (isinstance(response, str) and response.strip()):
         raise ValueError("'response' is empty or no text")
-    # A table gives every row every column, so an absent field may be there as None.
+    # In a table every row has every column, so an absent field may be None.
     if row.get("messages") is not None:
         turns = _turns(row["messages"])
         if turns[-1][0] == "assistant" and response is None:
@@ -110,7 +111,7 @@ def _rows(source: str, split: str) -> Iterator[tuple[str, object]]:
             rows = load_dataset(name, split=split, revision=revision or None)
     except BadInput:
         raise
-    except Exception as error:  # the hub client raises a dozen kinds
+    except Exception as error:  # the hub client raises many kinds
         reason = " ".join(str(error).split())[:300]
         if path.is_file():
             raise BadInput(f"cannot read data '{source}': {reason}") from error
@@ -120,7 +121,7 @@ def _rows(source: str, split: str) -> Iterator[tuple[str, object]]:
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, object]]:
     try:
-        # Bytes split on \n alone: text mode would also split on separators that JSON strings may hold.
+        # Split bytes on \n: text mode would also split on separators that JSON strings may contain.
         lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     except OSError as error:
         raise BadInput(f"cannot read data '{path}': {error.strerror}") from error
@@ -147,7 +148,7 @@ def read_corpus(source: str) -> list[str]:
 
 
 def input_hashes(data: Data) -> dict[str, str]:
-    """Return the SHA-256 of every local file that ``data`` names, by its field; a data set of the hub has none."""
+    """Return the SHA-256 of every local file that ``data`` names, by field. Hub data sets have none."""
     hashes = {}
     for name in ("train", "held_out", "pretraining"):
         source = getattr(data, name)

@@ -1,4 +1,4 @@
-"""Training examples and held-out examples."""
+"""The split of the data into training and held-out examples."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Split:
 
 
 def load_split(data: Data, seed: int) -> Split:
-    """Read the training data and set the held-out prompts apart: a share of it, or a file whose overlap is measured."""
+    """Read the training data and the held-out prompts: a share of the data, or a file that is checked for overlap."""
     train = read_examples(data.train, data.split, data.max_bad_rows)
     if isinstance(data.held_out, str):
         held_out = read_examples(data.held_out, data.split, data.max_bad_rows)
@@ -31,7 +31,7 @@ def load_split(data: Data, seed: int) -> Split:
     for example in train:
         by_key.setdefault(example.key, []).append(example)
     groups = list(by_key.values())
-    # Whole groups move, so a prompt given twice cannot stand on both sides.
+    # Whole groups move, so a repeated prompt cannot be on both sides.
     order = torch.randperm(len(groups), generator=seeded(seed, "held_out")).tolist()
     count = max(1, round(data.held_out * len(groups)))
     if count >= len(groups):

@@ -1,4 +1,4 @@
-"""Everything that training reads, as tokens."""
+"""The data of a run, as tokens."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from .split import load_split
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Everything training reads, as tokens."""
+    """All data that training reads, as tokens."""
 
     examples: list[Example]
     prompts: list[Encoded]
-    """One for each example."""
+    """One per example."""
     answered: list[Encoded | None]
-    """Prompt and written response, None where the data gives none."""
+    """Prompt and written response, None if the data has no response."""
     held_out_examples: list[Example]
     held_out_prompts: list[Encoded]
     corpus: list[str] = field(default_factory=list)
     """Texts of ``data.pretraining``."""
     hashes: dict[str, str] = field(default_factory=dict)
-    """Of the files that all this was read from, see ``input_hashes``."""
+    """Hashes of the files that the data was read from, see ``input_hashes``."""
 
 
 def load_training_data(config: Config, encoder: Encoder) -> TrainingData:
-    """Read, split, encode and length-check the data of a run; nothing of it is read again later.
+    """Read, split, encode and length-check the data of a run. Nothing is read again later.
 
     Raises:
-        BadInput: naming what is wrong with the data and what to do.
+        BadInput: the data cannot be used. The message says why and what to do.
     """
     data = config.data
     hashes = input_hashes(data)
     split = load_split(data, config.seed)
     corpus = read_corpus(data.pretraining) if data.pretraining else []
-    # Whoever read them, bytes that hash alike before and after were those that were read.
+    # If a file has the same hash before and after reading, the hash is of the bytes that were read.
     now = input_hashes(data)
     for name, before in hashes.items():
         if now.get(name) != before:

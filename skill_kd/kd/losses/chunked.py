@@ -1,12 +1,12 @@
-"""The summed loss of a batch straight from hidden states: logits exist for a chunk of tokens, never for all of them.
+"""The summed loss of a batch, directly from hidden states. Logits exist for one chunk of tokens at a time.
 
-The gradients are computed beside the value, in the forward pass, while a chunk's logits are still there. So a batch
-costs four matrix products (both models' logits, the gradients of hidden states and of the head) where recomputing the
-logits in the backward pass costs six. What is not scored is never projected: padding costs nothing.
+The forward pass computes the gradients together with the value, while a chunk's logits are in memory. So a batch costs
+four matrix products (both models' logits, the gradients of hidden states and of the head). Recomputing the logits in
+the backward pass would cost six. Positions that are not scored are never projected, so padding costs nothing.
 
-The losses are those of ``divergences`` and ``estimators``; here they see small blocks of whole positions, because
+The losses are those of ``divergences`` and ``estimators``. Here they get small blocks of whole positions, because
 element-wise work is cheap only while it stays in the processor's cache. Shapes: N all scored tokens of a batch, row by
-row, n those of a chunk or block, b some rows of B, C columns of logits with padded vocabulary, V without.
+row; n those of a chunk or block; b some rows of B; C columns of logits with padded vocabulary; V without padding.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from .lm_head import LogitTransform
 from .projection import HiddenStates, Projection, product_dtype
 
 CHUNK_BYTES = 2**27
-"""Size of one model's logits of a chunk, unless that is fewer than ``CHUNK_TOKENS``."""
+"""Bytes of one model's logits in a chunk. A chunk has at least ``CHUNK_TOKENS`` tokens."""
 CHUNK_TOKENS = 512
-"""Fewest tokens of a chunk: a product of fewer waits for the memory that holds the head."""
+"""Fewest tokens in a chunk. With fewer, reading the head's weights from memory takes longer than the product."""
 CACHE_BYTES = 2**20
-"""Size of one model's logits in float32 that an element-wise pass takes at once, about a core's second-level cache."""
+"""Bytes of one model's float32 logits in one element-wise pass, about the size of a core's second-level cache."""
 FUSED_BYTES = 2**23
-"""The same for compiled passes: they keep a position there by themselves, intermediate results in the third level."""
+"""The same for compiled passes. They keep a position in that cache and intermediate results in the third-level one."""
 BLOCK_TOKENS = 4
-"""Fewest tokens of a block on a CPU: one row of a large vocabulary is too little work for several threads."""
+"""Fewest tokens in a block: one row of a large vocabulary is too little work for several threads of a CPU."""
 BLOCK_BYTES = 2**25
-"""The same for devices that want much work at once."""
+"""The same as ``CACHE_BYTES`` for devices other than a CPU, which need more work at once."""
 
 Outputs = tuple[Tensor, Tensor | None]
-"""What the heads of student and teacher give for a chunk, [n, V]; scale and cap come later."""
+"""Outputs of the student's and the teacher's head for a chunk, [n, V], before scale and cap."""
 
 
 def summed_loss(
@@ -55,13 +55,13 @@ def summed_loss(
 ) -> Tensor:
     """Return Σ loss over the scored positions: a float32 scalar (float64 from float64 weights).
 
-    The estimator gets ``log_probs`` of both models at ``temperature``. Where it reads rows, one that does not fit into
-    a chunk is projected twice; ``chunk_bytes`` sets the size of one model's logits there. Weights carry no gradient,
-    and neither does the teacher.
+    The estimator gets ``log_probs`` of both models at ``temperature``. If it reads whole rows, a row that does not fit
+    into a chunk is projected twice. ``chunk_bytes`` sets the size of one model's logits in a chunk. The estimator's
+    weights and the teacher carry no gradient.
 
-    Products run in the weights' dtype or autocast's; gradients and the sum are accumulated in float32 at least. The
-    gradients exist from the forward pass on and are given out once: a second backward pass raises RuntimeError.
-    ``compiled`` lets torch.compile fuse the element-wise work; where it cannot, a warning says so once.
+    Matrix products run in the head's dtype or autocast's. Gradients and the sum are accumulated in at least float32.
+    The forward pass computes the gradients, and they can be used once: a second backward pass raises RuntimeError.
+    ``compiled`` lets torch.compile fuse the element-wise work. If that fails, there is one warning.
     """
     mask_BT, linear = responses.mask_BT, student.head.linear
     states_NH = student.hidden_BTH[mask_BT]
@@ -85,7 +85,7 @@ def summed_loss(
 
 
 class _SummedLoss(torch.autograd.Function):
-    """Computes its gradients where it computes its value, for as long as the logits exist."""
+    """A function that computes its gradients together with its value, while the logits exist."""
 
     @staticmethod
     def forward(
@@ -98,7 +98,7 @@ class _SummedLoss(torch.autograd.Function):
         ]
         wanted = any(gradient is not None for gradient in ctx.gradients)
         total = torch.zeros((), dtype=wide, device=states_NH.device)
-        # The operands are cast once; autocast would look at each product again.
+        # The operands are already cast; autocast would check them again at each product.
         with torch.autocast(states_NH.device.type, enabled=False):
             for span, outputs, weights in batch_loss.chunks():
                 total += batch_loss.value(span, outputs, weights, wanted)
@@ -117,7 +117,7 @@ class _SummedLoss(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Rule:
-    """What is done to each position, all of it element-wise or a sum over the vocabulary."""
+    """The computation at each position: element-wise work and sums over the vocabulary."""
 
     loss: TokenLoss
     temperature: float
@@ -142,12 +142,12 @@ def _value(rule: _Rule, student_nV: Tensor, teacher_nV: Tensor | None, ids_n: Te
 
 
 def _descend(rule: _Rule, student_nV: Tensor, teacher_nV: Tensor | None, ids_n: Tensor, *weights_n: Tensor) -> Tensor:
-    """Return the sum of the loss and overwrite ``student_nV`` with its gradient there."""
+    """Return the sum of the loss and overwrite ``student_nV`` with its gradient."""
 
     def value_at(output_nV: Tensor) -> Tensor:
         return _value(rule, output_nV, teacher_nV, ids_n, *weights_n)
 
-    if torch.compiler.is_compiling():  # One graph; a leaf made inside would break it, and eagerly this is slower.
+    if torch.compiler.is_compiling():  # A leaf made inside would break the graph. Eagerly, this is slower.
         slope_nV, value = torch.func.grad_and_value(value_at)(student_nV)
     else:
         with torch.enable_grad():
@@ -161,7 +161,7 @@ def _descend(rule: _Rule, student_nV: Tensor, teacher_nV: Tensor | None, ids_n: 
 
 @dataclass(frozen=True)
 class _BatchLoss:
-    """The scored tokens of a batch, and what to do with them."""
+    """The scored tokens of a batch, and how to compute their loss."""
 
     student: Projection
     teacher: Projection | None
@@ -180,13 +180,13 @@ class _BatchLoss:
             spans = _spans(tokens, self.size)
             weights, outputs = self._weigh(self.responses.of_rows(rows), spans)
             for span in spans:
-                if outputs is None or len(spans) > 1:  # The outputs of a lone chunk are still there.
+                if outputs is None or len(spans) > 1:  # The outputs of a single chunk are still in memory.
                     outputs = self._outputs(span)
                 here = slice(span.start - tokens.start, span.stop - tokens.start)
                 yield span, outputs, [weight_n[here] for weight_n in weights]
 
     def value(self, span: slice, outputs: Outputs, weights: list[Tensor], wanted: bool) -> Tensor:
-        """Return the sum of the loss over ``span``; if wanted, its gradient replaces the student's outputs."""
+        """Return the sum of the loss over ``span``. If ``wanted``, its gradient replaces the student's outputs."""
         work = _descend if wanted else _value
         return torch.stack(self._in_blocks(work, span, outputs, weights)).sum()
 
@@ -194,7 +194,7 @@ class _BatchLoss:
         return self.student.outputs(span), None if self.teacher is None else self.teacher.outputs(span)
 
     def _groups(self) -> Iterator[tuple[slice, slice]]:
-        """Yield rows with their tokens: as many whole rows as fit into a chunk, all at once if the loss reads none."""
+        """Yield rows with their tokens: as many whole rows as fit into a chunk, or all if the loss reads no rows."""
         if not self.estimator.reads_rows:
             yield slice(None), slice(0, len(self.ids_N))
             return
@@ -209,12 +209,12 @@ class _BatchLoss:
             yield slice(first, len(counts)), slice(start, stop)
 
     def _weigh(self, responses: Responses, spans: list[slice]) -> tuple[list[Tensor], Outputs | None]:
-        """Return the weights of the tokens of ``spans``, and the outputs of the last one if they were computed."""
+        """Return the weights of the tokens of ``spans``, and the outputs of the last span if they were computed."""
         outputs, logq_bT, logp_bT = self._read(responses.mask_BT, spans)
         return at_scored(self.estimator.weights(responses, logq_bT, logp_bT), responses.mask_BT), outputs
 
     def _read(self, mask_bT: Tensor, spans: list[slice]) -> tuple[Outputs | None, Tensor, Tensor]:
-        """Return the outputs of the last span and the log-probabilities of all tokens, where the weights read them."""
+        """Return the outputs of the last span and the log-probabilities of all tokens, if the weights read them."""
         if not self.estimator.reads_rows:
             return None, UNREAD, UNREAD
         logps: list[tuple[Tensor, Tensor]] = []
@@ -228,7 +228,7 @@ class _BatchLoss:
         return outputs, logq_bT, logp_bT
 
     def _in_blocks(self, work: Callable[..., Any], span: slice, outputs: Outputs, weights: list[Tensor]) -> list[Any]:
-        """Return what ``work`` makes of each block of a chunk."""
+        """Return the result of ``work`` for each block of a chunk."""
         student_nV, teacher_nV = outputs
         on_cpu = FUSED_BYTES if self.compiled else CACHE_BYTES
         size = (on_cpu if student_nV.device.type == "cpu" else BLOCK_BYTES) // (4 * student_nV.shape[1])
@@ -242,7 +242,7 @@ class _BatchLoss:
 
 
 def _spans(whole: slice, size: int) -> list[slice]:
-    """Cut into as few parts as ``size`` allows, and those of one length up to 1: compilers like few lengths."""
+    """Cut into the fewest parts of at most ``size``. Their lengths differ by at most 1: compilers like few lengths."""
     length = whole.stop - whole.start
     count = -(-length // size)
     ends = [whole.start + length * part // count for part in range(count + 1)] if count else []

@@ -1,4 +1,4 @@
-"""torch.compile where it works, and never a failure where it does not."""
+"""torch.compile with a fallback: if compiling fails, the plain function runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 class _Fused:
-    """A function through torch.compile, or as it is once that has failed."""
+    """A function run through torch.compile, or run plainly after that has failed once."""
 
     def __init__(self, plain: Callable[..., Any]) -> None:
         self.plain = plain
@@ -21,7 +21,7 @@ class _Fused:
         if self.fast is not None:
             try:
                 return self.fast(*args)
-            except Exception as error:  # Compilers fail in many ways, and none of them is needed.
+            except Exception as error:  # Compilers fail in many ways, and the plain function always works.
                 self.fast = None
                 reason = " ".join(str(error).split())[:200]
                 warnings.warn(f"torch.compile cannot be used, going on without it: {reason}", stacklevel=2)
@@ -30,8 +30,8 @@ class _Fused:
 
 @lru_cache
 def fused(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``plain`` through torch.compile, for all sizes of its tensors; a failure is warned of once.
+    """Return ``plain`` run through torch.compile, for tensors of any size; a failure gives one warning.
 
-    ``plain`` must write to its arguments only at its end: after a failure it is called again with the same ones.
+    ``plain`` must write to its arguments only at its end: after a failure it is called again with the same arguments.
     """
     return _Fused(plain)

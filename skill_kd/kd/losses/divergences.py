@@ -1,9 +1,9 @@
-"""Divergences between two next-token distributions, one value (nats) a position.
+"""Divergences between two next-token distributions, one value (nats) per position.
 
 Every function takes ``student_logp`` and ``teacher_logp``: log-probabilities [..., V] from ``log_probs`` (float32 or
-float64, normalised over V), and returns [...]. The gradient flows into the student only if the teacher carries none.
-They are finite, in value and in gradient, for finite logits and for masked ones (−inf), because ``log_probs`` bounds
-them from below.
+float64, normalised over V), and returns [...]. The gradient reaches only the student, provided that the teacher's
+log-probabilities carry none. Values and gradients are finite for finite logits and for masked ones (−inf), because
+``log_probs`` bounds log-probabilities from below.
 """
 
 from __future__ import annotations
@@ -15,29 +15,30 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# exp(-1e4) is 0 in float32 and float64, so 0 · log 0 becomes 0 instead of nan. What lies below has no gradient.
+# exp(-1e4) is 0 in float32 and float64, so 0 · log 0 becomes 0 instead of nan. Values below it have no gradient.
 LOG_ZERO = -1e4
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
 def log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return log-softmax over the last axis, in float32 at least, bounded below by ``LOG_ZERO``."""
+    """Return log-softmax over the last axis, in at least float32, bounded below by ``LOG_ZERO``."""
     wide = logits if logits.dtype == torch.float64 else logits.float()
     return torch.log_softmax(wide if temperature == 1 else wide / temperature, dim=-1).clamp(min=LOG_ZERO)
 
 
 def bucketed(logp_BTV: Tensor, ids_BTK: Tensor) -> Tensor:
-    """Return log-probabilities [B, T, K+1] of the named ids and, last, of all other tokens together.
+    """Return log-probabilities [B, T, K+1] of the given ids and, last, of all other tokens together.
 
-    An id of −1 names no token and gets ``LOG_ZERO``. Exact: nothing is renormalised. Merging outcomes loses
-    information, so a divergence here between two distributions over the same buckets is at most the full one (data
-    processing inequality, for KL, Jensen-Shannon, skew KL and total variation), and equal when all tokens are named.
+    An id of −1 means no token and gets ``LOG_ZERO``. The result is exact: nothing is renormalised. Merging outcomes
+    loses information, so a divergence between two distributions over the same buckets is at most the full one (data
+    processing inequality, for KL, Jensen-Shannon, skew KL and total variation). It is equal if ``ids_BTK`` lists all
+    tokens.
     """
     vocabulary = logp_BTV.shape[-1]
     absent_BTK = ids_BTK < 0
     named_BTK = logp_BTV.gather(-1, ids_BTK.clamp(min=0)).masked_fill(absent_BTK, LOG_ZERO)
-    # Ids that name no token mark a column of their own, which is cut off again.
+    # Ids of −1 mark an extra column, which is cut off below.
     taken = torch.zeros(*logp_BTV.shape[:-1], vocabulary + 1, dtype=torch.bool, device=logp_BTV.device)
     taken.scatter_(-1, ids_BTK.masked_fill(absent_BTK, vocabulary), True)
     rest_BT1 = logp_BTV.masked_fill(taken[..., :-1], LOG_ZERO).logsumexp(dim=-1, keepdim=True)
@@ -60,35 +61,43 @@ def entropy(logp: Tensor) -> Tensor:
 
 
 def forward_kl(student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
-    """KL(teacher ‖ student), mass-covering. Hinton et al. 2015 (arXiv 1503.02531); word-level KD, arXiv 1606.07947."""
+    """Return KL(teacher ‖ student), mass-covering.
+
+    Hinton et al. 2015, arXiv 1503.02531; word-level KD, arXiv 1606.07947.
+    """
     return kl(teacher_logp, student_logp)
 
 
 def reverse_kl(student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
-    """KL(student ‖ teacher), mode-seeking. Per position it is the Single term of MiniLLM, arXiv 2306.08543 Eq 3."""
+    """Return KL(student ‖ teacher), mode-seeking. Per position, the Single term of MiniLLM, arXiv 2306.08543 Eq 3."""
     return kl(student_logp, teacher_logp)
 
 
 def jsd(student_logp: Tensor, teacher_logp: Tensor, beta: float) -> Tensor:
-    """Generalized Jensen-Shannon: β KL(p ‖ m) + (1 − β) KL(q ‖ m), m = βp + (1 − β)q. GKD, arXiv 2306.13649 Eq 1."""
+    """Return β KL(p ‖ m) + (1 − β) KL(q ‖ m), m = βp + (1 − β)q.
+
+    This is generalized Jensen-Shannon. GKD, arXiv 2306.13649 Eq 1.
+    """
     middle_logp = mixture(teacher_logp, student_logp, beta)
     return beta * kl(teacher_logp, middle_logp) + (1 - beta) * kl(student_logp, middle_logp)
 
 
 def skew_kl(student_logp: Tensor, teacher_logp: Tensor, skew: float) -> Tensor:
-    """KL(p ‖ s·p + (1 − s)·q). DistiLLM, arXiv 2402.03898 section 3.1."""
+    """Return KL(p ‖ s·p + (1 − s)·q). DistiLLM, arXiv 2402.03898 section 3.1."""
     return kl(teacher_logp, mixture(teacher_logp, student_logp, skew))
 
 
 def skew_reverse_kl(student_logp: Tensor, teacher_logp: Tensor, skew: float) -> Tensor:
-    """KL(q ‖ (1 − s)·p + s·q). DistiLLM, arXiv 2402.03898 section 3.1."""
+    """Return KL(q ‖ (1 − s)·p + s·q). DistiLLM, arXiv 2402.03898 section 3.1."""
     return kl(student_logp, mixture(student_logp, teacher_logp, skew))
 
 
 def adaptive_kl(student_logp: Tensor, teacher_logp: Tensor, head_mass: float) -> Tensor:
-    """Forward and reverse KL, weighted by the gap Σ|p − q| on the teacher's head and tail. arXiv 2404.02657 section 4.
+    """Return forward and reverse KL, weighted by the gap Σ|p − q| on the teacher's head and tail.
 
-    The head is the smallest set of likeliest teacher tokens whose mass reaches ``head_mass``. The weights are detached.
+    arXiv 2404.02657 section 4. The head is the smallest set of likeliest teacher tokens whose mass reaches
+    ``head_mass``. It includes the token that crosses it, which the authors' code leaves out unless it is the first.
+    The weights are detached.
     """
     with torch.no_grad():
         sorted_p, order = teacher_logp.exp().sort(dim=-1, descending=True)
@@ -102,13 +111,13 @@ def adaptive_kl(student_logp: Tensor, teacher_logp: Tensor, head_mass: float) ->
 
 
 def entropy_aware(student_logp: Tensor, teacher_logp: Tensor, entropy_threshold: float) -> Tensor:
-    """Reverse KL, plus forward KL where the teacher's entropy exceeds the threshold (nats). arXiv 2603.07079."""
+    """Return reverse KL, plus forward KL where the teacher's entropy exceeds the threshold (nats). arXiv 2603.07079."""
     undecided = entropy(teacher_logp).detach() > entropy_threshold
     return reverse_kl(student_logp, teacher_logp) + undecided * forward_kl(student_logp, teacher_logp)
 
 
 def total_variation(student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
-    """½ Σ_v |p − q|, between 0 and 1. f-DISTILL, arXiv 2307.15190 section 3.3."""
+    """Return ½ Σ_v |p − q|, between 0 and 1. f-DISTILL, arXiv 2307.15190 section 3.3."""
     return 0.5 * (teacher_logp.exp() - student_logp.exp()).abs().sum(dim=-1)
 
 
@@ -122,9 +131,10 @@ DIVERGENCES: dict[str, Callable[..., Tensor]] = {
     "entropy_aware": entropy_aware,
     "total_variation": total_variation,
 }
-"""By the ``kind`` of a spec's objective. Its docstring names the paper; a test names what else a new one needs."""
+"""The divergences by the ``kind`` of a spec's objective. Each docstring cites the paper. A test lists what a new
+divergence needs."""
 
 
 def parameters(kind: str) -> tuple[str, ...]:
-    """Return what the divergence takes besides the two distributions: keys of the spec's objective, by name."""
+    """Return the names of the divergence's other parameters, which are keys of the spec's objective."""
     return tuple(inspect.signature(DIVERGENCES[kind]).parameters)[2:]

@@ -1,4 +1,4 @@
-"""The output head of a causal language model, apart from the model: what it is given, and what becomes of that."""
+"""The LM head of a causal language model, used separately from the model."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """From a head's output z to logits: s·z, then c·tanh(s·z / c) where the model caps its logits."""
+    """The map from a head's output z to logits: s·z, then c·tanh(s·z / c) if the model caps its logits."""
 
     scale: float = 1.0
     cap: float | None = None
 
     def __call__(self, output: Tensor) -> Tensor:
-        """Return the logits, in float32 at least."""
+        """Return the logits, in at least float32."""
         wide = output if output.dtype == torch.float64 else output.float()
         scaled = wide if self.scale == 1 else wide * self.scale
         return scaled if self.cap is None else self.cap * torch.tanh(scaled / self.cap)
@@ -26,27 +26,29 @@ class LogitTransform:
 
 @dataclass(frozen=True)
 class Head:
-    """From hidden states to logits: a linear layer, then a transform."""
+    """The map from hidden states to logits: a linear layer, then a transform."""
 
     linear: nn.Linear
     vocabulary: int
-    """Only the first ``vocabulary`` ids count; what the layer holds beyond them is padding."""
+    """Only the first ``vocabulary`` ids count; the rest of the layer is padding."""
     transform: LogitTransform = LogitTransform()
 
     @classmethod
     def of(cls, model: nn.Module, vocabulary: int) -> Head:
-        """Find out how ``model``, a causal language model, makes its logits. Call it before the model is wrapped.
+        """Find out how ``model``, a causal language model, computes its logits. Call this before wrapping the model.
 
-        The model is run on one token to see what becomes of known logits: configurations have five names for the
-        scale, and ``logits_scaling`` divides in Granite and multiplies in HyperCLOVAX.
+        It runs the model on one token, replaces the layer's output by known values and reads the logits. The
+        configuration is not enough: models use five names for the scale, and ``logits_scaling`` divides in Granite
+        and multiplies in HyperCLOVAX.
 
         Raises:
-            ValueError: the head is no plain linear layer (LoRA, quantized, none), or more than scale and cap follow it.
+            ValueError: the head is not a plain linear layer (LoRA, quantized, none), or the model does more to its
+                logits than scale and cap them.
         """
         linear = getattr(model, "get_output_embeddings", lambda: None)()
         if type(linear) is not nn.Linear or not linear.weight.is_floating_point() or linear.weight.is_meta:
             raise ValueError(f"the output head is {type(linear).__name__}, not a plain Linear layer in memory")
-        # A cap hides in the rounding at 2⁻¹⁰, which shows the scale; at 1e30 there is nothing but the cap.
+        # At 2⁻¹⁰ a cap changes less than rounding does, so the logit shows the scale; at 1e30 it is the cap itself.
         known = torch.tensor([2.0**-10, 1e30, -1e30, -1.0, 3.0, -30.0, 0.0], device=linear.weight.device)
         given_C = known.repeat(-(-linear.out_features // len(known)))[: linear.out_features]
         hook = linear.register_forward_hook(lambda _module, _args, out: given_C.expand(out.shape))
@@ -63,9 +65,9 @@ class Head:
 
     @contextmanager
     def bypassed(self) -> Iterator[list[Tensor]]:
-        """Within, a forward pass of the model appends to this list what its head is given, and projects nothing.
+        """Make each forward pass append the head's input to the yielded list, and project nothing.
 
-        The model's own code decides which positions and what norm reach the head; its logits come out empty, [B, 0, C].
+        The model's own code still applies its norm and selects the positions. Its logits are empty, [B, 0, C].
         """
         seen: list[Tensor] = []
 

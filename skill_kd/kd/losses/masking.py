@@ -1,4 +1,4 @@
-"""Which tokens count, by length and never by token id: a pad that equals EOS must not hide the EOS that was sampled."""
+"""Masks over tokens. They go by length, not by token id: a pad that equals EOS must not hide a sampled EOS."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def through_first_eos(ids_BT: Tensor, eos_ids: Collection[int]) -> Tensor:
 
 
 def masked_sum(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Sum ``values_BT`` where the mask is True. Masked values may be inf or nan: they are replaced, not multiplied."""
+    """Return the sum where the mask is True. Masked values may be inf or nan: they are replaced, not multiplied."""
     return torch.where(mask_BT, values_BT, 0.0).sum()
 
 
@@ -30,5 +30,5 @@ def suffix_sum(values_BT: Tensor) -> Tensor:
 
 
 def position_ids(attention_mask_BL: Tensor) -> Tensor:
-    """Return the position (long) of every real token, counted from the first real one: left padding shifts nothing."""
+    """Return the position (long) of every real token, counted from the first real one, so left padding is ignored."""
     return (attention_mask_BL.long().cumsum(dim=1) - 1).clamp(min=0)

@@ -1,7 +1,6 @@
-"""The matrix products of a loss: hidden states through the head, and the gradients back, a span of tokens at a time.
+"""The matrix products of a loss: hidden states through the head and gradients back, one span of tokens at a time.
 
-Shapes: N all scored tokens of a batch, n those of a span, H hidden, C columns of the head with padded vocabulary, V
-without.
+Shapes: N scored tokens of a batch, n scored tokens of a span, H hidden, V vocabulary, C vocabulary with padding.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from .lm_head import Head
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """What a model says of the response tokens: the hidden states that predict them, and the head they go through."""
+    """The hidden states that predict the response tokens, and the LM head that turns them into logits."""
 
     hidden_BTH: Tensor
     head: Head
 
 
 class Projection:
-    """The scored tokens of one model and its head, in the dtype of their products."""
+    """The scored tokens of one model and its head, in the dtype of their matrix products."""
 
     def __init__(self, states_NH: Tensor, head: Head, size: int) -> None:
         dtype, V = product_dtype(head), head.vocabulary
@@ -33,7 +32,7 @@ class Projection:
         self.buffer_nV = states_NH.new_empty(min(size, len(states_NH)), V, dtype=dtype)
 
     def outputs(self, span: slice) -> Tensor:
-        """Return the head's output for the tokens of ``span``, valid until the next call."""
+        """Return the head's output [n, V] for the tokens of ``span``. The next call overwrites it."""
         out_nV, states_nH = self.buffer_nV[: span.stop - span.start], self.states_NH[span]
         if self.bias_V is None:
             return torch.mm(states_nH, self.weight_VH.T, out=out_nV)
@@ -42,7 +41,7 @@ class Projection:
     def collect(
         self, span: slice, slope_nV: Tensor, states_NH: Tensor | None, weight_CH: Tensor | None, bias_C: Tensor | None
     ) -> None:
-        """Take ∂loss/∂(head's output) of ``span`` into the gradients that are wanted."""
+        """Write what ``span`` contributes, from its ∂loss/∂(head's output), into each gradient that is not None."""
         V = self.head.vocabulary
         if states_NH is not None:
             states_NH[span] = slope_nV @ self.weight_VH
@@ -56,7 +55,7 @@ class Projection:
 
 
 def product_dtype(head: Head) -> torch.dtype:
-    """Return the dtype in which the head multiplies: that of its weight, or of autocast where that is on."""
+    """Return the dtype in which the head multiplies: that of autocast if it is on, otherwise that of its weight."""
     weight = head.linear.weight
     kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype

@@ -1,18 +1,18 @@
-"""How many tokens a model reads, by its config. Without torch, so that a spec is checked before anything is loaded."""
+"""The context length of a model, read from its config. This module imports no torch, so that checks stay quick."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
-"""The names of the longest context in config.json; GPT-2 has the second one."""
+"""Names of the context length in config.json. GPT-2 uses the second one."""
 
 
 def context_length(config: Mapping[str, object]) -> int | None:
-    """Return the most tokens that a model reads, None if its config does not say so.
+    """Return the largest number of tokens that a model reads, or None if its config does not say.
 
     Args:
-        config: the content of config.json; of a multimodal model, the text part counts first.
+        config: the content of config.json. The text part of a multimodal model takes precedence.
     """
     for part in (config.get("text_config"), config):
         for key in CONTEXT_KEYS:

@@ -1,4 +1,4 @@
-"""The student as a standalone Hugging Face folder, reloaded and compared before it is called done."""
+"""Export of the student as a standalone Hugging Face folder, which is reloaded and compared before it is published."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def export_student(
 ) -> None:
     """Write safetensors, tokenizer, chat template and generation config; adapters are merged into the weights.
 
-    The folder loads in transformers 5 and 4.57, pads with another token than EOS, and gives the logits of ``model``
-    with its weights rounded to ``dtype``.
+    The folder loads in transformers 5 and 4.57. Its pad token is not EOS. Its logits are those of ``model`` with
+    weights rounded to ``dtype``.
 
     Args:
-        dtype: of the weights in the folder: ``bfloat16``, ``float16`` or ``float32``.
+        dtype: dtype of the weights in the folder: ``bfloat16``, ``float16`` or ``float32``.
 
     Raises:
-        TrainingStopped: the reloaded folder gives other logits, or its tokenizer another vocabulary, pad or template.
+        TrainingStopped: the reloaded folder has other logits, or its tokenizer another vocabulary, pad or template.
     """
     plain = rounded(model, dtype)
     trained_in = plain.dtype
@@ -50,7 +50,7 @@ def export_student(
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model with its adapters in its weights, on the CPU, itself untouched."""
+    """Return a copy on the CPU with the adapters merged into the weights; ``model`` is unchanged."""
     plain = copy.deepcopy(model).to("cpu")
     if hasattr(plain, "merge_and_unload"):
         plain = plain.merge_and_unload()
@@ -60,7 +60,7 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def rounded(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
-    """Return what `export_student` writes, in the dtype of training, which this machine has shown it can compute in.
+    """Return the weights that ``export_student`` writes, in the training dtype: this machine can compute in it.
 
     Raises:
         TrainingStopped: a weight is too large for ``dtype``.
@@ -73,7 +73,7 @@ def rounded(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Round all weights that are saved to ``dtype``, in place; rotary frequencies, which are not, stay as they are.
+    """Round all saved weights to ``dtype``, in place. Rotary frequencies are not saved and stay unchanged.
 
     Raises:
         TrainingStopped: a weight is too large for ``dtype``.
@@ -88,9 +88,9 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def _choose_pad(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, eos_ids: frozenset[int]) -> None:
-    """Pad with a special token the tokenizer has; only one that has none left gets a new one.
+    """Pad with a special token of the tokenizer. Add a new token only if none is left.
 
-    Tools that mask by pad id would otherwise hide the EOS, and a student trained by them never stops.
+    If EOS were the pad, tools that mask by pad id would hide it, and a student trained with them would never stop.
     """
     taken = eos_ids | {tokenizer.bos_token_id}
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in taken:
@@ -111,7 +111,7 @@ def _choose_pad(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, eos_
 
 
 def _write_for_both_versions(folder: Path, model: PreTrainedModel) -> None:
-    """Say in transformers 4's words too what transformers 5 writes in its own."""
+    """Add the settings that transformers 5 writes under the names that transformers 4 reads."""
     config = _read(folder / "config.json")
     rope = config.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" in rope:
@@ -125,7 +125,7 @@ def _write_for_both_versions(folder: Path, model: PreTrainedModel) -> None:
     if tokenizer.get("tokenizer_class") in {"TokenizersBackend", "PreTrainedTokenizer"}:
         tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(tokenizer.get("extra_special_tokens"), list):
-        # The older name, which both read; under the newer one transformers 4 expects an object, and fails.
+        # Both versions read the older name. Under the newer one transformers 4 expects an object and fails.
         tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
     positions = context_length(model.config.get_text_config().to_dict())
     if positions and (tokenizer.get("model_max_length") or 1e30) > positions:

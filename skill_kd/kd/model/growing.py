@@ -16,7 +16,7 @@ from ..errors import BadInput
 
 
 def kept_layers(layers: int | tuple[int, ...], available: int) -> tuple[int, ...]:
-    """Return the layers a grown student keeps: a count keeps the first and the last half and drops one middle block."""
+    """Return the layers a grown student keeps. A count keeps half from each end and drops one middle block."""
     kept = (
         layers
         if isinstance(layers, tuple)
@@ -33,14 +33,14 @@ def kept_layers(layers: int | tuple[int, ...], available: int) -> tuple[int, ...
 def grow(teacher: PreTrainedModel, layers: int | tuple[int, ...]) -> PreTrainedModel:
     """Return a model of the teacher's shape with only the named layers, their weights copied.
 
-    It is built from a shortened configuration: cutting the list of layers of a living model would leave stale layer
-    indices in its key-value cache.
+    It is built from a shortened configuration: removing layers from an existing model would leave stale layer indices
+    in its key-value cache.
     """
     kept = kept_layers(layers, teacher.config.num_hidden_layers)
     config = copy.deepcopy(teacher.config)
     config.num_hidden_layers = len(kept)
     for name, value in vars(teacher.config).items():
-        # What is told for each layer: layer_types, no_rope_layers, …
+        # Settings with one value per layer: layer_types, no_rope_layers, …
         if "layer" in name and isinstance(value, list) and len(value) == teacher.config.num_hidden_layers:
             setattr(config, name, [value[layer] for layer in kept])
     with torch.device(teacher.device):

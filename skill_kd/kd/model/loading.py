@@ -1,4 +1,4 @@
-"""Models and tokenizers: teachers that are only read, students that are loaded or grown from the teacher's layers."""
+"""Loading models and tokenizers: frozen teachers, and students that are loaded or grown from the teacher's layers."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from .vocabulary import real_vocabulary, shared_vocabulary
 
 
 class LoadOptions(Protocol):
-    """How a model is loaded: what a spec says of its teacher and its student alike."""
+    """Options for loading a model, which a spec has for its teacher and its student."""
 
     @property
     def revision(self) -> str | None:
-        """Commit, tag or branch on the hub; None is its main branch."""
+        """Commit, tag or branch on the hub; None means its main branch."""
 
     @property
     def dtype(self) -> str:
@@ -41,15 +41,15 @@ class LoadOptions(Protocol):
 
     @property
     def quantization(self) -> str | None:
-        """``8bit``, ``4bit`` or none."""
+        """``8bit``, ``4bit`` or None."""
 
     @property
     def trust_remote_code(self) -> bool:
-        """Whether Python that comes with the model runs."""
+        """True if Python code that comes with the model may run."""
 
 
 def load_tokenizer(source: LoadOptions, model: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer; one without a pad token pads with EOS, which is safe here because masks go by length."""
+    """Load a tokenizer. Without a pad token it pads with EOS, which is safe here because masks go by length."""
     tokenizer = _from_hub(AutoTokenizer, model, source)
     if tokenizer.eos_token_id is None:
         raise BadInput(f"the tokenizer of '{model}' has no end-of-sequence token, so no response could ever end")
@@ -61,10 +61,10 @@ def load_tokenizer(source: LoadOptions, model: str) -> PreTrainedTokenizerBase:
 def load_model(source: LoadOptions, model: str, *, weights: bool = True) -> PreTrainedModel:
     """Load a causal language model in ``source.dtype`` or quantized, with its key-value cache on.
 
-    Without ``weights`` it has shapes alone, on the meta device.
+    Without ``weights`` it only has shapes, on the meta device.
 
     Raises:
-        Missing: the model, the network or bitsandbytes is not there.
+        Missing: the model, the network or bitsandbytes is unavailable.
     """
     options: dict[str, Any] = {"dtype": getattr(torch, source.dtype), **({} if weights else {"device_map": "meta"})}
     if source.quantization:
@@ -80,10 +80,10 @@ def load_model(source: LoadOptions, model: str, *, weights: bool = True) -> PreT
 
 
 def refuse_pickles(folder: str | Path) -> None:
-    """Refuse a folder whose adapter lies there as a pickle alone; of base weights transformers can be told to do so.
+    """Refuse a folder whose adapter is only a pickle. For base weights, a transformers option does that.
 
     Raises:
-        Missing: it is one.
+        Missing: the adapter is only a pickle.
     """
     pickled, safe = Path(folder, "adapter_model.bin"), Path(folder, "adapter_model.safetensors")
     if pickled.exists() and not safe.exists():
@@ -98,7 +98,7 @@ def _from_hub(factory: Any, model: str, source: LoadOptions, **options: Any) -> 
             place,
             revision=source.revision or "main",
             trust_remote_code=source.trust_remote_code,
-            # Code that a config calls for from another repository would otherwise be what lies on its main branch.
+            # Otherwise code that a config names in another repository would come from that one's main branch.
             code_revision=source.revision,
             **({"use_safetensors": True} if factory is AutoModelForCausalLM else {}),
             **options,
@@ -111,7 +111,7 @@ def _from_hub(factory: Any, model: str, source: LoadOptions, **options: Any) -> 
 
 
 class Ensemble(nn.Module):
-    """Several teachers of one vocabulary: log Σ_i w_i p_i, with the interface of one model."""
+    """Several teachers with one vocabulary, with the interface of one model: log Σ_i w_i p_i."""
 
     def __init__(self, models: Sequence[nn.Module], weights: Sequence[float], vocabulary: int) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class Ensemble(nn.Module):
         self.vocabulary = vocabulary
 
     def forward(self, past_key_values: Any = None, **inputs: Any) -> _Output:
-        """Return mixed log-probabilities as ``logits`` and the members' caches."""
+        """Return the mixed log-probabilities as ``logits``, and the members' caches."""
         caches = past_key_values or [None] * len(self.models)
         outputs = [model(past_key_values=cache, **inputs) for model, cache in zip(self.models, caches, strict=True)]
         logp = [
@@ -138,7 +138,7 @@ class _Output:
 
 @dataclass(frozen=True)
 class LoadedTeacher:
-    """A teacher and the tokenizers of its members; the first one speaks for all."""
+    """A teacher and its tokenizer; an ensemble has the tokenizer of its first member."""
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
@@ -146,12 +146,12 @@ class LoadedTeacher:
 
     @property
     def members(self) -> list[nn.Module]:
-        """Return the models themselves."""
+        """Return the models of the ensemble, or the single model."""
         return list(self.model.models) if isinstance(self.model, Ensemble) else [self.model]
 
 
 def load_teacher(teacher: Teacher, *, weights: bool = True) -> LoadedTeacher:
-    """Load one teacher or an ensemble, frozen, in inference mode; without ``weights`` as ``load_model`` does."""
+    """Load one teacher or an ensemble, frozen and in inference mode. ``load_model`` explains ``weights``."""
     members = _members(teacher)
     sources = [replace(teacher, revision=member.revision) for member in members]
     tokenizers = [load_tokenizer(source, m.model) for source, m in zip(sources, members, strict=True)]
@@ -176,9 +176,9 @@ def _members(teacher: Teacher) -> tuple[WeightedModel, ...]:
 def load_student(
     student: Student, teacher: Teacher, *, weights: bool = True
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the student, or grow it from the teacher's layers, and attach LoRA adapters where the spec asks for them.
+    """Load the student, or grow it from the teacher's layers, and attach LoRA adapters if the spec asks for them.
 
-    Without ``weights`` it has shapes alone, as ``load_model`` gives them.
+    Without ``weights`` it only has shapes, as in ``load_model``.
     """
     if student.from_teacher is None:
         assert student.model is not None, "a student has a model, or grows from its teacher"
@@ -196,16 +196,16 @@ def load_student(
 
 
 def _switch_dropout_off(model: PreTrainedModel) -> None:
-    """Make the policy that is scored the one that sampled: dropout would put noise into every importance weight.
+    """Switch dropout off, because it would add noise to every importance weight.
 
-    The configuration keeps its values, so the exported student has the dropout its family has. Adapters attached later
-    keep the dropout a spec asks for in ``lora.dropout``.
+    The configuration keeps its values, so the exported student has the dropout of its family. Adapters attached later
+    keep the dropout of the spec's ``lora.dropout``.
     """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
-            # Some families hand the rate to a function instead: attention_dropout, dropout, layerdrop, …
+            # Some families pass the rate to a function instead: attention_dropout, dropout, layerdrop, …
             if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
 
@@ -226,7 +226,7 @@ def _with_lora(model: PreTrainedModel, lora: Lora, quantization: str | None) -> 
 
 
 def check_context(model: PreTrainedModel, longest: int, whose: str) -> None:
-    """Refuse sequences longer than the positions a model has; ``longest`` is in tokens."""
+    """Refuse sequences longer than the model's number of positions; ``longest`` is in tokens."""
     positions = context_length(model.config.get_text_config().to_dict())
     if positions is not None and longest > positions:
         raise BadInput(

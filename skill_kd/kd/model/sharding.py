@@ -1,8 +1,8 @@
-"""FSDP2: models whose weights are split over the processes, the student's gradients and optimizer states with them.
+"""FSDP2: split the weights of a model over the processes, with the student's gradients and optimizer states.
 
-torch's ``fully_shard`` does the work, on CPUs too, where accelerate's plugin for it does not switch on. A student is
-gathered whole to sample, since each process decodes for its own rows. A teacher that is split because it fits no device
-is never whole anywhere: its blocks are gathered for each pass and let go.
+torch's ``fully_shard`` does the work. It also runs on CPUs, where accelerate's FSDP plugin does not switch on. A
+student is gathered whole for sampling, because each process decodes its own rows. A teacher is sharded because it does
+not fit on one device, so it is never gathered whole: each pass gathers its blocks and frees them again.
 """
 
 from __future__ import annotations
@@ -33,19 +33,21 @@ from ..errors import BadInput
 WEIGHTS, OPTIMIZER = "student.safetensors", "optimizer.pt"
 _GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _HANDED_OUT = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-"""To the main process, and from it: the memory of a machine holds what is whole once, not once for each process."""
+"""``_GATHERED`` collects whole tensors on the main process only, and ``_HANDED_OUT`` sends them from it. A machine's
+memory then holds them once, not once per process."""
 
 
 class ShardedStudent:
-    """A student in shards, block by block; the rest of it is the outermost block."""
+    """A student sharded block by block. Weights in no block belong to the outermost module."""
 
     kept_by: ClassVar[str] = "Shards"
 
     def __init__(self, student: PreTrainedModel, accelerator: Accelerator) -> None:
-        """Split ``student`` in place; what counts is the main process's, the others need shapes alone.
+        """Split ``student`` in place. The main process's weights are used; the other processes only need shapes.
 
         Raises:
-            BadInput: its weights have several dtypes, which one block cannot hold, or are not the main process's.
+            BadInput: the weights have several dtypes, which one block cannot hold, or the processes disagree on which
+                weights there are.
         """
         dtypes = {weight.dtype for weight in student.parameters()}
         if len(dtypes) > 1:
@@ -57,21 +59,21 @@ class ShardedStudent:
         self.accelerator = accelerator
         self.blueprint = _without_weights(student)
         self.optimizer: torch.optim.Optimizer | None = None
-        # What autocast does for other strategies: weights are gathered and used in 16 bits, gradients summed in 32.
+        # As autocast does under other strategies: gather and use weights in 16 bits, sum gradients in 32.
         in_bf16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         precision = in_bf16 if accelerator.mixed_precision == "bf16" else MixedPrecisionPolicy()
         self.parts = _split(student, accelerator, precision)
 
     def keep(self, optimizer: torch.optim.Optimizer) -> None:
-        """Save and load the states of ``optimizer`` too."""
+        """Make ``save_state`` and ``load_state`` include the states of ``optimizer``."""
         for group in optimizer.param_groups:
-            # A schedule adds it, and loading refuses groups that have other keys than the saved ones.
+            # A schedule adds this key, and loading refuses groups whose keys differ from the saved ones.
             group.setdefault("initial_lr", group["lr"])
         self.optimizer = optimizer
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Within, every process holds all weights: it may read as often as its own rows need, and wait for nobody."""
+        """Gather all weights on every process, so that each reads as often as its rows need and waits for no other."""
         for part in self.parts:
             part.set_reshard_after_forward(False, recurse=False)
             part.unshard()
@@ -83,7 +85,7 @@ class ShardedStudent:
                 part.reshard()
 
     def whole(self) -> PreTrainedModel | None:
-        """Return the student in one piece on the CPU of the main process, None on the others; all must call it."""
+        """Return the whole student on the CPU of the main process, None on the others. All processes must call it."""
         weights = get_model_state_dict(self.student, options=_GATHERED)
         if not self.accelerator.is_main_process:
             return None
@@ -93,7 +95,7 @@ class ShardedStudent:
         return model
 
     def save_state(self, folder: str) -> None:
-        """Write weights and optimizer states in one piece, from the main process; all must call it."""
+        """Write whole weights and optimizer states from the main process. All processes must call it."""
         weights, states = get_state_dict(self.student, self._steps(), options=_GATHERED)
         if self.accelerator.is_main_process:
             # Tied weights are one tensor under two names, which safetensors refuses.
@@ -102,14 +104,14 @@ class ShardedStudent:
             torch.save(states, Path(folder) / OPTIMIZER)
 
     def load_state(self, folder: str) -> None:
-        """Restore what ``save_state`` wrote, on any number of processes; all must call it."""
-        self._steps().zero_grad()  # torch takes states for a step that is over
+        """Restore what ``save_state`` wrote, on any number of processes. All processes must call it."""
+        self._steps().zero_grad()  # torch prepares an optimizer for loading only if it has no gradients
         weights: dict[str, Any] = {}
         states: dict[str, Any] = {}
         if self.accelerator.is_main_process:
             weights = {**load_file(Path(folder) / WEIGHTS)}
             states = torch.load(Path(folder) / OPTIMIZER, map_location="cpu", weights_only=True)
-        # set_state_dict, which does both, takes a process without weights for one that wants the optimizer's alone.
+        # set_state_dict would do both, but on a process without weights it loads only the optimizer.
         set_model_state_dict(self.student, weights, options=_HANDED_OUT)
         set_optimizer_state_dict(self.student, self._steps(), states, options=_HANDED_OUT)
 
@@ -119,33 +121,33 @@ class ShardedStudent:
 
 
 class ShardedTeacher(nn.Module):
-    """A frozen model in shards, which all processes read in step, each for rows of its own.
+    """A frozen sharded model. All processes read it in step, each for its own rows.
 
-    A pass gathers every block from all processes, so all must make equally many. Each process reads within
-    ``together``: when it is done with its rows, it makes passes over one token until no other has any left.
+    A pass gathers every block from all processes, so all must make the same number of passes. Each process reads within
+    ``together``. When its rows are done, it makes passes over one token until no other process has rows left.
     """
 
     def __init__(self, model: nn.Module, accelerator: Accelerator) -> None:
-        """Split ``model`` in place; what counts is the main process's, the others need shapes alone."""
+        """Split ``model`` in place. The main process's weights are used; the other processes only need shapes."""
         super().__init__()
         self.model = model
         self.accelerator = accelerator
         self.depth = 0
         outermost, *_ = _split(model, accelerator, MixedPrecisionPolicy())
-        # Embeddings and output matrix are in no block: they stay whole, for losses that work with them by themselves.
+        # Embeddings and LM head are in no block. They stay whole, for losses that use the LM head separately.
         outermost.set_reshard_after_forward(False, recurse=False)
         outermost.unshard()
         self.train(model.training)
 
     def forward(self, **inputs: Any) -> Any:
-        """Return what the model returns."""
+        """Return the output of the model."""
         assert self.depth, "a pass outside together() would wait for the other processes forever"
         self._anyone(reads=True)
         return self.model(**inputs)
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Within, read as often as one's own rows need; all processes enter and leave. May be nested."""
+        """Allow as many passes as this process's rows need. All processes must enter and leave. May be nested."""
         self.depth += 1
         yield
         self.depth -= 1
@@ -160,9 +162,9 @@ class ShardedTeacher(nn.Module):
 
 
 def _split(model: nn.Module, accelerator: Accelerator, precision: MixedPrecisionPolicy) -> list[FSDPModule]:
-    """Shard ``model`` block by block, and what is in no block with the outermost module, which is returned first.
+    """Shard ``model`` block by block, and the rest with the outermost module, which is returned first.
 
-    The main process hands out its weights, so that the machine's memory holds them once and not once for each process.
+    The main process sends its weights to the others, so the machine's memory holds them once, not once per process.
 
     Raises:
         BadInput: the processes disagree on which weights there are.
@@ -186,7 +188,11 @@ def _split(model: nn.Module, accelerator: Accelerator, precision: MixedPrecision
 
 
 def _tie_alike(model: nn.Module) -> None:
-    """Tie what the main process has tied: of a folder that holds both, transformers compares the weights themselves."""
+    """Tie the same weights as the main process.
+
+    If a folder holds both copies of a tied weight, transformers compares their values. Processes without weights
+    cannot.
+    """
 
     def names() -> list[str]:
         return [name for name, _ in model.named_parameters()]
@@ -203,7 +209,7 @@ def _tie_alike(model: nn.Module) -> None:
 
 
 def _without_weights(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a copy whose weights have shapes and no memory."""
+    """Return a copy whose weights have shapes but use no memory."""
     empty = {
         id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), weight.requires_grad)
         for weight in model.parameters()

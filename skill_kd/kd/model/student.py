@@ -1,4 +1,4 @@
-"""The student with its loss inside ``forward``: wrappers such as DDP and FSDP see one call and hook every gradient."""
+"""The student with its loss inside ``forward``. Wrappers such as DDP and FSDP see one call and hook every gradient."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .teacher_distribution import TeacherDistribution, all_logp, on_shared_outco
 
 
 def response_logits(model: nn.Module, batch: Batch, vocabulary: int) -> Tensor:
-    """Return logits_BTV that predict the response tokens; only these positions meet the output head."""
+    """Return logits_BTV that predict the response tokens. The LM head runs only on these positions."""
     logits: Tensor = _read(model, batch).logits[:, :-1, :vocabulary]
     return logits
 
 
 def response_hidden_states(model: nn.Module, batch: Batch, head: Head) -> HiddenStates:
-    """Return the hidden states that predict the response tokens; nothing meets the output head."""
+    """Return the hidden states that predict the response tokens. The LM head does not run."""
     with head.bypassed() as seen:
         _read(model, batch)
     return HiddenStates(seen[0][:, :-1], head)
@@ -40,7 +40,7 @@ def _read(model: nn.Module, batch: Batch) -> Any:
 
 
 def find_head(model: nn.Module, vocabulary: int) -> Head | None:
-    """Return the output head if the loss can work with it apart from the model, None if it needs all logits."""
+    """Return the LM head if the loss can use it separately from the model, None if the loss needs all logits."""
     try:
         return Head.of(model, vocabulary)
     except ValueError:
@@ -51,7 +51,7 @@ class StudentWithLoss(nn.Module):
     """A student whose forward pass returns the sum of its loss over the scored tokens of a batch."""
 
     def __init__(self, model: nn.Module, vocabulary: int, compiled: bool = False) -> None:
-        """``compiled``: the element-wise part of the loss goes through torch.compile, where that works."""
+        """``compiled`` runs the element-wise part of the loss through torch.compile, if that works."""
         super().__init__()
         self.model = model
         self.vocabulary = vocabulary

@@ -1,4 +1,4 @@
-"""The teacher's distribution at the response positions, in the three forms in which it arrives."""
+"""The teacher's distribution at the response positions: hidden states, log-probabilities, or top-k with the rest."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ from ..losses.divergences import LOG_ZERO, bucketed, log_probs
 from ..losses.projection import HiddenStates
 
 LEAST_REST = torch.finfo(torch.float32).eps
-"""Mass of the unnamed tokens below which it is lost in the rounding of the named ones."""
+"""Smallest mass of the unnamed tokens. Less is lost in the rounding of the named ones."""
 
 
 @dataclass(frozen=True)
 class TopK:
-    """What a server tells of a teacher: the log-probabilities of some tokens, and of all others together."""
+    """A teacher as a server reports it: the log-probabilities of some tokens, and of all others together."""
 
     ids_BTK: Tensor
-    """long; −1 where a position names fewer than K tokens. Every other id is a token of the student."""
+    """long, −1 if a position names fewer than K tokens. Every other id is a token of the student."""
     logp_BTK1: Tensor
-    """float32, [B, T, K+1], normalised: the named tokens, and last the rest."""
+    """float32, [B, T, K+1], normalized. The named tokens come first, the rest is last."""
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[Mapping[int, float]]], vocabulary: int, device: torch.device) -> TopK:
-        """Lay out, for each row and position, log-probabilities (nats) by token id; ids the student lacks are rest."""
+        """Build it from the log-probabilities (nats) by token id of each row and position.
+
+        Ids that the student lacks count to the rest.
+        """
         known = [[{i: logp for i, logp in named.items() if 0 <= i < vocabulary} for named in row] for row in rows]
         shape = len(known), max(map(len, known)), max((len(named) for row in known for named in row), default=0)
         ids_BTK = torch.full(shape, -1, dtype=torch.long)
@@ -42,16 +45,16 @@ class TopK:
         return cls(ids_BTK.to(device), logp_BTK1.float().to(device))
 
     def buckets(self, ids_BT: Tensor) -> Tensor:
-        """Return where each token stands on the last axis of ``logp_BTK1``; unnamed ones are in the rest."""
+        """Return the index of each token on the last axis of ``logp_BTK1``. An unnamed token gets that of the rest."""
         named_BTK = self.ids_BTK == ids_BT.unsqueeze(-1)
-        # argmax returns the first of equals, and the rest matches every token.
+        # argmax returns the first maximum, and the rest matches every token.
         return torch.cat([named_BTK, torch.ones_like(ids_BT, dtype=torch.bool).unsqueeze(-1)], dim=-1).int().argmax(-1)
 
 
 TeacherLogProbs = Tensor | TopK
-"""Log-probabilities [B, T, V] over all tokens, or what a server tells of them."""
+"""Log-probabilities [B, T, V] over all tokens, or top-k with the rest."""
 TeacherDistribution = HiddenStates | TeacherLogProbs
-"""The same, or hidden states with the head they go through."""
+"""The same, or hidden states with their LM head."""
 
 
 def on_shared_outcomes(
@@ -59,7 +62,8 @@ def on_shared_outcomes(
 ) -> tuple[Tensor, Tensor | None, Batch]:
     """Return student, teacher and batch over the same outcomes: all tokens, or a server's named tokens and the rest.
 
-    Every loss then works on the buckets as it does on tokens; the response ids are the buckets they fall in.
+    With a server, each named token is a bucket, and so is the rest. The response ids become bucket indices, and every
+    loss works on buckets as it does on tokens.
     """
     if not isinstance(teacher, TopK):
         return student_logp_BTV, teacher, batch

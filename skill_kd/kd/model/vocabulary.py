@@ -1,4 +1,4 @@
-"""Which token ids are real, shared, or end a response."""
+"""Token ids: the real ones, the shared ones, and those that end a response."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import BadInput
 
 
 def real_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
-    """Return how many token ids are real: an embedding may be padded beyond its tokenizer, or fall short of it."""
+    """Return the number of real token ids: an embedding may be larger than its tokenizer (padded) or smaller."""
     return min(len(tokenizer), int(model.config.get_text_config().vocab_size))
 
 
@@ -21,7 +21,7 @@ def shared_vocabulary(
     """Return the number of leading token ids on which both tokenizers agree, id by id, at most ``limit``.
 
     Raises:
-        BadInput: they disagree within the ids both know; the first such id is named.
+        BadInput: they disagree on an id that both know; the message names the first one.
     """
     vocabulary = min(limit, len(student), len(teacher))
     ids = list(range(vocabulary))
@@ -37,7 +37,7 @@ def shared_vocabulary(
 
 
 def eos_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> frozenset[int]:
-    """Return every id that ends a response: the generation config may name several."""
+    """Return every id that ends a response; the generation config may list several."""
     named = getattr(model.generation_config, "eos_token_id", None)
     listed = named if isinstance(named, list) else [] if named is None else [named]
     return frozenset(int(token_id) for token_id in (*listed, tokenizer.eos_token_id))

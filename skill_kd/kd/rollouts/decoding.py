@@ -1,10 +1,10 @@
 """Sampling responses from the student, or from a token-wise mixture of teacher and student (MiniLLM Eq 4).
 
-Every row draws from uniforms of its own, so a response depends on its prompt, the weights and its seed, and not on the
-rows beside it. The mixture flips one coin a position for the whole group of rows: each row's distribution stays exactly
-Eq 4, and a model decodes only where the coin names it. The other one takes the tokens it has not seen as one cached
-chunk when its turn comes, so no separate scoring pass is needed. Keep a group small (``MIXED_GROUP``): rows that share
-coins are correlated, and that part of the gradient's variance does not shrink with the group.
+Every row has its own random numbers, so a response depends on its prompt, the weights and its seed, but not on the
+other rows. The mixture flips one coin per position for the whole group of rows. Each row's distribution is still
+exactly Eq 4, and only the model that the coin selects decodes. The other model reads the tokens it has not seen as one
+cached chunk at its next turn, so no separate scoring pass is needed. Keep a group small (``MIXED_GROUP``): rows that
+share coins are correlated, and that part of the gradient's variance does not shrink as the group grows.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from ..losses.masking import is_any, position_ids, through_first_eos
 MIXED_GROUP = 16
 """Most rows that share the coins of teacher-mixed sampling."""
 SCORED_AT_ONCE = 128
-"""Positions whose logits stand in memory together when a rollout is scored."""
+"""Positions whose logits are in memory together when a rollout is scored."""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How next tokens are drawn, the same for every model that takes part."""
+    """Settings for drawing next tokens, the same for every model of a rollout."""
 
     max_new_tokens: int
     temperature: float
     top_p: float
     eos_ids: frozenset[int]
     vocabulary: int
-    """Only ids below this are drawn: what lies above is padding of the embedding, or not shared with the teacher."""
+    """Only ids below this are drawn. Higher ids are padding of the embedding, or not shared with the teacher."""
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """Sampled responses, T at most ``max_new_tokens``; what stands after a row's first EOS is not part of it."""
+    """Sampled responses. T is at most ``max_new_tokens``. Tokens after a row's first EOS are not part of it."""
 
     ids_BT: Tensor
     """long"""
@@ -49,15 +49,15 @@ class Rollout:
     behaviour_logp_BT: Tensor
     """float32 (float64 for a float64 model), the log-probability each token was drawn with."""
     student_logp_BT: Tensor | None = None
-    """The student's own, where a teacher took part."""
+    """The student's own log-probability of each token, if a teacher took part."""
     teacher_hidden_BTH: Tensor | None = None
-    """The teacher's final hidden states that predict each token, where it took part and tells them."""
+    """The teacher's final hidden states that predict each token, if it took part and returns them."""
 
 
 def sampling_logp(logits: Tensor, decoding: Decoding) -> Tensor:
-    """Return the log-probabilities [..., V] that tokens are drawn from: tempered, cut to the nucleus, renormalised.
+    """Return the log-probabilities [..., V] for drawing: with temperature, cut to the nucleus, renormalised.
 
-    Temperature 0 is the limit: the likeliest token, the first of equals, has probability 1.
+    Temperature 0 is the limit: the likeliest token has probability 1. In a tie, the first one is taken.
     """
     logits = logits[..., : decoding.vocabulary]
     if decoding.temperature == 0:
@@ -73,7 +73,7 @@ def sampling_logp(logits: Tensor, decoding: Decoding) -> Tensor:
 
 
 def draw(logp_BV: Tensor, uniform_B: Tensor) -> Tensor:
-    """Return ids_B by inverting the cumulative distribution, in float64 so that rare tokens keep their chance."""
+    """Return ids_B by inverting the cumulative distribution, in float64 so that rare tokens keep their probability."""
     cumulative_BV = logp_BV.exp().cumsum(dim=-1, dtype=torch.float64)
     target_B1 = uniform_B.to(cumulative_BV).unsqueeze(-1) * cumulative_BV[:, -1:]
     # 'right' skips tokens of probability 0, whose cumulative value equals their neighbour's.
@@ -82,10 +82,10 @@ def draw(logp_BV: Tensor, uniform_B: Tensor) -> Tensor:
 
 
 class _Decoder:
-    """One model with its cache. It catches up on the tokens it has not seen, and scores each of them.
+    """One model with its cache. It reads the tokens it has not seen, and scores each of them.
 
-    ``rows`` are those it still reads. A row leaves once the model has scored its last token: neither its cache nor its
-    arithmetic is paid for any longer. R counts them; K, the positions of one pass.
+    ``rows`` are the rows it still reads. A row leaves once the model has scored its last token, which saves its cache
+    and computation. R is the number of these rows, K the number of positions of one pass.
     """
 
     def __init__(self, model: nn.Module, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor, decoding: Decoding) -> None:
@@ -101,8 +101,8 @@ class _Decoder:
         self.hidden: list[Tensor] = []
 
     def next_logp(self, ended_B: Tensor) -> Tensor:
-        """Return logp_RV of the next token, by one forward pass over everything unseen; rows that ended leave."""
-        # The prompt's last token predicts the first response token; later, the last token seen was scored when drawn.
+        """Return logp_RV of the next token, by one forward pass over all unseen tokens. Rows that ended leave."""
+        # The prompt's last token predicts the first response token. Later, the first unseen one was scored when drawn.
         output = self.read(
             input_ids=self.unseen,
             attention_mask=self.attention_mask,
@@ -112,7 +112,7 @@ class _Decoder:
             logits_to_keep=self.unscored + 1,
         )
         self.cache = output.past_key_values
-        # Without one, the next pass would read its few tokens as the whole context, and sample from that unnoticed.
+        # Without a cache, the next pass would silently treat its few tokens as the whole context.
         if self.cache is None:
             raise ValueError(
                 "the model returned no cache: put it in eval mode, gradient checkpointing turns caches off"
@@ -127,7 +127,7 @@ class _Decoder:
         return self._let_go(ended_B, logp_RKV[:, -1])
 
     def append_token(self, ids_B: Tensor, logp_RV: Tensor | None) -> None:
-        """Append a drawn token; ``logp_RV`` is what this model drew it from, None when another model did."""
+        """Append a drawn token. This model drew it from ``logp_RV``; None if another model drew it."""
         ids_R = ids_B[self.rows]
         self.unseen = torch.cat([self.unseen, ids_R.unsqueeze(1)], dim=1)
         self.attention_mask = torch.cat([self.attention_mask, torch.ones_like(self.unseen[:, :1])], dim=1)
@@ -137,8 +137,8 @@ class _Decoder:
             self.scores.append(self._for_all(token_logp(logp_RV, ids_R).unsqueeze(1), len(ids_B)))
 
     def finish(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Score what is left. Return the log-probability [B, T] this model gives every drawn token, 0 where masked,
-        and the final hidden states [B, T, H] that predict them if the model tells any."""
+        """Score the remaining tokens. Return this model's log-probability [B, T] of every drawn token, 0 where masked,
+        and the final hidden states [B, T, H] that predict them, if the model returns any."""
         if self.unscored:
             self.next_logp(torch.ones_like(mask_BT[:, 0]))
         if not self.hidden:
@@ -147,7 +147,7 @@ class _Decoder:
         return self._score(hidden_BTH, ids_BT, mask_BT), hidden_BTH
 
     def _score(self, hidden_BTH: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Score all tokens from hidden states: a few large products take half the time of one for each turn."""
+        """Score all tokens from hidden states. A few large products take half the time of one product per turn."""
         states_NH, ids_N = hidden_BTH[mask_BT], ids_BT[mask_BT]
         scores = []
         for start in range(0, len(ids_N), SCORED_AT_ONCE):
@@ -157,13 +157,13 @@ class _Decoder:
         return score_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, score_N)
 
     def _for_all(self, value_R: Tensor, size: int) -> Tensor:
-        """Put the values of the rows still read in their places among all B; the others get 0."""
+        """Expand the values of the R rows to all B rows; the other rows get 0."""
         value_B = value_R.new_zeros(size, *value_R.shape[1:])
         value_B[self.rows] = value_R
         return value_B
 
     def _let_go(self, ended_B: Tensor, logp_RV: Tensor) -> Tensor:
-        """Drop the rows that ended, all of whose tokens are scored now, from the cache and the rest."""
+        """Drop the rows that ended from the cache and the other state. All their tokens are scored by now."""
         stays_R = ~ended_B[self.rows]
         select = getattr(self.cache, "batch_select_indices", None)
         if select is None or bool(stays_R.all()) or not bool(stays_R.any()):
@@ -185,15 +185,15 @@ def sample(
     teacher_mix: float = 0.0,
     coin_T: Tensor | None = None,
 ) -> Rollout:
-    """Sample up to ``max_new_tokens`` tokens a row after left-padded prompts.
+    """Sample up to ``max_new_tokens`` tokens per row after left-padded prompts.
 
     Args:
         student: causal language model with the usual keyword arguments and a cache.
         prompt_ids_BP: prompts (long), padded on the left; ``prompt_mask_BP`` is True on real tokens.
         uniform_BT: float64 in [0, 1), one for each token to draw, from ``uniforms``.
-        teacher: draws position t where ``coin_T[t]`` < ``teacher_mix``, which is α of Eq 4. A model with
-            ``forward_with_hidden_states`` gives the logits of the last position alone and, as ``hidden``, what its head
-            was given at the others; its ``project`` makes logits of that.
+        teacher: draws position t if ``coin_T[t]`` < ``teacher_mix``, which is α of Eq 4. If the model has
+            ``forward_with_hidden_states``, that method returns the logits of the last position only and, as ``hidden``,
+            the final hidden states. Its ``project`` maps them to logits.
         coin_T: float64 in [0, 1), shared by all rows.
 
     Returns:

@@ -1,8 +1,8 @@
-"""Decoding on a CPU, faster: linear layers that see few rows at a time work from reordered copies of their weights.
+"""Faster decoding on a CPU: linear layers that get few rows at a time use reordered copies of their weights.
 
-torch multiplies float32 matrices with a library that, on some processors, runs several times slower than its weights
-can be read when there are fewer than some 32 rows, as there are at every step of decoding. oneDNN, which torch brings
-too, does not once it has laid out the weights in its own order (benchmarks/results/sampling.json).
+Every decoding step multiplies few rows. With fewer than about 32 rows, torch's default float32 product is, on some
+processors, several times slower than reading the weights from memory. oneDNN, which torch also contains, is not, once
+it has put the weights in its own order (benchmarks/results/sampling.json).
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ import torch
 from torch import Tensor, nn
 
 ROWS = 16
-"""Rows the order is chosen for; it serves more and fewer of them nearly as well."""
+"""Number of rows that the order is chosen for. It works nearly as well for more or fewer rows."""
 
 MOST_ROWS = 64
-"""Beyond them, in prompts, torch's own product is as fast. And oneDNN keeps code for each number of rows it has met,
-0.8 MB for every shape of weights: for prompts of all lengths that came to 0.8 GB."""
+"""With more rows, as in prompts, torch's own product is as fast. oneDNN also keeps code for each number of rows it has
+seen, 0.8 MB per weight shape. For prompts of all lengths this added up to 0.8 GB."""
 
 
 @contextmanager
 def reordered_weights(*models: nn.Module) -> Iterator[None]:
-    """Let the linear layers of ``models`` work from reordered copies of their weights.
+    """Make the linear layers of ``models`` use reordered copies of their weights within the context.
 
-    Only plain float32 layers on a CPU are touched, and only where this torch can do it. The copies, as large as the
-    weights, are those of this moment and last as long as the context: train outside of it.
+    This changes only plain float32 layers on a CPU, and only if this torch build supports it. The copies are as large
+    as the weights and do not follow later changes of them, so train outside the context.
     """
     layers = [layer for model in models for layer in _plain_layers(model)] if can_reorder() else []
     try:
         for layer in layers:
             packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), ROWS)
-            # An instance's own forward is found before the class's; hooks still run around it.
+            # Python finds an instance's own forward before the class's. Hooks still run around it.
             vars(layer)["forward"] = partial(_linear, layer, packed)
         yield
     finally:
@@ -42,16 +42,16 @@ def reordered_weights(*models: nn.Module) -> Iterator[None]:
 
 
 def can_reorder() -> bool:
-    """Whether this torch was built with oneDNN's two operators."""
+    """Return True if this torch was built with oneDNN's two operators."""
     mkldnn = torch.ops.mkldnn
     return all(hasattr(mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
 
 
 def _plain_layers(model: nn.Module) -> list[nn.Linear]:
-    if torch.is_autocast_enabled("cpu"):  # It would be passed by.
+    if torch.is_autocast_enabled("cpu"):  # The reordered weights would bypass autocast.
         return []
     layers = [module for module in model.modules() if type(module) is nn.Linear]
-    # A layer with a forward of its own was changed by somebody else.
+    # A layer with its own forward was changed by other code.
     return [layer for layer in layers if "forward" not in vars(layer) and _is_plain(layer.weight.detach())]
 
 

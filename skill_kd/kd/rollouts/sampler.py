@@ -19,13 +19,13 @@ from .reordered import reordered_weights
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """One response to sample. Its random stream is set by ``seed`` and ``row``, whatever is sampled beside it."""
+    """One response to sample. Its random stream depends only on ``seed`` and ``row``, not on the other requests."""
 
     prompt: Encoded
     seed: tuple[object, ...]
-    """Names the batch: run seed, stage, update."""
+    """Identifies the batch: run seed, stage, update."""
     row: int
-    """Place in the whole batch, over all processes."""
+    """Index in the whole batch, over all processes."""
 
 
 def requests_for(prompts: Sequence[Encoded], seed: tuple[object, ...]) -> list[SampleRequest]:
@@ -35,7 +35,7 @@ def requests_for(prompts: Sequence[Encoded], seed: tuple[object, ...]) -> list[S
 
 @dataclass(frozen=True)
 class Sampler:
-    """Samples responses in rectangles of at most ``rows`` prompts."""
+    """Samples responses in padded batches of at most ``rows`` prompts."""
 
     decoding: Decoding
     pad: int
@@ -45,7 +45,7 @@ class Sampler:
     def sample(
         self, model: nn.Module, requests: Sequence[SampleRequest], source: Literal["student", "teacher"]
     ) -> list[Row]:
-        """Sample one response for each request from ``model`` alone."""
+        """Sample one response for each request from a single ``model``."""
         chunks = [requests[start : start + self.rows] for start in range(0, len(requests), self.rows)]
         with reordered_weights(model):
             return [row for chunk in chunks for row in self._rows(model, chunk, source)]

@@ -1,4 +1,4 @@
-"""Teacher responses to the training prompts, each written once."""
+"""Teacher responses to the training prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .teacher import Teacher
 
 
 class TeacherResponses:
-    """Teacher responses to the training prompts, each written once, when first asked for."""
+    """Teacher responses to the training prompts. The teacher writes each one once, at its first use."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class TeacherResponses:
 
     @torch.no_grad()
     def __call__(self, indices: Sequence[int]) -> list[Row]:
-        """Return the teacher's response to each prompt."""
+        """Return the teacher's response to each prompt of ``indices``."""
         wanted = [index for index in dict.fromkeys(indices) if index not in self.rows]
         for start in range(0, len(wanted), self.batch):
             chunk = wanted[start : start + self.batch]

@@ -1,4 +1,4 @@
-"""A teacher behind an OpenAI-compatible endpoint: it writes responses to prompts, and scores them where it can."""
+"""A teacher behind an OpenAI-compatible endpoint. It writes responses, and scores them if the server can."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ NAMES = Names(
 
 PROBE = "The quick brown fox jumps over the lazy dog, and 12 times 12 makes 144."
 ANOTHER_MODEL = 1.0
-"""A difference (nats) at a token of the probe that rounding does not make: logits of 16 bits are an eighth apart."""
+"""A difference (nats) at a token of the probe that is too large for rounding: 16-bit logits are 1/8 apart."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One token as the server lists it for a position; ``text`` is None when the server does not tell it."""
+    """One token that the server lists for a position. ``text`` is None if the server does not send it."""
 
     logp: float
     text: str | None
 
 
 class ServedTeacher:
-    """Asks ``/chat/completions`` and ``/completions``, several prompts at once."""
+    """Sends prompts to ``/chat/completions`` and ``/completions``, several at once."""
 
     def __init__(self, served: Served) -> None:
         self.served = served
@@ -52,11 +52,11 @@ class ServedTeacher:
         )
 
     def open(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Check, now and whenever a server has come back, that it is the right one.
+        """Check that the server is the right one, now and each time it comes back.
 
         Raises:
             BadInput: it has another tokenizer, or came back with another model.
-            Missing: it lists other models, cannot be reached, or gives no log-probabilities where they are wanted.
+            Missing: it lists other models, cannot be reached, or lacks the log-probabilities that the spec needs.
         """
         self.endpoint.open(self._probe(tokenizer) if self.served.top_logprobs else self.endpoint.check_model)
 
@@ -70,14 +70,14 @@ class ServedTeacher:
         """Return one answer for each conversation of (role, content) turns.
 
         Raises:
-            Missing: the server cannot be reached, refuses, or keeps failing; the last reason is given.
+            Missing: the server cannot be reached, refuses, or keeps failing. The message gives the last reason.
         """
         sampling: dict[str, Any] = {
             "max_tokens": decoding.max_new_tokens,
             "temperature": decoding.temperature,
             "top_p": decoding.top_p,
         }
-        if template_options:  # vLLM's word for it; other servers may know none, so it is sent only when asked for
+        if template_options:  # vLLM's name; other servers may reject it, so send it only if the spec has options
             sampling["chat_template_kwargs"] = dict(template_options)
 
         def one(conversation: tuple[tuple[str, str], ...], seed: tuple[object, ...]) -> Answer:
@@ -86,9 +86,9 @@ class ServedTeacher:
         return self.endpoint.each(one, conversations, seeds)
 
     def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[dict[int, float]]]:
-        """Return log-probabilities (nats) by token id for each response position of (prompt ids, response ids) rows.
+        """Return log-probabilities (nats) by token id at each response position of (prompt ids, response ids) rows.
 
-        The token that stands at a position is among its ids.
+        The ids of a position include the response's own token.
 
         Raises:
             Missing: as for ``answer``, or the server's log-probabilities are absent or belong to other positions.
@@ -102,9 +102,9 @@ class ServedTeacher:
         return self.endpoint.each(one, rows)
 
     def prompt_logprobs(self, ids: Sequence[int], top: int) -> list[dict[int, Scored]]:
-        """Return what the server lists, by token id, for each position of ``ids`` but the first.
+        """Return the tokens that the server lists, by token id, for each position of ``ids`` but the first.
 
-        Token ids are sent, so the server tokenizes nothing and its positions are ours.
+        The request holds token ids, so the server does not tokenize, and its positions are ours.
         """
         body = {
             "model": self.served.model,
@@ -130,7 +130,7 @@ class ServedTeacher:
         return listed
 
     def _probe(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[], None]:
-        """Return a check that refuses a server of another model; it compares with what it was told the first time."""
+        """Return a check that refuses a server of another model. It compares log-probabilities with the first ones."""
         first: list[float] = []
 
         def check() -> None:
@@ -140,7 +140,7 @@ class ServedTeacher:
             if max(abs(now - then) for now, then in zip(told, first, strict=True)) > ANOTHER_MODEL:
                 raise BadInput(
                     f"teacher.served.url {self.served.url} came back with another model as '{self.served.model}'; "
-                    "serve the one that the run began with, and go on with --resume"
+                    "serve the one that the run began with, and resume with --resume"
                 )
 
         return check
@@ -148,9 +148,9 @@ class ServedTeacher:
     def _probed(self, tokenizer: PreTrainedTokenizerBase) -> list[float]:
         """Return the log-probabilities (nats) of the probe's tokens, all but the first.
 
-        Refuse a server whose log-probabilities are absent, belong to other positions or to another tokenizer: some
-        servers drop them silently, and others shift them by one. Ask for the likeliest token alone first: the longer
-        the list, the likelier a shifted one holds the token that stands there by chance.
+        Refuse a server whose log-probabilities are absent, or belong to other positions or to another tokenizer. Some
+        servers drop them silently, and others shift them by one. The first request asks only for the likeliest token: a
+        longer list that is shifted is likelier to hold the right token by chance.
         """
         ids: list[int] = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
         listed = self.prompt_logprobs(ids, 1)
@@ -162,7 +162,7 @@ class ServedTeacher:
     def _check_texts(self, ours: Sequence[str], listed: Sequence[Scored]) -> None:
         theirs = [None if entry.text is None else entry.text.strip() for entry in listed]
         differ = [(our, their) for our, their in zip(ours, theirs, strict=True) if their not in (None, our)]
-        # Servers write spaces and parts of characters in their own ways; another tokenizer differs nearly everywhere.
+        # Servers differ in how they write spaces and parts of characters. Another tokenizer differs nearly everywhere.
         if len(differ) > len(listed) / 2:
             our, their = differ[0]
             raise BadInput(

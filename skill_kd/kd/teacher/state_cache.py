@@ -1,7 +1,7 @@
-"""The frozen teacher's hidden states, kept for responses that are trained on again, so that it reads each text once.
+"""A cache of the frozen teacher's hidden states, so that the teacher reads each response once.
 
-Final hidden states and the output head give the distribution over the whole vocabulary exactly, at the size of a hidden
-state instead of a vocabulary: about 1/40 of the logits of SmolLM2-135M, 1/170 of Qwen2.5-0.5B's.
+Final hidden states and the LM head give the exact distribution over the whole vocabulary. They take far less space than
+the logits: about 1/40 for SmolLM2-135M, and 1/170 for Qwen2.5-0.5B.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from .teacher import Teacher
 
 
 class TeacherStateCache:
-    """One file a response, memory-mapped when read; it stops to grow at its quota and is deleted with ``clear``."""
+    """One file per response, memory-mapped when read. At its quota the cache stops growing; ``clear`` deletes it."""
 
     def __init__(self, folder: Path, model: nn.Module, quota_gb: float) -> None:
-        """``quota_gb``: gigabytes that this process may write."""
+        """Open the cache in ``folder``. This process may write ``quota_gb`` gigabytes."""
         self.folder = folder / _identity(model)
         self.quota = int(quota_gb * 1e9)
         self.size = sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
 
     def get(self, row: Row) -> Tensor | None:
-        """Return the states [T, H] of the row's response, or None."""
+        """Return the states [T, H] of the row's response, or None if they are not in the cache."""
         path = self._path(row)
         try:
             return load_file(path)["states"] if path.is_file() else None
@@ -42,7 +42,7 @@ class TeacherStateCache:
             return None
 
     def put(self, row: Row, states_TH: Tensor) -> None:
-        """Keep the states of a response if the quota allows it."""
+        """Keep the states [T, H] of a response if the quota allows it."""
         if self.size + states_TH.nbytes > self.quota:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -56,14 +56,14 @@ class TeacherStateCache:
         shutil.rmtree(self.folder.parent, ignore_errors=True)
 
     def _path(self, row: Row) -> Path:
-        """The token ids are what tokenizer, chat template and text come to."""
+        """Return the file of a row. Its token ids already depend on tokenizer, chat template and text."""
         key = hashlib.blake2b(repr((row.prompt, row.response)).encode(), digest_size=16)
         return self.folder / f"{key.hexdigest()}.safetensors"
 
 
 def _identity(model: nn.Module) -> str:
-    """Name the weights: where they come from, which commit or which files, and how they are held."""
-    # What wraps a model has no configuration of its own.
+    """Return a name of the weights, from their source, their commit or files, and their dtypes."""
+    # A wrapper of a model has no configuration of its own.
     config = next((module.config for module in model.modules() if hasattr(module, "config")), None)
     source = Path(str(getattr(config, "_name_or_path", "")))
     files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(source.glob("*.safetensors"))]
@@ -74,7 +74,7 @@ def _identity(model: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class TeacherStateFiller:
-    """Adds the teacher's hidden states to rows, before the first step that needs them."""
+    """Adds the teacher's hidden states to rows before the first step that needs them."""
 
     teacher: Teacher
     pad: int
@@ -84,9 +84,9 @@ class TeacherStateFiller:
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[Row], *, lasting: bool) -> list[Row]:
-        """Return the rows with the teacher's states; ``lasting`` looks them up in the cache, and keeps new ones there.
+        """Return the rows with the teacher's states. ``lasting`` reads known states from the cache, and adds new ones.
 
-        A teacher that gives no states leaves the rows as they are.
+        If the teacher has no states, the rows come back unchanged.
         """
         if self.teacher.head is None:
             return list(rows)
@@ -102,7 +102,7 @@ class TeacherStateFiller:
         return known
 
     def forget(self) -> None:
-        """Delete what is kept on disk."""
+        """Delete the cache on disk."""
         if self.cache is not None:
             self.cache.clear()
 

@@ -1,7 +1,7 @@
-"""The teacher as training sees it: a distribution over the student's tokens where it has one, a writer in any case.
+"""The teacher of a training run. It always writes responses, and may also give distributions over the student's tokens.
 
-A teacher with the student's tokenizer gives both. One with another tokenizer only writes, and so does one behind an
-endpoint, unless the endpoint tells log-probabilities: then the likeliest tokens are known, and the rest as one mass.
+A teacher with the student's tokenizer does both. A teacher with another tokenizer only writes. So does a teacher behind
+an endpoint, unless the endpoint returns log-probabilities: they cover the likeliest tokens, and the rest is one mass.
 """
 
 from __future__ import annotations
@@ -41,28 +41,28 @@ Together = Callable[[], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Teacher:
-    """``model`` is None when it is not loaded here; ``vocabulary`` counts the ids both models share."""
+    """A teacher. ``model`` is None if no loaded model gives distributions; ``vocabulary`` counts the shared ids."""
 
     model: nn.Module | None
     vocabulary: int
     write: Write
     server: ServedTeacher | None = None
-    """Tells log-probabilities where no model is loaded; None when only text can be had."""
+    """Returns log-probabilities if no model is loaded; None if it only returns text."""
     head: Head | None = None
-    """Makes logits of the model's hidden states; None where the model needs its own way to do it."""
+    """Maps the model's hidden states to logits; None if only the model itself can do that."""
     together: Together = nullcontext
-    """Where the model is split over the processes, all enter and leave it, and read as they please within."""
+    """If the model is sharded, all processes enter and leave this context. Within it, each may read at any time."""
 
     @property
     def scores(self) -> bool:
-        """Whether log-probabilities can be had."""
+        """Return True if log-probabilities are available."""
         return self.model is not None or self.server is not None
 
     @torch.no_grad()
     def view(self, batch: Batch, temperature: float = 1.0) -> TeacherDistribution:
         """Return the cheapest exact form of the teacher's distributions at the response positions.
 
-        ``temperature`` is in log-probabilities only; hidden states have none.
+        ``temperature`` applies to log-probabilities only; hidden states have none.
         """
         if self.head is not None and batch.teacher_states_BTH is not None:
             return HiddenStates(batch.teacher_states_BTH, self.head)
@@ -73,9 +73,9 @@ class Teacher:
 
     @torch.no_grad()
     def logp(self, batch: Batch, temperature: float = 1.0) -> TeacherLogProbs:
-        """Return log-probabilities (float32) at the response positions: [B, T, V], or what a server tells of them."""
+        """Return log-probabilities (float32) at the response positions: [B, T, V], or a server's top-k."""
         if self.server is not None:
-            assert temperature == 1  # the spec refuses another one
+            assert temperature == 1  # the spec refuses other values
             return TopK.of(self.server.score(_unpadded(batch)), self.vocabulary, batch.response_BT.device)
         assert self.model is not None
         with self.together():
@@ -96,13 +96,13 @@ def open_teacher(
     encoder: Encoder,
     over: Accelerator | None = None,
 ) -> Teacher:
-    """Load or reach the teacher the spec names, and check what the objectives ask of it.
+    """Load or connect to the spec's teacher, and check that it fits the objectives.
 
-    A loaded one is split over the processes of ``over``, where that is given.
+    If ``over`` is given, a loaded teacher is sharded over its processes.
 
     Raises:
         BadInput: an objective reads probabilities, and the tokenizers or their chat templates differ.
-        Missing: model or server cannot be had.
+        Missing: the model or the server is unavailable.
     """
     vocabulary = sampler.decoding.vocabulary
     if config.teacher.served is not None:
@@ -145,17 +145,17 @@ def _in_step(write: Write, together: Together) -> Write:
 
 @dataclass(frozen=True)
 class HiddenStateOutput:
-    """What one pass of a ``HiddenStateTeacher`` returns."""
+    """The output of one pass of a ``HiddenStateTeacher``."""
 
     logits: Tensor
-    """[B, 1, V], of the last position."""
+    """[B, 1, V], at the last position."""
     past_key_values: Any
     hidden: Tensor
-    """[B, K, H], the final hidden states of the K positions that ``logits_to_keep`` names."""
+    """[B, K, H], the final hidden states at the K positions that ``logits_to_keep`` selects."""
 
 
 class HiddenStateTeacher(nn.Module):
-    """A model that also returns the hidden states its head is given, so that a sampler need not compute them again."""
+    """A model that also returns its final hidden states, so that a sampler does not compute them again."""
 
     def __init__(self, model: nn.Module, head: Head) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class HiddenStateTeacher(nn.Module):
         self.train(model.training)
 
     def forward(self, **inputs: Any) -> Any:
-        """Return what the model returns."""
+        """Return the output of the model."""
         return self.model(**inputs)
 
     def forward_with_hidden_states(self, **inputs: Any) -> HiddenStateOutput:
@@ -188,10 +188,10 @@ class HiddenStateTeacher(nn.Module):
 
 
 def check_template(encoder: Encoder, theirs: PreTrainedTokenizerBase) -> None:
-    """Refuse a teacher that renders a prompt otherwise: its probabilities would be of prompts it never saw.
+    """Refuse a teacher that renders a prompt differently: it would score prompts in a format it never saw.
 
     Raises:
-        BadInput: the chat templates of student and teacher differ in how they render a prompt.
+        BadInput: the chat templates of student and teacher render a prompt differently.
     """
     probe = Example((("user", PROBE),), None)
     ours, other = encoder.prompt(probe).prompt, Encoder(theirs, encoder.eos_ids).prompt(probe).prompt

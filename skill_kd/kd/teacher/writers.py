@@ -1,4 +1,4 @@
-"""Teachers that write responses: loaded with another tokenizer, or behind an endpoint."""
+"""Teachers that write responses as text: one loaded with another tokenizer, or one behind an endpoint."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ..rollouts.sampler import Sampler, SampleRequest
 from .served import ServedTeacher
 
 Write = Callable[[Sequence[Example], Sequence[SampleRequest], Decoding], list[Row]]
-"""Sample one teacher response for each example; the requests carry the student's prompt tokens and the seeds.
+"""Samples one teacher response for each example. The requests hold the student's prompt tokens and the seeds.
 
-Of the decoding, length, temperature and nucleus count; a teacher has a vocabulary, and may have ends, of its own.
+Only length, temperature and top-p of the decoding are used. The teacher uses its own vocabulary and end tokens.
 """
 
 
 def foreign_writer(model: nn.Module, loaded: LoadedTeacher, sampler: Sampler, encoder: Encoder) -> Write:
-    """A teacher with its own tokenizer and template; its text is then tokenized for the student."""
+    """Return the writer of a teacher that has its own tokenizer and template. Its text is encoded for the student."""
     tokenizer, vocabulary = loaded.tokenizer, loaded.vocabulary
     ends = eos_ids(tokenizer, loaded.members[0])
     own_encoder = Encoder(tokenizer, ends, encoder.options)
@@ -62,7 +62,7 @@ def served_writer(server: ServedTeacher, encoder: Encoder) -> Write:
 
 def _text_row(request: SampleRequest, text: str, finished: bool, encoder: Encoder, max_new_tokens: int) -> Row:
     encoded = encoder.answer(request.prompt, text)
-    # A response cut by the length limit did not end, and must not teach the student to end there.
+    # A response that the length limit cut must not teach the student to end there.
     response = encoded.response if finished else encoded.response[:-1]
     response = response[:max_new_tokens] or encoded.response[-1:]
     return Row(request.prompt.prompt, response, (True,) * len(response), "teacher")

@@ -1,4 +1,4 @@
-"""What is trained of a student, by itself: a base that stays as it is, quantized perhaps, is in no checkpoint."""
+"""Checkpoints of only the trained weights. They do not contain a frozen base model, which may be quantized."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def save_trained(policy: nn.Module, folder: str) -> None:
 
 @torch.no_grad()
 def load_trained(policy: nn.Module, folder: str) -> None:
-    """Put what ``save_trained`` wrote in place."""
+    """Restore the weights that ``save_trained`` wrote."""
     saved = load_file(Path(folder) / WEIGHTS)
     for name, weight in _trained(policy).items():
         weight.copy_(saved[name])
@@ -41,7 +41,7 @@ class Adapters:
         self.optimizer = optimizer
 
     def save_state(self, folder: str) -> None:
-        """Write both from the main process, which has all that the others have."""
+        """Write both from the main process; the other processes hold the same."""
         if self.accelerator.is_main_process:
             save_trained(self.policy, folder)
             torch.save(self.optimizer.state_dict(), Path(folder) / OPTIMIZER)

@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: forced there, checked by their checksums, deleted under another name."""
+"""Checkpoint files: synced to disk, verified by checksums, renamed before deletion."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ STATE = "progress.json"
 
 
 CHECKSUMS = "checksums.json"
-"""Written last: size in bytes and CRC-32 of every other file, by its path in the checkpoint."""
+"""Written last. Holds the size in bytes and the CRC-32 of every other file, by its path in the checkpoint."""
 
 
 PARTIAL = "partial-"
-"""Begins the name of what is being written or deleted."""
+"""Prefix of the name of a checkpoint that is being written or deleted."""
 
 
 def flaw(checkpoint: Path) -> str | None:
-    """Return what is wrong with the files of a checkpoint; None if all are as they were written."""
+    """Return the reason why a checkpoint is torn, or None if all its files are intact."""
     try:
         expected = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -48,7 +48,7 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def _checksum(path: Path) -> list[int]:
-    """Return size and CRC-32: it is damage that is looked for, not malice, and weights are large."""
+    """Return size and CRC-32. It detects damage, not tampering, and is fast on large weights."""
     size = code = 0
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
@@ -57,7 +57,7 @@ def _checksum(path: Path) -> list[int]:
 
 
 def seal(folder: Path) -> None:
-    """Force every file to the disk, and write the checksum of each."""
+    """Sync every file to disk, and write the checksums."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
         sync_file(path)
@@ -68,12 +68,12 @@ def seal(folder: Path) -> None:
 
 
 def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint under another name: a deletion that is cut off leaves nothing that looks like a torn one."""
+    """Rename a checkpoint, then delete it. An interrupted deletion then leaves nothing that looks like a torn one."""
     doomed = checkpoint.rename(checkpoint.with_name(f"{PARTIAL}{checkpoint.name}.old"))
     with suppress(OSError):
         delete(doomed)
 
 
 def delete(folder: Path) -> None:
-    """Delete a folder; where a link lies, only the link."""
+    """Delete a folder. If it is a symbolic link, delete only the link."""
     folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)

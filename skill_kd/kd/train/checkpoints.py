@@ -1,4 +1,4 @@
-"""Checkpoints: written under another name, forced to the disk, renamed; read only if every checksum is right."""
+"""Checkpoints: written under a temporary name, synced to disk, renamed. Read only if every checksum matches."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from .held_out import Figures
 
 @dataclass
 class Progress:
-    """Where a run stands. All randomness follows from (seed, stage, update), so this and the weights are the state."""
+    """The position of a run. All randomness depends on (seed, stage, update), so this and the weights are the state."""
 
     stage: int = 0
     update: int = 0
     """Optimizer steps done in this stage."""
     best: str | None = None
-    """Checkpoint with the lowest held-out figure so far."""
+    """Checkpoint with the lowest held-out metric so far."""
     best_figure: float | None = None
     measures: dict[str, Figures] = field(default_factory=dict)
-    """Held-out figures by moment, "stage:update"; the first is "before:0"."""
+    """Held-out metrics by "stage:update"; the first key is "before:0"."""
     samples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
-    """A few held-out completions by the same moments."""
+    """A few held-out completions, by the same keys."""
     roll_backs: list[str] = field(default_factory=list)
-    """The checkpoints written by each of them."""
+    """The checkpoints written by roll-backs."""
 
 
 class State(Protocol):
-    """Saves and loads weights and optimizer; all processes call it."""
+    """Saves and loads weights and optimizer. All processes call it."""
 
     kept_by: ClassVar[str]
-    """Names the format in a checkpoint, which only a state of the same name can load; never renamed."""
+    """Name of the format in a checkpoint. Only a state with the same name can load it. Never rename it."""
 
     def save_state(self, folder: str, /) -> None:
-        """Write them into ``folder``."""
+        """Write weights and optimizer into ``folder``."""
 
     def load_state(self, folder: str, /) -> None:
-        """Restore them from ``folder``."""
+        """Restore weights and optimizer from ``folder``."""
 
 
 @dataclass(frozen=True)
@@ -80,19 +80,19 @@ class Checkpoints:
         state: State,
         inputs: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """``inputs`` are hashes of what the run reads, by field; a run resumes only with those it began with."""
+        """``inputs`` are hashes of the files the run reads, by field. A run resumes only if they are unchanged."""
         self.folder = folder / "checkpoints"
         self.accelerator = accelerator
         self.state = state
         self.keep = keep
         self.inputs = dict(inputs)
         self.in_memory: str | None = None
-        """The checkpoint that was saved or loaded last."""
+        """The last checkpoint that was saved or loaded."""
         self.torn: set[str] = set()
-        """Those that ``newest`` left out."""
+        """Torn checkpoints that ``newest`` skipped."""
 
     def newest(self) -> Path | None:
-        """Return the newest whole checkpoint; newer ones that are torn are named on stderr. All processes call it."""
+        """Return the newest whole checkpoint. Name newer, torn ones on stderr. All processes call it."""
         found: list[str | None] = [None]
         if self.accelerator.is_main_process:
             found = [self._newest_whole()]
@@ -102,14 +102,14 @@ class Checkpoints:
     def save(self, progress: Progress, pending: Sequence[Sequence[Row]], figure: float | None = None) -> None:
         """Write weights, optimizer, progress, and this process's rollouts that later updates will use again.
 
-        ``figure``, lower is better, decides whether this checkpoint is the best one.
+        The checkpoint becomes the best one if ``figure`` is the lowest so far.
 
         Raises:
-            TrainingStopped: it cannot be written; the checkpoints before it are as they were.
+            TrainingStopped: the checkpoint cannot be written; earlier checkpoints are unchanged.
         """
         name = f"{progress.stage}-{progress.update:08d}"
         lowest = math.inf if progress.best_figure is None else progress.best_figure
-        if figure is not None and figure < lowest:  # never true of nan
+        if figure is not None and figure < lowest:  # False for NaN
             progress.best, progress.best_figure = name, figure
         partial = self.folder / f"{PARTIAL}{name}"
         with writing(f"checkpoint {name}", partial):
@@ -132,14 +132,14 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
 
     def load(self, checkpoint: Path) -> tuple[Progress, list[list[Row]]]:
-        """Restore weights, optimizer and random state; return the progress and the rollouts still in use.
+        """Restore weights, optimizer and random state. Return the progress and the rollouts still in use.
 
-        The rollouts are those of all processes that wrote the checkpoint: another number of them may resume from it.
+        The rollouts are those of all processes that wrote the checkpoint, so a different number may resume from it.
 
-        A best checkpoint that is torn is forgotten, so that a later one can be the best.
+        If the best checkpoint is torn, it is forgotten, so that a later one can become the best.
 
         Raises:
-            BadInput: what the run reads has changed since the checkpoint was written, or it is sharded otherwise.
+            BadInput: the run's inputs have changed since the checkpoint was written, or it is sharded differently.
         """
         values: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         self._refuse_other_inputs(values.pop("inputs"), checkpoint)
@@ -154,14 +154,14 @@ class Checkpoints:
         if not self._has_best(progress):
             progress.best = progress.best_figure = None
         files = sorted(checkpoint.glob("rollouts-*.json"), key=lambda file: int(file.stem.partition("-")[2]))
-        # Each process held one part of every batch, in the order of its number.
+        # Each process held one part of every batch, in the order of the processes.
         parts = zip(*(_saved_rows(file) for file in files), strict=True)
         return progress, [[row for part in of_each for row in part] for of_each in parts]
 
     def load_best(self, progress: Progress) -> None:
-        """Put the best checkpoint's weights into the student, where another one is in memory.
+        """Load the best checkpoint's weights into the student, if another checkpoint is in memory.
 
-        If it is torn, the weights in memory stay and ``progress`` names their checkpoint as the best.
+        If the best one is torn, keep the weights in memory and name their checkpoint as the best in ``progress``.
         """
         if not self._has_best(progress):
             progress.best = self.in_memory
@@ -169,7 +169,7 @@ class Checkpoints:
             self.state.load_state(str(self.folder / str(progress.best)))
 
     def _has_best(self, progress: Progress) -> bool:
-        """Return whether the best checkpoint, if one is named, is whole. All processes call it."""
+        """Return True if the best checkpoint is whole, or if there is none yet. All processes call it."""
         whole = [progress.best in {None, self.in_memory}]
         if not whole[0] and self.accelerator.is_main_process:
             whole = [is_whole(self.folder / str(progress.best))]
@@ -189,13 +189,16 @@ class Checkpoints:
 
     def _publish(self, partial: Path, name: str) -> None:
         target = self.folder / name
-        if os.path.lexists(target):  # a torn one: a run resumes behind every whole one
+        if os.path.lexists(target):  # it is torn: a run resumes after every whole one
             remove(target)
         partial.rename(target)
         sync_folder(self.folder)
 
     def _forget_old(self, newest: str, best: str | None) -> None:
-        """Keep the newest few. What is named later than the newest was torn, or the run would have resumed from it."""
+        """Delete all but the newest few and the best.
+
+        Checkpoints with a later name than ``newest`` are torn, or the run would have resumed from them.
+        """
         good = [path for path in self._all() if path.name <= newest and path.name not in self.torn - {newest}]
         for path in {*self._all()} - {*good[-self.keep :]}:
             if path.name != best:
@@ -212,7 +215,7 @@ class Checkpoints:
 
 
 def _save_rows(path: Path, batches: Sequence[Sequence[Row]]) -> None:
-    """Write rows as JSON, and next to it the teacher's states: computed again, they would differ in their last bits."""
+    """Write rows as JSON, and the teacher's hidden states next to it: recomputed, their last bits would differ."""
     states = {
         f"{number}.{place}": row.teacher_states.contiguous()
         for number, batch in enumerate(batches)

@@ -1,4 +1,4 @@
-"""Which rows each optimizer step learns from: the student's samples, the teacher's, or the data's."""
+"""The rows that each optimizer step learns from: sampled by the student, written by the teacher, or from the data."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Sampling:
-    """The models that sample, and this process's part of every batch."""
+    """The models that sample, and this process's share of every batch."""
 
     sampler: Sampler
     teacher: Teacher
     process: int
     processes: int
     annotate: TeacherStateFiller | None = None
-    """Adds the teacher's hidden states to rows; without it, every step computes them again."""
+    """Adds the teacher's hidden states to rows. If None, every step computes them again."""
     gathered: Callable[[], AbstractContextManager[None]] = nullcontext
-    """Within, a student that is split over the processes can be read as it pleases this one."""
+    """Context in which this process can read a sharded student without waiting for the others."""
 
     def share(self, batch: Sequence[_T]) -> list[_T]:
-        """Return this process's part of a global batch."""
+        """Return this process's share of a global batch."""
         size = len(batch) // self.processes
         return list(batch[self.process * size : (self.process + 1) * size])
 
     def sample(self, student: nn.Module, requests: list[SampleRequest], teacher_mix: float) -> list[Row]:
-        """Sample from the student, the teacher mixed in where ``teacher_mix`` > 0."""
+        """Sample from the student, mixed with the teacher if ``teacher_mix`` > 0."""
         with self.gathered():
             if teacher_mix and self.teacher.model is not None:
                 return self.sampler.sample_mixed(student, self.teacher.model, teacher_mix, requests)
@@ -52,18 +52,18 @@ class Sampling:
 
 @dataclass(frozen=True)
 class PromptSource:
-    """Prompts of a stage, and who has already answered them."""
+    """Prompts of a stage, and the off-policy rows for them."""
 
     prompts: Sequence[Encoded]
     off_policy: Callable[[Sequence[int]], list[Row]]
-    """Indices into ``prompts`` -> rows."""
+    """(indices into ``prompts``) -> rows"""
 
 
 def data_source(data: TrainingData) -> PromptSource:
-    """The responses written in the data.
+    """Return the responses written in the data as a source.
 
     Raises:
-        BadInput: there are none.
+        BadInput: the data has no responses.
     """
     answered = [row for row in data.answered if row is not None]
     if not answered:
@@ -76,12 +76,12 @@ def data_source(data: TrainingData) -> PromptSource:
 
 
 def rows_source(rows: Sequence[Row]) -> PromptSource:
-    """Rows that exist already."""
+    """Return existing rows as a source."""
     return PromptSource([Encoded(row.prompt) for row in rows], lambda indices: [rows[index] for index in indices])
 
 
 class Experience:
-    """The rows of a stage. One batch of rollouts, a round, serves ``steps`` optimizer steps."""
+    """The rows of a stage. One round of rollouts serves ``steps`` optimizer steps."""
 
     def __init__(
         self, config: Config, name: str, objective: Objective, source: PromptSource, sampling: Sampling
@@ -98,23 +98,23 @@ class Experience:
         self.batches: list[list[Row]] = []
 
     def updates(self, epochs: float) -> int:
-        """Return how many optimizer steps pass over the source ``epochs`` times."""
+        """Return the number of optimizer steps that pass over the source ``epochs`` times."""
         return max(1, math.ceil(epochs * len(self.source.prompts) / self.batch_size))
 
     def batch(self, update: int, student: nn.Module) -> list[Row]:
-        """Return this process's rows for one optimizer step; a new round is sampled from ``student`` when it is due."""
+        """Return this process's rows for one optimizer step. Sample a new round from ``student`` if one is due."""
         if update % self.steps == 0 or not self.batches:
-            # How often the teacher is read depends on whose rows they are, so on the process.
+            # The number of teacher passes depends on who writes the rows, so it differs between processes.
             with self.sampling.teacher.together():
                 self.batches = self._round(update // self.steps, student)
         return self.batches[update % len(self.batches)]
 
     def next_round(self, update: int) -> int:
-        """Return the first update behind the round that ``update`` is part of."""
+        """Return the first update after the round that contains ``update``."""
         return (update // self.steps + 1) * self.steps
 
     def pending(self, update: int) -> list[list[Row]]:
-        """Return the rollouts that updates from ``update`` on will still use, for a checkpoint."""
+        """Return the rollouts that a checkpoint must keep: those that updates from ``update`` on still use."""
         return self.batches if update % self.steps else []
 
     def _round(self, number: int, student: nn.Module) -> list[list[Row]]:
@@ -131,7 +131,7 @@ class Experience:
         written = self.source.off_policy([index for _, index in by_others]) if by_others else []
         annotate = self.sampling.annotate
         if self.objective.reads_teacher and annotate is not None:
-            # The teacher reads what is trained on again once: rollouts of this round, responses of every epoch.
+            # The teacher reads reused rows only once: rollouts for this round, responses for all epochs.
             sampled = annotate(sampled, lasting=False) if self.reused else sampled
             written = annotate(written, lasting=True)
         numbers = [row for row, _ in (*by_student, *by_others)]
@@ -139,21 +139,24 @@ class Experience:
         return [[rows[row] for row, _ in batch] for batch in batches]
 
     def _is_on_policy(self, position: int) -> bool:
-        """Spread the student's rows evenly over the stream: over processes, and over batches if the share is small."""
+        """Return True if the student samples the row at ``position`` of the stream.
+
+        Its rows are spread evenly: over processes, and over batches if the share is small.
+        """
         share = self.objective.on_policy
         return math.floor((position + 1) * share) > math.floor(position * share)
 
 
 @dataclass(frozen=True)
 class Term:
-    """One addend of a stage's loss."""
+    """One loss term of a stage: rows and their weight."""
 
     experience: Experience
     weight: float = 1.0
 
 
 def corpus_source(texts: Sequence[str], encoder: Encoder, length: int) -> PromptSource:
-    """Plain text in pieces of at most ``length`` tokens, every token but the first scored."""
+    """Return plain text as rows of at most ``length`` tokens. Every token but the first is scored."""
     rows: list[Row] = []
     for text in texts:
         ids = encoder.answer(Encoded(()), text).response

@@ -1,10 +1,10 @@
-"""The held-out measure: exact forward and reverse KL per token, likelihood, entropy, length, repetition.
+"""The held-out measures: exact forward and reverse KL per token, likelihood, entropy, length and repetition.
 
-``forward_kl`` is taken on the teacher's samples, ``reverse_kl`` on the student's, both at temperature 1 without a
-nucleus, over the full vocabulary at each position. A teacher that tells its likeliest tokens only gives lower bounds;
-they have names of their own (``reverse_kl_topk``), so that nobody compares them with exact figures.
+``forward_kl`` is measured on the teacher's samples, ``reverse_kl`` on the student's. Both use temperature 1 without a
+nucleus, over the full vocabulary at each position. A teacher that returns only its likeliest tokens gives lower bounds.
+They have different names (``reverse_kl_topk``), so that nobody compares them with exact metrics.
 
-Falling KL alone is not success: look at length and repetition too.
+A falling KL does not prove success: check length and repetition too.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from ..rollouts.sampler import Sampler, SampleRequest
 from ..teacher.teacher import Teacher
 
 Figures = dict[str, float]
-"""Names are those of metrics.jsonl: nats per token, tokens per response, shares between 0 and 1."""
+"""Metrics by their name in metrics.jsonl: nats per token, tokens per response, shares between 0 and 1."""
 
 SHOWN = 3
-"""Completions told with each measure."""
+"""Completions recorded with each measure."""
 
 _Reading = Callable[[Tensor, TeacherLogProbs | None, Batch], dict[str, Tensor]]
-"""(student_logp_BTV, teacher's view or None, batch) -> named values [B, T]"""
+"""(student_logp_BTV, teacher's log-probabilities or None, batch) -> named values [B, T]"""
 
 
 @dataclass
 class HeldOut:
-    """Held-out prompts with the teacher's samples on them, drawn once."""
+    """Held-out prompts, and the teacher's samples on them, which are drawn once."""
 
     teacher: Teacher
     sampler: Sampler
@@ -51,7 +51,7 @@ class HeldOut:
     def __post_init__(self) -> None:
         plain = replace(self.sampler.decoding, temperature=1.0, top_p=1.0)
         self.sampler = replace(self.sampler, decoding=plain)
-        # A measure holds the distributions of both models for whole rows, whatever a training step holds.
+        # Unlike a training step, a measure always holds the distributions of both models for whole rows.
         logits_bytes = 4 * self.teacher.vocabulary * plain.max_new_tokens
         self.rows_at_once = max(1, min(self.rows_at_once, CHUNK_BYTES // logits_bytes))
         self.teacher_rows = self.teacher.write(self.examples, self.requests, plain)
@@ -59,7 +59,7 @@ class HeldOut:
 
     @torch.no_grad()
     def measure(self, student: nn.Module) -> tuple[Figures, list[Row]]:
-        """Return the student's figures and the responses it gave.
+        """Return the student's metrics and its responses.
 
         ``forward_kl``, ``reverse_kl``, ``teacher_nll`` and the entropies need a teacher with probabilities.
         """
@@ -87,7 +87,7 @@ class HeldOut:
         ]
 
     def _on_rows(self, student: nn.Module, rows: Sequence[Row], reading: _Reading) -> Figures:
-        """Average what ``reading`` says of each position over all tokens of ``rows``."""
+        """Return the values of ``reading``, averaged over all tokens of ``rows``."""
         totals: dict[str, float] = {}
         for start in range(0, len(rows), self.rows_at_once):
             batch = collate(rows[start : start + self.rows_at_once], self.sampler.pad, self.sampler.device)
@@ -123,7 +123,7 @@ def _bound(name: str, teacher: TeacherLogProbs | None) -> str:
     return f"{name}_topk" if isinstance(teacher, TopK) else name
 
 
-# --- figures of token sequences alone ---------------------------------------------------------------------------------
+# --- metrics of token sequences ---------------------------------------------------------------------------------------
 
 
 def _text_figures(rows: Sequence[Row], eos_ids: frozenset[int], prefix: str) -> Figures:
@@ -142,7 +142,7 @@ def ngrams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
 
 
 def repetition(tokens: Sequence[int], n: int = 4) -> float:
-    """Return the share of n-grams that occurred before in the same response (seq-rep-4, arXiv 1908.04319)."""
+    """Return the share of n-grams that repeat an earlier one of the same response (seq-rep-4, arXiv 1908.04319)."""
     grams = ngrams(tokens, n)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 

@@ -1,4 +1,4 @@
-"""The held-out measures during training: taken, recorded, and compared to find the best checkpoint."""
+"""The held-out measures during training. They are recorded, and one of them chooses the best checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .journal import Journal, short_table
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutMeasures:
-    """Measures a student on the held-out prompts, and writes what it finds to the journal and the progress."""
+    """Measures a student on the held-out prompts, and writes the measures to the journal and the progress."""
 
     held_out: HeldOut
     accelerator: Accelerator
@@ -25,9 +25,9 @@ class HeldOutMeasures:
     """``checkpoint.best_by``: the name of the measure that chooses the best checkpoint."""
 
     def take(self, student: nn.Module, progress: Progress, moment: str) -> float:
-        """Measure ``student`` at ``moment``, a stage or "before"; return the figure, lower is better, of ``best_by``.
+        """Measure ``student``, and return the measure ``best_by``. Lower is better.
 
-        All processes call it, each with all weights at hand.
+        ``moment`` is the kind of a stage, or "before". All processes call it, and each can read all weights.
         """
         with self.accelerator.autocast():
             figures, rows = self.held_out.measure(student)
@@ -37,5 +37,5 @@ class HeldOutMeasures:
         self.journal.event("sample", stage=moment, update=progress.update, samples=samples)
         progress.measures[f"{moment}:{progress.update}"] = figures
         progress.samples[f"{moment}:{progress.update}"] = samples
-        # A served teacher leaves a lower bound of a KL; one that gives text alone, the likelihood of its responses.
+        # A served teacher leaves only a lower bound of a KL. A teacher that gives only text leaves held_out_nll.
         return figures.get(self.best_by, figures.get(f"{self.best_by}_topk", figures["held_out_nll"]))

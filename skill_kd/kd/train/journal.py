@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, trackers, a progress bar, a sample now and then."""
+"""The records of a run: metrics.jsonl, trackers and a progress bar."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .held_out import Figures
 
 
 class Journal:
-    """Writes events of the main process; the others stay silent."""
+    """Writes events on the main process; other processes write nothing."""
 
     def __init__(self, folder: Path, accelerator: Accelerator, config: Config) -> None:
         self.accelerator = accelerator
@@ -34,7 +34,7 @@ class Journal:
             self._track(lambda: accelerator.init_trackers(config.name))
 
     def event(self, event: str, **values: object) -> None:
-        """Append one line to metrics.jsonl; it is on disk when this returns."""
+        """Append one line to metrics.jsonl and sync it to disk."""
         if not self.accelerator.is_main_process:
             return
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -45,7 +45,7 @@ class Journal:
             os.fsync(file.fileno())
 
     def figures(self, event: str, stage: str, update: int, figures: Mapping[str, float]) -> None:
-        """Record numbers in metrics.jsonl and the trackers; what is not finite is recorded as null."""
+        """Record metrics in metrics.jsonl and the trackers. In metrics.jsonl, values that are not finite are null."""
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         self.event(event, stage=stage, update=update, **finite)
         if self.trackers:
@@ -53,38 +53,38 @@ class Journal:
             self._track(lambda: self.accelerator.log(named, step=update))
 
     def close(self) -> None:
-        """Let trackers finish and processes part; nothing is told after this."""
+        """Finish the trackers and end the process group. Nothing can be recorded after this."""
         for tracker in self.accelerator.trackers:
             self._track(tracker.finish)
         self.accelerator.trackers = []
-        # Whoever parted while another still talks to it would abort that one, or be aborted.
+        # If a process leaves while another still communicates with it, one of them aborts.
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
     def note(self, text: str) -> None:
-        """Tell people something, without breaking the bar, and keep it."""
+        """Record a note, and print it without breaking the progress bar."""
         self.event("note", text=text)
         if self.accelerator.is_main_process:
             tqdm.write(text, file=sys.stderr)
 
     def note_once(self, text: str) -> None:
-        """Tell something that may hold for many updates, the first time only."""
+        """Write a note the first time only; it may hold for many updates."""
         if text not in self.told:
             self.told.add(text)
             self.note(text)
 
     def _track(self, act: Callable[[], object]) -> None:
-        """Trackers are extra: the first fault is told, and the run goes on without them."""
+        """Call the trackers through ``act``. After the first error, write a note and continue without them."""
         try:
             act()
-        except Exception as error:  # every client has its own kinds
+        except Exception as error:  # every client raises its own kinds
             self.trackers, self.accelerator.trackers = False, []
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             self.note(f"trackers are left out from here on ({reason}); metrics.jsonl has every figure")
 
     @contextmanager
     def bar_of(self, stage: str, updates: int, done: int) -> Iterator[None]:
-        """Show the bar of a stage, which counts updates and tells tokens per second; closed however the stage ends."""
+        """Show a stage's progress bar with updates and tokens per second. It closes however the stage ends."""
         main = self.accelerator.is_main_process
         self.bar = tqdm(total=updates, initial=done, desc=stage, unit="update", disable=not main, dynamic_ncols=True)
         try:
@@ -102,7 +102,7 @@ class Journal:
             self.bar.update(1)
 
     def rolled_back(self, stage: str, bad: int, behind: int, checkpoint: str, reason: str) -> None:
-        """Record that update ``bad``, counted from 0, was not taken, and that the run goes on at ``behind``."""
+        """Record that update ``bad``, counted from 0, was not taken, and that the run resumes at ``behind``."""
         self.event("roll_back", stage=stage, bad=bad, behind=behind, checkpoint=checkpoint, reason=reason)
         self.note(f"rolled back to checkpoint {checkpoint} ({reason}); going on behind update {behind}")
         if self.bar is not None:
@@ -110,14 +110,14 @@ class Journal:
 
 
 def _cut_torn_line(path: Path) -> None:
-    """A full disk can leave half a line, and what is told next would be lost with it."""
+    """Remove an incomplete last line, which a full disk can leave. It would spoil the next event."""
     if path.exists():
         with path.open("rb+") as file:
             file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def short_table(figures: Figures) -> str:
-    """Return one line of held-out figures for people."""
+    """Return the held-out metrics as one line for people."""
     kls = ("forward_kl", "forward_kl_topk", "reverse_kl", "reverse_kl_topk")
     shown = (*kls, "held_out_nll", "student_entropy", "length", "repetition", "ended")
     return "  ".join(f"{name} {figures[name]:.3f}" for name in shown if name in figures)

@@ -1,4 +1,4 @@
-"""The training loop: one update, one stage, the whole run. A template puts the parts together and calls it."""
+"""The training loop: one update, one stage, the whole run. A template builds the parts and calls ``train``."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from .strategy import WrappedStudent
 LEAST_SAMPLE_SIZE = 0.1
 NOISY_WEIGHTS = (
     f"the importance weights leave an effective sample size below {LEAST_SAMPLE_SIZE} of the rollouts: the exact "
-    "gradient is unbiased and very noisy; lower teacher_mix or rollout.max_new_tokens, or take estimator: paper"
+    "gradient is unbiased but very noisy; lower teacher_mix or rollout.max_new_tokens, or take estimator: paper"
 )
 
 MicroBatch = tuple[list[Row], Objective, float]
-"""Rows of one forward and backward pass, their objective, and the factor of their summed loss."""
+"""The rows of one forward and backward pass, their objective, and a factor for their summed loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Run:
     teacher_source: PromptSource
     """The training prompts with the teacher's responses."""
     sampling: Sampling
-    """Student and teacher, and which rows of a batch are this process's."""
+    """How rollouts are sampled, and which rows of a batch belong to this process."""
     measures: HeldOutMeasures
     journal: Journal
     checkpoints: Checkpoints
@@ -74,10 +74,10 @@ def optimizer_step(
     terms: list[Term],
     update: int,
 ) -> Figures:
-    """Sample the rows that are due, add up the gradients of all micro-batches, step once.
+    """Sample the rows of this update, add up the gradients of all micro-batches, and step once.
 
     Raises:
-        BadUpdate: the loss or the gradient is not sound; no step was taken.
+        BadUpdate: the loss or the gradient is not finite, or the loss exceeds its limit. No step was taken.
     """
     began = time.perf_counter()
     with accelerator.autocast():
@@ -96,9 +96,10 @@ def optimizer_step(
 def micro_batches(
     accelerator: Accelerator, terms: list[Term], rows_by_term: list[list[Row]], accumulate: int
 ) -> Iterator[MicroBatch]:
-    """Cut each term's rows into ``accumulate`` pieces; the factor holds its weight and its normalizer over all rows.
+    """Cut each loss term's rows into ``accumulate`` micro-batches. The factor is its weight over its normalizer.
 
-    Rows of like length share a piece: a piece is as wide as its longest row, and only the sum of the losses counts.
+    The normalizer counts the rows of all processes. Rows of similar length share a micro-batch, which is as wide as its
+    longest row. The order of rows does not matter, since their losses are summed.
     """
     for term, rows in zip(terms, rows_by_term, strict=True):
         objective = term.experience.objective
@@ -112,7 +113,7 @@ def micro_batches(
 def add_up_gradients(
     accelerator: Accelerator, student: WrappedStudent, sampling: Sampling, pieces: list[MicroBatch]
 ) -> Tensor:
-    """Run every micro-batch forward and backward; return this process's loss, a scalar."""
+    """Run every micro-batch forward and backward, and return this process's loss, a scalar."""
     student.policy.train()
     loss = torch.zeros((), device=accelerator.device)
     for number, (rows, objective, scale) in enumerate(pieces, start=1):
@@ -127,7 +128,7 @@ def add_up_gradients(
 
 
 def row_figures(accelerator: Accelerator, rows: list[Row], seconds: float) -> Figures:
-    """Return the tokens and their rate over all processes; of this one, the mean length and the sample size."""
+    """Return tokens and tokens per second of all processes, and mean length and sample size of this process."""
     tokens = int(accelerator.reduce(torch.tensor(sum(row.tokens for row in rows), device=accelerator.device), "sum"))
     length = sum(len(row.response) for row in rows) / len(rows)
     figures = {"tokens": tokens, "tokens_per_second": tokens / seconds, "length": length}
@@ -143,7 +144,7 @@ def row_figures(accelerator: Accelerator, rows: list[Row], seconds: float) -> Fi
 
 
 def train_stage(run: Run, progress: Progress, pending: list[list[Row]]) -> None:
-    """Run one stage from where ``progress`` stands; measure and keep a checkpoint every so often and at its end."""
+    """Run one stage from ``progress`` to its end, with measures and checkpoints at intervals and at the end."""
     stage, student, training = run.config.stages[progress.stage], run.student, run.config.training
     terms = stage_terms(run, stage)
     experience = terms[0].experience
@@ -171,7 +172,7 @@ def train_stage(run: Run, progress: Progress, pending: list[list[Row]]) -> None:
 
 
 def stage_terms(run: Run, stage: Stage) -> list[Term]:
-    """Return what a stage minimises: its objective, and MiniLLM's PT loss and coverage term if they have weight."""
+    """Return the loss terms of a stage: its objective, and MiniLLM's PT loss and coverage if they have weight."""
     config, sampling = run.config, run.sampling
     likelihood = build_objective(Sft())
     if stage.kind == "self_train":
@@ -193,9 +194,9 @@ def stage_terms(run: Run, stage: Stage) -> list[Term]:
 def begin_schedule(
     optimizer: torch.optim.Optimizer, training: Training, rate: float, updates: int, done: int
 ) -> LambdaLR:
-    """Start a stage with fresh moments and its own schedule, or restore where a resumed stage was.
+    """Return the stage's schedule of the learning rate. A stage that begins also gets fresh moments.
 
-    ``rate`` is the highest learning rate, ``done`` of the stage's ``updates`` are behind it.
+    ``rate`` is the highest learning rate. ``done`` of the stage's ``updates`` are made; the schedule resumes there.
     """
     if done == 0:
         optimizer.state.clear()
@@ -209,21 +210,21 @@ def begin_schedule(
 
 
 def go_back(run: Run, progress: Progress, bad: BadUpdate, behind: int) -> None:
-    """Roll back, behind the rows of a bad update, and record it."""
+    """Roll back, skip the rows of a bad update, and record it. Training resumes at update ``behind``."""
     source = roll_back(run.checkpoints, run.student.optimizer, progress, bad, behind)
     stage = run.config.stages[progress.stage].kind
     run.journal.rolled_back(stage, bad.update, behind, source, str(bad).partition(";")[0])
 
 
 def log_update(journal: Journal, objective: Objective, stage: str, update: int, figures: Figures) -> None:
-    """Record an update; warn once if the importance weights leave little to learn from."""
+    """Record an update, and warn once if the effective sample size is small."""
     journal.update(stage, update, figures)
     if objective.loss.normalizer == "rollouts" and figures.get("effective_sample_size", 1.0) < LEAST_SAMPLE_SIZE:
         journal.note_once(NOISY_WEIGHTS)
 
 
 def keep_checkpoint(run: Run, progress: Progress, experience: Experience, due: bool) -> None:
-    """Measure and save where that is due, at the end of a stage and every so often; save where a signal came."""
+    """Measure and save if ``due`` or at the spec's interval. After a signal, only save."""
     pending = experience.pending(progress.update)
     if due or progress.update % run.config.checkpoint.every == 0:
         figure = measure(run, progress, run.config.stages[progress.stage].kind)
@@ -233,7 +234,7 @@ def keep_checkpoint(run: Run, progress: Progress, experience: Experience, due: b
 
 
 def measure(run: Run, progress: Progress, moment: str) -> float:
-    """Take the held-out measures of the whole student; return the figure that chooses the best checkpoint."""
+    """Take the held-out measures of the whole student, and return the one that chooses the best checkpoint."""
     with run.student.gathered():
         return run.measures.take(run.student.model, progress, moment)
 
@@ -260,7 +261,7 @@ def train(run: Run, resume: bool) -> None:
 
 
 def export_best(run: Run, progress: Progress) -> None:
-    """Write the student and the summary from the main process; all processes call it."""
+    """Write the student and the summary on the main process. All processes call it."""
     student = run.student.whole()
     if student is None:
         return

@@ -1,4 +1,4 @@
-"""From a spec's objective to the loss of a batch: which divergence, whose responses, which normalizer."""
+"""Build an objective from a spec: its divergence, the source of its responses and its normalizer."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from ..losses.estimators import EXACT, EXACT_ON_POLICY, Estimator, Responses, pa
 
 @dataclass(frozen=True)
 class Objective:
-    """What one optimizer step minimises."""
+    """The loss of an optimizer step, and the source of its responses."""
 
     loss: Estimator
     temperature: float
-    """Divides the logits of both models before the loss sees them."""
+    """The logits of both models are divided by it before the loss."""
     reads_teacher: bool
     on_policy: float
-    """Share of the rows whose responses the student samples."""
+    """Share of the rows for which the student samples the response."""
     responses: Literal["teacher", "data"]
-    """Who writes the others."""
+    """Source of the other responses."""
     teacher_mix: float = 0.0
     pt_weight: float = 0.0
     coverage_weight: float = 0.0
 
     def count(self, rows: list[Row]) -> int:
-        """Return what the summed loss of ``rows`` is divided by."""
+        """Return the normalizer of the summed loss of ``rows``."""
         return len(rows) if self.loss.normalizer == "rollouts" else sum(row.tokens for row in rows)
 
 
 def build_objective(objective: config.Objective) -> Objective:
-    """Turn the spec's objective into a loss; the losses themselves are written in ``losses``."""
+    """Build the objective from the spec's; the losses themselves are defined in ``losses``."""
     if isinstance(objective, config.Sft | config.SequenceKD):
         source: Literal["teacher", "data"] = "data" if objective.kind == "sft" else "teacher"
         return Objective(Estimator(negative_log_likelihood), 1.0, False, on_policy=0.0, responses=source)
@@ -56,7 +56,7 @@ def build_objective(objective: config.Objective) -> Objective:
 
 
 def coverage_objective() -> Objective:
-    """Return forward KL on the teacher's samples, the coverage term of MiniLLM's spec."""
+    """Return forward KL on the teacher's samples, the coverage loss term of a MiniLLM objective."""
     loss = _divergence_loss(divergences.forward_kl, 1.0, 0.0)
     return Objective(loss, 1.0, True, on_policy=0.0, responses="teacher")
 
@@ -77,24 +77,24 @@ def _minillm(objective: config.MiniLLM) -> Objective:
 def _estimator(objective: config.MiniLLM) -> Estimator:
     if objective.estimator == "paper":
         return paper(length_normalization=objective.length_normalization, clip=objective.clip)
-    # Without the teacher's share, 'exact' takes one step from the policy that sampled.
+    # Without teacher mixing, 'exact' takes one step from the policy that sampled.
     return EXACT if objective.teacher_mix else EXACT_ON_POLICY
 
 
 def negative_log_likelihood(student_logp: Tensor, _teacher: Tensor | None, ids: Tensor) -> Tensor:
-    """−log q(y_t): supervised fine-tuning on the data's responses, sequence_kd on the teacher's."""
+    """Return −log q(y_t): supervised fine-tuning on the data's responses, sequence_kd on the teacher's."""
     return -token_logp(student_logp, ids)
 
 
 def _divergence_loss(divergence: Divergence, temperature: float, hard_label_weight: float) -> Estimator:
-    """T² times the divergence; where the data wrote the response, a hard label takes its share."""
+    """Return T² times the divergence, mixed with a hard-label loss on responses from the data."""
 
     def soft(student_logp: Tensor, teacher_logp: Tensor, _ids: Tensor) -> Tensor:
         # Gradients of softened distributions shrink by 1/T², so T² keeps the step size (arXiv 1503.02531, section 2).
         return temperature**2 * divergence(student_logp, teacher_logp)
 
     def labelled(student_logp: Tensor, teacher_logp: Tensor, ids: Tensor, share: Tensor) -> Tensor:
-        # T·log q_T differs from the logits by a constant, which the softmax forgets: this is −log q at temperature 1.
+        # T·log q_T is the logits plus a constant, which cancels in the softmax: this is −log q at temperature 1.
         hard = -token_logp(torch.log_softmax(temperature * student_logp, dim=-1), ids)
         return (1 - share) * soft(student_logp, teacher_logp, ids) + share * hard
 

@@ -1,4 +1,4 @@
-"""An update that would ruin the weights: seen before its step, and answered as ``training.on_bad_loss`` says."""
+"""Bad updates: detected before the optimizer step, and handled as ``training.on_bad_loss`` says."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..errors import TrainingStopped
 from .checkpoints import Checkpoints, Progress
 
 MOST_ROLL_BACKS = 3
-"""Of a run. One that needs more has too high a learning rate, or data that skipping does not fix."""
+"""Most roll-backs in a run. A run that needs more has too high a learning rate, or data that skipping does not fix."""
 
 
 class BadUpdate(TrainingStopped):
-    """A loss or gradient that is not a number, or a loss beyond ``training.loss_limit``; its step is not taken."""
+    """A loss or gradient that is not finite, or a loss beyond ``training.loss_limit``; its step is not taken."""
 
     def __init__(self, update: int, figures: str) -> None:
         """``update`` counts from 0 in its stage."""
@@ -26,10 +26,10 @@ class BadUpdate(TrainingStopped):
 
 
 def check_loss(update: int, loss: float, grad_norm: float, limit: float | None) -> None:
-    """Let a sound update pass; a loss may be below 0, so ``limit`` is how far from 0 it may be.
+    """Check the loss of an update. It may be negative, so ``limit`` applies to its absolute value.
 
     Raises:
-        BadUpdate: it is not sound.
+        BadUpdate: loss or gradient norm is not finite, or the loss is beyond ``limit``.
     """
     if math.isfinite(loss) and math.isfinite(grad_norm) and abs(loss) <= (limit or math.inf):
         return
@@ -40,17 +40,17 @@ def check_loss(update: int, loss: float, grad_norm: float, limit: float | None) 
 def roll_back(
     checkpoints: Checkpoints, optimizer: torch.optim.Optimizer, progress: Progress, bad: BadUpdate, behind: int
 ) -> str:
-    """Restore weights and optimizer of the newest good checkpoint, and resume at ``behind``; all processes call it.
+    """Restore weights and optimizer of the newest whole checkpoint, and resume at ``behind``. All processes call it.
 
-    The rows since that checkpoint are skipped: learned from again, they would lead to the same update. A checkpoint is
-    written at once, so that a run killed from here on resumes from here. Where the newest one was itself written by a
-    roll-back, the best one is taken: weights can be ruined and saved before it shows.
+    The rows since that checkpoint are skipped, because training on them again would lead to the same update. A new
+    checkpoint is written immediately, so that a run killed later resumes from here. If the newest checkpoint was itself
+    written by a roll-back, the best one is restored: bad weights can be saved before the loss shows it.
 
     Returns:
         The name of the checkpoint that was restored.
 
     Raises:
-        TrainingStopped: there is nothing to go back to, or it was done often enough.
+        TrainingStopped: there is no checkpoint, or the run was rolled back ``MOST_ROLL_BACKS`` times before.
     """
     newest = checkpoints.newest()
     if newest is None or len(progress.roll_backs) >= MOST_ROLL_BACKS:

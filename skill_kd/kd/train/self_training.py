@@ -1,4 +1,4 @@
-"""Self-training: the student's own best samples, drawn once and kept in the run folder."""
+"""Self-training: the student's own best samples, taken once and kept in the run folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .held_out import repetition
 from .strategy import WrappedStudent
 
 LOOPING = 0.3
-"""A response with a larger share of repeated 4-grams is not an example to learn from."""
+"""Largest share of repeated 4-grams in a response that the student learns from."""
 
 
 def own_samples_source(
@@ -33,10 +33,10 @@ def own_samples_source(
     prompts: Sequence[Encoded],
     file: Path,
 ) -> PromptSource:
-    """Return the rows of a ``self_train`` stage; they are sampled once and kept in ``file``.
+    """Return the rows of a ``self_train`` stage. They are sampled once and kept in ``file``.
 
     Raises:
-        BadInput, StoppedBySignal: as ``own_best_samples``.
+        BadInput, StoppedBySignal: as for ``own_best_samples``.
     """
     if not file.exists():
         with student.gathered():
@@ -49,11 +49,14 @@ def own_samples_source(
 def own_best_samples(
     config: Config, stage: SelfTrain, student: nn.Module, teacher: Teacher, prompts: Sequence[Encoded], sampler: Sampler
 ) -> list[Row]:
-    """Sample ``stage.samples`` responses a prompt and keep the best: ended, not looping, likely under the teacher.
+    """Sample ``stage.samples`` responses per prompt, and return the best.
+
+    Responses that did not end, or that loop, are dropped. Of the rest, the share ``stage.keep`` with the highest mean
+    log-likelihood under the teacher is returned, likeliest first.
 
     Raises:
         BadInput: no sample was usable.
-        StoppedBySignal: the run was asked to stop, and this can take long.
+        StoppedBySignal: the run was asked to stop. Sampling can take long, so it does not wait for an update.
     """
     seed = (config.seed, "self_train")
     requests = [
@@ -80,7 +83,7 @@ def own_best_samples(
 
 
 def _mean_teacher_logp(rows: Sequence[Row], teacher: Teacher, sampler: Sampler, at_once: int) -> list[float]:
-    """Return the teacher's log-likelihood per token (nats) of each response."""
+    """Return the mean log-likelihood per token (nats) of each response under the teacher."""
     means: list[float] = []
     for start in range(0, len(rows), at_once):
         batch = collate(rows[start : start + at_once], sampler.pad, sampler.device)
@@ -91,10 +94,10 @@ def _mean_teacher_logp(rows: Sequence[Row], teacher: Teacher, sampler: Sampler, 
 
 
 def keep_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows to a JSON file, whole or not at all."""
+    """Write rows to a JSON file, atomically."""
     write_atomically(path, json.dumps([row.to_json() for row in rows]))
 
 
 def kept_rows(path: Path) -> list[Row]:
-    """Read rows written by ``keep_rows``."""
+    """Return the rows that ``keep_rows`` wrote."""
     return [Row.of(values) for values in json.loads(path.read_text(encoding="utf-8"))]

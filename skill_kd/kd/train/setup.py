@@ -1,4 +1,4 @@
-"""Puts the parts of a run together around a student that a template has loaded, in its own way."""
+"""Builds the parts of a run around a student that the template has loaded."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ from .strategy import Strategy, WrappedStudent
 
 @dataclass(frozen=True)
 class Parts:
-    """What every trainer needs of a run, whoever steps."""
+    """The parts that every trainer needs, also one with a loop of its own."""
 
     encoder: Encoder
     data: TrainingData
     teacher: Teacher
     sampler: Sampler
-    """Draws from the tokens that student and teacher both know."""
+    """Samples only tokens that student and teacher share."""
     held_out: HeldOut
     rows_at_once: int
-    """Rows of a micro-batch on one process."""
+    """Number of rows of a micro-batch on one process."""
 
 
 def open_accelerator(config: Config, folder: Path) -> Accelerator:
-    """Find the devices at hand, and seed what draws from torch's global stream.
+    """Find the devices, and seed torch's global random generator.
 
     Raises:
-        BadInput: a batch does not divide over the processes that were started.
+        BadInput: the batch does not divide over the started processes.
     """
     torch.manual_seed(config.seed)
     accelerator = Accelerator(
@@ -62,8 +62,7 @@ def open_accelerator(config: Config, folder: Path) -> Accelerator:
     if training.batch_size % (training.accumulate * processes):
         raise BadInput(
             f"training.batch_size {training.batch_size} does not divide over accumulate {training.accumulate} × "
-            f"{processes} processes, as many as were started; start as many as launch.processes says, "
-            f"{config.launch.processes}"
+            f"{processes} started processes; start {config.launch.processes}, as launch.processes says"
         )
     return accelerator
 
@@ -74,7 +73,7 @@ def open_parts(
     """Load the data and the teacher, and check that the student fits both.
 
     Raises:
-        ScriptError: the data, the teacher or its tokenizer cannot be used; the message says which and what to do.
+        ScriptError: the data, the teacher or its tokenizer cannot be used. The message names it and the fix.
     """
     rollout, training = config.rollout, config.training
     check_context(student, config.data.max_prompt_tokens + rollout.max_new_tokens, "the student")
@@ -100,7 +99,7 @@ def open_run(
     student: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Run:
-    """Put the run together around a student; raises as ``open_parts`` and ``Strategy.wrap``."""
+    """Build the run around a student. It raises what ``open_parts`` and ``Strategy.wrap`` raise."""
     parts = open_parts(config, accelerator, student, tokenizer)
     wrapped = strategy.wrap(student, parts.teacher.vocabulary)
     journal = Journal(folder, accelerator, config)

@@ -1,4 +1,4 @@
-"""How gradients of micro-batches become a step of the optimizer: by accelerate, or by DeepSpeed's ZeRO."""
+"""From the gradients of micro-batches to an optimizer step: with accelerate, or with DeepSpeed's ZeRO."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from ..errors import BadInput, Missing
 from .adapters import load_trained, save_trained
 
 BUCKET = 50_000_000
-"""Gradients that ZeRO collects before it exchanges them."""
+"""Number of gradient values that ZeRO collects before it exchanges them."""
 
 
 class Stepper(Protocol):
     """Adds up the gradients of micro-batches over all processes, and steps."""
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
-        """Within, one forward and one backward pass; with the ``last`` one, gradients are whole."""
+        """Enter a context for one forward and one backward pass. After the ``last`` one, gradients are complete."""
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss; those of all processes are averaged."""
+        """Add the gradients of a loss. They are averaged over all processes."""
 
     def norm(self) -> float:
-        """Clip the gradients to the spec's norm; return the norm they had."""
+        """Clip the gradients to the spec's norm, and return the norm before that."""
 
     def step(self) -> None:
-        """Change the weights, and begin with no gradients again."""
+        """Change the weights, and set the gradients to zero."""
 
 
 class AccelerateStepper:
-    """A step of what accelerate prepared, or of shards that torch keeps."""
+    """Steps a policy that accelerate prepared, or whose shards torch keeps."""
 
     def __init__(
         self, accelerator: Accelerator, policy: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float
@@ -68,9 +68,9 @@ class AccelerateStepper:
 
 
 class DeepSpeedStepper:
-    """ZeRO's second stage: each process has the student whole, and a part of its gradients and of AdamW's moments.
+    """ZeRO stage 2: each process has the whole student, and a part of its gradients and of AdamW's moments.
 
-    Not through accelerate, which would step at every micro-batch, and on CPUs leave DeepSpeed out.
+    It does not use accelerate's DeepSpeed: that steps at every micro-batch, and leaves DeepSpeed out on CPUs.
     """
 
     kept_by: ClassVar[str] = "Zero"
@@ -82,7 +82,7 @@ class DeepSpeedStepper:
 
         Raises:
             Missing: DeepSpeed is not installed.
-            BadInput: trained weights are in 16 bits, which ZeRO would keep a second copy of.
+            BadInput: trained weights are in 16 bits. ZeRO would keep a second copy of them.
         """
         try:
             import deepspeed
@@ -95,10 +95,10 @@ class DeepSpeedStepper:
         self.accelerator = accelerator
         self.optimizer = optimizer
         self.policy = policy
-        # This wraps nothing; it puts the policy in its place and under autocast.
+        # This does not wrap the policy: it only moves it to the device and puts it under autocast.
         placed = accelerator.prepare_model(policy, evaluation_mode=True)
         config = {
-            "train_micro_batch_size_per_gpu": 1,  # asked for, and used for its log alone
+            "train_micro_batch_size_per_gpu": 1,  # required, and used only for its log
             "gradient_clipping": max_norm,
             "zero_optimization": {"stage": 2, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET},
         }
@@ -115,7 +115,7 @@ class DeepSpeedStepper:
         self.engine.backward(loss)
 
     def norm(self) -> float:
-        """See ``Stepper``; the clipping is left to the step."""
+        """See ``Stepper``. Only the step clips."""
         return float(self.engine.optimizer.scaled_global_norm())
 
     def step(self) -> None:
@@ -123,7 +123,7 @@ class DeepSpeedStepper:
         self.engine.step()
 
     def save_state(self, folder: str) -> None:
-        """Write what is trained from the main process, and each process's part of the moments."""
+        """Write the trained weights from the main process, and each process's part of the moments."""
         torch.save(self.optimizer.state_dict(), self._part(folder))
         if self.accelerator.is_main_process:
             save_trained(self.policy, folder)
@@ -132,12 +132,12 @@ class DeepSpeedStepper:
         """Restore what ``save_state`` wrote.
 
         Raises:
-            BadInput: another number of processes wrote it, whose parts are cut otherwise.
+            BadInput: another number of processes wrote it, so the parts do not fit.
         """
         parts = len(list(Path(folder).glob("zero-*.pt")))
         if parts != self.accelerator.num_processes:
             raise BadInput(
-                f"checkpoint {Path(folder).name} of launch.strategy: deepspeed is in {parts} parts, and here are "
+                f"checkpoint {Path(folder).name} of launch.strategy: deepspeed is in {parts} parts, and this run has "
                 f"{self.accelerator.num_processes} processes; resume with {parts}, or start a new run with fsdp2"
             )
         load_trained(self.policy, folder)

@@ -1,4 +1,4 @@
-"""How the processes share one student: a class for each ``launch.strategy``, found in one table."""
+"""The ways to share one student among the processes: one class for each ``launch.strategy``, and one table."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ class WrappedStudent:
     """A student and its optimizer, ready to train on the devices at hand."""
 
     model: PreTrainedModel
-    """The student itself, which the sampler and the held-out measures read."""
+    """The student itself. The sampler and the held-out measures use it."""
     policy: nn.Module
-    """The student with its loss; every forward pass of the training goes through it."""
+    """The student with its loss. Every training forward pass goes through it."""
     optimizer: torch.optim.Optimizer
     stepper: Stepper
     state: State
     """Saves and loads the weights and the optimizer."""
     gathered: Callable[[], AbstractContextManager[None]] = nullcontext
-    """Within, this process can read all weights of ``model``; all processes enter and leave together."""
+    """A context in which this process can read all weights of ``model``. All processes enter and leave it together."""
     whole: Callable[[], PreTrainedModel | None]
-    """Returns the student in one piece on the main process, None on the others; all processes call it."""
+    """Returns the whole student on the main process, and None on the others. All processes call it."""
 
 
 class Strategy(Protocol):
     """One way to share a student among the processes."""
 
     def __init__(self, config: Config, accelerator: Accelerator) -> None:
-        """Take the values of the spec and the processes that were started."""
+        """Take the spec's values, and the accelerator that knows the started processes."""
 
     @property
     def loads_weights(self) -> bool:
-        """True where this process loads the student's weights, False where it needs shapes alone."""
+        """True if this process loads the student's weights, False if it needs only their shapes."""
 
     def wrap(self, student: PreTrainedModel, vocabulary: int) -> WrappedStudent:
-        """Place ``student`` on the devices, with an optimizer of its own; all processes call it.
+        """Place ``student`` on the devices, and give it an optimizer. All processes call it.
 
         Args:
-            student: as ``load_student`` returns it, with or without weights as ``loads_weights`` says.
-            vocabulary: the loss reads token ids below this.
+            student: the result of ``load_student``, with weights if ``loads_weights`` is True.
+            vocabulary: the loss uses token ids below this.
 
         Raises:
             ScriptError: the strategy cannot train this student, or its package is not installed.
@@ -62,7 +62,7 @@ class Strategy(Protocol):
 
 @dataclass(frozen=True)
 class AccelerateStrategy:
-    """Every process has the whole student, and accelerate averages the gradients; also for one process alone."""
+    """Every process has the whole student, and accelerate averages the gradients. A single process uses it, too."""
 
     config: Config
     accelerator: Accelerator
@@ -93,7 +93,7 @@ class Fsdp2Strategy:
 
     @property
     def loads_weights(self) -> bool:
-        """The main process hands its weights out, so the memory of a machine holds them once."""
+        """True on the main process, which sends out its weights. The machine's memory then holds them once."""
         main: bool = self.accelerator.is_main_process
         return main
 
@@ -101,7 +101,8 @@ class Fsdp2Strategy:
         """See ``Strategy``."""
         training = self.config.training
         shards = ShardedStudent(student, self.accelerator)
-        with shards.gathered():  # before, a process may have shapes alone, and a policy reads its student once
+        # A policy reads its student when it is built. Outside of this block, a process may have only shapes.
+        with shards.gathered():
             policy = StudentWithLoss(student, vocabulary, training.compile_loss)
         optimizer = adamw(policy, training)
         shards.keep(optimizer)
@@ -150,15 +151,15 @@ STRATEGIES: Mapping[str, type[Strategy]] = {
 
 
 def open_strategy(config: Config, accelerator: Accelerator) -> Strategy:
-    """Return the strategy that the spec names; a single process shares nothing, whatever the spec says."""
+    """Return the strategy that the spec names. A single process shares nothing, so it always uses ``none``."""
     name = config.launch.strategy if accelerator.num_processes > 1 else "none"
     return STRATEGIES[name](config, accelerator)
 
 
 def adamw(model: nn.Module, training: Training, learning_rate: float | None = None) -> torch.optim.AdamW:
-    """Return the optimizer of the model's trainable weights, all of which decay, norms and biases too.
+    """Return AdamW over the model's trainable weights. Weight decay applies to all of them, norms and biases too.
 
-    Fused, it reads and writes each weight once a step; on a CPU that takes a fifth of the time.
+    A fused step reads and writes each weight once. On a CPU it takes a fifth of the time.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     rate, betas, decay = learning_rate or training.learning_rate, training.betas, training.weight_decay

@@ -70,6 +70,6 @@ def test_it_goes_on_where_it_was_with_as_many_processes_and_no_others(models: Pa
     (last,) = (folder / "checkpoints").glob(f"*-{UPDATES:08d}")
     last.rename(tmp_path / "set aside")
     refused = start(folder, models, "--resume", launch={**TWO, "processes": 4})
-    assert "is in 2 parts, and here are 4 processes" in refused.stderr
+    assert "is in 2 parts, and this run has 4 processes" in refused.stderr
     assert train(folder, models, 2, "--resume", launch=TWO)[UPDATES:] == pytest.approx(losses[KEPT:], abs=1e-6)
     same_weights(folder, tmp_path)

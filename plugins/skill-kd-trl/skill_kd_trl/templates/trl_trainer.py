@@ -1,9 +1,9 @@
 """Distil a teacher into a student with TRL's DistillationTrainer.
 
-``CONFIG`` says what it trains on and how; ``prepare`` puts the parts together; ``OnPolicyTrainer`` is TRL's trainer,
-which samples, scores and steps, with what this run needs to be comparable with any other: prompts as token ids, the
-spec's normalizers, held-out figures, one plain line for a failure. Run it with ``python train.py``; stop it with Ctrl-C
-and resume with ``python train.py --resume``.
+``CONFIG`` holds the settings of the run. ``prepare`` builds its parts. ``OnPolicyTrainer`` is TRL's trainer, which
+samples, scores and steps. Some changes make its runs comparable with those of other backends: prompts as token ids, the
+spec's normalizers, held-out measures, and failures that are reported in one line. Run it with ``python train.py``; stop
+it with Ctrl-C and resume with ``python train.py --resume``.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Run:
 
 
 def prepare() -> Run:
-    """Load data and models and make them fit TRL, which compares two models over all rows of their output heads."""
+    """Load data and models, and make them fit TRL, which compares two models over all rows of their LM heads."""
     accelerator = open_accelerator(CONFIG, FOLDER)
     if accelerator.device.type == "cpu" and CONFIG.training.precision == "bf16":
         raise BadInput("training.precision: bf16, and this machine has no accelerator; set precision: fp32")
@@ -120,7 +120,7 @@ def prepare() -> Run:
 
 
 def fit_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    """Cut what the teacher's head has beyond the student's last id; the ids below were compared one by one."""
+    """Cut the teacher's head to the student's number of ids. The remaining ids are already known to agree."""
     ours, theirs = (model.config.get_text_config().vocab_size for model in (student, teacher))
     if theirs < ours:
         raise BadInput(
@@ -128,7 +128,7 @@ def fit_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
             "student's; take a teacher with as many, or backend: transformers, which compares the tokens both know"
         )
     if theirs > ours:
-        # The module stays the one the teacher's logits are already taken from.
+        # Change the module in place: the teacher's logits are already taken from it.
         head = teacher.get_output_embeddings()
         head.weight = nn.Parameter(head.weight[:ours], requires_grad=False)
         if head.bias is not None:
@@ -137,7 +137,7 @@ def fit_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
 
 
 def count_positions_from_the_first_token(model: PreTrainedModel) -> None:
-    """Score a padded row as it was sampled: TRL leaves positions out, and some models then count the padding too."""
+    """Score padded rows with the positions of sampling. TRL passes none, and some models then count the padding."""
 
     def fill_in(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if given.get("position_ids") is None and given.get("attention_mask") is not None:
@@ -148,7 +148,7 @@ def count_positions_from_the_first_token(model: PreTrainedModel) -> None:
 
 
 def without_adapters(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model that adapters are wrapped around, or the model itself."""
+    """Return the model inside its adapters, or the model itself if it has none."""
     plain: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
     return plain
 
@@ -157,7 +157,7 @@ def without_adapters(model: PreTrainedModel) -> PreTrainedModel:
 
 
 class Prompts:
-    """Prompts in the order they are trained on; the same order under every backend."""
+    """Prompts in training order, which is the same for every backend."""
 
     def __init__(self, prompts: Sequence[Encoded], order: Sequence[int]) -> None:
         self.prompts, self.order = prompts, order
@@ -170,7 +170,7 @@ class Prompts:
 
 
 class OnPolicyTrainer(DistillationTrainer):  # type: ignore[misc]
-    """TRL's loop and, but for MiniLLM, its loss: forward KL (beta 0), Jensen-Shannon, reverse KL (beta 1)."""
+    """TRL's loop and, except for MiniLLM, its loss: forward KL (beta 0), Jensen-Shannon, reverse KL (beta 1)."""
 
     def __init__(self, run: Run, progress: Progress) -> None:
         self.run, self.progress = run, progress
@@ -184,22 +184,22 @@ class OnPolicyTrainer(DistillationTrainer):  # type: ignore[misc]
             eval_dataset=Prompts(run.data.held_out_prompts, range(len(run.data.held_out_prompts))),
             processing_class=run.tokenizer,
             callbacks=[Reporter(run, progress)],
-            # TRL's own would not decay norms and biases.
+            # TRL's own optimizer would not decay norms and biases.
             optimizers=(adamw(run.student, CONFIG.training, STAGE.learning_rate), None),
         )
         self.remove_callback(PrinterCallback)
 
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        """Take the prompts as they are: encoded once, as serving will send them."""
+        """Return the prompts unchanged: they are already encoded as in serving."""
         return prompts, None, {}
 
     def _send_telemetry(self) -> None:
-        """Tell nobody about this run."""
+        """Send nothing about this run."""
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **options: Any) -> Any:
-        """Return TRL's loss times T², as the spec defines it, and in the spec's precision.
+        """Return TRL's loss times T², as the spec defines it, in the spec's precision.
 
-        Without ``autocast`` TRL's forward passes run in the precision of the weights, whatever ``bf16`` says.
+        Without ``autocast``, TRL's forward passes ignore ``bf16`` and run in the precision of the weights.
         """
         with self.accelerator.autocast():
             loss = super().compute_loss(model, inputs, **options)
@@ -207,7 +207,7 @@ class OnPolicyTrainer(DistillationTrainer):  # type: ignore[misc]
         return (scaled, None) if return_outputs else scaled
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Take our held-out measure; the trainer keeps the weights with the lowest figure."""
+        """Take our held-out measure. The trainer keeps the weights with the lowest metric."""
         self.progress.update = self.state.global_step
         self.control.should_evaluate = False
         return {"eval_held_out": self.run.measures.take(self.run.student, self.progress, STAGE.kind)}
@@ -219,7 +219,7 @@ class MiniLLMTrainer(OnPolicyTrainer):
     def _compute_loss(
         self, _student: PreTrainedModel, inputs: dict[str, Tensor], num_items_in_batch: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss of a micro-batch; the sum of entropies and the count that TRL logs are left at 0."""
+        """Return the loss of a micro-batch, and 0 for the sum of entropies and the count that TRL logs."""
         mask_BT = inputs["completion_mask"].bool()
         attention_BL = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
         batch = Batch(
@@ -228,18 +228,18 @@ class MiniLLMTrainer(OnPolicyTrainer):
             position_ids_BL=position_ids(attention_BL),
             response_BT=inputs["completion_ids"],
             mask_BT=mask_BT,
-            behaviour_logp_BT=None,  # the student itself sampled, one step ago at most: all weights are 1
+            behaviour_logp_BT=None,  # the student sampled at most one step ago: all weights are 1
             from_data_B=torch.zeros(len(mask_BT), dtype=torch.bool, device=mask_BT.device),
         )
         total = self.run.policy(batch, OBJECTIVE.loss, self.run.teacher.view(batch), OBJECTIVE.temperature)
-        # As in TRL's own count, divided by the processes over which gradients are averaged.
+        # Like TRL's own count, this is divided by the number of processes, over which gradients are averaged.
         rollouts = CONFIG.training.batch_size / self.accelerator.num_processes
         nothing = torch.zeros((), device=total.device)
         return total / (rollouts if OBJECTIVE.loss.normalizer == "rollouts" else num_items_in_batch), nothing, nothing
 
 
 def arguments(student: PreTrainedConfig, vocabulary: int, device: torch.device) -> DistillationConfig:
-    """Say the spec in TRL's words; each default of TRL's that differs from the spec's is named."""
+    """Translate the spec to TRL's arguments. Every TRL default that differs from the spec's is set."""
     rollout, training, checkpoint = CONFIG.rollout, CONFIG.training, CONFIG.checkpoint
     rows = student.get_text_config().vocab_size
     beta = {"forward_kl": 0.0, "reverse_kl": 1.0}.get(STAGE.objective.kind, getattr(STAGE.objective, "beta", 1.0))
@@ -282,7 +282,7 @@ def arguments(student: PreTrainedConfig, vocabulary: int, device: torch.device) 
 
 
 def only_tokens(vocabulary: int, rows: int) -> dict[str, list[int]]:
-    """Keep rows that only pad the embedding from being sampled, in the words of transformers or of vLLM."""
+    """Return the option of transformers or vLLM that keeps padding rows of the embedding from being sampled."""
     if rows == vocabulary:
         return {}
     if CONFIG.rollout.engine == "vllm":
@@ -291,23 +291,23 @@ def only_tokens(vocabulary: int, rows: int) -> dict[str, list[int]]:
 
 
 class Reporter(TrainerCallback):  # type: ignore[misc]
-    """Records each update as the built-in backend does; stops when asked, or when a loss is not a number."""
+    """Records each update as the built-in backend does. Stops on a signal or on a bad loss."""
 
     def __init__(self, run: Run, progress: Progress) -> None:
         self.run, self.progress, self.began = run, progress, 0.0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """Start the clock: sampling belongs to the update."""
+        """Start the timer. The time of an update includes sampling."""
         self.began = time.perf_counter()
 
     def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
-        """Go no further once a signal came, and keep a checkpoint."""
+        """After a signal, write a checkpoint and stop."""
         self.run.stop.agree()
         if self.run.stop.agreed:
             control.should_save = control.should_training_stop = True
 
     def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
-        """Record one optimizer step, before a checkpoint of it is written."""
+        """Record one optimizer step, before its checkpoint is written."""
         if "loss" not in logs:
             return
         loss, grad_norm = float(logs["loss"]), float(logs["grad_norm"])
@@ -326,7 +326,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
         self.run.journal.update(STAGE.kind, state.global_step, figures)
 
     def on_save(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """Complete TRL's checkpoint; one without this file was cut off."""
+        """Complete TRL's checkpoint. A checkpoint without this file is torn."""
         self.progress.update, self.progress.best = state.global_step, best(state)
         self.progress.best_figure = state.best_metric
         if state.is_world_process_zero:
@@ -350,7 +350,7 @@ def newest_checkpoint() -> Path | None:
 
 def open_trainer(run: Run, progress: Progress) -> OnPolicyTrainer:
     """Return the trainer of the spec's objective."""
-    # What a model's own settings say of sampling (a penalty, a ban) would make it sample from another distribution.
+    # A model's own sampling settings (a penalty, a ban) would make it sample from another distribution.
     run.student.generation_config = GenerationConfig(
         bos_token_id=run.tokenizer.bos_token_id,
         eos_token_id=sorted(run.encoder.eos_ids),
@@ -367,7 +367,7 @@ def open_trainer(run: Run, progress: Progress) -> OnPolicyTrainer:
 
 def main() -> None:
     """Train, from the start or from the newest checkpoint, and export the best student."""
-    # TRL calls what transformers has renamed, and reloading says each time that tied weights are saved once.
+    # TRL calls functions that transformers has renamed, and every reload logs that tied weights are saved once.
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     run, newest = prepare(), newest_checkpoint()
@@ -385,7 +385,7 @@ def main() -> None:
     trainer.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
         student = trainer.accelerator.unwrap_model(run.student, keep_fp32_wrapper=False)
-        # Sampling has put the trainer's own there, beneath the adapters too.
+        # Sampling has replaced the generation config, also in the model inside the adapters.
         student.generation_config = without_adapters(student).generation_config = generation_config
         export_student(student, run.tokenizer, run.encoder.eos_ids, FOLDER / "student", CONFIG.student.export_dtype)
         final = {"best": best(trainer.state), "measures": progress.measures, "samples": progress.samples}

@@ -1,6 +1,6 @@
-"""Distil a teacher into a student that Unsloth loads: 4-bit, 16-bit or full; the loop and the losses are ours.
+"""Distil a teacher into a student that Unsloth loads: 4-bit, 16-bit or full. The loop and the losses are ours.
 
-``CONFIG`` says what it trains on and how. Next to this file, ``kd/train/setup.py`` builds the parts of a run,
+``CONFIG`` holds the settings of the run. Next to this file, ``kd/train/setup.py`` builds the parts of a run,
 ``kd/train/loop.py`` is the training loop, ``kd/losses/`` has the losses and ``kd/rollouts/`` the sampler.
 Run it with ``python train.py``; stop it with Ctrl-C and resume with ``python train.py --resume``.
 """
@@ -20,7 +20,7 @@ import torch
 if torch.cuda.is_available() and find_spec("bitsandbytes") is None:
     sys.stderr.write("error: on a GPU Unsloth needs bitsandbytes, in 16 bits too; pip install bitsandbytes\n")
     sys.exit(5)
-# Unsloth rewrites the trainers it patches into a folder, by default in whatever folder one stands.
+# Unsloth writes the trainers it patches into a folder, by default in the working directory.
 os.environ["UNSLOTH_COMPILE_LOCATION"] = str(Path(__file__).resolve().parent / "compiled")
 
 import unsloth  # isort: skip -- it patches what is imported after it
@@ -48,14 +48,14 @@ FOLDER = output_folder(__file__, sys.argv)
 LONGEST = CONFIG.data.max_prompt_tokens + CONFIG.rollout.max_new_tokens
 
 SAMPLING_ERROR = 0.2
-"""Mean difference (nats a token) between sampling and scoring that is more than rounding in 16 bits."""
+"""Limit of the mean difference (nats per token) between sampling and scoring. 16-bit rounding stays below it."""
 
 
 # --- the student ------------------------------------------------------------------------------------------------------
 
 
 def student_folder() -> str:
-    """Return what Unsloth shall load: the named model, or a student grown from the teacher, written once."""
+    """Return the model that Unsloth loads: the named one, or a student grown from the teacher, written once."""
     if CONFIG.student.model is not None:
         return resolve(CONFIG.student.model)
     folder = FOLDER / "grown"
@@ -69,7 +69,7 @@ def student_folder() -> str:
 
 
 def load_unsloth_student() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the student by Unsloth, and its tokenizer as it is: Unsloth's copy has another length and padding side."""
+    """Load the student with Unsloth, and its original tokenizer: Unsloth's copy has another length and padding side."""
     source, folder = CONFIG.student, student_folder()
     tokenizer = load_tokenizer(source, folder)
     lora, checkpointing = source.lora, "unsloth" if CONFIG.training.gradient_checkpointing else False
@@ -103,31 +103,31 @@ def load_unsloth_student() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.config.use_cache = True
     model.generation_config = GenerationConfig.from_pretrained(folder, revision=source.revision or "main")
-    # Unsloth cuts sequences with a warning alone, and may answer with no logits at all.
+    # Unsloth cuts sequences with only a warning, and may return no logits at all.
     Guard().watch(model)
     return model, tokenizer
 
 
 class Guard:
-    """Lays scoring passes out with their padding on the right, and refuses what is not what was asked for."""
+    """Hooks that move the padding of scoring passes to the right, and refuse unexpected outputs."""
 
     def __init__(self) -> None:
         self.columns_BK: Tensor | None = None
-        """Of the hidden states before the head, those that were asked for; None outside a scoring pass."""
+        """Columns of the requested hidden states before the head; None outside a scoring pass."""
         self.kept = 0
-        """How many hidden states of each row the head shall get."""
+        """Number of hidden states per row that the head must get."""
         self.width: int | None = None
-        """Tokens of each row in the forward pass under way."""
+        """Tokens per row in the current forward pass."""
 
     def watch(self, model: PreTrainedModel) -> None:
-        """Stand before and behind every forward pass, and on both sides of what reaches the output head."""
+        """Register hooks before and after every forward pass, after the backbone and before the LM head."""
         model.register_forward_pre_hook(self.before, with_kwargs=True)
         model.get_decoder().register_forward_hook(self.at_backbone)
         model.get_output_embeddings().register_forward_pre_hook(self.at_head)
         model.register_forward_hook(self.after, with_kwargs=True)
 
     def before(self, _model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Turn left padding into right padding, for which Unsloth's kernels are written, where nothing is cached."""
+        """Turn left padding into right padding, which Unsloth's kernels expect, if the pass uses no cache."""
         assert kwargs.get("labels") is None, "with labels Unsloth returns no logits, or wrong ones"
         self.columns_BK, self.width = None, kwargs["input_ids"].shape[1]
         if kwargs.get("use_cache", True) or kwargs.get("attention_mask") is None:
@@ -143,13 +143,13 @@ class Guard:
         return args, {**kwargs, **moved, "position_ids": positions_BL, "logits_to_keep": self.kept}
 
     def at_backbone(self, _backbone: nn.Module, _args: Any, output: Any) -> None:
-        """Refuse a text that was cut: counted from its end, the columns would be those of other tokens."""
+        """Refuse a sequence that was cut: counted from its end, the columns would belong to other tokens."""
         read = output[0].shape[1]
         if self.width not in {None, read}:
             raise TrainingStopped(f"Unsloth read {read} of {self.width} tokens; lower data.max_prompt_tokens")
 
     def at_head(self, _head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """Give the head the columns that were asked for, where they stand now."""
+        """Give the head the requested columns at their current places."""
         if self.columns_BK is None:
             return None
         if args[0].shape[1] != self.kept:
@@ -160,10 +160,10 @@ class Guard:
         return (hidden_BKH,)
 
     def after(self, _model: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        """Check the logits; a loss that works before the head leaves it no columns.
+        """Check the logits. They have no columns if the loss uses the hidden states directly.
 
         Raises:
-            TrainingStopped: they are absent, of another shape, or not finite.
+            TrainingStopped: the logits are missing, have another shape, or are not finite.
         """
         self.width, logits = None, output.logits
         rows, width = kwargs["input_ids"].shape
@@ -183,7 +183,7 @@ def check_sampling(
 ) -> None:
     """Refuse a student that samples from another distribution than the one that is trained.
 
-    Unsloth decodes with other kernels than it trains with: the two are held against each other before the first step.
+    Unsloth uses different kernels for decoding and for training, so they are compared before the first step.
 
     Raises:
         TrainingStopped: their log-probabilities differ by more than rounding.
@@ -208,10 +208,10 @@ def check_sampling(
 
 
 def prepare() -> Run:
-    """Put the run together; the teacher comes by plain transformers, and what Unsloth patches never touches it.
+    """Build the run. Plain transformers loads the teacher, and Unsloth's patches do not affect it.
 
     Raises:
-        TrainingStopped: what is to be trained cannot be, or not from its own samples.
+        TrainingStopped: Unsloth cannot train the student, or it samples from another distribution.
     """
     accelerator = open_accelerator(CONFIG, FOLDER)
     student, tokenizer = load_unsloth_student()
