@@ -34,7 +34,6 @@ def guarded(cli: click.Group, args: Sequence[str] | None) -> int:
     """Run a command line and return its exit code; print every error as one message on stderr.
 
     With ``SKILL_KD_DEBUG`` set, the traceback comes before the message.
-
     Click exits silently with code 1 if the reader of stdout has closed it.
     """
     for stream in (sys.stdout, sys.stderr):
