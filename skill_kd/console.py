@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ class Verb(click.Command):
 def guarded(cli: click.Group, args: Sequence[str] | None) -> int:
     """Run a command line and return its exit code; print every error as one message on stderr.
 
+    With ``SKILL_KD_DEBUG`` set, the traceback comes before the message.
     Click exits silently with code 1 if the reader of stdout has closed it.
     """
     for stream in (sys.stdout, sys.stderr):
@@ -40,6 +42,7 @@ def guarded(cli: click.Group, args: Sequence[str] | None) -> int:
     try:
         code = cli.main(args, prog_name="skill-kd", standalone_mode=False)
     except SkillKDError as error:
+        _show_traceback()
         say(_message(error))
         return int(error.exit_code)
     except click.ClickException as error:
@@ -49,14 +52,17 @@ def guarded(cli: click.Group, args: Sequence[str] | None) -> int:
         say("error: interrupted")
         return ExitCode.INTERRUPTED
     except Exception as error:
-        if os.environ.get("SKILL_KD_DEBUG"):
-            import traceback
-
-            traceback.print_exc()
+        _show_traceback()
         words = " ".join(str(error).split())
         say(f"error: unexpected {type(error).__name__}: {words}; set SKILL_KD_DEBUG=1 for the traceback")
         return ExitCode.CRASH
     return code if isinstance(code, int) else ExitCode.OK
+
+
+def _show_traceback() -> None:
+    """Print the traceback of the current error if ``SKILL_KD_DEBUG`` is set."""
+    if os.environ.get("SKILL_KD_DEBUG"):
+        traceback.print_exc()
 
 
 def _message(error: SkillKDError) -> str:

@@ -1,7 +1,19 @@
 """Distil a teacher into a student with transformers and accelerate.
 
-``CONFIG`` holds the settings of the run. Next to this file, ``kd/train/setup.py`` builds the parts of a run,
-``kd/train/loop.py`` is the training loop, ``kd/losses/`` has the losses and ``kd/rollouts/`` the sampler.
+``CONFIG`` holds the values of the spec. ``prepare`` loads the student and calls ``kd/train/setup.py``, which builds the
+other parts of a run. ``train`` in ``kd/train/loop.py`` is the training loop. An update has eight steps, and the code of
+each is next to this file:
+
+1. Choose the prompts: ``kd/train/experience.py``, ``Experience.batch``.
+2. Sample the rollouts: ``kd/rollouts/sampler.py``, ``Sampler.sample``.
+3. Get the teacher's distribution: ``kd/teacher/teacher.py``, ``Teacher.view``.
+4. Compute the weights: ``kd/losses/estimators.py``, ``paper_weights`` or ``exact_weights``.
+5. Compute the loss: ``kd/model/student.py``, ``StudentWithLoss.forward``.
+6. Accumulate the gradients: ``kd/train/loop.py``, ``add_up_gradients``.
+7. Clip and step: ``kd/train/stepper.py``, ``Stepper.norm`` and ``Stepper.step``.
+8. Log and checkpoint: ``kd/train/journal.py``, ``Journal.update``, and ``kd/train/checkpoints.py``,
+   ``Checkpoints.save``.
+
 Run it with ``python train.py``; stop it with Ctrl-C and resume with ``python train.py --resume``.
 """
 

@@ -173,6 +173,19 @@ def test_what_was_not_foreseen_is_one_line_and_a_traceback_only_on_request(
     assert "Traceback (most recent call last)" in Answer(capsys, "generate", spec_file()).err
 
 
+def test_an_expected_error_shows_its_traceback_on_request_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SKILL_KD_DEBUG", raising=False)
+    line = Answer(capsys, "validate", "absent.yaml").err
+    assert line.startswith("error: cannot read spec 'absent.yaml'")
+    monkeypatch.setenv("SKILL_KD_DEBUG", "1")
+    answer = Answer(capsys, "validate", "absent.yaml")
+    assert answer.code == 2
+    assert answer.err.startswith("Traceback (most recent call last)")
+    assert answer.err.endswith(f"\n{line}")
+
+
 def test_an_interrupt_outside_a_run_is_exit_code_130(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from skill_kd.cli import cli
 from skill_kd.diagnose.changes.scan import Options, Scan, scan
 from skill_kd.diagnose.formats.readers import FORMATS, Fields, detect, parse, reader
 from skill_kd.diagnose.formats.rows import BAD, DROPS, LogRow, asked, number, seconds, text_of
@@ -120,6 +123,31 @@ def test_a_format_is_told_by_its_content_and_read(name: str) -> None:
     assert kind == CASES[name][0]
     assert [(row.output, row.prompt) for row in rows] == CASES[name][1]
     assert reasons == CASES[name][2]
+
+
+REFERENCE = (LOGS.parents[2] / "references" / "diagnosis.md").read_text(encoding="utf-8")
+HELP = next(str(option.help) for option in cli.commands["diagnose"].params if option.name == "format_name")
+HOMES: dict[str, Collection[str]] = {
+    "its reader to _READ in skill_kd/diagnose/formats/readers.py": FORMATS,
+    "a log to tests/data/logs, and what it holds to CASES here": {kind for kind, _, _ in CASES.values()},
+    "its name to the help of --format in skill_kd/cli/diagnose.py": re.findall(r"[\w-]+", HELP),
+    "a row to 'What it reads' in references/diagnosis.md": re.findall(r"^\| `([\w-]+)` \|", REFERENCE, re.MULTILINE),
+}
+"""What to add for a new format, and the formats that have it."""
+
+
+def lacking(name: str) -> list[str]:
+    """Return, in words, what a format lacks."""
+    return [f"{name}: add {home}" for home, found in HOMES.items() if name not in found]
+
+
+def test_every_format_is_in_all_its_homes() -> None:
+    failures = [line for name in sorted({*FORMATS, *(kind for kind, _, _ in CASES.values())}) for line in lacking(name)]
+    assert not failures, "\n".join(failures)
+
+
+def test_a_new_format_gets_the_names_of_its_homes() -> None:
+    assert lacking("new") == [f"new: add {home}" for home in HOMES]
 
 
 def test_settings_and_times_are_read() -> None:

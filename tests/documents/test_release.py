@@ -96,6 +96,36 @@ def test_a_run_is_killed_sixty_times_each_night() -> None:
     assert any("benchmarks/kill.py --kills 60 " in command for command in commands)
 
 
+def test_ci_runs_everything_on_linux_and_the_core_on_macos_and_windows() -> None:
+    path = RELEASE.with_name("ci.yml")
+    events = yaml.safe_load(path.read_text(encoding="utf-8"))[True]  # YAML 1.1 reads the key `on` as true
+    assert events.keys() == {"push", "pull_request"}
+    commands = {name: [step.get("run", "") for step in job["steps"]] for name, job in jobs(path).items()}
+    assert ".ci/run" in commands["all"]
+    assert jobs(path)["all"]["runs-on"].startswith("ubuntu-")
+    assert jobs(path)["core"]["strategy"]["matrix"]["os"] == ["macos-latest", "windows-latest"]
+    assert commands["core"][-2:] == ["skill-kd --help", "python dev/check_core.py"]
+
+
+def test_the_hooks_run_the_tools_of_the_environment() -> None:
+    """So that versions are in one place, pyproject.toml."""
+    repositories = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    assert [each["repo"] for each in repositories] == ["local"]
+    hooks = repositories[0]["hooks"]
+    assert {hook["entry"].split()[0] for hook in hooks} == {"ruff", "mypy"}
+    assert all(hook["language"] == "system" for hook in hooks)
+
+
+@pytest.mark.parametrize("path", sorted(RELEASE.parents[1].glob("ISSUE_TEMPLATE/*.yml")), ids=lambda path: path.stem)
+def test_an_issue_form_has_what_the_site_needs(path: Path) -> None:
+    form = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert form.keys() == {"name", "description", "labels", "body"}
+    questions = [part for part in form["body"] if part["type"] != "markdown"]
+    assert questions
+    assert len({part["id"] for part in questions}) == len(questions)
+    assert all(part["attributes"]["label"] for part in questions)
+
+
 # --- what dev/release.sh made -------------------------------------------------------------------------------------
 
 
