@@ -207,7 +207,9 @@ def test_the_fake_fails_as_told(tmp_path: Path, student: str, code: int, last: s
 def test_the_fake_stops_by_a_signal_and_resumes(tmp_path: Path, number: int, code: int) -> None:
     process = start(tmp_path, "fake:sleep")
     deadline = time.monotonic() + 30
-    while not (tmp_path / "metrics.jsonl").exists() and time.monotonic() < deadline:
+    metrics = tmp_path / "metrics.jsonl"
+    # The file exists before its first line is written.
+    while not (metrics.exists() and metrics.read_text().endswith("\n")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(number)
     assert process.wait(timeout=30) == code

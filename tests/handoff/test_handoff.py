@@ -326,7 +326,7 @@ def test_of_a_quantized_student_all_but_the_weights_is_compared(done: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("template", "words"), [(None, "has no chat template; give it one"), ("turns", "handoff.responses_only")]
+    ("template", "words"), [(None, "has no chat template; add one"), ("turns", "handoff.responses_only")]
 )
 def test_a_chat_template_without_turns_is_refused(template: str | None, words: str, done: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(spec_of(done)["student"]["model"], tmp_path / "base"))
