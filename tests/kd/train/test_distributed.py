@@ -90,7 +90,7 @@ def test_a_checkpoint_is_not_taken_up_under_another_strategy_nor_a_batch_that_do
     spec = {"launch": two, "training": {"batch_size": 6, "precision": "fp32"}, "rollout": {"prompts": 6}}
     write_folder(get_backend("transformers").render(spec_of(models, **spec)), tmp_path / "uneven")
     refused = start(tmp_path / "uneven", models, launch={"strategy": "fsdp2", "processes": 4})
-    assert "batch_size 6 does not divide over accumulate 1 × 4 processes" in refused.stderr
+    assert "batch_size 6 does not divide over accumulate 1 × 4 started processes" in refused.stderr
 
 
 STOPPING = """
