@@ -114,12 +114,29 @@ def _import_sections(tree: ast.Module, lines: list[str], literal: str, source: s
     found = [node for node in imports if "Config" in {alias.name for alias in node.names}]
     if not found:
         raise SkillKDError(f"{source}: needs a line 'from {_CONFIG} import Config'")
+    if taken := sorted(_bound(tree) & _SECTIONS):
+        raise SkillKDError(
+            f"{source}: binds {', '.join(taken)}, the names of sections that CONFIG needs; import them under other names"
+        )
     called = {ast.unparse(node.func) for node in ast.walk(ast.parse(literal)) if isinstance(node, ast.Call)}
     names = sorted(called | {ast.unparse(alias) for alias in found[0].names}, key=_place_in_import)
     start, end = found[0].lineno - 1, found[0].end_lineno or found[0].lineno
     flat = f"from kd.config import {', '.join(names)}"
     tall = "\n".join(["from kd.config import (", *(f"    {name}," for name in names), ")"])
     lines[start:end] = [flat if len(flat) <= _LINE_LENGTH else tall]
+
+
+def _bound(tree: ast.Module) -> set[str]:
+    """Return the names that the template binds at its top level, without those from kd.config."""
+    names: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom) and getattr(node, "module", None) != _CONFIG:
+            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
 
 
 def _place_in_import(name: str) -> tuple[int, str]:

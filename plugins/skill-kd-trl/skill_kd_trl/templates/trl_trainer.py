@@ -45,7 +45,7 @@ from skill_kd.kd.model.loading import load_student
 from skill_kd.kd.model.student import StudentWithLoss
 from skill_kd.kd.reporting import reporting
 from skill_kd.kd.signals import StopRequest
-from skill_kd.kd.teacher.teacher import HiddenStateTeacher, Teacher
+from skill_kd.kd.teacher import teacher as teachers
 from skill_kd.kd.train.checkpoint_files import STATE
 from skill_kd.kd.train.checkpoints import Progress
 from skill_kd.kd.train.held_out_measures import HeldOutMeasures
@@ -71,7 +71,7 @@ class Run:
     tokenizer: PreTrainedTokenizerBase
     encoder: Encoder
     policy: StudentWithLoss
-    teacher: Teacher
+    teacher: teachers.Teacher
     teacher_model: PreTrainedModel
     data: TrainingData
     measures: HeldOutMeasures
@@ -93,7 +93,7 @@ def prepare() -> Run:
     student, tokenizer = load_student(CONFIG.student, CONFIG.teacher)
     parts = open_parts(CONFIG, accelerator, student.to(accelerator.device), tokenizer)
     teacher = parts.teacher
-    teacher_model = teacher.model.model if isinstance(teacher.model, HiddenStateTeacher) else teacher.model
+    teacher_model = teacher.model.model if isinstance(teacher.model, teachers.HiddenStateTeacher) else teacher.model
     fit_vocabulary(student, teacher_model)
     for model in (student, teacher_model):
         count_positions_from_the_first_token(model)
