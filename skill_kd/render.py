@@ -116,7 +116,7 @@ def _import_sections(tree: ast.Module, lines: list[str], literal: str, source: s
         raise SkillKDError(f"{source}: needs a line 'from {_CONFIG} import Config'")
     if taken := sorted(_bound(tree) & _SECTIONS):
         raise SkillKDError(
-            f"{source}: binds {', '.join(taken)}, the names of sections that CONFIG needs; import them under other names"
+            f"{source}: binds {', '.join(taken)}, which CONFIG needs for sections of the spec; use another name"
         )
     called = {ast.unparse(node.func) for node in ast.walk(ast.parse(literal)) if isinstance(node, ast.Call)}
     names = sorted(called | {ast.unparse(alias) for alias in found[0].names}, key=_place_in_import)
