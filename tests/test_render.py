@@ -374,7 +374,7 @@ def test_a_config_of_more_than_literals_is_refused_and_never_run(config: str, re
 )
 def test_a_template_that_takes_the_name_of_a_section_is_refused(bound: str) -> None:
     template = f"from skill_kd.kd.config import Config\n{bound}\nCONFIG = Config.read('x')  # kd: config\n"
-    with pytest.raises(SkillKDError, match="binds Teacher, the names of sections that CONFIG needs"):
+    with pytest.raises(SkillKDError, match="binds Teacher, which CONFIG needs"):
         fill(template, minimal_spec(), BACKEND)
 
 
