@@ -51,10 +51,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Deselect the tests that are not in the chosen lane."""
     lanes = {TESTS / file: lane for lane, files in LANES.items() for file in files}
     asked = config.option.lane
-    left_out = [item for item in items if asked not in ("all", lanes.get(item.path, "tests"))]
+    kept, left_out = [], []
+    for item in items:
+        (kept if asked in ("all", lanes.get(item.path, "tests")) else left_out).append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+        items[:] = kept
 
 
 @pytest.fixture

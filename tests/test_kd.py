@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shlex
@@ -18,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from script_modules import load_script
 
 from skill_kd.cli import cli
 
@@ -332,11 +332,7 @@ PIP_OFFLINE = f"WARNING: Retrying after connection broken by 'NewConnectionError
     ],
 )
 def test_why_an_installation_failed_is_one_line_with_its_mend(log: str, said: str) -> None:
-    place = importlib.util.spec_from_file_location("kd_launcher", REPOSITORY / "scripts" / "kd.py")
-    assert place is not None
-    assert place.loader is not None
-    launcher = importlib.util.module_from_spec(place)
-    place.loader.exec_module(launcher)
+    launcher = load_script("scripts/kd.py", "kd_launcher")
     assert said in launcher.reason(log)
     assert "\n" not in launcher.reason(log)
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import itertools
 import json
 import random
 import stat
-import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from script_modules import load_script
 
 from skill_kd.diagnose import Diagnosis, Options, diagnose
 from skill_kd.diagnose.report.diagnosis_page import html, write_page
@@ -23,20 +21,7 @@ from skill_kd.errors import UsageError
 from skill_kd.spec.file import load_spec, parse_spec
 from skill_kd.testing import minimal_spec
 
-
-def _logs() -> ModuleType:
-    """The generator lies with the benchmark that measures the rates."""
-    path = Path(__file__).parents[2] / "benchmarks" / "diagnose_logs.py"
-    spec = importlib.util.spec_from_file_location("diagnose_logs", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["diagnose_logs"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-LOGS = _logs()
+LOGS = load_script("benchmarks/diagnose_logs.py")  # the generator of the benchmark that measures the rates
 DAY = 9
 SHAPE = {"days": 15, "rows": 120, "at": DAY}
 SINCE = {(LOGS.START.date().toordinal() + DAY + each) for each in (-1, 0, 1)}

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
+from script_modules import load_script
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def rename() -> Any:
-    place = importlib.util.spec_from_file_location("rename", ROOT / "dev" / "rename.py")
-    assert place is not None
-    assert place.loader is not None
-    module = importlib.util.module_from_spec(place)
-    place.loader.exec_module(module)
-    return module
+    return load_script("dev/rename.py")
 
 
 def test_whole_words_change_and_others_stay(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from script_modules import load_script
 
 np = pytest.importorskip("numpy")
 pytest.importorskip("scipy")
@@ -21,13 +20,7 @@ SEED = 77_000  # in neither range that the results were taken from
 @cache
 def benchmark() -> ModuleType:
     """benchmarks/evaluate_honesty.py as a module."""
-    source = importlib.util.spec_from_file_location("evaluate_honesty", ROOT / "benchmarks" / "evaluate_honesty.py")
-    assert source is not None
-    assert source.loader is not None
-    module = importlib.util.module_from_spec(source)
-    sys.modules["evaluate_honesty"] = module
-    source.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/evaluate_honesty.py")
 
 
 @cache

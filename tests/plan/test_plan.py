@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import subprocess
@@ -12,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from script_modules import load_script
 
 from skill_kd.errors import MissingRequirementError, UsageError
 from skill_kd.plan import Plan, loss, plan
@@ -284,13 +284,7 @@ def test_teacher_mixed_rollouts_hold_both_caches(models: Path) -> None:
 def benchmark() -> ModuleType:
     """benchmarks/plan_memory.py as a module."""
     pytest.importorskip("torch")
-    source = importlib.util.spec_from_file_location("plan_memory", ROOT / "benchmarks" / "plan_memory.py")
-    assert source is not None
-    assert source.loader is not None
-    module = importlib.util.module_from_spec(source)
-    sys.modules["plan_memory"] = module
-    source.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/plan_memory.py")
 
 
 def test_chunks_and_blocks_are_those_of_the_trainer() -> None:
