@@ -48,7 +48,7 @@ class Ending:
 
     @property
     def out_of_memory(self) -> bool:
-        """True if the trainer reported that it ran out of memory; its exit code does not tell."""
+        """True if the trainer reported that it ran out of memory. Its exit code is that of any failed training."""
         return self.told and self.last_words.startswith(OUT_OF_MEMORY)
 
 

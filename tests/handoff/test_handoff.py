@@ -365,7 +365,7 @@ def test_the_program_that_a_manifest_names_is_never_run(far: Path, tmp_path: Pat
 
 
 def test_a_vocabulary_of_49k_tokens_is_compared_at_once(tmp_path: Path) -> None:
-    """Building the vocabulary takes 30 ms: once a token, that took 23 minutes."""
+    """The vocabulary is built once. Building it once per token takes longer than this test may."""
     code = """
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
