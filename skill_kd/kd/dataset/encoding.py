@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import BadInput
 from .reading import Example
+from .template_tokens import end_of_turn
 
 Message = dict[str, str]
 
@@ -42,6 +43,9 @@ class Encoder:
         self.eos_ids = eos_ids
         self.options = options
         """Options of the chat template."""
+        turn_end = end_of_turn(tokenizer)
+        self.end = turn_end if turn_end in eos_ids else int(tokenizer.eos_token_id)
+        """The token that ends a response given as text."""
 
     def prompt(self, example: Example) -> Encoded:
         """Encode the conversation up to the start of the assistant's answer."""
@@ -62,7 +66,7 @@ class Encoder:
         scored = [flag for tokens, is_answer in pieces for flag in self._flags(tokens, is_answer)]
         if not self.eos_ids.intersection(pieces[-1][0]):
             # A template that ends its turns with plain text would never teach the student to stop.
-            ids.append(int(self.tokenizer.eos_token_id))
+            ids.append(self.end)
             scored.append(True)
         end = max((index for index, flag in enumerate(scored) if flag), default=-1) + 1
         first = len(pieces[0][0])
@@ -88,7 +92,7 @@ class Encoder:
 
     def answer(self, prompt: Encoded, text: str) -> Encoded:
         """Append a response given as text, and the end-of-sequence token."""
-        ids = (*self._ids(text), int(self.tokenizer.eos_token_id))
+        ids = (*self._ids(text), self.end)
         return Encoded(prompt.prompt, ids, (True,) * len(ids))
 
     def _flags(self, tokens: tuple[int, ...], is_answer: bool) -> Iterator[bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..config import Config
@@ -27,6 +28,14 @@ class TrainingData:
     """Texts of ``data.pretraining``."""
     hashes: dict[str, str] = field(default_factory=dict)
     """Hashes of the files that the data was read from, see ``input_hashes``."""
+
+    def prompt_ids(self) -> Iterator[tuple[int, ...]]:
+        """Yield the token ids of each prompt."""
+        return (row.prompt for row in (*self.prompts, *self.held_out_prompts))
+
+    def response_ids(self) -> Iterator[tuple[int, ...]]:
+        """Yield the token ids of each written response."""
+        return (row.response for row in self.answered if row is not None)
 
 
 def load_training_data(config: Config, encoder: Encoder) -> TrainingData:
