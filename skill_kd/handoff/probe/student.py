@@ -86,6 +86,7 @@ def _put_weights(model: Any, checkpoint: str | None) -> str | None:
     """Load a checkpoint's weights, or only its adapters, into ``model``. Return the reason if that fails, or None."""
     from safetensors.torch import load_file
 
+    from skill_kd.kd.model.merging import put_adapters
     from skill_kd.kd.model.student import StudentWithLoss
 
     if checkpoint is None:
@@ -93,7 +94,7 @@ def _put_weights(model: Any, checkpoint: str | None) -> str | None:
     names = ("adapter_model", "trained", "model", "student")
     adapters, trained, *whole = (Path(checkpoint) / f"{name}.safetensors" for name in names)
     if adapters.is_file() and hasattr(model, "peft_config"):
-        return _put_adapters(model, load_file(adapters))
+        return put_adapters(model, load_file(adapters))
     found = next((file for file in (trained, *whole) if file.is_file()), None)
     if found is None:
         return f"no whole set of weights in '{checkpoint}'"
@@ -112,15 +113,6 @@ def _put_all(holder: Any, weights: dict[str, Any], only_trained: bool) -> str | 
     lost = [name for name in asked if mine[name].data_ptr() not in loaded]
     strange = [*result.unexpected_keys, *lost]
     return f"its names are not this model's: {strange[0]}" if strange else None
-
-
-def _put_adapters(model: Any, weights: dict[str, Any]) -> str | None:
-    from peft import set_peft_model_state_dict
-
-    result = set_peft_model_state_dict(model, weights)
-    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    strange = [*result.unexpected_keys, *sorted(trained.intersection(result.missing_keys))]
-    return f"its adapters are not this model's: {strange[0]}" if strange else None
 
 
 def _figures(question: Any) -> dict[str, float]:
