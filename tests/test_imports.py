@@ -53,7 +53,9 @@ NO_TORCH = (
     "reporting",
     "endpoint",
     "dataset.reading",
+    "model.adapter_folder",
     "model.context",
+    "model.layers",
 )
 """The part of kd that the rest of the package may import when a module is loaded."""
 
