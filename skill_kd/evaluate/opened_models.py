@@ -84,6 +84,13 @@ class Writer:
         decoding = replace(self.sampler.decoding, temperature=temperature)
         return replace(self, sampler=replace(self.sampler, decoding=decoding))
 
+    def within(self, vocabulary: int, eos_ids: frozenset[int]) -> Writer:
+        """Return the same writer for ids below ``vocabulary``, which also stops at ``eos_ids``."""
+        decoding = self.sampler.decoding
+        ends = decoding.eos_ids | eos_ids
+        sampler = replace(self.sampler, decoding=replace(decoding, vocabulary=vocabulary, eos_ids=ends))
+        return replace(self, sampler=sampler)
+
     def text(self, row: Row) -> str:
         """Decode a response."""
         return str(self.tokenizer.decode(row.response, skip_special_tokens=True))
@@ -97,8 +104,7 @@ def open_writer(source: ModelSource, max_new_tokens: int, device: torch.device) 
     from skill_kd.kd.rollouts.decoding import Decoding
     from skill_kd.kd.rollouts.sampler import Sampler
 
-    tokenizer = loading.load_tokenizer(source, source.model)
-    loaded = loading.load_model(source, source.model)
+    loaded, tokenizer = loading.load_pair(source, source.model)
     vocabulary, ends = real_vocabulary(tokenizer, loaded), eos_ids(tokenizer, loaded)
     model = loaded.train(False).requires_grad_(False).to(device)
     sampler = Sampler(Decoding(max_new_tokens, 1.0, 1.0, ends, vocabulary), int(tokenizer.pad_token_id), device)
@@ -125,6 +131,21 @@ def shared(student: Writer, teacher: Writer) -> tuple[int, str | None]:
     if max(student.sampler.decoding.eos_ids | teacher.sampler.decoding.eos_ids) >= vocabulary:
         return 0, "an end-of-sequence token is not shared, so probabilities of tokens cannot be compared"
     return vocabulary, None
+
+
+def together(student: Writer, teacher: Writer, vocabulary: int, examples: Sequence[Example]) -> tuple[Writer, Writer]:
+    """Return both writers for the tokens that they share. Each stops where the other one does.
+
+    Raises:
+        BadInput: a prompt has a token that only one of them knows.
+    """
+    from skill_kd.kd.model.vocabulary import refuse_ids_beyond
+
+    for writer, reader in ((student, teacher), (teacher, student)):
+        prompts = (writer.encoder.prompt(example).prompt for example in examples)
+        refuse_ids_beyond(vocabulary, prompts, writer.tokenizer, f"'{reader.name}'")
+    ends = student.sampler.decoding.eos_ids | teacher.sampler.decoding.eos_ids
+    return student.within(vocabulary, ends), teacher.within(vocabulary, ends)
 
 
 def read(

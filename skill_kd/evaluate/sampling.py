@@ -142,7 +142,12 @@ def _work(
     student = opened_models.open_writer(task.student, task.max_new_tokens, device)
     baseline = opened_models.open_writer(task.baseline, task.max_new_tokens, device) if task.baseline else None
     vocabulary, why = opened_models.shared(student, teacher)
-    beside = (baseline, opened_models.shared(baseline, teacher)[0] if vocabulary else 0) if baseline else None
+    if vocabulary:
+        student, teacher = opened_models.together(student, teacher, vocabulary, examples)
+    beside = None
+    if baseline is not None:
+        also = opened_models.shared(baseline, teacher)[0] if vocabulary else 0
+        beside = (opened_models.together(baseline, teacher, also, examples)[0] if also else baseline, also)
     with (folder / "work.jsonl").open("ab") as file:
         for start in range(len(done), len(examples), AT_ONCE):
             chunk = examples[start : start + AT_ONCE]

@@ -272,10 +272,23 @@ def other_tokens(student: Path) -> None:
     path.write_text(json.dumps(told))
 
 
+def pad_of_prompts(student: Path) -> None:
+    edit(student / "tokenizer_config.json", pad_token="<|im_start|>")
+    edit(student / "generation_config.json", pad_token_id=1)
+
+
+def fewer_weights(student: Path) -> None:
+    weights = load_file(student / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, student / "model.safetensors", {"format": "pt"})
+
+
 SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "weights": (other_weights, "weights: logits differ"),
     "template": (other_template, "chat template"),
     "pad": (lambda s: edit(s / "tokenizer_config.json", pad_token="<|im_end|>"), "pad: pad 2"),
+    "pad of prompts": (pad_of_prompts, "pad: pad 1, end of sequence [2], the template writes [1, 2]"),
+    "fewer weights": (fewer_weights, "it lacks the weights model.layers.0.mlp.up_proj.weight"),
     "pickle": (lambda s: (s / "pytorch_model.bin").write_bytes(b"x"), "safetensors only: pytorch_model.bin"),
     "adapter": (lambda s: (s / "adapter_config.json").write_text("{}"), "safetensors only: adapter_config.json"),
     "code": (lambda s: edit(s / "config.json", auto_map={"AutoModel": "x.Y"}), "stands alone: auto_map"),

@@ -20,6 +20,7 @@ from ..config import Config
 from ..dataset.batch import Batch, Row
 from ..dataset.encoding import Encoder
 from ..dataset.reading import Example
+from ..dataset.training_data import TrainingData
 from ..errors import BadInput
 from ..kinds import reads_teacher
 from ..losses.divergences import log_probs
@@ -30,7 +31,7 @@ from ..model.loading import check_context, load_teacher
 from ..model.sharding import ShardedTeacher
 from ..model.student import find_head, response_hidden_states, response_logits
 from ..model.teacher_distribution import TeacherDistribution, TeacherLogProbs, TopK
-from ..model.vocabulary import shared_vocabulary
+from ..model.vocabulary import refuse_ids_beyond, shared_vocabulary
 from ..rollouts.decoding import Decoding
 from ..rollouts.sampler import Sampler, SampleRequest
 from .served import PROBE, ServedTeacher
@@ -52,6 +53,12 @@ class Teacher:
     """Maps the model's hidden states to logits; None if only the model itself can do that."""
     together: Together = nullcontext
     """If the model is sharded, all processes enter and leave this context. Within it, each may read at any time."""
+    eos_ids: frozenset[int] = frozenset()
+    """The teacher's own ids that end a response, as ids of the student; empty if it has another tokenizer."""
+
+    def shared(self, decoding: Decoding) -> Decoding:
+        """Return ``decoding`` for both models: only tokens that both know, and the ends of both."""
+        return replace(decoding, vocabulary=self.vocabulary, eos_ids=decoding.eos_ids | self.eos_ids)
 
     @property
     def scores(self) -> bool:
@@ -95,13 +102,15 @@ def open_teacher(
     sampler: Sampler,
     encoder: Encoder,
     over: Accelerator | None = None,
+    data: TrainingData | None = None,
 ) -> Teacher:
-    """Load or connect to the spec's teacher, and check that it fits the objectives.
+    """Load or connect to the spec's teacher, and check that it fits the objectives and the data.
 
     If ``over`` is given, a loaded teacher is sharded over its processes.
 
     Raises:
-        BadInput: an objective reads probabilities, and the tokenizers or their chat templates differ.
+        BadInput: an objective reads probabilities, and the tokenizers or their chat templates differ, or the data has
+            tokens that the teacher lacks.
         Missing: the model or the server is unavailable.
     """
     vocabulary = sampler.decoding.vocabulary
@@ -118,21 +127,24 @@ def open_teacher(
     try:
         shared = shared_vocabulary(tokenizer, loaded.tokenizer, min(vocabulary, loaded.vocabulary))
         check_template(encoder, loaded.tokenizer)
+        if data is not None:
+            refuse_ids_beyond(shared, data.prompt_ids(), tokenizer, "the teacher")
     except BadInput:
         if any(map(reads_teacher, config.stages)):
             raise
         foreign = foreign_writer(model, loaded, sampler, encoder)
         return Teacher(None, vocabulary, _in_step(foreign, together), together=together)
+    ends = frozenset(token for token in loaded.eos_ids if token < shared)
     if max(sampler.decoding.eos_ids) >= shared:
         raise BadInput("the teacher does not know the student's end-of-sequence token; no response could ever end")
 
     def write(_examples: Sequence[Example], requests: Sequence[SampleRequest], decoding: Decoding) -> list[Row]:
-        own = replace(sampler, decoding=replace(decoding, vocabulary=shared))
+        own = replace(sampler, decoding=replace(decoding, vocabulary=shared, eos_ids=decoding.eos_ids | ends))
         return own.sample(model, requests, "teacher")
 
     head = find_head(loaded.model, shared)
     telling = model if head is None else HiddenStateTeacher(model, head)
-    return Teacher(telling, shared, _in_step(write, together), head=head, together=together)
+    return Teacher(telling, shared, _in_step(write, together), head=head, together=together, eos_ids=ends)
 
 
 def _in_step(write: Write, together: Together) -> Write:

@@ -11,7 +11,6 @@ from ..dataset.batch import Row
 from ..dataset.encoding import Encoder
 from ..dataset.reading import Example
 from ..model.loading import LoadedTeacher
-from ..model.vocabulary import eos_ids
 from ..rollouts.decoding import Decoding
 from ..rollouts.sampler import Sampler, SampleRequest
 from .served import ServedTeacher
@@ -26,7 +25,7 @@ Only length, temperature and top-p of the decoding are used. The teacher uses it
 def foreign_writer(model: nn.Module, loaded: LoadedTeacher, sampler: Sampler, encoder: Encoder) -> Write:
     """Return the writer of a teacher that has its own tokenizer and template. Its text is encoded for the student."""
     tokenizer, vocabulary = loaded.tokenizer, loaded.vocabulary
-    ends = eos_ids(tokenizer, loaded.members[0])
+    ends = loaded.eos_ids
     own_encoder = Encoder(tokenizer, ends, encoder.options)
     pad = int(tokenizer.pad_token_id)
 
