@@ -6,6 +6,7 @@ an endpoint, unless the endpoint returns log-probabilities: they cover the likel
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import Config
 from ..dataset.batch import Batch, Row
+from ..dataset.comparison import difference
 from ..dataset.encoding import Encoder
 from ..dataset.reading import Example
 from ..errors import BadInput
@@ -30,10 +32,10 @@ from ..model.loading import check_context, load_teacher
 from ..model.sharding import ShardedTeacher
 from ..model.student import find_head, response_hidden_states, response_logits
 from ..model.teacher_distribution import TeacherDistribution, TeacherLogProbs, TopK
-from ..model.vocabulary import shared_vocabulary
+from ..model.vocabulary import eos_ids, shared_vocabulary
 from ..rollouts.decoding import Decoding
 from ..rollouts.sampler import Sampler, SampleRequest
-from .served import PROBE, ServedTeacher
+from .served import ServedTeacher
 from .writers import Write, foreign_writer, served_writer
 
 Together = Callable[[], AbstractContextManager[None]]
@@ -52,6 +54,22 @@ class Teacher:
     """Maps the model's hidden states to logits; None if only the model itself can do that."""
     together: Together = nullcontext
     """If the model is sharded, all processes enter and leave this context. Within it, each may read at any time."""
+    own_encoder: Encoder | None = None
+    """Encodes prompts for a teacher that has its own tokenizer or chat template; None if the student's is used."""
+
+    def check_prompts(self, examples: Sequence[Example], source: str) -> None:
+        """Check that the teacher's own chat template accepts the prompts of ``source``, before training starts.
+
+        Raises:
+            BadInput: it refuses some. The message names the first row, and quotes the template.
+        """
+        refused = self.own_encoder.refused(examples) if self.own_encoder else []
+        if refused:
+            example, reason = refused[0]
+            raise BadInput(
+                f"the teacher cannot read {len(refused)} of {len(examples)} prompts of '{source}', first "
+                f"{example.place}: {reason}; leave those rows out, or give the teacher the student's chat template"
+            )
 
     @property
     def scores(self) -> bool:
@@ -115,14 +133,18 @@ def open_teacher(
         check_context(member, config.data.max_prompt_tokens + config.rollout.max_new_tokens, "the teacher")
     model: nn.Module = loaded.model.to(sampler.device) if over is None else ShardedTeacher(loaded.model, over)
     together = model.together if isinstance(model, ShardedTeacher) else nullcontext
+    own_encoder = Encoder(loaded.tokenizer, eos_ids(loaded.tokenizer, loaded.members[0]), encoder.options)
+    for name, other in loaded.others:
+        check_same_template(own_encoder, other, name)
     try:
         shared = shared_vocabulary(tokenizer, loaded.tokenizer, min(vocabulary, loaded.vocabulary))
-        check_template(encoder, loaded.tokenizer)
-    except BadInput:
+        check_template(encoder, own_encoder)
+    except BadInput as reason:
         if any(map(reads_teacher, config.stages)):
             raise
-        foreign = foreign_writer(model, loaded, sampler, encoder)
-        return Teacher(None, vocabulary, _in_step(foreign, together), together=together)
+        print(f"note: the teacher's responses become tokens of the student by way of text: {reason}", file=sys.stderr)  # noqa: T201
+        foreign = foreign_writer(model, loaded, sampler, encoder, own_encoder)
+        return Teacher(None, vocabulary, _in_step(foreign, together), together=together, own_encoder=own_encoder)
     if max(sampler.decoding.eos_ids) >= shared:
         raise BadInput("the teacher does not know the student's end-of-sequence token; no response could ever end")
 
@@ -187,19 +209,29 @@ class HiddenStateTeacher(nn.Module):
         return self.head.transform(self.head.linear(hidden))
 
 
-def check_template(encoder: Encoder, theirs: PreTrainedTokenizerBase) -> None:
+def check_template(student: Encoder, teacher: Encoder) -> None:
     """Refuse a teacher that renders a prompt differently: it would score prompts in a format it never saw.
 
     Raises:
         BadInput: the chat templates of student and teacher render a prompt differently.
     """
-    probe = Example((("user", PROBE),), None)
-    ours, other = encoder.prompt(probe).prompt, Encoder(theirs, encoder.eos_ids).prompt(probe).prompt
-    if ours != other:
-        rendered = [str(each.decode(ids)) for each, ids in ((encoder.tokenizer, ours), (theirs, other))]
+    if found := difference(student, teacher):
         raise BadInput(
-            f"the student's chat template renders a prompt as {rendered[0]!r}, the teacher's as {rendered[1]!r}; "
+            f"the student's chat template renders {found.what} as {found.ours}, the teacher's as {found.theirs}; "
             "give the student the teacher's chat template, or take kind: sequence_kd, whose teacher writes with its own"
+        )
+
+
+def check_same_template(first: Encoder, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse teachers of one ensemble that render a prompt differently: they all read the same tokens.
+
+    Raises:
+        BadInput: the chat template of teacher ``name`` renders a prompt differently from that of the first teacher.
+    """
+    if found := difference(first, Encoder(tokenizer, first.eos_ids, first.options)):
+        raise BadInput(
+            f"teacher.model: the chat template of '{name}' renders {found.what} as {found.theirs}, that of the first "
+            f"teacher as {found.ours}; give all teachers one chat template, or keep one teacher"
         )
 
 

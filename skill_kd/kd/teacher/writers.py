@@ -11,7 +11,6 @@ from ..dataset.batch import Row
 from ..dataset.encoding import Encoder
 from ..dataset.reading import Example
 from ..model.loading import LoadedTeacher
-from ..model.vocabulary import eos_ids
 from ..rollouts.decoding import Decoding
 from ..rollouts.sampler import Sampler, SampleRequest
 from .served import ServedTeacher
@@ -23,11 +22,11 @@ Only length, temperature and top-p of the decoding are used. The teacher uses it
 """
 
 
-def foreign_writer(model: nn.Module, loaded: LoadedTeacher, sampler: Sampler, encoder: Encoder) -> Write:
+def foreign_writer(
+    model: nn.Module, loaded: LoadedTeacher, sampler: Sampler, encoder: Encoder, own_encoder: Encoder
+) -> Write:
     """Return the writer of a teacher that has its own tokenizer and template. Its text is encoded for the student."""
-    tokenizer, vocabulary = loaded.tokenizer, loaded.vocabulary
-    ends = eos_ids(tokenizer, loaded.members[0])
-    own_encoder = Encoder(tokenizer, ends, encoder.options)
+    tokenizer, vocabulary, ends = loaded.tokenizer, loaded.vocabulary, own_encoder.eos_ids
     pad = int(tokenizer.pad_token_id)
 
     def write(examples: Sequence[Example], requests: Sequence[SampleRequest], decoding: Decoding) -> list[Row]:
@@ -40,7 +39,8 @@ def foreign_writer(model: nn.Module, loaded: LoadedTeacher, sampler: Sampler, en
         texts = [tokenizer.decode(row.response, skip_special_tokens=True) for row in rows]
         finished = [row.response[-1] in ends for row in rows]
         return [
-            _text_row(*parts, encoder, decoding.max_new_tokens) for parts in zip(requests, texts, finished, strict=True)
+            _text_row(*parts, encoder, decoding.max_new_tokens)
+            for parts in zip(examples, requests, texts, finished, strict=True)
         ]
 
     return write
@@ -53,15 +53,17 @@ def served_writer(server: ServedTeacher, encoder: Encoder) -> Write:
             conversations, [(*request.seed, request.row) for request in requests], decoding, encoder.options
         )
         return [
-            _text_row(request, answer.text, answer.finished, encoder, decoding.max_new_tokens)
-            for request, answer in zip(requests, answers, strict=True)
+            _text_row(example, request, answer.text, answer.finished, encoder, decoding.max_new_tokens)
+            for example, request, answer in zip(examples, requests, answers, strict=True)
         ]
 
     return write
 
 
-def _text_row(request: SampleRequest, text: str, finished: bool, encoder: Encoder, max_new_tokens: int) -> Row:
-    encoded = encoder.answer(request.prompt, text)
+def _text_row(
+    example: Example, request: SampleRequest, text: str, finished: bool, encoder: Encoder, max_new_tokens: int
+) -> Row:
+    encoded = encoder.answer(example, text)
     # A response that the length limit cut must not teach the student to end there.
     response = encoded.response if finished else encoded.response[:-1]
     response = response[:max_new_tokens] or encoded.response[-1:]

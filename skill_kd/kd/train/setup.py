@@ -84,6 +84,9 @@ def open_parts(
     sampler = Sampler(decoding, int(tokenizer.pad_token_id), accelerator.device)
     over = accelerator if config.launch.shard_teacher and accelerator.num_processes > 1 else None
     teacher = open_teacher(config, tokenizer, sampler, encoder, over)
+    teacher.check_prompts(data.examples, config.data.train)
+    held_out_file = config.data.held_out if isinstance(config.data.held_out, str) else config.data.train
+    teacher.check_prompts(data.held_out_examples, held_out_file)
     sampler = replace(sampler, decoding=replace(decoding, vocabulary=teacher.vocabulary))
     rows_at_once = training.batch_size // training.accumulate // accelerator.num_processes
     measured = requests_for(data.held_out_prompts, (config.seed, "held_out"))
