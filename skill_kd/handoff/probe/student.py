@@ -139,21 +139,24 @@ def _figures(question: Any) -> dict[str, float]:
 def _data(question: Any, tokenizer: Any) -> Answer:
     """Return the fine-tuning data as rows of messages, and the length of the longest in tokens."""
     from skill_kd.kd.dataset.reading import read_examples
+    from skill_kd.kd.dataset.rendering import TemplateRefusal, render
     from skill_kd.kd.errors import BadInput
 
     examples = read_examples(question["data"], "train", 0.0)
     open_ended = sum(example.response is None for example in examples)
     if open_ended:
         raise BadInput(f"handoff.data '{question['data']}': {open_ended} of {len(examples)} rows have no response")
-    rows = []
-    for example in examples:
-        turns = (*example.messages, ("assistant", example.response))
-        rows.append({"messages": [{"role": role, "content": content} for role, content in turns]})
-    if not tokenizer.chat_template:
-        return {"rows": rows}
     options = question["spec"]["data"]["chat_template_options"]
-    texts = [tokenizer.apply_chat_template(row["messages"], tokenize=False, **options) for row in rows]
-    return {"rows": rows, "longest": max(len(tokenizer(text)["input_ids"]) for text in texts)}
+    rows, longest = [], 0
+    for example in examples:
+        turns = (*example.messages, ("assistant", example.response or ""))
+        rows.append({"messages": [{"role": role, "content": content} for role, content in turns]})
+        try:
+            text = render(tokenizer, turns, options, for_answer=False)
+        except TemplateRefusal as error:
+            raise BadInput(f"handoff.data '{question['data']}' {example.place}: {error}") from error
+        longest = max(longest, len(tokenizer(text)["input_ids"]))
+    return {"rows": rows, "longest": longest} if tokenizer.chat_template else {"rows": rows}
 
 
 def _revisions(source: Any) -> list[dict[str, str | None]]:
