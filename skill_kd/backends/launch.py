@@ -17,8 +17,9 @@ def several(spec: Spec) -> bool:
 def arguments(spec: Spec) -> list[str]:
     """Return the arguments of ``accelerate launch`` on one machine."""
     # The script sets precision and sharding itself, so they are the same under every launcher. Without the last flag,
-    # accelerate silently starts one process if it finds fewer than two GPUs.
-    plain = ["--num_processes", str(spec.launch.processes), "--num_machines", "1"]
+    # accelerate silently starts one process if it finds fewer than two GPUs. Port 0 is a free one: two runs that start
+    # at the same moment would otherwise meet at port 29500.
+    plain = ["--num_processes", str(spec.launch.processes), "--num_machines", "1", "--main_process_port", "0"]
     return [*plain, "--mixed_precision", "no", "--dynamo_backend", "no", "--multi_gpu"]
 
 
@@ -38,6 +39,7 @@ def _config(spec: Spec) -> str:
         "num_machines": spec.launch.nodes,
         "num_processes": spec.launch.processes,
         "mixed_precision": "no",
+        **({"main_process_port": 0} if spec.launch.nodes == 1 else {}),
     }
     return "".join(f"{name}: {json.dumps(value)}\n" for name, value in values.items())
 

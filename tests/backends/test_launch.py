@@ -94,6 +94,9 @@ def test_the_configuration_says_what_the_command_says(launch: dict[str, Any], tm
         _validate_launch_command(parsed)
     for name in ("multi_gpu", "use_deepspeed", "num_processes", "num_machines", "mixed_precision"):
         assert getattr(by_file, name) == getattr(by_flags, name), name
+    # Two runs on one machine must not meet at one port. Several machines agree on one through launch.sh.
+    assert by_flags.main_process_port == 0
+    assert by_file.main_process_port == (0 if spec.launch.nodes == 1 else None)
 
 
 def test_it_is_a_configuration_that_accelerate_takes(folder: Path) -> None:
