@@ -57,7 +57,8 @@ class TransformersBackend(Backend):
             )
         if not launch.several(spec):
             return [sys.executable, str(script)]
-        return [sys.executable, "-m", "accelerate.commands.launch", *launch.arguments(spec), str(script)]
+        # -P: a folder named accelerate in the working folder must not be imported instead.
+        return [sys.executable, "-P", "-m", "accelerate.commands.launch", *launch.arguments(spec), str(script)]
 
     def files(self, spec: Spec) -> dict[str, str]:
         """Return accelerate's configuration and ``launch.sh`` if several processes train."""

@@ -96,7 +96,7 @@ def version(python: str, distribution: str) -> str | None:
     code = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
     try:
         done = subprocess.run(  # noqa: S603 -- our own text, no shell
-            [python, "-c", code, distribution], capture_output=True, encoding="utf-8", check=False
+            [python, "-P", "-c", code, distribution], capture_output=True, encoding="utf-8", check=False
         )
     except OSError as error:
         raise MissingRequirementError(f"cannot start '{python}': {error.strerror}") from error

@@ -125,6 +125,14 @@ def test_one_process_is_started_plainly(strategy: str) -> None:
     assert BACKEND.command(SCRIPT, spec_with(launch={"strategy": strategy})) == [sys.executable, str(SCRIPT)]
 
 
+def test_a_package_in_the_working_folder_is_not_imported(tmp_path: Path) -> None:
+    (tmp_path / "accelerate").mkdir()
+    (tmp_path / "accelerate" / "__init__.py").write_text("raise SystemExit('the working folder was imported')\n")
+    launcher = BACKEND.command(SCRIPT, spec_with(launch={"processes": 2, "strategy": "ddp"}))[:4]
+    done = subprocess.run([*launcher, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, "--num_processes" in done.stdout) == (0, True), done.stderr
+
+
 @pytest.mark.parametrize(
     ("launch", "expected"),
     [
@@ -140,8 +148,8 @@ def test_accelerate_understands_the_command(launch: dict[str, object], expected:
 
     spec = spec_with(launch=launch, training={"accumulate": 4, "max_grad_norm": 0.5})
     command = BACKEND.command(SCRIPT, spec)
-    assert command[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
-    parsed = launch_command_parser().parse_args([*command[3:], "--resume"])
+    assert command[:4] == [sys.executable, "-P", "-m", "accelerate.commands.launch"]
+    parsed = launch_command_parser().parse_args([*command[4:], "--resume"])
     _validate_launch_command(parsed)
     assert {key: getattr(parsed, key) for key in expected} == expected
     assert (parsed.training_script, parsed.training_script_args) == (str(SCRIPT), ["--resume"])

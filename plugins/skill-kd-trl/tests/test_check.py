@@ -46,7 +46,7 @@ def test_its_requirements_are_the_versions_the_tests_run_with() -> None:
 
 def test_several_processes_are_started_by_accelerate() -> None:
     command = BACKEND.command(Path("train.py"), spec_with(launch={"processes": 2, "strategy": "ddp"}))
-    assert command[1:3] == ["-m", "accelerate.commands.launch"]
+    assert command[1:4] == ["-P", "-m", "accelerate.commands.launch"]
     assert command[command.index("--num_processes") + 1] == "2"
 
 
