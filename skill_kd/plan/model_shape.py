@@ -218,6 +218,10 @@ def parse_config(values: Mapping[str, object], source: str) -> ModelConfig:
     return _shape(model_type, family, _Sizes(sizes, f"{source} ({model_type})"), vision)
 
 
+_MOST_LAYERS = 10_000
+"""More layers than any model has. The plan's work grows with the layers, so a larger number is refused first."""
+
+
 class _Sizes:
     """Values of a config, checked on access."""
 
@@ -230,6 +234,14 @@ class _Sizes:
             raise UsageError(f"the config of {self.source} has no '{key}'; its size cannot be planned")
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise UsageError(f"the config of {self.source} says {key}: {value!r}, which is no whole number of them")
+        return value
+
+    def layers(self) -> int:
+        value = self.count("num_hidden_layers")
+        if value > _MOST_LAYERS:
+            raise UsageError(
+                f"the config of {self.source} says num_hidden_layers: {value}; at most {_MOST_LAYERS} can be planned"
+            )
         return value
 
     def positions(self) -> int:
@@ -250,7 +262,7 @@ def _shape(model_type: str, family: _Family, sizes: _Sizes, vision: int) -> Mode
     config = ModelConfig(
         model_type=model_type,
         hidden_size=hidden,
-        layers=sizes.count("num_hidden_layers"),
+        layers=sizes.layers(),
         heads=heads,
         kv_heads=sizes.count("num_key_value_heads", heads),
         head_dim=sizes.count("head_dim", hidden // heads),
@@ -280,7 +292,7 @@ def _mixture(config: ModelConfig, sizes: _Sizes) -> ModelConfig:
         return config
     step = max(sizes.count("decoder_sparse_step", 1), 1)
     listed = sizes.values.get("mlp_only_layers")
-    named = listed if isinstance(listed, list) else []
+    named = {layer for layer in listed if isinstance(layer, int)} if isinstance(listed, list) else set()
     return replace(
         config,
         experts=experts,

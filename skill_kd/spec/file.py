@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -20,6 +21,10 @@ MAX_BYTES = 64 * 1024
 
 MAX_ALIASES = 16
 """Most YAML aliases in a spec. Nested aliases multiply: a few lines can expand to more nodes than fit in memory."""
+
+
+_LONG_KEY = re.compile(r"""[\w-]+["']?(?:[ \t]*\.[ \t]*["']?[\w-]+["']?){16}""", re.ASCII)
+"""A TOML key of more than 16 parts. A spec needs three, and tomllib's memory is quadratic in their number."""
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -97,6 +102,13 @@ def _parse_json(text: str) -> Any:
     return json.loads(text, object_pairs_hook=_unique_keys)
 
 
+def _parse_toml(text: str) -> Any:
+    if found := _LONG_KEY.search(text):
+        line = text.count("\n", 0, found.start()) + 1
+        raise ValueError(f"line {line}: a key or value of more than 16 parts joined by dots")
+    return tomllib.loads(text)
+
+
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in pairs:
@@ -110,7 +122,7 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     ".yaml": _parse_yaml,
     ".yml": _parse_yaml,
     ".json": _parse_json,
-    ".toml": tomllib.loads,
+    ".toml": _parse_toml,
 }
 
 

@@ -182,6 +182,16 @@ def test_the_largest_file_is_still_read(tmp_path: Path) -> None:
         ("spec.json", '{"name": "a",}', "line 1"),
         ("spec.json", "{'name': 'a'}", "line 1"),
         ("spec.json", '{"seed": ' + "9" * 5000 + "}", "malformed"),
+        (
+            "spec.toml",
+            "name = 'a'\n" + ".".join(["a"] * 30_000) + " = 1",
+            "line 2: a key or value of more than 16 parts",
+        ),
+        (
+            "spec.toml",
+            "name = 'a'\n" + " . ".join(["'a'"] * 20) + " = 1",
+            "line 2: a key or value of more than 16 parts",
+        ),
         ("spec.toml", 'name = "a\n', "line 1"),
         ("spec.toml", "name: a\n", "line 1"),
     ],
