@@ -145,7 +145,7 @@ def test_an_unknown_backend_is_exit_code_5(verb: str, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("verb", ["validate", "generate", "run"])
 def test_errors_are_json_as_well(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     answer = Answer(capsys, verb, spec_file("fake:refuse"), "--json")
-    refused = "backend 'fake': student.model: 'fake:refuse' is refused; take another"
+    refused = "backend 'fake': student.model: 'fake:refuse' is refused; use another"
     valid = {"valid": False} if verb == "validate" else {}
     assert answer.document == {**valid, "errors": [refused], "exit_code": 2}
     assert answer.err == f"error: {refused}\n"
@@ -202,7 +202,7 @@ def test_an_interrupt_outside_a_run_is_exit_code_130(
 def test_validate_sums_up_the_spec(capsys: pytest.CaptureFixture[str]) -> None:
     answer = Answer(capsys, "validate", spec_file())
     assert answer.code == 0
-    for part in ("demo is valid", "fake", "organisation/teacher → fake:well", "distill (minillm)"):
+    for part in ("demo is valid", "fake", "organization/teacher → fake:well", "distill (minillm)"):
         assert part in answer.out
 
 
@@ -225,7 +225,7 @@ def test_what_a_terminal_cannot_show_is_printed_escaped() -> None:
     command = [sys.executable, "-m", "skill_kd", "validate", spec_file()]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode == 0
-    assert r"organisation/teacher \u2192 fake:well" in process.stdout
+    assert r"organization/teacher \u2192 fake:well" in process.stdout
 
 
 def test_the_schema_knows_every_section_and_refuses_unknown_keys(capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,7 +283,7 @@ def test_a_broken_plugin_is_one_line_and_its_traceback_on_request(
     monkeypatch.setattr(plugins, "broken", lambda: {"its:name": "Traceback\n  line 1\nImportError: no torch\n"})
     short = Answer(capsys, "backends")
     assert short.code == 0
-    assert short.err == "warning: plugin 'its:name' could not be used: ImportError: no torch\n"
+    assert short.err == "warning: plugin 'its:name' could not be loaded: ImportError: no torch\n"
     assert "line 1" in Answer(capsys, "backends", "--verbose").err
 
 

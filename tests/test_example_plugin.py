@@ -120,7 +120,7 @@ def test_broken_it_stops_nobody_and_is_named_with_its_traceback(environment: Env
     assert (short.returncode, long.returncode) == (0, 0)
     assert "transformers" in short.stdout
     assert "echo" not in short.stdout
-    assert "plugin 'skill-kd-echo:echo' could not be used: RuntimeError: broken on purpose" in short.stderr
+    assert "plugin 'skill-kd-echo:echo' could not be loaded: RuntimeError: broken on purpose" in short.stderr
     assert "Traceback" not in short.stderr
     assert "Traceback (most recent call last)" in long.stderr
     assert "skill_kd_echo.py" in long.stderr

@@ -241,9 +241,9 @@ def test_only_the_marked_line_and_our_imports_change() -> None:
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("CONFIG = 1\n", "has 0 such marks"),
+        ("CONFIG = 1\n", "found 0"),
         ("# kd: config\nCONFIG = 1\n", "exactly one line"),
-        ("CONFIG = 1  # kd: config\nOTHER = 1  # kd: config\n", "has 2 such marks"),
+        ("CONFIG = 1  # kd: config\nOTHER = 1  # kd: config\n", "found 2"),
         ("OTHER = 1  # kd: config\n", "exactly one line"),
         ("def f():\n    CONFIG = 1  # kd: config\n", "exactly one line"),
         ("CONFIG = (  # kd: config\n    1\n)\n", "exactly one line"),

@@ -15,7 +15,7 @@ from skill_kd.console import Verb, print_json
 @click.option(
     "--data", type=click.Path(path_type=Path), metavar="FILE", help="Fine-tuning data, instead of handoff.data."
 )
-@click.option("--execute", is_flag=True, help="Also fine-tune, load the result, and measure the drift.")
+@click.option("--execute", is_flag=True, help="Also fine-tune, reload the result, and measure the drift.")
 @click.option("--python", metavar="PATH", help="Python interpreter that has Unsloth (default: this one).")
 @click.option("--max-steps", type=click.IntRange(min=1), metavar="N", help="Stop after N optimizer steps, as a trial.")
 @click.option("--no-drift", is_flag=True, help="Do not measure drift, which needs the teacher.")

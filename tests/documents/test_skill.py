@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[2]
 TEXT = (REPOSITORY / "SKILL.md").read_text(encoding="utf-8")
 _, FRONT, BODY = TEXT.split("---\n", 2)
 FIELDS = {"name", "description", "license", "compatibility", "metadata", "allowed-tools"}
-ROOMS = "references|scripts|dev|examples|templates|plugins|evals|skill_kd|docs|benchmarks|tests"
+FOLDERS = "references|scripts|dev|examples|templates|plugins|evals|skill_kd|docs|benchmarks|tests"
 
 
 def front() -> dict[str, Any]:
@@ -58,7 +58,7 @@ def test_the_body_is_short() -> None:
 
 
 def test_every_path_that_it_names_exists() -> None:
-    named = set(re.findall(rf"(?<![\w/.-])((?:{ROOMS})/[\w./-]*\w)", BODY))
+    named = set(re.findall(rf"(?<![\w/.-])((?:{FOLDERS})/[\w./-]*\w)", BODY))
     named |= set(re.findall(r"\]\(([^)#:]+)\)", BODY))
     assert named
     assert not {name for name in named if not (REPOSITORY / name).exists()}

@@ -364,7 +364,9 @@ def test_resuming_a_run_that_is_done_does_nothing() -> None:
 
 
 def test_resuming_what_was_never_started_is_refused() -> None:
-    with pytest.raises(UsageError, match="no run folder 'runs/demo' to resume; start it without --resume"):
+    with pytest.raises(
+        UsageError, match="run folder 'runs/demo' does not exist, so it cannot be resumed; start without --resume"
+    ):
         run(spec_that(), resume=True)
 
 
@@ -379,7 +381,7 @@ def test_resuming_a_folder_that_is_no_run_is_refused(content: str | None) -> Non
 
 def test_another_spec_cannot_take_over_a_run() -> None:
     stop(spec_that("wait"), signal.SIGINT)
-    with pytest.raises(SpecError, match="differing in 'seed', 'rollout'; undo"):
+    with pytest.raises(SpecError, match="the difference is in 'seed', 'rollout'; undo"):
         run(spec_that("wait", seed=7, rollout={"temperature": 0.5}), resume=True)
 
 
@@ -409,7 +411,7 @@ def test_a_run_goes_on_with_another_number_of_processes(before: dict[str, object
 )
 def test_a_run_does_not_go_on_sharded_otherwise(now: dict[str, object]) -> None:
     stop(spec_that("wait", launch={"processes": 2, "strategy": "ddp"}), signal.SIGINT)
-    with pytest.raises(SpecError, match="differing in 'launch'; undo"):
+    with pytest.raises(SpecError, match="the difference is in 'launch'; undo"):
         run(spec_that("wait", launch=now), resume=True)
 
 
@@ -426,7 +428,7 @@ def test_a_script_edited_under_its_checkpoints_is_not_resumed() -> None:
     stop(spec, signal.SIGINT)
     script = Path("runs/demo/train.py")
     script.write_text(script.read_text().replace("step 2", "step 3"))
-    with pytest.raises(UsageError, match=r"was edited since the run began; to run it so: .* --name NEW"):
+    with pytest.raises(UsageError, match=r"was edited since the run began; to run the edited script: .* --name NEW"):
         run(spec, resume=True)
 
 
@@ -505,7 +507,7 @@ def test_an_edited_run_goes_on_only_with_the_script_it_began_with() -> None:
         run_script(script, on_event=on_ready(signal.SIGTERM))
     assert run_script(script, resume=True).student.is_dir()
     script.write_text(script.read_text().replace("my step", "my other step"))
-    with pytest.raises(UsageError, match=r"is not 'mine/train\.py' any more"):
+    with pytest.raises(UsageError, match=r"differs from 'mine/train\.py'"):
         run_script(script, resume=True)
 
 
@@ -526,7 +528,7 @@ def test_an_edited_run_may_be_edited_again_where_it_lies() -> None:
         (("# /// script", "# nothing"), "header"),
         (('name="demo"', 'name="de" + "mo"'), "CONFIG"),
         (("seed=42", "sede=42"), "did you mean 'seed'"),
-        (("def main(", "def main("), "has no kd/ beside it"),
+        (("def main(", "def main("), "there is no kd/ next to"),
     ],
 )
 def test_a_script_that_was_not_generated_is_refused(change: tuple[str, str], message: str) -> None:

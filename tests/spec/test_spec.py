@@ -76,12 +76,12 @@ REFUSED: dict[str, tuple[Values, list[str]]] = {
     "empty model name": (values(teacher={"model": ""}), ["teacher.model", "at least 1 character"]),
     "revision of a list": (
         values(teacher={"model": [{"model": "a"}], "revision": "v1"}),
-        ["revision: 'v1'", "give each entry its own"],
+        ["revision: 'v1'", "set it in each entry"],
     ),
     "weight of 0": (values(teacher={"model": [{"model": "a", "weight": 0}]}), ["teacher.model.0.weight", "not 0"]),
     "quantization of a served teacher": (
         values(teacher={"served": SERVED, "quantization": "4bit"}),
-        ["'quantization'", "the server's to choose", "drop"],
+        ["'quantization'", "do not apply to 'served'", "drop"],
     ),
     "remote code without a revision": (
         values(teacher={"model": "a", "trust_remote_code": True}),
@@ -101,7 +101,7 @@ REFUSED: dict[str, tuple[Values, list[str]]] = {
         ["teacher.served.top_logprobs", "not -1"],
     ),
     # student
-    "no student": (values(student={}), ["student: give 'model' or 'from_teacher'"]),
+    "no student": (values(student={}), ["student: set 'model' or 'from_teacher'"]),
     "layers together with a model": (
         values(student={"model": "org/student", "from_teacher": {"layers": 4}}),
         ["student", "'from_teacher'", "'org/student'", "keep 'model'"],
@@ -120,7 +120,7 @@ REFUSED: dict[str, tuple[Values, list[str]]] = {
     ),
     "revision of a grown student": (
         values(student={"from_teacher": 4, "revision": "v1"}),
-        ["'revision'", "are the teacher's", "drop"],
+        ["'revision'", "do not apply to from_teacher", "drop"],
     ),
     "grown from several": (
         values(teacher={"model": [{"model": "a"}, {"model": "b"}]}, student={"from_teacher": 4}),
@@ -128,13 +128,13 @@ REFUSED: dict[str, tuple[Values, list[str]]] = {
     ),
     "grown from a server": (
         distilling({"kind": "sequence_kd"}, teacher={"served": SERVED}, student={"from_teacher": 4}),
-        ["student.from_teacher", "teacher.served gives none", "set student.model"],
+        ["student.from_teacher", "teacher.served provides none", "set student.model"],
     ),
     # data
     "all held out": (values(data={"train": "a", "held_out": 1}), ["data.held_out", "less than 1", "not 1"]),
     "a share as text": (
         values(data={"train": "a", "held_out": "5%"}),
-        ["held_out: '5%' is text", "the name of a file", "0.05"],
+        ["held_out: '5%' is text", "names a file", "0.05"],
     ),
     "pretraining that nothing reads": (
         values(data={"train": "a", "pretraining": "web.jsonl"}),
@@ -244,10 +244,13 @@ REFUSED: dict[str, tuple[Values, list[str]]] = {
         values(teacher={"model": "a/b", "quantization": "4bit"}, launch={"strategy": "ddp", "shard_teacher": True}),
         ["launch.shard_teacher", "quantization: 4bit is not"],
     ),
-    "processes without a strategy": (values(launch={"processes": 2}), ["2 processes need a strategy", "ddp", "fsdp2"]),
+    "processes without a strategy": (
+        values(launch={"processes": 2}),
+        ["processes: 2 needs a strategy", "ddp", "fsdp2"],
+    ),
     "nodes that do not divide": (
         values(launch={"processes": 3, "nodes": 2, "strategy": "ddp"}, training={"batch_size": 3}),
-        ["3 processes", "2 nodes"],
+        ["processes: 3", "nodes: 2"],
     ),
     "a rate of 5": (values(training={"learning_rate": 5}), ["training.learning_rate", "less than 1", "not 5"]),
     "beta of 1": (values(training={"betas": [0.9, 1]}), ["training.betas.1", "less than 1"]),
@@ -260,15 +263,15 @@ REFUSED: dict[str, tuple[Values, list[str]]] = {
     "unknown export": (values(handoff={"export": ["onnx"]}), ["handoff.export.0", "'onnx'"]),
     "an adapter of full training": (
         values(handoff={"method": "full", "export": ["lora"]}),
-        ["export: lora", "method: full", "take method: lora"],
+        ["export: lora", "method: full", "use method: lora"],
     ),
     "nan": (values(training={"learning_rate": float("nan")}), ["training.learning_rate", "finite", "nan"]),
     "infinity": (values(rollout={"temperature": float("inf")}), ["rollout.temperature", "finite", "inf"]),
     "text for a section": (values(training="fast"), ["training: should be a mapping", "'fast'"]),
     "a mapping for a list": (values(stages={"kind": "distill"}), ["stages: should be a list"]),
     "a number for text": (values(teacher={"model": 7}), ["teacher.model", "valid string, not 7", "quotes"]),
-    "true for a number": (values(seed=True), ["seed: true", "does not take"]),
-    "yes for layers": (values(student={"from_teacher": True}), ["from_teacher: true", "does not take"]),
+    "true for a number": (values(seed=True), ["seed: true", "does not accept"]),
+    "yes for layers": (values(student={"from_teacher": True}), ["from_teacher: true", "does not accept"]),
 }
 
 

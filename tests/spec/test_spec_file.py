@@ -206,19 +206,19 @@ def test_malformed_text_is_told_with_its_place(tmp_path: Path, name: str, conten
 )
 def test_a_key_given_twice_is_refused(tmp_path: Path, name: str, content: str) -> None:
     message = refusal(written(tmp_path, content, name))
-    assert any(words in message for words in ("stands twice", "overwrite", "'kkkk"))
+    assert any(words in message for words in ("duplicate key", "overwrite", "'kkkk"))
 
 
 @pytest.mark.parametrize(
     ("name", "content", "fragment"),
     [
-        ("spec.yaml", "", "holds nothing"),
-        ("spec.yaml", "# only a comment\n", "holds nothing"),
-        ("spec.yaml", "- name: a\n", "holds list, not a mapping"),
-        ("spec.yaml", "just text\n", "holds str, not a mapping"),
-        ("spec.yaml", "42\n", "holds int, not a mapping"),
-        ("spec.json", "null", "holds nothing"),
-        ("spec.json", "[]", "holds list, not a mapping"),
+        ("spec.yaml", "", "is empty"),
+        ("spec.yaml", "# only a comment\n", "is empty"),
+        ("spec.yaml", "- name: a\n", "contains list, not a mapping"),
+        ("spec.yaml", "just text\n", "contains str, not a mapping"),
+        ("spec.yaml", "42\n", "contains int, not a mapping"),
+        ("spec.json", "null", "is empty"),
+        ("spec.json", "[]", "contains list, not a mapping"),
         ("spec.json", "", "is malformed"),
     ],
 )

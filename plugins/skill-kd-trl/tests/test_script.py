@@ -201,7 +201,7 @@ def test_trackers_record_what_metrics_jsonl_records(models: Path, script: Any) -
         pytest.param(
             {"rollout": {"engine": "vllm"}, "teacher": {"model": "nobody/nothing"}},
             5,
-            "rollout.engine: vllm is not installed; pip install 'trl[vllm]', or drop the key",
+            "rollout.engine: vllm is not installed; run pip install 'trl[vllm]', or drop the key",
             marks=pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed"),
         ),
         # A batch would be half as large as the spec has it, and nobody would see it.
@@ -214,7 +214,7 @@ def test_trackers_record_what_metrics_jsonl_records(models: Path, script: Any) -
                 "student": {"model": "no/body"},
             },
             2,
-            "training.precision: bf16, and this machine has no accelerator; set precision: fp32",
+            "training.precision: bf16, but this machine has no accelerator; set precision: fp32",
         ),
     ],
 )

@@ -62,7 +62,7 @@ def test_without_bitsandbytes_a_gpu_is_told_in_one_line(models: Path, tmp_path: 
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 5, done.stderr
-    assert done.stderr.splitlines()[-1].endswith("needs bitsandbytes, in 16 bits too; pip install bitsandbytes")
+    assert done.stderr.splitlines()[-1].endswith("needs bitsandbytes, in 16 bits too; run pip install bitsandbytes")
     assert "Traceback" not in done.stderr
 
 

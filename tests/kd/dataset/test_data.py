@@ -55,12 +55,12 @@ def test_keys_that_training_does_not_read_are_accepted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ([1], "no JSON object"),
+        ([1], "not a JSON object"),
         ({}, "'prompt' is missing"),
         ({"prompt": "  "}, "'prompt' is missing, empty"),
         ({"prompt": 3}, "'prompt'"),
         ({"prompt": "p", "response": ""}, "'response' is empty"),
-        ({"prompt": "p", "response": ["r"]}, "'response' is empty or no text"),
+        ({"prompt": "p", "response": ["r"]}, "'response' is empty or not text"),
         ({"messages": []}, "no user turn"),
         ({"messages": "hello"}, "no user turn"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "role"),
@@ -95,7 +95,7 @@ def test_an_empty_column_of_messages_beside_a_prompt_is_no_fault() -> None:
 def test_malformed_rows_are_counted_and_the_first_named(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_bytes(b'{"prompt": "a"}\n{broken\n\xff\xfe\n{"prompt": "b"}\n')
-    with pytest.raises(BadInput, match=r"2 of 4 rows .*line 2: is no JSON object; line 3.*data\.max_bad_rows"):
+    with pytest.raises(BadInput, match=r"2 of 4 rows .*line 2: not a JSON object; line 3.*data\.max_bad_rows"):
         read_examples(str(path), "train", 0.25)
 
 

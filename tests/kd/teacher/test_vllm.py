@@ -158,7 +158,7 @@ def test_it_tells_what_the_loaded_model_tells(server: Server) -> None:
 
 
 def test_a_name_it_does_not_know_is_refused(server: Server) -> None:
-    with pytest.raises(Missing, match=r"refuses with HTTP 404.*nobody"):
+    with pytest.raises(Missing, match=r"refused the request with HTTP 404.*nobody"):
         ServedTeacher(address(server, model="nobody")).score([([1, 2], [3])])
 
 
@@ -194,7 +194,7 @@ def test_a_run_outlives_the_death_of_its_server(server: Server, tmp_path: Path) 
         run.wait()
     text = (tmp_path / "said").read_text()
     assert code == 0, text
-    assert "waiting for it" in text
+    assert "waiting at most" in text
     updates = events(tmp_path / "served" / "metrics.jsonl")
     assert [each["update"] for each in updates] == [1, 2, 3]
     # The student is its teacher, so what divides them is next to nothing, and would not be were positions shifted.
