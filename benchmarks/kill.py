@@ -290,7 +290,7 @@ def differences(killed: Path, untouched: Path) -> list[str]:
     if (killed / "summary.json").read_bytes() != (untouched / "summary.json").read_bytes():
         found.append("summary.json")
     if losses(killed) != losses(untouched):
-        found.append("the losses told")
+        found.append("the losses")
     if leftovers := [path.name for path in killed.rglob("*partial*")]:
         found.append(f"leftovers: {', '.join(leftovers)}")
     if "is torn" in (killed / "log").read_text(encoding="utf-8"):

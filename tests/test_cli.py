@@ -60,7 +60,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeBackend:
 
 
 class Answer:
-    """What a command line printed and returned."""
+    """The output and the exit code of a command line."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str], *args: str) -> None:
         capsys.readouterr()
@@ -327,7 +327,7 @@ def test_a_dry_run_says_all_and_writes_nothing(
     assert os.listdir() == ["spec.yaml"]
 
 
-def test_a_failed_run_tells_its_reason_and_its_log(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_run_reports_its_reason_and_its_log(capsys: pytest.CaptureFixture[str]) -> None:
     answer = Answer(capsys, "run", spec_file("fake:fail"), "--json")
     reason = Manifest.read(Path("runs/demo")).reason
     log = f"log: {Path('runs/demo/train.log')}"
@@ -381,7 +381,7 @@ def is_waiting() -> bool:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_has_the_exit_code_of_its_signal_and_goes_on(
+def test_a_stopped_run_has_the_exit_code_of_its_signal_and_resumes(
     number: int, code: int, environment: dict[str, str]
 ) -> None:
     spec = spec_file("fake:sleep")

@@ -158,7 +158,7 @@ def test_the_command_brings_what_the_verb_needs(
     assert [word for word in words if word.startswith("--") and word != "--cpu"] == ([extra] if extra else [])
 
 
-def test_what_a_verb_is_for_is_told_without_packages(bundle: Path, tmp_path: Path, bare: Path) -> None:
+def test_a_verb_is_described_without_its_packages(bundle: Path, tmp_path: Path, bare: Path) -> None:
     done = kd(bundle, tmp_path, "evaluate", "--help", python=bare)
     assert done.returncode == 0
     assert "skill-kd evaluate runs/demo --prompts fresh.jsonl" in done.stdout
@@ -166,7 +166,7 @@ def test_what_a_verb_is_for_is_told_without_packages(bundle: Path, tmp_path: Pat
     assert "setup --train" in done.stdout.splitlines()[-1]
 
 
-def test_a_named_interpreter_that_lacks_them_is_told_to_be_let_go(bundle: Path, tmp_path: Path, bare: Path) -> None:
+def test_a_named_interpreter_that_lacks_packages_should_be_unset(bundle: Path, tmp_path: Path, bare: Path) -> None:
     done = kd(bundle, tmp_path, "run", "a.yaml", changes={"SKILL_KD_PYTHON": str(bare)})
     assert done.returncode == 5
     assert "unset SKILL_KD_PYTHON" in done.stderr
@@ -331,7 +331,7 @@ PIP_OFFLINE = f"WARNING: Retrying after connection broken by 'NewConnectionError
         ("one\n  the last word\n\n", "failed: the last word"),
     ],
 )
-def test_why_an_installation_failed_is_one_line_with_its_mend(log: str, said: str) -> None:
+def test_a_failed_installation_is_one_line_with_its_fix(log: str, said: str) -> None:
     launcher = load_script("scripts/kd.py", "kd_launcher")
     assert said in launcher.reason(log)
     assert "\n" not in launcher.reason(log)

@@ -96,7 +96,7 @@ def test_a_name_brought_twice_is_refused_naming_both_plugins(install: Install) -
 
 
 @pytest.mark.parametrize(
-    ("name", "mend"),
+    ("name", "fix"),
     [
         ("trl", "pip install ./plugins/skill-kd-trl"),
         ("unsloth", "pip install ./plugins/skill-kd-unsloth"),
@@ -105,11 +105,11 @@ def test_a_name_brought_twice_is_refused_naming_both_plugins(install: Install) -
         ("megatron", "pip install skill-kd-megatron"),
     ],
 )
-def test_an_unknown_backend_is_answered_with_the_mend(name: str, mend: str) -> None:
+def test_an_unknown_backend_is_refused_with_the_fix(name: str, fix: str) -> None:
     with pytest.raises(SkillKDError) as caught:
         plugins.get_backend(name)
     assert caught.value.exit_code is ExitCode.ENVIRONMENT
-    assert mend in str(caught.value)
+    assert fix in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["x; rm -rf ~", "$(id)", "a\nb", "", "--index-url=evil", "tranformers"])

@@ -154,12 +154,12 @@ class Crashes(FakeBackend):
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_broken_backend_is_caught_and_told_why(backend: type[Backend], reason: str) -> None:
+def test_a_broken_backend_is_refused_with_the_reason(backend: type[Backend], reason: str) -> None:
     with pytest.raises(AssertionError, match=reason):
         check_backend(backend)
 
 
-def test_a_backend_nobody_can_import_is_told_to_move() -> None:
+def test_a_backend_inside_a_function_is_refused_with_the_fix() -> None:
     class Local(FakeBackend):
         pass
 
@@ -196,7 +196,7 @@ def test_the_fake_trains_to_the_end(tmp_path: Path) -> None:
     ("student", "code", "last"),
     [("fake:fail", 6, "error: loss is nan at update 1"), ("fake:crash", 1, "RuntimeError: crashed on request")],
 )
-def test_the_fake_fails_as_told(tmp_path: Path, student: str, code: int, last: str) -> None:
+def test_the_fake_fails_on_request(tmp_path: Path, student: str, code: int, last: str) -> None:
     process = start(tmp_path, student)
     _, errors = process.communicate()
     assert (process.returncode, errors.splitlines()[-1]) == (code, last)

@@ -91,7 +91,7 @@ def test_what_it_can_do_has_no_problems(changes: dict[str, object]) -> None:
         ({"student": {"model": "~/no-such"}}, "student.model: there is no folder '~/no-such'"),
     ],
 )
-def test_each_problem_names_field_value_and_mend(changes: dict[str, object], problem: str) -> None:
+def test_each_problem_names_field_value_and_fix(changes: dict[str, object], problem: str) -> None:
     [found] = BACKEND.check(spec_with(**changes))
     assert problem in found
     assert "\n" not in found
@@ -110,7 +110,7 @@ def test_lengths_above_the_models_context_are_named_with_numbers(tmp_path: Path,
 
 
 @pytest.mark.parametrize("config", [{"max_position_embeddings": 512}, {}, {"n_positions": None}, {"text_config": 1}])
-def test_lengths_that_fit_or_cannot_be_known_are_no_problem(tmp_path: Path, config: dict[str, object]) -> None:
+def test_lengths_that_fit_or_are_unknown_are_accepted(tmp_path: Path, config: dict[str, object]) -> None:
     assert BACKEND.check(spec_with(teacher={"model": model_folder(tmp_path / "model", **config)})) == []
 
 

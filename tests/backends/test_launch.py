@@ -55,7 +55,7 @@ def program(folder: Path, name: str, text: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where ``launch.sh`` for two machines lies, with programs that stand in for accelerate and Slurm."""
+    """Return a folder with ``launch.sh`` for two machines, and stand-ins for accelerate and Slurm."""
     made = tmp_path / "far"
     made.mkdir()
     for name, text in files(spec_of(**TWO_MACHINES)).items():

