@@ -56,8 +56,8 @@ WORLDS = (
     World("as derived"),
     World("Cyrillic words", "cyrillic"),
     World("Han characters", "han"),
-    World("modes that words tell faintly", mode_share=0.25),
-    World("modes that words hardly tell", mode_share=0.10),
+    World("modes with similar words", mode_share=0.25),
+    World("modes with almost the same words", mode_share=0.10),
 )
 
 

@@ -98,7 +98,7 @@ def test_a_spec_runs_through_its_launcher_with_nothing_but_the_backend_changed(
     refused.write_text(yaml.safe_dump(minimal_spec().model_dump(mode="json") | {"launch": launch}))
     answer = environment.skill_kd("validate", str(refused), "--backend", "echo")
     assert answer.returncode == 2
-    assert "launch.nodes: 2, and the echo cloud has one machine; set nodes: 1" in answer.stderr
+    assert "launch.nodes: 2, but the echo cloud has one machine; set nodes: 1" in answer.stderr
 
 
 def test_its_launcher_becomes_the_script(environment: Environment, tmp_path: Path) -> None:

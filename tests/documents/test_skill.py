@@ -113,7 +113,7 @@ def test_the_check_of_the_directions_is_ten_lines_and_any_python_prints_the_righ
     assert len(code.splitlines()) == 10
     isolated = [sys.executable, "-I", "-S", "-c", code]  # no package of any environment is to be had
     printed = subprocess.run(isolated, capture_output=True, text=True, check=True).stdout
-    figures = {name: (float(x), float(w)) for name, x, w in re.findall(r"(\w+): centre (\S+), width (\S+)", printed)}
+    figures = {name: (float(x), float(w)) for name, x, w in re.findall(r"(\w+): center (\S+), width (\S+)", printed)}
     assert abs(figures["forward_kl"][0]) < 2
     assert figures["forward_kl"][1] > 3
     assert figures["reverse_kl"] == (-4, 1)
