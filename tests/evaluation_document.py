@@ -111,7 +111,7 @@ def document() -> dict[str, Any]:
         "lost_modes": [
             {
                 "prompt": f"Write two lines about the sea. {ATTACK}",
-                "teacher": ["The sea is grey; the gulls are loud,\nand every wave a folded shroud.", f"Salt. {ATTACK}"],
+                "teacher": ["The sea is dark; the gulls are loud,\nand every wave a folded shroud.", f"Salt. {ATTACK}"],
                 "student": ["The sea is blue, the sea is wide,\nthe sea is like a gentle tide."] * 2,
                 "recall": 0.25,
             },
@@ -242,7 +242,7 @@ def bare() -> dict[str, Any]:
 
 
 def problems(value: object, kind: Any, place: str = "document") -> list[str]:
-    """Where ``value`` is not of the annotated type ``kind``: keys missing or unknown, values of another type."""
+    """Yield each place in which ``value`` does not have the annotated type ``kind``."""
     origin, parts = get_origin(kind), get_args(kind)
     if is_typeddict(kind):
         return _key_problems(value, kind, place)

@@ -1,4 +1,4 @@
-"""Who may import whom: one table for the package, read against its source."""
+"""Allowed imports: one table for the package, compared with its source."""
 
 from __future__ import annotations
 

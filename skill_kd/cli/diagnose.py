@@ -30,7 +30,7 @@ from skill_kd.console import Verb, print_json
 @click.option(
     "--spec",
     type=click.Path(path_type=Path),
-    help="The student's spec; write a pilot from it.",
+    help="The student's spec, from which a pilot is written.",
 )
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), default=Path(), metavar="DIR", help="Folder for the pilot."
@@ -38,7 +38,7 @@ from skill_kd.console import Verb, print_json
 @click.option("--replay", type=click.Path(path_type=Path), metavar="FILE", help="Write 50 prompts of the log to FILE.")
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write the diagnosis as one HTML file.")
 @click.option("--include-examples", is_flag=True, help="Show redacted text of the log. It may still identify people.")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Number of processes that parse.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Number of parsing processes.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed of the sample.")
 @JSON
 def diagnose(
@@ -56,7 +56,7 @@ def diagnose(
     as_json: bool,
     **fields: str | None,
 ) -> None:
-    """Find in production logs what changed, and what to try.
+    """Find out from production logs what changed and what to try.
 
     LOGS are files (JSONL, JSON, CSV; also gz, zst) or - for stdin. Text of a log is shown only with --include-examples.
 

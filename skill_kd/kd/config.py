@@ -93,7 +93,7 @@ class Served(Section):
 
 
 class Teacher(Section):
-    """The model to learn from, loaded here (``model``) or queried over HTTP (``served``)."""
+    """The model to learn from: loaded here (``model``), or queried over HTTP (``served``)."""
 
     model: str | tuple[WeightedModel, ...] | None = None
     revision: str | None = None

@@ -184,11 +184,11 @@ class Endpoint:
 
     def _ask(self, path: str, body: dict[str, Any] | None) -> Any:
         if absent := [name for name in ("httpx", "tenacity") if find_spec(name) is None]:
-            raise Missing(f"asking {self.url} needs {' and '.join(absent)}: pip install {' '.join(absent)}")
+            raise Missing(f"requests to {self.url} need {' and '.join(absent)}; run pip install {' '.join(absent)}")
         try:
             answer = self._retrying()(self._once, path, body)
         except _Fault as fault:
-            raise Missing(f"{self.names.url} {self.url} gives no answer ({fault}); is the server up?") from fault
+            raise Missing(f"{self.names.url} {self.url} does not answer ({fault}); is the server running?") from fault
         if self._presence.succeeds():
             (self._presence.check or self.check_model)()
         return answer
@@ -228,8 +228,8 @@ class Endpoint:
         self._presence.away = True
         if not self._presence.waiting:
             self._presence.waiting = True
-            waiting = f"waiting for it, {self.patience:g} s at most"
-            print(f"note: {self.url} gives no answer ({_fault(state)}); {waiting}", file=sys.stderr)  # noqa: T201
+            waiting = f"waiting at most {self.patience:g} s"
+            print(f"note: {self.url} does not answer ({_fault(state)}); {waiting}", file=sys.stderr)  # noqa: T201
 
     def _once(self, path: str, body: dict[str, Any] | None) -> Any:
         return self._read(self._sent(path, None if body is None else json.dumps(body).encode()))
@@ -242,7 +242,9 @@ class Endpoint:
         try:
             return self._client.request(method, url, content=content, headers=headers)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise Missing(f"{self.names.url} {self.url} cannot be asked ({self._reason(error)}); fix it") from error
+            raise Missing(
+                f"{self.names.url} {self.url} is not a valid address ({self._reason(error)}); fix it"
+            ) from error
         except (httpx.RequestError, OSError, ValueError) as error:
             nobody = isinstance(error, httpx.ConnectError)
             raise _Fault(self._reason(error), gone=not isinstance(error, ValueError), unreachable=nobody) from error
@@ -291,7 +293,7 @@ class Endpoint:
         return key
 
     def _refusal(self, response: httpx.Response) -> str:
-        refused = f"{self.names.url} {self.url} refuses with {self._status_line(response)}"
+        refused = f"{self.names.url} {self.url} refused the request with {self._status_line(response)}"
         if response.status_code in {401, 403}:
             return f"{refused}; name the variable that holds the key in {self.names.api_key_env}, and set it"
         if response.has_redirect_location:

@@ -31,7 +31,7 @@ def _explain_kind(schema: dict[str, Any]) -> None:
 
 
 class Section(BaseModel):
-    """Base of every section: frozen, refuses infinite numbers, answers an unknown key with the nearest known one."""
+    """Base of every section. It is frozen, refuses infinite numbers, and suggests a key for an unknown one."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -53,7 +53,7 @@ class Section(BaseModel):
                     raise refuse(f"unknown key {name!r}; {known}")
                 if isinstance(value, bool) and cls.model_fields[key].annotation is not bool:
                     # Pydantic would read true as 1, and YAML reads a bare yes or on as true.
-                    raise refuse(f"{key}: {str(value).lower()} is a yes or no, and this key does not take one")
+                    raise refuse(f"{key}: {str(value).lower()} is a boolean, and this key does not accept one")
         return values
 
 

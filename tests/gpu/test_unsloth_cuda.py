@@ -31,7 +31,7 @@ def unsloth(models: Path, student: dict[str, Any], **sections: Any) -> dict[str,
 
 
 @pytest.mark.parametrize("name", STUDENTS)
-def test_a_run_trains_and_exports_a_student_that_is_handed_on(name: str, models: Path, tmp_path: Path) -> None:
+def test_a_run_trains_exports_and_passes_handoff(name: str, models: Path, tmp_path: Path) -> None:
     method = {"4bit": "qlora", "16bit": "lora", "full": "full"}[name]
     handoff = {"method": method, "data": str(REPOSITORY / "examples/data/chat.jsonl"), "export": ["merged"]}
     folder = run(parse_spec(unsloth(models, STUDENTS[name], handoff=handoff)), tmp_path).folder

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.script
     [({}, "model.safetensors"), ({"lora": {"r": 4, "alpha": 8}}, "adapter_model.safetensors")],
     ids=["full", "lora"],
 )
-def test_the_student_of_a_trl_run_is_verified_and_handed_on(
+def test_handoff_verifies_the_student_of_a_trl_run(
     student: dict[str, Any], weights: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -1,4 +1,4 @@
-"""A served teacher tells what a loaded one tells; passing faults are waited for, and false servers are refused."""
+"""A served teacher equals a loaded one; short faults are retried, and wrong servers are refused."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def address(server: Server, **changes: Any) -> Served:
 
 
 class Setting:
-    """A student beside a served teacher, as a run opens them."""
+    """A student and a served teacher, as a run opens them."""
 
     def __init__(self, models: Path, server: Server, **changes: Any) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(models / "student")
@@ -261,10 +261,10 @@ class Setting:
         return self.sampler.sample(self.student, self.requests, "student")
 
 
-# --- what it tells ----------------------------------------------------------------------------------------------------
+# --- its answers ------------------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_names_every_token_tells_what_a_loaded_teacher_tells(models: Path, server: Server) -> None:
+def test_a_server_that_returns_every_token_equals_a_loaded_teacher(models: Path, server: Server) -> None:
     setting = Setting(models, server, top_logprobs=len(make_tokenizer()))
     layout = collate(setting.rows(), setting.sampler.pad, CPU)
     view, dense = setting.teacher().logp(layout), setting.loaded(server).logp(layout)
@@ -357,9 +357,9 @@ def test_a_server_that_has_answered_is_waited_for(server: Server, capsys: pytest
     server.fail_first = len(server.seen) + 2 * endpoint.ATTEMPTS  # it comes back after more than the usual attempts
     [[position]] = teacher.score([([4, 5], [7])])
     assert 7 in position
-    assert capsys.readouterr().err.count("waiting for it, 60 s at most") == 1
+    assert capsys.readouterr().err.count("waiting at most 60 s") == 1
     server.fail_first = 10**6
-    with pytest.raises(Missing, match="gives no answer"):
+    with pytest.raises(Missing, match="does not answer"):
         ServedTeacher(address(server, patience=60.0)).score([([4, 5], [7])])  # this one has not answered yet
 
 
@@ -368,7 +368,7 @@ def test_patience_ends_once_for_all_requests(server: Server) -> None:
     teacher.score([([4, 5], [7])])
     server.fail_first = 10**6
     began = time.monotonic()
-    with pytest.raises(Missing, match="gives no answer"):
+    with pytest.raises(Missing, match="does not answer"):
         teacher.score([([4, 5], [token]) for token in range(20, 40)])
     assert time.monotonic() - began < 1.9  # not once more for the rows that wait their turn
 
@@ -431,7 +431,7 @@ def test_rows_come_back_in_the_order_they_were_sent(server: Server) -> None:
 REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "it stays down": ({"fail_first": 99}, {}, "HTTP 503"),
     "no key": ({"fail_first": 99, "status": 401}, {}, "teacher.served.api_key_env"),
-    "no JSON": ({"raw": b"<html>"}, {}, "gives no answer"),
+    "no JSON": ({"raw": b"<html>"}, {}, "does not answer"),
     "JSON of another shape": ({"raw": b"[1]"}, {}, "without choices[0].prompt_logprobs"),
     "null log-probabilities": ({"raw": b'{"choices": [{"prompt_logprobs": null}]}'}, {}, "set top_logprobs: 0"),
     "no log-probabilities": ({"drop": True}, {}, "set top_logprobs: 0"),
@@ -632,7 +632,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(endpoint, "find_spec", lambda name: None if name == "tenacity" else name)
-    with pytest.raises(Missing, match="needs tenacity: pip install tenacity"):
+    with pytest.raises(Missing, match="need tenacity; run pip install tenacity"):
         ServedTeacher(address(server)).endpoint.check_model()
 
 
@@ -701,7 +701,7 @@ def test_a_run_whose_server_fails_and_comes_back_gives_the_weights_of_an_undistu
     assert done.returncode == 0, done.stderr
     assert len(server.seen) > requests
     assert weights(tmp_path) == expected
-    assert ("waiting for it" in done.stderr) == (fault == "dies")
+    assert ("waiting at most" in done.stderr) == (fault == "dies")
 
 
 @pytest.mark.script
@@ -715,7 +715,7 @@ def test_a_run_whose_patience_ends_is_resumed_to_the_weights_of_an_undisturbed_o
     assert done.returncode == 5, done.stderr
     manifest = json.loads((tmp_path / RUN / "manifest.json").read_text(encoding="utf-8"))
     assert (manifest["status"], manifest["exit_code"]) == ("failed", 5)
-    assert f"{server.url} gives no answer" in manifest["reason"]
+    assert f"{server.url} does not answer" in manifest["reason"]
     server.start(server.port)
     done = skill_kd(tmp_path, "run", "--resume")
     assert done.returncode == 0, done.stderr

@@ -231,7 +231,7 @@ def test_measuring_leaves_the_student_as_it_was_and_ignores_its_dropout(training
     assert all(weight.grad is None for weight in student.parameters())
 
 
-def test_a_measure_repeats_and_tells_of_training() -> None:
+def test_a_measure_repeats_and_shows_training() -> None:
     asked, student = held_out(), copy.deepcopy(STUDENT)
     first = asked.measure(student)
     assert asked.measure(student) == first
