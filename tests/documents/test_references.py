@@ -212,10 +212,10 @@ def test_every_option_of_minillm_is_labelled_alike_here_and_in_the_spec() -> Non
 
 
 def test_which_one_when_is_told_once() -> None:
-    """By the table of guidance; the evidence beside it may name no objective as a choice that the table does not."""
+    """The section names only objectives that the table of guidance chooses."""
     text = section("Which one when")
     assert "(../SKILL.md#which-objective)" in text
-    chosen = {str(each["kind"]) for choice in CHOICES for each in (choice.objective, choice.beside) if each}
+    chosen = {str(each["kind"]) for choice in CHOICES for each in (choice.objective, choice.alternative) if each}
     kinds = {kind.model_fields["kind"].default for kind in get_args(get_args(Objective)[0])}
     assert set(re.findall(r"`(\w+)`", text)) & kinds <= chosen
     warm = {str(advise(teacher=teacher).skeleton["stages"][0]["objective"]["kind"]) for teacher in ("logits", "served")}
