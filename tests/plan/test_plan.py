@@ -455,7 +455,7 @@ def test_saved_measurements_match_the_stated_errors() -> None:
     assert abs(kept["errors"]["rss"]["worst"]) < 0.30
 
 
-# --- the fit, and changes that make a plan fit --------------------------------------------------------------------------
+# --- the fit, and changes that make a plan fit ------------------------------------------------------------------------
 
 
 def test_fits_a_large_device_and_not_a_small_one(models: Path) -> None:
@@ -657,7 +657,7 @@ def test_invalid_arguments_are_refused(models: Path, keyword: str, value: float)
         plan(spec(models), **{keyword: value})
 
 
-# --- problems, text and JSON -------------------------------------------------------------------------------------
+# --- problems, text and JSON ------------------------------------------------------------------------------------------
 
 
 def test_prompts_and_responses_longer_than_the_context_are_a_problem(models: Path) -> None:
