@@ -109,7 +109,7 @@ GAPS = (0.1, 0.3, 1.0)
 
 def sample_size_table(_text: str) -> str:
     """Return a Markdown table of the effective sample size with exact weights."""
-    rows = ["| reverse KL a token | α |" + "".join(f" {tokens} tokens |" for tokens in TOKENS)]
+    rows = ["| reverse KL per token | α |" + "".join(f" {tokens} tokens |" for tokens in TOKENS)]
     rows.append("|---|---|" + "---|" * len(TOKENS))
     for gap in GAPS:
         q, p = _pair(gap)
