@@ -57,10 +57,9 @@ def end_to_end() -> Iterator[Row]:
         ("plain", "ours minillm", "a plain two-model MiniLLM loop"),
     ):
         rates = faster[peer][name]
-        found = (
-            f"{_spread(rates['updates'])} times as many updates per second, {_spread(rates['tokens'])} times as many "
-        )
-        yield f"whole updates, equal work, compared with {what}", f"{found}tokens per second"
+        updates, tokens = _spread(rates["updates"]), _spread(rates["tokens"])
+        found = f"{updates} times as many updates per second, {tokens} times as many tokens per second"
+        yield f"whole updates, equal work, compared with {what}", found
     entries = kept["races"][0]
     measures = "; ".join(f"{name} {entry['reverse_kl']:.3f}" for name, entry in entries.items())
     yield f"held-out reverse KL after {kept['setting']['budget']:.0f} s of updates (one seed)", measures

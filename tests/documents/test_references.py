@@ -149,7 +149,7 @@ def test_the_check_of_the_directions_is_ten_lines_and_prints_the_right_ones() ->
     found = re.search(r"```python\n(.*?)```.*?```text\n(.*?)```", objectives(), re.DOTALL)
     assert found is not None
     assert len(found[1].splitlines()) == 10
-    printed = re.findall(r"(\w+) KL: centre (-?[\d.]+), width ([\d.]+)", found[2])
+    printed = re.findall(r"(\w+) KL: center (-?[\d.]+), width ([\d.]+)", found[2])
     figures = {name: (float(center), float(width)) for name, center, width in printed}
     assert abs(figures["forward"][0]) < 2
     assert figures["forward"][1] > 3

@@ -58,7 +58,7 @@ def test_surplus_rows_are_counted_and_ignored(tmp_path: Path) -> None:
     assert [len(p.responses) for p in found.prompts.values()] == [3, 3]
 
 
-def test_an_empty_response_is_a_response(tmp_path: Path) -> None:
+def test_empty_response_is_kept(tmp_path: Path) -> None:
     found = read_generations(written(tmp_path / "t.jsonl", {"prompt": "p", "response": ""}), most=3)
     assert found.prompts[prompt_key({"prompt": "p"})].responses == [""]
 
