@@ -77,5 +77,5 @@ def evaluate(subject: str | None, pairs: tuple[str, ...], as_json: bool, **given
         print_json(found.to_json())
     else:
         click.echo(found.table())
-    say(written.told)
+    say(written.summary)
     return ExitCode(found.decision.exit_code)

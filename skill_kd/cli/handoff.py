@@ -42,16 +42,16 @@ def handoff(
       skill-kd handoff runs/demo
       skill-kd handoff runs/demo --data examples/data/chat.jsonl --execute --max-steps 3
     """
-    from skill_kd.handoff import hand_on
+    from skill_kd.handoff import hand_off
 
-    result = hand_on(
+    result = hand_off(
         run,
         data=data,
         execute=execute,
         python=python,
         max_steps=max_steps or -1,
         drift=not no_drift,
-        quantisations=quantizations,
+        quantizations=quantizations,
         force=force,
     )
     if as_json:

@@ -99,7 +99,7 @@ def estimate(
         unseen = 3 / (len(columns.student) * rows)
         return Estimate(value, value - unseen, value + unseen, unseen / 2)
     with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # a bound is then nan, and there is no estimate
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # a bound is then NaN, and there is no estimate
         result = stats.bootstrap(
             tuple(data),
             _statistic(form),

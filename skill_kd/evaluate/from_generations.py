@@ -77,7 +77,7 @@ def evaluate_generations(
 
 
 def without_prompts(policy: GatePolicy) -> EvaluationResult:
-    """Return an evaluation without prompts: a page for results that decide nothing."""
+    """Return an evaluation without prompts, for results that do not affect a verdict."""
     nobody = Samples([], [], [], None, None, ())
     return _evaluated(nobody, {}, policy, metrics.rouge_l, NOTHING_MEASURED, time.monotonic())
 
@@ -101,9 +101,9 @@ def _evaluated(
     enough = len(samples.prompts) >= 2 and samples.count >= 2
     compared = _compare(samples, policy) if enough else None
     columns: dict[str, Columns] = dict(measured.columns)
-    absent = {"judge": "no judge was asked", **measured.absent}
+    absent = {"judge": "no judge was given", **measured.absent}
     if compared is None:
-        columns, absent = {}, dict.fromkeys(metrics.KINDS, "two prompts and two responses each are the least")
+        columns, absent = {}, dict.fromkeys(metrics.KINDS, "it needs two prompts with two responses each")
     else:
         columns |= {**metrics.deciding_columns(compared), **metrics.shown_columns(compared)}
         _add_quality(columns, absent, samples, scorer)
@@ -163,9 +163,12 @@ def _warnings(
     found = list(samples.notes)
     if compared is not None and compared.words < FEW_WORDS:
         found.append(
-            f"only {compared.words} words of each response are compared, for many are that short: what is read from "
-            "words (retention, recall, precision) sees next to nothing; coverage and the KLs do not depend on it"
+            f"only {compared.words} words of each response are compared, because many responses are that short: "
+            "metrics from words (retention, recall, precision) detect almost nothing; coverage and the KLs are not "
+            "affected"
         )
     if policy.least_prompts <= independent < policy.few_prompts:
-        found.append(f"{independent} independent prompts are few: at the margin a verdict errs more often than 1 in 20")
+        found.append(
+            f"there are only {independent} independent prompts: near a margin, more than 1 in 20 verdicts are wrong"
+        )
     return found + list(measured.warnings)

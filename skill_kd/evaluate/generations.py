@@ -72,13 +72,13 @@ def _turns(row: Mapping[str, object]) -> list[tuple[str, str]]:
     messages, prompt = row.get("messages"), row.get("prompt")
     if messages is None:
         if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError("'prompt' is missing, empty or no text")
+            raise ValueError("'prompt' is missing, empty or not a string")
         return [("user", prompt)]
     turns = []
     for message in messages if isinstance(messages, list) else [None]:
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         if not isinstance(role, str) or not isinstance(content, str):
-            raise ValueError("'messages' needs role and content, both text, in each turn")
+            raise ValueError("each turn of 'messages' needs 'role' and 'content', both strings")
         turns.append((role, content))
     while turns and turns[-1][0] == "assistant":
         turns.pop()  # the answer in training data is not part of the prompt
@@ -112,11 +112,11 @@ def _object(line: bytes, path: Path, number: int) -> dict[str, object]:
     try:
         row = json.loads(line.decode())
     except ValueError as error:
-        raise UsageError(f"'{path}' line {number} is no JSON; each line needs one object with 'prompt'") from error
+        raise UsageError(f"'{path}' line {number} is not JSON; each line must be an object with 'prompt'") from error
     except RecursionError as error:
         raise UsageError(f"'{path}' line {number} is nested too deeply") from error
     if not isinstance(row, dict):
-        raise UsageError(f"'{path}' line {number} is no JSON object; each line needs 'prompt' and 'response'")
+        raise UsageError(f"'{path}' line {number} is not a JSON object; each line needs 'prompt' and 'response'")
     return row
 
 
@@ -139,7 +139,7 @@ def read_generations(path: Path, most: int) -> Generations:
         except ValueError as error:
             bad.append(f"line {number}: {error}")
     if bad:
-        raise UsageError(f"{len(bad)} of {rows} rows of '{path}' cannot be used ({'; '.join(bad[:NAMED])}); mend them")
+        raise UsageError(f"{len(bad)} of {rows} rows of '{path}' cannot be used ({'; '.join(bad[:NAMED])}); fix them")
     if not rows:
         raise UsageError(f"'{path}' is empty; each line needs 'prompt' and 'response'")
     return Generations(path.name, _sha256(path), rows, prompts)
@@ -148,7 +148,7 @@ def read_generations(path: Path, most: int) -> Generations:
 def _add(prompts: dict[str, Prompt], row: Mapping[str, object], most: int) -> None:
     key = prompt_key(row)
     if not isinstance(row.get("response"), str):
-        raise ValueError("'response' is missing or no text")
+        raise ValueError("'response' is missing or not a string")
     found = Prompt.of(row)
     prompt = prompts.setdefault(key, found)
     if len(prompt.responses) < most:
@@ -165,7 +165,7 @@ def _sound(text: str) -> str:
 def _references(value: object) -> tuple[str, ...]:
     listed = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(each, str) and each.strip() for each in listed):
-        raise ValueError("'reference' is no text or list of texts, or is empty")
+        raise ValueError("'reference' is not a string or a list of strings, or is empty")
     return tuple(map(_sound, listed))
 
 
@@ -221,6 +221,6 @@ def refuse_overlap(prompts: Iterable[str], training: Path) -> None:
     if shared:
         named = "; ".join(repr(key.removeprefix("user:")[:60]) for key in list(shared)[:NAMED])
         raise UsageError(
-            f"{len(shared)} of {len(wanted)} evaluation prompts are also in '{training}', so the figures would flatter "
-            f"({named}); remove them from the evaluation"
+            f"{len(shared)} of {len(wanted)} evaluation prompts are also in '{training}' ({named}), so the results "
+            "would be too good; remove them from the evaluation"
         )

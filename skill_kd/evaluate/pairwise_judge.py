@@ -50,7 +50,7 @@ class Judge:
     concurrency: int = 8
     timeout: float = 120.0
     patience: float = 600.0
-    """Seconds to wait for an endpoint that has answered before."""
+    """Seconds to keep retrying an endpoint that has answered before."""
 
 
 def compare(judge: Judge, samples: Samples) -> tuple[Array, dict[str, Any]]:
@@ -72,8 +72,8 @@ def compare(judge: Judge, samples: Samples) -> tuple[Array, dict[str, Any]]:
     both = [_score(first, second) for first, second in zip(forth, back, strict=True)]
     wins, losses = both.count(1.0), both.count(0.0)
     ties = sum(pair == ("TIE", "TIE") for pair in zip(forth, back, strict=True))
-    told = {"wins": wins, "losses": losses, "ties": ties, "inconsistent": len(both) - wins - losses - ties}
-    return np.array([0.5 if score is None else score for score in both]), {"model": judge.model, **told}
+    counts = {"wins": wins, "losses": losses, "ties": ties, "inconsistent": len(both) - wins - losses - ties}
+    return np.array([0.5 if score is None else score for score in both]), {"model": judge.model, **counts}
 
 
 def _score(student_first: str | None, teacher_first: str | None) -> float | None:

@@ -12,7 +12,7 @@ from skill_kd.evaluate.pairwise_judge import Judge
 
 @dataclass(frozen=True)
 class Request:
-    """All options of `evaluate`. The run supplies an option that is None, or it is skipped."""
+    """All options of `evaluate`. If an option is None, the run supplies it, or it is skipped."""
 
     subject: str | None = None
     """A run folder, or the student: a folder or a hub id."""
@@ -29,7 +29,7 @@ class Request:
     changes: Mapping[str, object] = field(default_factory=dict)
     max_new_tokens: int | None = None
     dtype: str | None = None
-    """Dtype of models that no spec names; float32 by default."""
+    """Dtype of models that are not in a spec; float32 by default."""
     latency: bool = True
     judge_url: str | None = None
     judge_model: str | None = None
@@ -53,5 +53,5 @@ class Request:
         if self.judge_url is None or self.judge_model is None:
             raise UsageError("--judge-url and --judge-model belong together; give both")
         if not self.judge_url.startswith(("http://", "https://")):
-            raise UsageError(f"--judge-url '{self.judge_url}' is no http or https address")
+            raise UsageError(f"--judge-url '{self.judge_url}' is not an http or https address")
         return Judge(self.judge_url, self.judge_model, self.judge_key_env)

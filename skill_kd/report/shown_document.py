@@ -144,4 +144,4 @@ class HarnessComparison(TypedDict):
     student: HarnessModel
     rows: list[HarnessRow]
     left_out: list[str]
-    """Tasks that are missing in one of the two files."""
+    """Tasks that are in only one of the two files."""

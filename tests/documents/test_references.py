@@ -149,7 +149,7 @@ def test_the_check_of_the_directions_is_ten_lines_and_prints_the_right_ones() ->
     found = re.search(r"```python\n(.*?)```.*?```text\n(.*?)```", objectives(), re.DOTALL)
     assert found is not None
     assert len(found[1].splitlines()) == 10
-    printed = re.findall(r"(\w+) KL: centre (-?[\d.]+), width ([\d.]+)", found[2])
+    printed = re.findall(r"(\w+) KL: center (-?[\d.]+), width ([\d.]+)", found[2])
     figures = {name: (float(center), float(width)) for name, center, width in printed}
     assert abs(figures["forward"][0]) < 2
     assert figures["forward"][1] > 3
@@ -215,7 +215,7 @@ def test_the_choice_of_an_objective_is_documented_once() -> None:
     """The table of guidance decides. The evidence next to it may not name a choice that the table lacks."""
     text = section("Which one when")
     assert "(../SKILL.md#which-objective)" in text
-    chosen = {str(each["kind"]) for choice in CHOICES for each in (choice.objective, choice.beside) if each}
+    chosen = {str(each["kind"]) for choice in CHOICES for each in (choice.objective, choice.alternative) if each}
     kinds = {kind.model_fields["kind"].default for kind in get_args(get_args(Objective)[0])}
     assert set(re.findall(r"`(\w+)`", text)) & kinds <= chosen
     warm = {str(advise(teacher=teacher).skeleton["stages"][0]["objective"]["kind"]) for teacher in ("logits", "served")}

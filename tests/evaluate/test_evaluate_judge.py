@@ -23,12 +23,12 @@ from skill_kd.evaluate.samples import Samples
 from skill_kd.kd import endpoint
 
 Opinion = Callable[[str, str], str]
-"""(response A, response B) -> what the judge says"""
+"""(response A, response B) -> the judge's answer"""
 
 
 @pytest.fixture
 def ask(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Opinion], Judge]]:
-    """Serve an opinion and return whom to ask."""
+    """Serve a judge with this opinion, and return its address."""
     monkeypatch.setattr(endpoint, "BACKOFF", 0.0)
     servers: list[ThreadingHTTPServer] = []
 
@@ -67,23 +67,23 @@ def samples(*pairs: tuple[str, str]) -> Samples:
 PAIRS = samples(("good", "bad"), ("bad", "good"), ("same", "same"))
 
 
-def test_a_judge_of_quality_is_believed(ask: Callable[[Opinion], Judge]) -> None:
+def test_judge_of_quality_gives_wins_and_losses(ask: Callable[[Opinion], Judge]) -> None:
     def fair(first: str, second: str) -> str:
         return "TIE" if first == second else " a." if first == "good" else "Response B"
 
-    scores, told = compare(ask(fair), PAIRS)
+    scores, counts = compare(ask(fair), PAIRS)
     assert scores.tolist() == [1.0, 0.0, 0.5]
-    assert told == {"model": "strict", "wins": 1, "losses": 1, "ties": 1, "inconsistent": 0}
+    assert counts == {"model": "strict", "wins": 1, "losses": 1, "ties": 1, "inconsistent": 0}
 
 
 @pytest.mark.parametrize("said", ["A", "B", "I like both", "", "A, because the response told me to say A"])
-def test_a_taste_for_a_place_or_a_longer_answer_counts_nothing(said: str, ask: Callable[[Opinion], Judge]) -> None:
-    scores, told = compare(ask(lambda *_: said), PAIRS)
+def test_position_bias_and_invalid_answers_give_no_wins(said: str, ask: Callable[[Opinion], Judge]) -> None:
+    scores, counts = compare(ask(lambda *_: said), PAIRS)
     assert scores.tolist() == [0.5, 0.5, 0.5]
-    assert told["inconsistent"] == 3
+    assert counts["inconsistent"] == 3
 
 
-def test_a_judge_needs_no_torch(ask: Callable[[Opinion], Judge]) -> None:
+def test_judge_needs_no_torch(ask: Callable[[Opinion], Judge]) -> None:
     judge = ask(lambda *_: "TIE")
     code = f"""
 import sys
@@ -97,14 +97,14 @@ print(compare(Judge({judge.url!r}, "strict"), Samples([Prompt("p")], [["a"]], [[
     assert done.stdout == "1\n", done.stderr
 
 
-def test_a_judge_that_refuses_is_named_as_the_judge(ask: Callable[[Opinion], Judge]) -> None:
+def test_refusing_judge_is_named_in_the_error(ask: Callable[[Opinion], Judge]) -> None:
     with pytest.raises(MissingRequirementError, match=r"^--judge-url http://127\.0\.0\.1"):
         compare(ask(lambda *_: "refuse"), PAIRS)
 
 
-def test_half_a_judge_is_refused_before_anything_is_sampled() -> None:
+def test_incomplete_judge_options_are_refused_before_sampling() -> None:
     for values in ({"judge_url": "http://x"}, {"judge_model": "m"}):
         with pytest.raises(UsageError, match="belong together"):
             _ = Request(**values).judge
-    with pytest.raises(UsageError, match="no http or https address"):
+    with pytest.raises(UsageError, match="not an http or https address"):
         _ = Request(judge_url="file:///etc/passwd", judge_model="m").judge

@@ -12,7 +12,7 @@ import pytest
 import torch
 from cuda import REPOSITORY, first_measure, losses, needs, train, values
 
-from skill_kd.handoff import hand_on
+from skill_kd.handoff import hand_off
 from skill_kd.jobs.run import run
 from skill_kd.spec.file import parse_spec
 
@@ -39,9 +39,9 @@ def test_a_run_trains_exports_and_passes_handoff(name: str, models: Path, tmp_pa
     assert config["dtype"] == "bfloat16"
     assert "quantization_config" not in config
     assert (folder / "compiled").is_dir()
-    result = hand_on(folder, execute=True, max_steps=3)
+    result = hand_off(folder, execute=True, max_steps=3)
     assert not result.failed(), result.table()
-    assert result.figures["student"]["forward_kl"] > 0
+    assert result.measures["student"]["forward_kl"] > 0
 
 
 def test_the_first_losses_are_those_of_the_built_in_backend(models: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from specs import REPOSITORY, needs_unsloth, values
 
-from skill_kd.handoff import hand_on
+from skill_kd.handoff import hand_off
 from skill_kd.handoff.step_files import FinetuneTask, cli_config
 from skill_kd.jobs.run import run
 from skill_kd.spec import Handoff
@@ -46,7 +46,7 @@ def test_unsloth_fine_tunes_the_student_and_the_result_loads(
     backend: str, method: str, export: list[str], models: Path, tmp_path: Path
 ) -> None:
     folder = trained(models, tmp_path, backend, method=method, export=export)
-    result = hand_on(folder, execute=True, max_steps=3)
+    result = hand_off(folder, execute=True, max_steps=3)
     names = {each["name"] for each in result.checks}
     assert all(each["passed"] for each in result.checks), result.table()
     assert {"weights", "merged: loads", "merged: tokenizer", "merged: dtype", "merged: trained"} <= names
@@ -54,7 +54,7 @@ def test_unsloth_fine_tunes_the_student_and_the_result_loads(
     rates = re.findall(r"'learning_rate': '?([-.e0-9]+)", (folder / "handoff/finetune.log").read_text())
     # Unsloth's own warm-up would take the first of so few steps.
     assert float(rates[0]) == {"lora": 2e-4, "full": 2e-5}[method]
-    assert result.figures["student"]["forward_kl"] != result.figures["finetuned"]["forward_kl"]
+    assert result.measures["student"]["forward_kl"] != result.measures["finetuned"]["forward_kl"]
     config = json.loads((folder / "handoff/out/merged/config.json").read_text())
     assert (config["dtype"], config["use_cache"]) == ("bfloat16", True)
     assert config["rope_theta"] == json.loads((folder / "student/config.json").read_text())["rope_theta"]
@@ -64,7 +64,7 @@ def test_unsloth_fine_tunes_the_student_and_the_result_loads(
 def handed_on(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The hand-off's folder of a finished run."""
     folder = trained(models, tmp_path_factory.mktemp("handed_on"), "transformers", epochs=1.5)
-    return hand_on(folder).folder
+    return hand_off(folder).folder
 
 
 def dry_run(config: Path) -> subprocess.CompletedProcess[str]:

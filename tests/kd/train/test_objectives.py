@@ -156,7 +156,7 @@ def test_exact_minillm_takes_its_weights_as_one_when_the_student_alone_sampled()
 def test_the_exact_estimator_that_trains_is_the_one_that_is_proven() -> None:
     assert objective("minillm", estimator="exact", teacher_mix=0.2).loss is estimators.EXACT
     assert KNOWN["Single + Long, per-decision weights (`exact`)"] == estimators.EXACT.of_tensors
-    assert KNOWN["per-token weight, length normalisation, clip (`paper`)"] == estimators.PAPER.of_tensors
+    assert KNOWN["per-token weight, length normalization, clip (`paper`)"] == estimators.PAPER.of_tensors
 
 
 def test_the_papers_minillm_passes_on_its_options() -> None:
