@@ -17,9 +17,13 @@ from skill_kd.console import Verb, print_json
     "--window", default="day", show_default=True, metavar="day|N", help="Compare days, or windows of N lines."
 )
 @click.option(
-    "--format", "format_name", metavar="NAME", help="openai, openai-batch, langfuse, langsmith, otel, generic."
+    "--format",
+    "format_name",
+    metavar="NAME",
+    help="anthropic, braintrust, generic, helicone, langfuse, langsmith, litellm, mlflow, ollama, openai, "
+    "openai-batch, openinference, otel, vercel, weave. Detected by default.",
 )
-@click.option("--prompt-field", metavar="PATH", help="Path of the prompt in a generic log; dots enter objects.")
+@click.option("--prompt-field", metavar="PATH", help="Path of the prompt in a row; dots enter objects.")
 @click.option("--output-field", metavar="PATH", help="Path of the model's answer.")
 @click.option("--time-field", metavar="PATH", help="Path of the time, ISO 8601 or seconds since 1970.")
 @click.option("--system-field", metavar="PATH", help="Path of the system prompt.")

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 
 from skill_kd.cli import cli
 from skill_kd.diagnose.changes.scan import Options, Scan, scan
-from skill_kd.diagnose.formats.readers import FORMATS, Fields, detect, parse, reader
-from skill_kd.diagnose.formats.rows import BAD, DROPS, LogRow, asked, number, seconds, text_of
+from skill_kd.diagnose.formats.readers import BAD, DROPS, FORMATS, detect, parse, reader
 from skill_kd.diagnose.formats.sources import LogSource
 from skill_kd.errors import UsageError
+from skill_kd.kd.dataset.formats.conversation import Call, text_of, turns_of
+from skill_kd.kd.dataset.formats.generic import Fields
+from skill_kd.kd.dataset.formats.values import number, seconds
 
 LOGS = Path(__file__).parents[1] / "data" / "logs"
 GIVEN = Fields(prompt="q.text", output="a.texts", time="at", temperature="cfg.t")
@@ -29,7 +31,7 @@ def lines_of(name: str) -> list[bytes]:
     return [line for block in blocks for line in block.lines.split(b"\n") if line.strip()]
 
 
-def read(name: str, fields: Fields | None = None) -> tuple[str, list[LogRow], list[str]]:
+def read(name: str, fields: Fields | None = None) -> tuple[str, list[Call], list[str]]:
     """The detected format, the rows, and why the other lines hold none."""
     lines, fields = lines_of(name), fields or Fields()
     kind = detect(lines, fields)
@@ -109,6 +111,60 @@ CASES: dict[str, tuple[str, list[tuple[str, str | None]], list[str]]] = {
         [("A noble metal.", None), ("A noble gas.", "What is argon?")],
         ["request without its answer"],
     ),
+    "anthropic.jsonl": (
+        "anthropic",
+        [("A ball of ice and dust.", "What is a comet?"), ("A star is", None), ("A moon.", None)],
+        ["failed call", "tool call without text"],
+    ),
+    "ollama.jsonl": (
+        "ollama",
+        [("A tall plant.", None), ("A plant without flowers.", "What is a fern?"), ("A small plant.", None)],
+        ["tool call without text"],
+    ),
+    "litellm.jsonl": (
+        "litellm",
+        [("Curved glass.", "What is a lens?"), ("Frozen water.", "What is ice?")],
+        ["tool call without text", "served from a cache", "failed call", "not a model call", "redacted"],
+    ),
+    "helicone.jsonl": (
+        "helicone",
+        [("A round part.", "What is a wheel?")],
+        ["failed call", "tool call without text", "request without its answer"],
+    ),
+    "weave.jsonl": (
+        "weave",
+        [("A hit instrument.", "What is a drum?"), ("A plucked instrument.", "What is a lute?")],
+        ["not a model call", "failed call"],
+    ),
+    "braintrust.jsonl": (
+        "braintrust",
+        [("Falling water.", "What is rain?"), ("Falling ice.", "What is snow?")],
+        ["not a model call", "tool call without text", "failed call"],
+    ),
+    "otel_openllmetry.jsonl": (
+        "otel",
+        [("A threaded pin.", "What is a bolt?"), ("A threaded ring.", "What is a nut?")],
+        ["tool call without text", "not a model call", "request without its answer", "failed call"],
+    ),
+    "vercel.jsonl": (
+        "vercel",
+        [("Pressed wool.", "What is felt?"), ("A fine thread.", "What is silk?")],
+        ["not a model call", "tool call without text", "failed call", "not a model call"],
+    ),
+    "openinference.jsonl": (
+        "openinference",
+        [
+            ("A toy that flies.", "What is a kite?"),
+            ("A vehicle on runners.", "What is a sled?"),
+            ("A flat boat.", "What is a raft?"),
+        ],
+        ["not a model call", "tool call without text", "failed call", "redacted"],
+    ),
+    "mlflow.jsonl": (
+        "mlflow",
+        [("A round dish.", "What is a bowl?"), ("A pot for flowers.", "What is a vase?")],
+        ["not a model call", "failed call"],
+    ),
     "generic_usual.jsonl": (
         "generic",
         [("Soft limestone.", "What is chalk?"), ("Hard quartz.", "What is flint?")],
@@ -128,7 +184,7 @@ def test_a_format_is_told_by_its_content_and_read(name: str) -> None:
 REFERENCE = (LOGS.parents[2] / "references" / "diagnosis.md").read_text(encoding="utf-8")
 HELP = next(str(option.help) for option in cli.commands["diagnose"].params if option.name == "format_name")
 HOMES: dict[str, Collection[str]] = {
-    "its reader to _READ in skill_kd/diagnose/formats/readers.py": FORMATS,
+    "its class to FORMATS in skill_kd/kd/dataset/formats/table.py": FORMATS,
     "a log to tests/data/logs, and what it holds to CASES here": {kind for kind, _, _ in CASES.values()},
     "its name to the help of --format in skill_kd/cli/diagnose.py": re.findall(r"[\w-]+", HELP),
     "a row to 'What it reads' in references/diagnosis.md": re.findall(r"^\| `([\w-]+)` \|", REFERENCE, re.MULTILINE),
@@ -151,7 +207,9 @@ def test_a_new_format_gets_the_names_of_its_homes() -> None:
 
 
 def test_settings_and_times_are_read() -> None:
-    logs = ("openai_proxy.jsonl", "langsmith_runs.jsonl", "langfuse_table.json", "otel_spans.jsonl", "otel_otlp.jsonl")
+    logs = ("openai_proxy.jsonl", "langsmith_runs.jsonl", "langfuse_table.json", "otel_spans.jsonl", "otel_otlp.jsonl",
+            "anthropic.jsonl", "litellm.jsonl", "helicone.jsonl", "weave.jsonl", "otel_openllmetry.jsonl",
+            "vercel.jsonl", "openinference.jsonl", "mlflow.jsonl", "braintrust.jsonl")  # fmt: skip
     for name in logs:
         row = read(name)[1][0]
         assert (row.model, row.temperature, row.max_tokens) == ("student-1", 0.7, 200), name
@@ -264,7 +322,7 @@ def test_without_an_input_the_answers_stand_alone(paths: tuple[str, ...]) -> Non
 
 
 def test_inputs_alone_are_no_log() -> None:
-    with pytest.raises(UsageError, match="no line holds an answer"):
+    with pytest.raises(UsageError, match="no line has an answer"):
         scan([INPUT, INPUT], Options())
 
 
@@ -317,8 +375,10 @@ def test_content_of_many_shapes() -> None:
         {"type": "text", "content": "b"},
     ]
     assert text_of(parts) == "a\nb"
-    assert asked([{"role": "developer", "content": "s"}, {"role": "user", "content": parts}]) == ("a\nb", "s")
-    assert asked({"messages": [{"role": "human", "content": "q"}]}) == ("q", None)
+    call = Call(turns_of([{"role": "developer", "content": "s"}, {"role": "user", "content": parts}]))
+    assert (call.prompt, call.system) == ("a\nb", "s")
+    call = Call(turns_of({"messages": [{"role": "human", "content": "q"}]}))
+    assert (call.prompt, call.system) == ("q", None)
 
 
 def test_nan_and_lone_surrogates_are_read() -> None:

@@ -21,9 +21,9 @@ from skill_kd.diagnose.changes.measures import measure_all
 from skill_kd.diagnose.changes.scan import Options, Scan, scan, window_unit
 from skill_kd.diagnose.changes.windows import Windows
 from skill_kd.diagnose.formats import lines as splitting
-from skill_kd.diagnose.formats.readers import FORMATS, Fields
-from skill_kd.diagnose.formats.rows import BAD, DROPS
+from skill_kd.diagnose.formats.readers import BAD, DROPS, FORMATS
 from skill_kd.errors import ExitCode, MissingRequirementError, SkillKDError, UsageError
+from skill_kd.kd.dataset.formats.generic import Fields
 
 TAILS = ("", ' one " and {', "[ a \\", '\\"}', "\t")
 ROWS = [
@@ -154,7 +154,7 @@ def test_one_huge_element_of_an_array_is_left_out(save: Save, monkeypatch: pytes
         (b'{"a": 1}\n' * 50, "known format"),
         (b"[]", "."),
         (b"[1, 2, 3]", "."),
-        (b'{"output": ""}\n' * 50, "no line holds an answer"),
+        (b'{"output": ""}\n' * 50, "no line has an answer"),
         ((TEXT + "broken {\n" * 3).encode(), "3 of 43 lines could not be read"),
         (gzip.compress(b"", mtime=0)[:15], "empty"),
         (b"\x28\xb5\x2f\xfd" + b"junk" * 30, "."),

@@ -33,11 +33,15 @@ from skill_kd.diagnose.changes.windows import (
     length_bin,
     text_hash,
 )
-from skill_kd.diagnose.formats.rows import LogRow
 from skill_kd.diagnose.report.redact import redact, salted
 from skill_kd.guidance import BY_KEY as GUIDANCE
+from skill_kd.kd.dataset.formats.conversation import Call, Turn
 
 SETTING = ("m", "1", "9", "s")
+
+
+def call(output: str, prompt: str, time: float | None = None) -> Call:
+    return Call((Turn("user", prompt),), Turn("assistant", output), time, "stop")
 
 
 def table(*windows: dict[str, Sequence[float]]) -> list[dict[object, StratumSums]]:
@@ -222,7 +226,7 @@ def test_every_detector_belongs_to_a_finding() -> None:
 def fill(rows: Sequence[tuple[str, str, float]]) -> Window:
     window = Window()
     for output, prompt, priority in rows:
-        window.add(LogRow(output, prompt, finish="stop"), SETTING, priority)
+        window.add(call(output, prompt), SETTING, priority)
     return window
 
 
@@ -269,7 +273,7 @@ def test_hash_sampling_keeps_the_share_of_repeats(monkeypatch: pytest.MonkeyPatc
 def test_too_many_windows_become_wider() -> None:
     windows = Windows("day")
     for day in range(20_000, 20_000 + 3 * MOST_WINDOWS):
-        windows.add(LogRow(f"answer {day}", "p", time=day * 86400.0 + 5), day, 0.5)
+        windows.add(call(f"answer {day}", "p", day * 86400.0 + 5), day, 0.5)
     assert len(windows) <= MOST_WINDOWS
     assert windows.shift == 2
     assert sum(window.rows for _, window in windows) == 3 * MOST_WINDOWS
@@ -297,7 +301,7 @@ def test_prompts_of_different_kinds_get_different_topics() -> None:
     window = Window()
     for number in range(240):
         prompt = f"please {kinds[number % 3]} {draw.choice(['tomato', 'paris', 'server', 'violin'])} {number}"
-        window.add(LogRow("x", prompt), SETTING, number / 240)
+        window.add(call("x", prompt), SETTING, number / 240)
     sample = measure(0, window.rows, window.sample)
     assign_topics([sample])
     owners: dict[int, set[str]] = {}

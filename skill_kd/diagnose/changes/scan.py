@@ -17,10 +17,21 @@ from typing import Any
 from skill_kd.diagnose.changes.windows import Windows
 from skill_kd.diagnose.formats.batches import requests_of
 from skill_kd.diagnose.formats.lines import LONGEST, Block
-from skill_kd.diagnose.formats.readers import Fields, detect, parse, reader
-from skill_kd.diagnose.formats.rows import BAD, Rows
+from skill_kd.diagnose.formats.readers import (
+    BAD,
+    NO_TIME,
+    REDACTED,
+    UNANSWERED,
+    Answers,
+    Reader,
+    detect,
+    parse,
+    reader,
+)
 from skill_kd.diagnose.formats.sources import LogSource
 from skill_kd.errors import UsageError
+from skill_kd.kd.dataset.formats.endpoints import OpenAIBatch
+from skill_kd.kd.dataset.formats.generic import Fields
 
 MOST_BAD = 0.05
 """Share of unreadable lines above which the input is refused."""
@@ -111,7 +122,7 @@ def scan(paths: Sequence[str], options: Options, progress: Progress | None = Non
         raise UsageError(f"nothing to diagnose: {'; '.join(head.notes)}")
     if isinstance(options.window, str) and not _has_times(started, options):
         head.windows = Windows(LINES)
-        head.notes.append("the log tells no times, so windows are counted in lines")
+        head.notes.append("the log has no times that can be read, so windows are counted in lines")
     unit = head.windows.unit
     parts = _shared(started, tasks, options, unit) if options.jobs > 1 else _alone(started, tasks, options, unit)
     for part in parts:
@@ -134,7 +145,7 @@ def _tasks(paths: Sequence[str], options: Options, head: Scan, progress: Progres
             if format_name is None:
                 format_name = _detected(path, block, options.fields)
             head.formats[path] = format_name
-            whole = requests.joined(block) if requests and format_name == "openai-batch" else block
+            whole = requests.joined(block) if requests and format_name == OpenAIBatch.name else block
             yield _BlockTask(whole, format_name, f"{options.seed}/{number}/{index}", line)
             line += block.lines.count(b"\n") + 1
             if progress:
@@ -164,18 +175,31 @@ def _has_times(task: _BlockTask, options: Options) -> bool:
 
 
 def _usable(done: Scan) -> Scan:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in done.drops.most_common()) or "nothing in them"
+    reasons = ", ".join(f"{count} {reason}" for reason, count in done.drops.most_common()) or "all empty"
     if done.bad > MOST_BAD * done.lines:
         raise UsageError(
-            f"{done.bad} of {done.lines} lines could not be read ({reasons}); more than {MOST_BAD:.0%} is no basis for "
-            f"a diagnosis. Read as: {', '.join(sorted(set(done.formats.values())))}; --format says otherwise"
+            f"{done.bad} of {done.lines} lines could not be read ({reasons}); the limit is {MOST_BAD:.0%}. "
+            f"They were read as {', '.join(sorted(set(done.formats.values())))}; --format NAME overrides it"
+        )
+    redacted, without_time = done.drops[REDACTED], done.drops[NO_TIME]
+    if redacted > MOST_BAD * (done.rows + redacted):
+        raise UsageError(
+            f"{redacted} of {done.rows + redacted} answers are redacted: the logging tool replaced their texts, so the "
+            "log supports no conclusion. Log the texts (LiteLLM: turn_off_message_logging: false), or pass only logs "
+            "that have them"
+        )
+    if without_time > MOST_BAD * (done.rows + without_time):
+        raise UsageError(
+            f"{without_time} of {done.rows + without_time} answers have no time that can be read. Times are ISO 8601, "
+            "numbers since 1970, or US dates (month/day/year). Convert them, or count lines: --window 1000"
         )
     if not done.rows:
-        raise UsageError(f"no line holds an answer that counts ({done.lines} lines: {reasons})")
+        hint = "; if your logging tool leaves texts out, turn their recording on" if done.drops[UNANSWERED] else ""
+        raise UsageError(f"no line has an answer ({done.lines} lines: {reasons}){hint}")
     return done
 
 
-def _read(line: bytes, read: Callable[[Any], Rows]) -> Rows:
+def _read(line: bytes, read: Reader) -> Answers:
     try:
         record = parse(line)
         return read(record) if isinstance(record, dict) else "no known fields"
@@ -205,7 +229,7 @@ def absorb(task: _BlockTask, options: Options, into: Scan) -> None:
             if row.key is not None and row.key in seen:
                 drops["written twice"] += 1
             elif days and row.time is None:
-                drops["no time"] += 1
+                drops[NO_TIME] += 1
             else:
                 if row.key is not None:
                     seen.add(row.key)

@@ -15,7 +15,7 @@ from hashlib import blake2b
 from operator import itemgetter
 from typing import NamedTuple
 
-from skill_kd.diagnose.formats.rows import LogRow
+from skill_kd.kd.dataset.formats.conversation import Call
 
 SAMPLE = 256
 """Rows per window that the costly detectors read."""
@@ -57,22 +57,23 @@ class Window:
         self.limit = 1 << 64
         self._heap: list[tuple[float, Sampled]] = []
 
-    def add(self, row: LogRow, setting: Setting, priority: float) -> None:
-        """Count a row, and keep it if its priority, random in [0, 1), is among the smallest."""
+    def add(self, call: Call, setting: Setting, priority: float) -> None:
+        """Count an answer, and keep it if its priority, random in [0, 1), is among the smallest."""
         self.rows += 1
-        finish = _FINISHES.get(row.finish or "", "other")
+        finish = _FINISHES.get(call.finish or "", "other")
         self.finishes[finish] += 1
-        characters = len(row.output)
+        output, prompt = call.output, call.prompt
+        characters = len(output)
         self.lengths[length_bin(characters)] += 1
-        output_hash, prompt_hash = text_hash(row.output), _exact_hash(row.prompt) if row.prompt else 0
+        output_hash, prompt_hash = text_hash(output), _exact_hash(prompt) if prompt else 0
         if output_hash < self.limit:
             self._count(output_hash, 1, prompt_hash, False)
             self._shrink()
         heap = self._heap
         if len(heap) < SAMPLE or -heap[0][0] > priority:
             kept = Sampled(
-                row.output[:TEXT],
-                row.prompt[:PROMPT] if row.prompt else None,
+                output[:TEXT],
+                prompt[:PROMPT] if prompt else None,
                 output_hash,
                 prompt_hash,
                 finish,
@@ -135,13 +136,13 @@ class Windows:
         self._windows: dict[int, Window] = {}
         self._systems: dict[str, str] = {}
 
-    def add(self, row: LogRow, line: int, priority: float) -> None:
-        """Count a row; for windows of days it must have a time."""
+    def add(self, call: Call, line: int, priority: float) -> None:
+        """Count an answer; for windows of days it must have a time."""
         if isinstance(self.unit, int):
             place = line // self.unit
         else:
-            assert row.time is not None
-            place = int(row.time // 86400)
+            assert call.time is not None
+            place = int(call.time // 86400)
         place >>= self.shift
         window = self._windows.get(place)
         if window is None:
@@ -150,21 +151,21 @@ class Windows:
                 self._widen(self.shift + 1)
             window = self._windows.get(place, window)
             if place not in self._windows:  # the windows just became wider
-                return self.add(row, line, priority)
-        window.add(row, self._setting(row), priority)
+                return self.add(call, line, priority)
+        window.add(call, self._setting(call), priority)
         return None
 
-    def _setting(self, row: LogRow) -> Setting:
-        system = row.system or ""
+    def _setting(self, call: Call) -> Setting:
+        system = call.system or ""
         known = self._systems.get(system)
         if known is None:
             known = f"{text_hash(system):016x}" if system else "none"
             if len(self._systems) < 256:
                 self._systems[system] = known
         return (
-            row.model or "not told",
-            "not told" if row.temperature is None else f"{row.temperature:g}",
-            "not told" if row.max_tokens is None else f"{row.max_tokens:g}",
+            call.model or "not told",
+            "not told" if call.temperature is None else f"{call.temperature:g}",
+            "not told" if call.max_tokens is None else f"{call.max_tokens:g}",
             known,
         )
 

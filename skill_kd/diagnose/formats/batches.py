@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from skill_kd.diagnose.formats.lines import Block
-from skill_kd.diagnose.formats.openai import is_batch
 from skill_kd.diagnose.formats.readers import parse
-from skill_kd.diagnose.formats.rows import mapping, name
 from skill_kd.diagnose.formats.sources import LogSource
 from skill_kd.errors import SkillKDError
+from skill_kd.kd.dataset.formats.endpoints import OpenAIBatch
+from skill_kd.kd.dataset.formats.values import mapping, name
 
 _TAKEN = ("messages", "input", "prompt", "instructions", "model", "temperature")
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
@@ -77,7 +77,7 @@ def requests_of(paths: Sequence[str], format_name: str | None) -> Requests | Non
 
     Only plain files are checked: a pipe can be read only once.
     """
-    if len(paths) < 2 or format_name not in (None, "openai-batch"):
+    if len(paths) < 2 or format_name not in (None, OpenAIBatch.name):
         return None
     kinds = {path: _kind(path) for path in paths if Path(path).is_file()}
     if not {"input", "output"} <= set(kinds.values()):
@@ -97,7 +97,7 @@ def _kind(path: str) -> str | None:
         return None  # reported when the file is read
     lines = (line for line in block.lines.split(b"\n") if line.strip())
     records = [record for line in islice(lines, _PEEK) if (record := _record(line))]
-    if not records or not all(map(is_batch, records)):
+    if not records or not all(map(OpenAIBatch().matches, records)):
         return None
     return "output" if any("response" in record for record in records) else "input"
 
