@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from skill_kd.kd.dataset.formats.conversation import Call, ToolCall, Turn
@@ -147,6 +149,45 @@ def test_a_stream_keeps_tool_calls_and_reasoning() -> None:
     )
     assert answer is not None
     assert read("openai", dict(answer)).response == ASKED[2]
+
+
+QUESTION = {"messages": [{"role": "user", "content": "hi"}], "temperature": 0.3}
+ANSWERED = {"id": "c", "model": "m", "choices": [{"message": {"role": "assistant", "content": "ho"}}]}
+SPEND = {"call_type": "acompletion", "spend": 0.1, "api_base": "x", "request_tags": "[]", "model": "m"}
+SSE = [
+    {"type": "message_start", "message": {"id": "m1", "model": "m", "role": "assistant", "type": "message"}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "ho"}},
+    {"type": "message_stop"},
+]
+COLUMNS = {
+    "attributes.openinference.span.kind": "LLM",
+    "attributes.llm.model_name": "m",
+    "attributes.llm.invocation_parameters": '{"temperature": 0.3}',
+    "attributes.llm.input_messages": [{"message.role": "user", "message.content": "hi"}],
+    "attributes.llm.output_messages": [{"message.role": "assistant", "message.content": "ho"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "answer"),
+    [
+        ("openai", {"request": QUESTION, "response": ANSWERED}, "ho"),
+        ("openai", {"request": json.dumps(QUESTION), "response": json.dumps(ANSWERED)}, "ho"),
+        ("openai", {"request": QUESTION, "response": "ho"}, "ho"),
+        ("openai", {**QUESTION, "response": "ho"}, "ho"),
+        ("openai", {"request": QUESTION, "response": None}, None),
+        ("anthropic", {"request": QUESTION, "response": "".join(f"data: {json.dumps(each)}\n" for each in SSE)}, "ho"),
+        ("litellm", {**SPEND, "proxy_server_request": QUESTION, "messages": "{}", "response": "{}"}, None),
+        ("litellm", {**SPEND, "proxy_server_request": QUESTION, "messages": {}, "response": ANSWERED}, "ho"),
+        ("litellm", {"kwargs": {"standard_logging_object": {**SPEND, **QUESTION, "model_parameters": QUESTION,
+                                                            "response": {"text": "ho"}}}}, "ho"),
+        ("openinference", COLUMNS, "ho"),
+    ],
+)  # fmt: skip
+def test_rows_in_other_envelopes(name: str, row: dict[str, object], answer: str | None) -> None:
+    call = read(name, row)
+    assert (call.prompt, call.temperature) == ("hi", 0.3)
+    assert (None if call.response is None else call.response.text) == answer
 
 
 # --- recognition ------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from .answers import (
 )
 from .conversation import Call, turn_of, turns_of
 from .streams import is_event, joined, sse_events
-from .values import Row, first, flag, mapping, name, number, seconds, word
+from .values import Row, first, flag, mapping, name, number, parsed, seconds, word
 
 TIMES = ("time", "timestamp", "start_time", "startTime", "created_at", "created", "request_time", "ts")
 _REQUESTS = ("request", "request_body", "req", "input", "kwargs")
@@ -80,7 +80,13 @@ class Endpoint:
                 return calls
             if isinstance(answer, dict) and answer.get("error"):
                 return [Call(failed=True)]
-        return conversation(row)
+        stored = conversation(row)
+        if stored is None and request is not row and "messages" in request:
+            answer = first(row, _RESPONSES)
+            return [
+                asked(request, None, time)._replace(response=response_of(answer) if isinstance(answer, str) else None)
+            ]
+        return stored
 
 
 def conversation(row: Row) -> list[Call] | None:
@@ -195,16 +201,16 @@ class LiteLLM:
         if flag(row.get("cache_hit")):
             return [Call(cached=True)]
         request = {**mapping(row.get("proxy_server_request")), **mapping(row.get("model_parameters"))}
-        messages = row.get("messages")
+        messages = parsed(row.get("messages"))
         if messages:
-            request["messages"] = messages if isinstance(messages, list) else mapping(messages) or messages
+            request["messages"] = messages
         time = seconds(first(row, ("startTime", "start_time")))
-        answer = unwrapped(row.get("response"))
-        if not answer and isinstance(row.get("response"), str):
-            answer = row["response"]
+        answer = parsed(row.get("response"))
+        answer = answer if isinstance(answer, str) else unwrapped(answer)
         calls = calls_of(answer, request, time)
         if calls is None:
-            calls = [asked(request, None, time)._replace(response=response_of(answer), key=name(row.get("id")))]
+            response = response_of(answer) if answer else None  # the spend logs have {} if texts are not stored
+            calls = [asked(request, None, time)._replace(response=response, key=name(row.get("id")))]
         return [call if call.model else call._replace(model=name(row.get("model"))) for call in calls]
 
     @staticmethod
