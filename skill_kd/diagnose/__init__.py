@@ -1,4 +1,4 @@
-"""Findings from production logs: readers · detectors · findings. No network; log text is shown only on request."""
+"""Find changes in production logs. Uses no network, and shows text of a log only on request."""
 
 from skill_kd.diagnose.changes.scan import Options, window_unit
 from skill_kd.diagnose.diagnosis import diagnose

@@ -1,4 +1,4 @@
-"""Each format, by a fixture made from its public description; and every reader against whatever JSON can hold."""
+"""Each format by a small log made from its public description; all readers with random JSON; batches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def lines_of(name: str) -> list[bytes]:
 
 
 def read(name: str, fields: Fields | None = None) -> tuple[str, list[Call], list[str]]:
-    """The detected format, the rows, and why the other lines hold none."""
+    """Return the detected format, the answers, and the reasons that other lines have none."""
     lines, fields = lines_of(name), fields or Fields()
     kind = detect(lines, fields)
     found = [reader(kind, fields)(parse(line)) for line in lines]
@@ -174,7 +174,7 @@ CASES: dict[str, tuple[str, list[tuple[str, str | None]], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_format_is_told_by_its_content_and_read(name: str) -> None:
+def test_a_format_is_detected_by_its_content_and_read(name: str) -> None:
     kind, rows, reasons = read(name)
     assert kind == CASES[name][0]
     assert [(row.output, row.prompt) for row in rows] == CASES[name][1]
@@ -189,7 +189,7 @@ HOMES: dict[str, Collection[str]] = {
     "its name to the help of --format in skill_kd/cli/diagnose.py": re.findall(r"[\w-]+", HELP),
     "a row to 'What it reads' in references/diagnosis.md": re.findall(r"^\| `([\w-]+)` \|", REFERENCE, re.MULTILINE),
 }
-"""What to add for a new format, and the formats that have it."""
+"""What a new format needs, and the formats that have it."""
 
 
 def lacking(name: str) -> list[str]:
@@ -241,7 +241,7 @@ def test_given_fields_make_a_log_generic_and_reach_into_it() -> None:
     assert rows[0].time == 1767603660  # one hour before UTC
 
 
-def test_a_server_text_log_is_answered_with_what_to_log_instead() -> None:
+def test_a_text_log_of_a_server_is_refused_with_advice() -> None:
     with pytest.raises(UsageError, match="proxy"):
         read("vllm.log")
 
@@ -255,7 +255,7 @@ def test_unknown_formats_and_misplaced_fields_are_refused() -> None:
         detect([b'{"a": 1}', b'{"b": 2}'], Fields())
 
 
-def test_what_was_written_twice_counts_once() -> None:
+def test_a_call_that_was_written_twice_counts_once() -> None:
     done = scan([str(LOGS / "openai_proxy.jsonl")], Options())
     assert done.rows == 6
     assert done.drops["written twice"] == 2
@@ -292,7 +292,7 @@ def test_a_batchs_answers_get_their_prompts_from_its_input(order: tuple[str, str
     assert setting[:3] == ("student-1", "0.7", "200")
     assert setting[3] != sampled(done)["Oslo is the capital of"][1][3]  # it has a system prompt
     assert sampled(done)["Oslo is the capital of"][0] is None
-    assert done.lines == 4  # the input's lines are no lines of the log
+    assert done.lines == 4  # lines of the input are not lines of the log
     assert done.drops == {"failed call": 2}
     assert any(f"by custom_id from '{INPUT}'; 3 answers have no request" in note for note in done.notes)
 
@@ -302,7 +302,7 @@ def test_a_packed_input_is_joined_too(tmp_path: Path) -> None:
     assert sampled(done)["Bern."][0] == "Capital of Switzerland?"
 
 
-def test_an_id_that_two_requests_share_is_joined_to_neither(tmp_path: Path) -> None:
+def test_an_answer_is_not_joined_if_two_requests_share_its_id(tmp_path: Path) -> None:
     record = json.loads(Path(INPUT).read_text())
     same, other = tmp_path / "same.jsonl", tmp_path / "other.jsonl"
     same.write_text(json.dumps(record) + "\n")
@@ -311,22 +311,22 @@ def test_an_id_that_two_requests_share_is_joined_to_neither(tmp_path: Path) -> N
     other.write_text(json.dumps(record) + "\n")
     done = scan([INPUT, str(other), OUTPUT], Options())
     assert sampled(done)["Bern."][0] is None
-    assert any("4 answers have no request of theirs alone" in note for note in done.notes)
+    assert any("4 answers have no request there, or more than one" in note for note in done.notes)
 
 
 @pytest.mark.parametrize("paths", [(OUTPUT,), (OUTPUT, str(LOGS / "generic_usual.jsonl")), (OUTPUT, OUTPUT)])
-def test_without_an_input_the_answers_stand_alone(paths: tuple[str, ...]) -> None:
+def test_without_an_input_the_answers_have_no_prompts(paths: tuple[str, ...]) -> None:
     done = scan(paths, Options())
     assert sampled(done)["Bern."][0] is None
     assert not any("custom_id" in note for note in done.notes)
 
 
-def test_inputs_alone_are_no_log() -> None:
+def test_inputs_without_outputs_are_refused() -> None:
     with pytest.raises(UsageError, match="no line has an answer"):
         scan([INPUT, INPUT], Options())
 
 
-def test_broken_lines_of_either_file_are_counted_where_they_count(tmp_path: Path) -> None:
+def test_broken_lines_count_in_the_output_but_not_in_the_input(tmp_path: Path) -> None:
     broken = tmp_path / "in.jsonl"
     broken.write_bytes(Path(INPUT).read_bytes() + b'{"custom_id": "q-2", "body": \n[1]\n\xff\n')
     answers_ = tmp_path / "out.jsonl"
@@ -362,13 +362,13 @@ def test_times(value: Any, expected: float | None) -> None:
     assert found == expected or (found is not None and expected is not None and abs(found - expected) < 1)
 
 
-def test_numbers_are_finite_or_nothing() -> None:
+def test_numbers_that_are_not_finite_are_ignored() -> None:
     assert [number(each) for each in (1, "0.5", float("nan"), "inf", True, None, "x", 10**400)] == [
         1.0, 0.5, None, None, None, None, None, None,
     ]  # fmt: skip
 
 
-def test_content_of_many_shapes() -> None:
+def test_the_text_of_content_in_many_shapes() -> None:
     parts = [
         {"type": "text", "text": "a"},
         {"type": "image_url", "image_url": {"url": "u"}},
@@ -406,8 +406,8 @@ RECORDS = st.dictionaries(
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(record=RECORDS)
-def test_no_reader_is_surprised_by_a_record(record: dict[str, Any]) -> None:
-    """A reader answers with rows or a known reason, or raises what `scan` counts as an unreadable record."""
+def test_every_reader_survives_any_record(record: dict[str, Any]) -> None:
+    """A reader returns answers or a known reason, or raises an error that ``scan`` counts as an unreadable line."""
     for kind in FORMATS:
         try:
             found = reader(kind, Fields())(record)

@@ -1,4 +1,4 @@
-"""Read whole logs and count every line, in this process or in several that share the blocks."""
+"""Read whole logs and count every line, in one process or in several that share the blocks."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Options:
     seed: int = 0
     """Seed of the sample."""
     jobs: int = 1
-    """Processes that parse. If more than one, this process only reads and distributes blocks."""
+    """Number of processes that parse. If more than one, this process only reads and distributes blocks."""
 
 
 def window_unit(text: str) -> str | int:
@@ -67,20 +67,20 @@ def window_unit(text: str) -> str | int:
         return text
     if text.isascii() and text.isdigit() and int(text) > 0:
         return int(text)
-    raise UsageError(f"window '{text}' is neither 'day' nor a number of lines above 0")
+    raise UsageError(f"--window: '{text}' is not valid. Use day, or a number of lines")
 
 
 @dataclass
 class Scan:
-    """The result of reading logs."""
+    """What was read from logs."""
 
     windows: Windows
     rows: int = 0
-    """Answers that count."""
+    """Number of answers."""
     lines: int = 0
-    """Lines that are not blank."""
+    """Number of lines that are not blank."""
     drops: Counter[str] = field(default_factory=Counter)
-    """Lines without an answer that counts, by reason."""
+    """Number of skipped lines and answers, by reason."""
     formats: dict[str, str] = field(default_factory=dict)
     """Format by source."""
     notes: list[str] = field(default_factory=list)
@@ -112,14 +112,15 @@ def scan(paths: Sequence[str], options: Options, progress: Progress | None = Non
     """Read logs once.
 
     Raises:
-        UsageError: a log cannot be read, more than 5 % of the lines are bad, or none is usable.
+        UsageError: a log cannot be read, more than 5 % of its lines are bad, redacted or without a time, or no line
+            has an answer.
         MissingRequirementError: a log is compressed with zstd and no package for it is installed.
     """
     head = Scan(Windows(options.window))
     tasks = _tasks(paths, options, head, progress)
     started = next(tasks, None)
     if started is None:
-        raise UsageError(f"nothing to diagnose: {'; '.join(head.notes)}")
+        raise UsageError(f"the logs have no lines: {'; '.join(head.notes)}")
     if isinstance(options.window, str) and not _has_times(started, options):
         head.windows = Windows(LINES)
         head.notes.append("the log has no times that can be read, so windows are counted in lines")
@@ -268,7 +269,7 @@ def _shared(first: _BlockTask, rest: Iterator[_BlockTask], options: Options, uni
         for _, mine in ends:
             yield mine.recv()
     except EOFError as error:
-        raise RuntimeError("a reading process ended early; try --jobs 1") from error
+        raise RuntimeError("a process that reads the log ended early; try --jobs 1") from error
     finally:
         for worker, _ in ends:
             worker.terminate()

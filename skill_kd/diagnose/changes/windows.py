@@ -1,7 +1,7 @@
-"""Windows of time or of lines: counts over all rows, and a bounded random sample of the rows.
+"""Windows of time or of lines: counts over all answers, and a bounded random sample of them.
 
-Windows can be merged. Processes can therefore share the work, and neighbouring windows are merged when there are too
-many. A window's content does not depend on how the rows were distributed.
+Windows can be merged, so processes can share the work, and neighboring windows become one if there are too many. The
+content of a window does not depend on how the answers were distributed over processes.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ from typing import NamedTuple
 from skill_kd.kd.dataset.formats.conversation import Call
 
 SAMPLE = 256
-"""Rows per window that the costly detectors read."""
+"""Number of answers per window that the expensive detectors read."""
 MOST_WINDOWS = 128
-"""If there are more windows, they become twice as wide."""
+"""Largest number of windows. If there are more, they become twice as wide."""
 MOST_HASHES = 4096
-"""Distinct answers counted per window. If there are more, the hash selects a random share of all answers."""
+"""Largest number of distinct answers counted per window. If there are more, a random share is counted, by hash."""
 TEXT, PROMPT = 2000, 400
-"""Characters kept of a sampled answer, and of its prompt."""
+"""Number of characters kept of a sampled answer, and of its prompt."""
 SETTINGS = ("model version", "temperature", "max_tokens", "system prompt")
+NOT_LOGGED = "not logged"
+"""Value of a setting or a finish reason that the log does not have."""
 
 Setting = tuple[str, str, str, str]
 """The settings of an answer as text, in the order of ``SETTINGS``."""
 
 
 class Sampled(NamedTuple):
-    """A sampled row: truncated texts, and the hashes of the whole texts."""
+    """A sampled answer: truncated texts, and hashes of the whole texts."""
 
     output: str
     prompt: str | None
@@ -51,9 +53,9 @@ class Window:
         self.rows = 0
         self.finishes: Counter[str] = Counter()
         self.lengths: Counter[int] = Counter()
-        """Answers by ``length_bin``."""
+        """Number of answers by ``length_bin``."""
         self.hashes: dict[int, list[int]] = {}
-        """By hash of the answer, for hashes below ``limit``: rows, one of the prompts, True if prompts differ."""
+        """For each hash of an answer below ``limit``: number of answers, hash of one prompt, True if prompts differ."""
         self.limit = 1 << 64
         self._heap: list[tuple[float, Sampled]] = []
 
@@ -98,7 +100,7 @@ class Window:
             self.hashes = {key: entry for key, entry in self.hashes.items() if key < self.limit}
 
     def merge(self, other: Window) -> None:
-        """Add all of another window."""
+        """Add the content of another window."""
         self.rows += other.rows
         self.finishes += other.finishes
         self.lengths += other.lengths
@@ -113,13 +115,13 @@ class Window:
 
     @property
     def sample(self) -> list[Sampled]:
-        """The sampled rows; their order does not depend on the order of adding."""
+        """The sampled answers, in an order that does not depend on the order of adding."""
         return [row for _, row in sorted(self._heap, key=itemgetter(0), reverse=True)]
 
     def repeated(self) -> tuple[int, int]:
-        """Return the number of rows whose answer (digits folded) also answers another prompt, and of all rows checked.
+        """Return the number of answers that also answer another prompt, and the number of all answers checked.
 
-        Both numbers are exact up to ``MOST_HASHES`` distinct answers.
+        Digits are folded. Both numbers are exact up to ``MOST_HASHES`` distinct answers.
         """
         return sum(rows for rows, _, differ in self.hashes.values() if differ), sum(
             rows for rows, _, _ in self.hashes.values()
@@ -150,7 +152,7 @@ class Windows:
             while len(self._windows) > MOST_WINDOWS:
                 self._widen(self.shift + 1)
             window = self._windows.get(place, window)
-            if place not in self._windows:  # the windows just became wider
+            if place not in self._windows:  # the windows became wider
                 return self.add(call, line, priority)
         window.add(call, self._setting(call), priority)
         return None
@@ -163,9 +165,9 @@ class Windows:
             if len(self._systems) < 256:
                 self._systems[system] = known
         return (
-            call.model or "not told",
-            "not told" if call.temperature is None else f"{call.temperature:g}",
-            "not told" if call.max_tokens is None else f"{call.max_tokens:g}",
+            call.model or NOT_LOGGED,
+            NOT_LOGGED if call.temperature is None else f"{call.temperature:g}",
+            NOT_LOGGED if call.max_tokens is None else f"{call.max_tokens:g}",
             known,
         )
 
@@ -179,7 +181,7 @@ class Windows:
                 kept.merge(old[place])
 
     def merge(self, other: Windows) -> None:
-        """Add all windows of another object."""
+        """Add the windows of another process."""
         for each, shift in ((self, other.shift), (other, self.shift)):
             if each.shift < shift:
                 each._widen(shift)
@@ -206,7 +208,7 @@ class Windows:
 
 
 _FINISHES = {
-    **dict.fromkeys(("", "none", "null"), "not told"),
+    **dict.fromkeys(("", "none", "null"), NOT_LOGGED),
     **dict.fromkeys(("stop", "end_turn", "eos", "eos_token", "stop_sequence", "end", "complete", "completed"), "stop"),
     **dict.fromkeys(("length", "max_tokens", "max_output_tokens", "model_length", "token_limit"), "length"),
     **dict.fromkeys(("tool_calls", "tool_call", "tool_use", "function_call"), "tool call"),
@@ -218,12 +220,12 @@ _ZEROS = re.compile(rb"00+")
 
 
 def _exact_hash(text: str) -> int:
-    """Return 64 bits of a prompt. Numbers are not folded: prompts that differ only in a number are two prompts."""
+    """Return 64 bits of a prompt. Prompts that differ only in a number have different hashes."""
     return int.from_bytes(blake2b(text.strip().encode("utf-8", "replace"), digest_size=8).digest(), "little")
 
 
 def text_hash(text: str) -> int:
-    """Return 64 bits of a text, after NFC, with each number folded into one digit and outer white space removed."""
+    """Return 64 bits of a text. Numbers, white space at the ends and Unicode normalization do not change them."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
     folded = text.strip().encode("utf-8", "replace").translate(_FOLD)

@@ -1,4 +1,4 @@
-"""Split text into blocks of lines: plain lines, JSON arrays, pretty-printed objects, CSV, streams of deltas."""
+"""Split text into blocks of lines: plain lines, JSON arrays, pretty-printed objects, tables, streams."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from skill_kd.errors import UsageError
 from skill_kd.kd.dataset.formats.streams import Streams, is_event
 
 BLOCK = 1 << 20
-"""Bytes of one block, and of the part of a file that its layout is detected from."""
+"""Size of a block, and of the part of a file that its layout is detected from, in bytes."""
 LONGEST = 8 << 20
-"""Length limit of a line, in bytes. A longer line counts as bad."""
+"""Longest line, in bytes. A longer line counts as bad."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Block:
 
     lines: bytes
     overlong: int = 0
-    """Lines after these that were skipped because they were longer than ``LONGEST``."""
+    """Number of lines that were skipped after these, because they were longer than ``LONGEST``."""
 
 
 _LISTS = {"runs", "data", "observations", "traces", "items", "results", "events", "calls", "rows", "logs", "requests"}
@@ -38,7 +38,7 @@ _DELIMITERS = (",", ";", "\t")
 
 
 def split(head: bytes, chunks: Iterator[bytes], path: str) -> Iterator[Block]:
-    """Yield the lines of a text that begins with ``head``, in any layout. ``chunks`` includes the head."""
+    """Yield the lines of a text in any layout. ``head`` is its beginning; ``chunks`` are all of it."""
     start = head.lstrip()
     first, ended, _ = start.partition(b"\n")
     if start.startswith((b"data:", b"event:")) or _streamed(start):
@@ -137,7 +137,7 @@ def _joined(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[Block]:
-    """Cut after the last line end of each chunk. The rest waits for the next chunk, up to ``LONGEST`` bytes."""
+    """Yield whole lines. The rest of a chunk after its last line end is kept for the next, up to ``LONGEST`` bytes."""
     waiting: list[bytes] = []
     size, skipping = 0, False
     for chunk in chunks:
@@ -159,7 +159,7 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[Block]:
 
 
 def _gathered(lines: Iterator[bytes]) -> Iterator[Block]:
-    """Yield blocks of generated lines; an empty line marks one that was too long."""
+    """Yield generated lines as blocks; an empty line stands for one that was too long."""
     some: list[bytes] = []
     size = overlong = 0
     for line in lines:
@@ -219,7 +219,7 @@ def _table(chunks: Iterable[bytes], delimiter: str, path: str) -> Iterator[bytes
                 cells = {key: _DECIMAL.sub(r"\1.\2", value) for key, value in cells.items()}
             yield json.dumps(cells).encode()
     except csv.Error as error:
-        raise UsageError(f"log '{path}' looks like CSV and cannot be read as CSV: {error}") from error
+        raise UsageError(f"log '{path}' looks like a table but cannot be read as CSV: {error}") from error
 
 
 _DECIMAL = re.compile(r"\A(-?\d+),(\d+)\Z", re.ASCII)

@@ -1,4 +1,4 @@
-"""Detect a log's format from its first lines, and read its lines as answers that count.
+"""Detect a log's format from its first lines, and read its lines as answers.
 
 The formats are in ``skill_kd.kd.dataset.formats``. This module adds what matters for logs only: the reasons to skip a
 call.
@@ -58,9 +58,9 @@ def reader(format_name: str, fields: Fields) -> Reader:
         UsageError: the name is not in ``FORMATS``, or ``fields`` are given for another format than ``generic``.
     """
     if format_name not in BY_NAME:
-        raise UsageError(f"--format: '{format_name}' is unknown; use one of: {', '.join(FORMATS)}")
+        raise UsageError(f"--format: '{format_name}' is unknown. Use one of: {', '.join(FORMATS)}")
     if fields.given() and format_name != Generic.name:
-        raise UsageError(f"--…-field options do not work with format '{format_name}'; add --format generic")
+        raise UsageError(f"--…-field options do not work with --format {format_name}; add --format generic instead")
     read = Generic(fields).read if fields.given() else BY_NAME[format_name].read
     return lambda row: counted(read(row))
 
@@ -123,7 +123,7 @@ def detect(lines: Sequence[bytes], fields: Fields) -> str:
     found = detected(row for line in lines if (row := _row(line)) is not None)
     if found is None:
         raise UsageError(
-            "no line is in a known format; name the fields, for example "
+            "no line is in a known format. Name the fields, for example "
             "--prompt-field request.text --output-field reply.text --time-field at"
         )
     return found.name
