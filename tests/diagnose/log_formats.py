@@ -188,7 +188,7 @@ def genai(call: Invented) -> dict[str, Any]:
     def message(role: str, text: str) -> dict[str, Any]:
         return {"role": role, "parts": [{"type": "text", "content": text}]}
 
-    asked, told = [message("system", SYSTEM), message("user", call.prompt)], [message("assistant", call.answer)]
+    asked, reply = [message("system", SYSTEM), message("user", call.prompt)], [message("assistant", call.answer)]
     return {
         "gen_ai.operation.name": "chat",
         "gen_ai.request.model": MODEL,
@@ -197,7 +197,7 @@ def genai(call: Invented) -> dict[str, Any]:
         "gen_ai.request.max_tokens": LIMIT,
         "gen_ai.response.finish_reasons": ["stop"],
         "gen_ai.input.messages": json.dumps(asked),
-        "gen_ai.output.messages": json.dumps(told),
+        "gen_ai.output.messages": json.dumps(reply),
     }
 
 
@@ -349,4 +349,4 @@ LOGS: dict[str, tuple[str, Callable[[Sequence[Invented]], str]]] = {
     "CSV with semicolons": ("generic", table(";")),
     "TSV": ("generic", table("\t")),
 }
-"""Each log: the format that it must be read as, and what writes it."""
+"""By name of a log: the format that it must be read as, and the function that writes it."""

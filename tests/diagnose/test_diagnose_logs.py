@@ -66,6 +66,7 @@ def test_a_confounded_twin_raises_no_alarm_and_is_explained(folder: Path, twin: 
     found = diagnosed(written(folder, twin=twin))
     assert not found.findings
     assert any(twin in sign.explained_by for sign in found.explained)
+    assert "like for like" not in found.table()  # the difference that is shown is that of all answers
 
 
 def test_a_healthy_log_raises_no_alarm_and_names_the_smallest_detectable_change(folder: Path) -> None:

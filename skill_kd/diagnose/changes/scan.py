@@ -72,7 +72,7 @@ def window_unit(text: str) -> str | int:
 
 @dataclass
 class Scan:
-    """What was read from logs."""
+    """The content of logs, counted."""
 
     windows: Windows
     rows: int = 0

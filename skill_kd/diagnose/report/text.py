@@ -130,7 +130,8 @@ def _change(found: Diagnosis, sign: Sign) -> str:
         return f"{label}: {share} in the whole log, at least {sign.low:.1%} ({sign.answers[1]} sampled answers)"
     sides = f"{shown(sign.detector, sign.before)} → {shown(sign.detector, sign.after)}"
     difference, low, high = (gap(sign.detector, each) for each in (sign.difference, sign.low, sign.high))
-    like = f"like for like {difference}, 95% interval {low} to {high}"
+    compared = "all answers" if sign.verdict == "explained" else "like for like"
+    like = f"{compared} {difference}, 95% interval {low} to {high}"
     who = "teacher → student" if sign.verdict == "teacher" else f"since {found.when(sign.at or 0)}"
     return f"{label} {who}: {sides}; {like} ({answers})"
 

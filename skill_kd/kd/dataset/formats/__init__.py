@@ -1,1 +1,1 @@
-"""Formats of conversations: what endpoints return and what logging tools export. ``table.py`` lists them."""
+"""Formats of conversations: answers of endpoints and exports of logging tools. ``table.py`` lists them."""

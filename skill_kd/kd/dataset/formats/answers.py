@@ -1,4 +1,4 @@
-"""What models return: completions of OpenAI, Anthropic, Ollama and LangChain, and bare text or messages.
+"""Answers of models: completions of OpenAI, Anthropic, Ollama and LangChain, and bare text or messages.
 
 Tools log these shapes inside their own rows, so every format reads answers through this module.
 """
@@ -186,7 +186,7 @@ class AnthropicMessage:
 
 
 class OllamaAnswer:
-    """What Ollama's ``/api/chat`` and ``/api/generate`` return."""
+    """Answers of Ollama's ``/api/chat`` and ``/api/generate``."""
 
     def matches(self, answer: Row) -> bool:
         return "done" in answer and (isinstance(answer.get("message"), dict) or isinstance(answer.get("response"), str))

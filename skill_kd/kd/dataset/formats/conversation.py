@@ -85,7 +85,7 @@ class Call(NamedTuple):
 
 
 class Format(Protocol):
-    """A format of rows: what one endpoint returns or one tool writes."""
+    """A format of rows, of one endpoint or one tool."""
 
     @property
     def name(self) -> str:
@@ -93,7 +93,7 @@ class Format(Protocol):
         ...
 
     def matches(self, row: Row) -> bool:
-        """Return True if a row is in this format. One field name must not be enough."""
+        """Return True if a row is in this format. Check several field names: one of them can be in any log."""
         ...
 
     def read(self, row: Row) -> list[Call] | None:

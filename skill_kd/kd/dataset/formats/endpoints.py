@@ -54,7 +54,7 @@ def is_conversation(messages: object) -> bool:
 
 
 class Endpoint:
-    """What the endpoints have in common."""
+    """Base class of the formats of endpoints."""
 
     def read(self, row: Row) -> list[Call] | None:
         """Read an answer, a request with its answer, or a conversation."""
@@ -142,7 +142,7 @@ class Anthropic(Endpoint):
 
 
 class Ollama(Endpoint):
-    """What Ollama returns, alone or with its requests."""
+    """Answers of Ollama, alone or with their requests."""
 
     name = "ollama"
 

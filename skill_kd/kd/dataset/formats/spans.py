@@ -38,7 +38,7 @@ class Span(NamedTuple):
 
 
 class SpanFormat:
-    """What the formats of spans have in common: a row holds one span, or an OTLP request with several."""
+    """Base class of the formats of spans. A row holds one span, or an OTLP request with several."""
 
     def is_known(self, span: Span) -> bool:
         """Return True if the span's attributes are in this format."""
