@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,13 @@ DOTTED = Fields(
 )
 
 
-@pytest.mark.parametrize(("log", "fields"), [("openllmetry", DOTTED), ("mlflow", INSIDE)])
+SPAN = "resourceSpans.0.scopeSpans.0.spans.0"
+OTLP = Fields(**{key: f"{SPAN}.{path}" for key, path in asdict(DOTTED).items() if path})
+
+
+@pytest.mark.parametrize(
+    ("log", "fields"), [("openllmetry", DOTTED), ("openllmetry in OTLP", OTLP), ("mlflow", INSIDE)]
+)
 def test_fields_reach_dotted_keys_and_json_text(log: str, fields: Fields, tmp_path: Path) -> None:
     calls = invented(None)[:40]
     done = scan([written(tmp_path, log, calls)], Options(fields=fields))

@@ -18,6 +18,8 @@ from skill_kd.diagnose.changes.scan import Options, Scan, scan
 from skill_kd.diagnose.formats.readers import BAD, DROPS, FORMATS, detect, parse, reader
 from skill_kd.diagnose.formats.sources import LogSource
 from skill_kd.errors import UsageError
+from skill_kd.kd.dataset.formats import streams
+from skill_kd.kd.dataset.formats import table as formats
 from skill_kd.kd.dataset.formats.conversation import Call, text_of, turns_of
 from skill_kd.kd.dataset.formats.generic import Fields
 from skill_kd.kd.dataset.formats.values import number, seconds
@@ -387,12 +389,21 @@ def test_nan_and_lone_surrogates_are_read() -> None:
         parse(b"[" * 100_000)
 
 
+def test_a_row_that_is_nested_deeply_is_in_no_format() -> None:
+    attributes: dict[str, Any] = {}
+    for _ in range(5000):
+        attributes = {"a": attributes}
+    assert formats.detect([{"attributes": attributes}]) is None
+
+
 KEYS = sorted(
     {key for name in CASES for line in lines_of(name) for key in json.loads(line)}
     | {"role", "content", "parts", "kwargs", "key", "value", "spans", "choices", "attributes", "body", "delta", "text"}
+    | {"index", "content_block", "thinking", "tool_calls", "function"}
     | {"scopeSpans", "resourceSpans", "arrayValue", "values", "gen_ai.output.messages", "generations", "object"}
 )
-WORDS = ["chat.completion", "response", "x.chunk", "llm", "GENERATION", "user", "assistant", "gen_ai.choice", "[[]]"]
+WORDS = ["message_start", "content_block_start", "content_block_delta", "response.created", "response.completed"]
+WORDS += ["chat.completion", "response", "x.chunk", "llm", "GENERATION", "user", "assistant", "gen_ai.choice", "[[]]"]
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 LEAVES |= st.sampled_from([*WORDS, '{"a": [1]}'])
 RECORDS = st.dictionaries(
@@ -404,10 +415,15 @@ RECORDS = st.dictionaries(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(record=RECORDS)
 def test_every_reader_survives_any_record(record: dict[str, Any]) -> None:
-    """A reader returns answers or a known reason, or raises an error that ``scan`` counts as an unreadable line."""
+    """A reader returns answers or a known reason, or raises an error that ``scan`` counts as an unreadable line.
+
+    Detection raises nothing, and neither does joining streams.
+    """
+    formats.detect([record])
+    streams.joined([record, record])
     for kind in FORMATS:
         try:
             found = reader(kind, Fields())(record)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from .conversation import Call, Turn, text_of, tool_calls, turn_of, turns_of
-from .values import Row, first, mapping, name, number, parsed, seconds, word
+from .values import Row, first, mapping, name, number, objects, parsed, seconds, word
 
 LIMITS = (
     "max_completion_tokens", "max_tokens", "max_output_tokens", "max_new_tokens", "maxTokens", "maxOutputTokens",
@@ -152,7 +152,7 @@ class ResponsesAnswer:
         base = asked(request, answer, time)
         if answer.get("status") in ("failed", "cancelled") or isinstance(answer.get("error"), dict):
             return [base._replace(failed=True)]
-        items = [item for item in answer.get("output") or () if isinstance(item, dict)]
+        items = objects(answer.get("output"))
         texts = (text_of(item.get("content")) for item in items if item.get("type") == "message")
         reasoning = (text_of(item.get("summary")) for item in items if item.get("type") == "reasoning")
         called = [item for item in items if str(item.get("type", "")).endswith("_call")]

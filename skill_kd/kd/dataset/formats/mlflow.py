@@ -7,7 +7,7 @@ import json
 from .answers import settled, spoken
 from .conversation import Call
 from .spans import Span, SpanFormat, flat, spans
-from .values import Row, mapping, name, parsed
+from .values import Row, mapping, name, objects, parsed
 
 _CALLS = ("CHAT_MODEL", "LLM")
 
@@ -46,7 +46,7 @@ def _in_trace(row: Row) -> list[Span]:
     listed = mapping(trace.get("data")).get("spans") or parsed(trace.get("spans"))
     if not isinstance(listed, list):
         return spans(row)
-    return [Span(each, flat(each.get("attributes"))) for each in listed if isinstance(each, dict)]
+    return [Span(each, flat(each.get("attributes"))) for each in objects(listed)]
 
 
 def _decoded(value: object) -> object:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .conversation import Call, Turn, text_of, turn_of, turns_of
 from .spans import Span, SpanFormat, flat, listed, value_of
-from .values import Row, first, mapping, name, number, parsed, word
+from .values import Row, first, mapping, name, number, objects, parsed, word
 
 _IN = ("gen_ai.input.messages", "gen_ai.prompt")
 _OUT = ("gen_ai.output.messages", "gen_ai.completion")
@@ -34,7 +34,7 @@ class OpenTelemetry(SpanFormat):
         operation = first(facts, ("gen_ai.operation.name", "llm.request.type"))
         if operation is not None and operation not in _CALLS:
             return []
-        events = [_event(each) for each in (span.row.get("events") or ()) if isinstance(each, dict)]
+        events = list(map(_event, objects(span.row.get("events"))))
         if not events and _event(span.row)[0]:
             events = [_event(span.row)]
         call = Call(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from .conversation import Call
-from .values import Row, first, mapping, parsed, seconds
+from .values import Row, first, mapping, objects, parsed, seconds
 
 _TIMES = (
     "start_time", "startTimeUnixNano", "start_time_unix_nano", "startTime", "timestamp", "timeUnixNano", "time",
@@ -67,9 +67,8 @@ def spans(row: Row) -> list[Span]:
     groups = row.get("resourceSpans") or row.get("resourceLogs")
     if not isinstance(groups, list):
         return [_span(row)]
-    scopes = [scope for group in groups for scope in group.get("scopeSpans") or group.get("scopeLogs") or ()]
-    found = [each for scope in scopes for each in scope.get("spans") or scope.get("logRecords") or ()]
-    return [_span(each) for each in found if isinstance(each, dict)]
+    scopes = [scope for group in objects(groups) for scope in objects(first(group, ("scopeSpans", "scopeLogs")))]
+    return [_span(each) for scope in scopes for each in objects(first(scope, ("spans", "logRecords")))]
 
 
 def _span(row: Row) -> Span:
@@ -84,10 +83,9 @@ def flat(attributes: object) -> dict[str, Any]:
         attributes = parsed(attributes)
     if isinstance(attributes, dict):
         return dict(attributes)
-    if not isinstance(attributes, list):
-        return {}
-    pairs = [each for each in attributes if isinstance(each, dict) and isinstance(each.get("key"), str)]
-    return {pair["key"]: value_of(pair.get("value")) for pair in pairs}
+    return {
+        pair["key"]: value_of(pair.get("value")) for pair in objects(attributes) if isinstance(pair.get("key"), str)
+    }
 
 
 def value_of(typed: object) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from .conversation import text_of
-from .values import Row, mapping
+from .values import Row, mapping, objects
 
 MOST_OPEN = 1000
 """Streams of one kind that are open at once. If there are more, the oldest is closed."""
@@ -40,7 +40,7 @@ class ChatChunks:
         return str(event.get("object", "")).endswith(".chunk")
 
     def add(self, event: Row) -> Iterator[Row]:
-        choices = [choice for choice in event.get("choices") or () if isinstance(choice, dict)]
+        choices = objects(event.get("choices"))
         if not choices:  # the last event of some servers holds only the usage
             return
         key = str(event.get("id"))
@@ -73,12 +73,11 @@ class ChatChunks:
         kept["text"].append(text_of(delta.get("content")) or text_of(choice.get("text")))
         kept["reasoning"].append(text_of(delta.get("reasoning_content") or delta.get("reasoning")))
         kept["finish_reason"] = choice.get("finish_reason") or kept["finish_reason"]
-        for part in delta.get("tool_calls") or ():
-            if isinstance(part, dict):
-                function = mapping(part.get("function"))
-                call = kept["calls"].setdefault(_index(part), {"id": part.get("id"), "name": "", "arguments": ""})
-                call["name"] += text_of(function.get("name"))
-                call["arguments"] += text_of(function.get("arguments"))
+        for part in objects(delta.get("tool_calls")):
+            function = mapping(part.get("function"))
+            call = kept["calls"].setdefault(_index(part), {"id": part.get("id"), "name": "", "arguments": ""})
+            call["name"] += text_of(function.get("name"))
+            call["arguments"] += text_of(function.get("arguments"))
 
     @staticmethod
     def _closed(answer: dict[str, Any]) -> Row:
@@ -155,7 +154,7 @@ class MessageEvents:
             delta = mapping(event.get("delta"))
             for field in ("text", "thinking"):
                 if isinstance(delta.get(field), str):
-                    block[field] = block.get(field, "") + delta[field]
+                    block[field] = text_of(block.get(field)) + delta[field]
             block["json"] += text_of(delta.get("partial_json"))
         elif kind == "message_delta" and self._message is not None:
             self._message.update(mapping(event.get("delta")))
@@ -191,7 +190,7 @@ class OllamaLines:
         answer = self._open.setdefault(key, {**event, "texts": [], "thoughts": [], "calls": []})
         answer["texts"].append(text_of(spoken.get("content")))
         answer["thoughts"].append(text_of(spoken.get("thinking")))
-        answer["calls"] += spoken.get("tool_calls") or []
+        answer["calls"] += objects(spoken.get("tool_calls"))
         if event["done"]:
             yield self._closed({**self._open.pop(key), "done": True, "done_reason": event.get("done_reason")})
         while len(self._open) > MOST_OPEN:

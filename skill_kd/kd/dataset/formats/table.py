@@ -44,6 +44,9 @@ def detect(rows: Iterable[Row]) -> Format | None:
     """Return the format of most rows; None if no row is in a known format."""
     votes: Counter[str] = Counter()
     for row in rows:
-        found = next((each for each in FORMATS if each.matches(row)), None)
+        try:
+            found = next((each for each in FORMATS if each.matches(row)), None)
+        except RecursionError:  # nested too deeply
+            continue
         votes.update([found.name] if found else [])
     return BY_NAME[votes.most_common(1)[0][0]] if votes else None

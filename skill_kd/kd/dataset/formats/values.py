@@ -30,6 +30,11 @@ def mapping(value: object) -> Row:
     return found if isinstance(found, dict) else {}
 
 
+def objects(value: object) -> list[Row]:
+    """Return the objects in a list; an empty list for anything else."""
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
 def first(row: Row, keys: Iterable[str]) -> Any:
     """Return the first value that is present and not null."""
     for key in keys:
