@@ -52,6 +52,7 @@ NO_TORCH = (
     "files",
     "reporting",
     "endpoint",
+    "dataset.formats",
     "dataset.reading",
     "model.context",
 )
