@@ -105,7 +105,8 @@ def _judge(judge: JudgeCounts | None) -> list[Markup]:
         return []
     told = (
         f"The judge {judge['model']} preferred the student {judge['wins']} times and the teacher {judge['losses']} "
-        f"times; {judge['ties']} ties, {judge['inconsistent']} answers changed with the order and do not count."
+        f"times; {judge['ties']} ties, {judge['inconsistent']} answers changed with the order and count half. On "
+        f"{judge.get('unusable', 0)} prompts its answers could not be used; those do not count."
     )
     return [paragraph(told)]
 
