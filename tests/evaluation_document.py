@@ -187,7 +187,7 @@ def document() -> dict[str, Any]:
             ],
             "left_out": ["hellaswag"],
         },
-        "judge": {"model": f"judge {ATTACK}", "wins": 61, "losses": 70, "ties": 30, "inconsistent": 39},
+        "judge": {"model": f"judge {ATTACK}", "wins": 61, "losses": 70, "ties": 30, "inconsistent": 34, "unusable": 5},
         "known_not_covered": ["Safety of responses was not tested.", f"What {ATTACK} does."],
         "reproduction": {
             "policy": {"name": "assistant", "margins": {"recall": 0.9, "quality": -0.02}, "note": ATTACK},

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 from skill_kd.evaluate import gate, metrics, sides
 from skill_kd.evaluate.estimates import Columns, require_scipy
@@ -18,7 +17,6 @@ from skill_kd.evaluate.pairwise_judge import Judge, compare
 from skill_kd.evaluate.policy import GatePolicy
 from skill_kd.evaluate.reproduction import reproduction
 from skill_kd.evaluate.samples import Samples, pair, with_references
-from skill_kd.report.shown_document import JudgeCounts
 
 FEW_WORDS = 5
 """Word budget below which a warning is given: 5 words have at most 9 features (words and word pairs)."""
@@ -83,11 +81,16 @@ def without_prompts(policy: GatePolicy) -> EvaluationResult:
 
 
 def _judged(measured: ModelMeasurements, judge: Judge, samples: Samples) -> ModelMeasurements:
-    import numpy as np
-
-    scores, counts = compare(judge, samples)
-    columns = {**measured.columns, "judge": Columns(scores, np.full(len(scores), 0.5))}
-    return replace(measured, columns=columns, shown=replace(measured.shown, judge=cast(JudgeCounts, counts)))
+    """Add what the judge said. Unusable answers give a warning; with too many, the metric is not measured."""
+    comparison = compare(judge, samples)
+    columns, problem = comparison.columns, comparison.problem
+    return replace(
+        measured,
+        columns={**measured.columns, **({} if columns is None else {"judge": columns})},
+        absent={**measured.absent, **({"judge": problem} if columns is None and problem else {})},
+        shown=replace(measured.shown, judge=comparison.counts),
+        warnings=(*measured.warnings, *([problem] if problem else [])),
+    )
 
 
 def _evaluated(
@@ -150,10 +153,7 @@ def _with_baseline(columns: Mapping[str, Columns], samples: Samples, policy: Gat
     other = _compare(Samples(samples.prompts, samples.teacher, samples.baseline, None, None, ()), policy)
     theirs = {**metrics.deciding_columns(other), **metrics.shown_columns(other)}
     return {
-        name: Columns(each.student, each.teacher, each.control, each.narrow, theirs[name].student)
-        if name in theirs
-        else each
-        for name, each in columns.items()
+        name: replace(each, baseline=theirs[name].student) if name in theirs else each for name, each in columns.items()
     }
 
 

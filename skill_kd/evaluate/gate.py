@@ -96,7 +96,9 @@ def _judged(
     rule, kind = getattr(policy.rules, name), KINDS[name]
     if columns is None:
         return Metric(name, kind, rule.role, rule.margin, "not_measured", reason=why or "it needs both models")
-
+    if columns.known is not None:
+        clusters = [cluster for cluster, known in zip(clusters, columns.known, strict=True) if known]
+    columns = columns.counted()
     bounds = partial(
         estimate,
         confidence=policy.confidence,

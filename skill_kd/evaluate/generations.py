@@ -29,13 +29,21 @@ class Prompt:
     category: str | None = None
     cluster: str | None = None
     """Prompts of one cluster (a document, a user) are not independent evidence."""
+    turns: tuple[tuple[str, str], ...] = ()
+    """(role, content) of the whole prompt; empty if only ``text`` is known."""
+
+    @property
+    def conversation(self) -> tuple[tuple[str, str], ...]:
+        """Return (role, content) of the system prompt and all turns; at least the text as a user turn."""
+        return self.turns or (("user", self.text),)
 
     @classmethod
     def of(cls, row: Mapping[str, object]) -> Prompt:
         """Read the prompt and its labels from a row; raises ValueError with the reason if the row is invalid."""
-        text = row["prompt"] if isinstance(row.get("prompt"), str) else _turns(row)[-1][1]
+        turns = tuple((_sound(role), _sound(content)) for role, content in _turns(row))
+        text = row["prompt"] if isinstance(row.get("prompt"), str) else turns[-1][1]
         labels = _label(row.get("category")), _label(row.get("cluster"))
-        return cls(_sound(str(text)), [], _references(row.get("reference")), *labels)
+        return cls(_sound(str(text)), [], _references(row.get("reference")), *labels, turns)
 
     def joined(self, other: Prompt) -> Prompt:
         """Return this prompt, with missing references and labels filled in from ``other``."""
@@ -45,6 +53,7 @@ class Prompt:
             self.references or other.references,
             self.category or other.category,
             self.cluster or other.cluster,
+            self.turns or other.turns,
         )
 
 

@@ -91,6 +91,10 @@ def _grouped(samples: Samples) -> dict[str, list[int]]:
 
 
 def _value(columns: Columns, metric: str, rows: NDArray[bool_]) -> float | None:
+    if columns.known is not None:
+        rows = rows[columns.known[rows]]
+        if not len(rows):
+            return None
     student, teacher = float(columns.student[rows].mean()), float(columns.teacher[rows].mean())
     form = KINDS[metric].form
     if form == "retention":

@@ -102,6 +102,7 @@ class Teacher(Section):
     cache_gb: float = 4.0
     trust_remote_code: bool = False
     served: Served | None = None
+    max_unusable: float = 0.1
 
 
 class FromTeacher(Section):

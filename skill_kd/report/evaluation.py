@@ -104,7 +104,8 @@ def _judge(judge: JudgeCounts | None) -> list[Markup]:
     text = (
         f"The judge {judge['model']} preferred the student {judge['wins']} times and the teacher {judge['losses']} "
         f"times, with {judge['ties']} ties. {judge['inconsistent']} answers changed with the order of the two "
-        "responses; each of them counts as a tie."
+        "responses; each of them counts as a tie. On "
+        f"{judge.get('unusable', 0)} prompts its answers could not be used; those do not count."
     )
     return [paragraph(text)]
 

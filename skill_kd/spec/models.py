@@ -9,13 +9,13 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from skill_kd.spec.section import (
     Dtype,
+    Fraction,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     Section,
     Text,
     Url,
-    names_user,
     refuse,
 )
 
@@ -45,7 +45,7 @@ class Served(Section):
     api_key_env: str | None = None
     """Name of the environment variable that holds the API key. The key itself is never written to a file."""
     timeout: PositiveFloat = 120.0
-    """Seconds to wait for one response."""
+    """Seconds for one request, from the connection to the last byte of the answer."""
     patience: Annotated[float, Field(ge=0)] = 600.0
     """Seconds to keep retrying a server that has answered before; it may be restarting."""
     concurrency: PositiveInt = 8
@@ -54,8 +54,6 @@ class Served(Section):
     @model_validator(mode="after")
     def _holds_no_secret(self) -> Served:
         """Refuse secrets. The messages do not repeat the value, because messages end up in logs."""
-        if names_user(self.url):
-            raise refuse("'url' contains a user name or password; name the key's variable in 'api_key_env'")
         if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
             raise refuse("'api_key_env' is not a name of an environment variable; never write the key into a spec")
         return self
@@ -78,6 +76,8 @@ class Teacher(Section):
     """Run Python code that comes with the model. Keep it off unless you have read that code at ``revision``."""
     served: Served | None = None
     """An endpoint to query instead of loading ``model``."""
+    max_unusable: Fraction = 0.1
+    """Largest share of answers without usable text (empty, refused, filtered, reasoning only); more stop the run."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Teacher:

@@ -14,7 +14,6 @@ from skill_kd.spec.section import (
     Section,
     Text,
     Url,
-    names_user,
     refuse,
 )
 
@@ -43,8 +42,6 @@ class Rollout(Section):
             return self
         if self.engine != "vllm":
             raise refuse(f"vllm_url: {self.vllm_url!r} applies only to engine: vllm; set that, or drop it")
-        if names_user(self.vllm_url):
-            raise refuse("'vllm_url' contains a user name or password, which skill-kd does not send; drop them")
         if self.vllm_url.rstrip("/").endswith("/v1"):
             raise refuse(f"vllm_url: {self.vllm_url!r} is the address of the OpenAI API; drop /v1 from its end")
         return self

@@ -306,6 +306,20 @@ def test_a_secret_in_a_spec_is_refused_and_not_repeated(served: Values) -> None:
     assert "hunter2" not in message
 
 
+@pytest.mark.parametrize(
+    "url", ["https://me:hunter2@host", "me:hunter2@host", "http://me:hunter2/5@host", "ftp://hunter2@h"]
+)
+@pytest.mark.parametrize("place", ["teacher.served.url", "rollout.vllm_url"])
+def test_a_password_in_any_address_is_refused_and_not_repeated(url: str, place: str) -> None:
+    sections = {
+        "teacher.served.url": {"teacher": {"served": {**SERVED, "url": url}}},
+        "rollout.vllm_url": {"rollout": {"engine": "vllm", "vllm_url": url}},
+    }
+    message = refusal(distilling({"kind": "sequence_kd"}, **sections[place]))
+    assert f"{place}: holds a user name or password" in message
+    assert "hunter2" not in message
+
+
 def test_an_address_may_hold_an_at_sign_in_its_path() -> None:
     served = {**SERVED, "url": "https://host/@team/v1"}
     assert parse_spec(distilling({"kind": "sequence_kd"}, teacher={"served": served})).teacher.served is not None

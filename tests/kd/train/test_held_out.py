@@ -15,11 +15,12 @@ import torch
 from tiny import build_model, make_model, make_tokenizer
 from transformers import PreTrainedModel
 
+from skill_kd.kd.answers import Answer
 from skill_kd.kd.config import Config
 from skill_kd.kd.dataset.batch import Row
 from skill_kd.kd.dataset.encoding import Encoder
 from skill_kd.kd.dataset.reading import Example
-from skill_kd.kd.endpoint import Answer, Endpoint
+from skill_kd.kd.endpoint import Endpoint
 from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.sampler import Sampler, SampleRequest, requests_for
 from skill_kd.kd.teacher.served import ServedTeacher

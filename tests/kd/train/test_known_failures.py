@@ -305,7 +305,7 @@ def test_a_teacher_with_another_chat_template_writes_with_its_own(monkeypatch: p
 def server(monkeypatch: pytest.MonkeyPatch, texts: list[str], shift: int = 0) -> ServedTeacher:
     """A server that lists, for each position, the token that stands ``shift`` positions on, with the text it has."""
 
-    def answer(_self: Endpoint, _path: str, body: dict[str, Any]) -> object:
+    def answer(_self: Endpoint, _path: str, body: dict[str, Any], _most: int) -> object:
         ids = body["prompt"]
         listed = [{str(ids[(at + shift) % len(ids)]): {"logprob": -1.0}} for at in range(len(ids))]
         for position, text in zip(listed, itertools.cycle(texts)):
@@ -315,7 +315,7 @@ def server(monkeypatch: pytest.MonkeyPatch, texts: list[str], shift: int = 0) ->
     monkeypatch.setattr(Endpoint, "post", answer)
     monkeypatch.setattr(Endpoint, "get", lambda *_: None)  # it lists no models
     address = {"url": "http://127.0.0.1:1/v1", "model": "served", "top_logprobs": 1, "concurrency": 1}
-    return ServedTeacher(config.Served(**address, api_key_env=None, timeout=1.0, patience=0.0))
+    return ServedTeacher(config.Served(**address, api_key_env=None, timeout=1.0, patience=0.0), 300)
 
 
 def test_a_servers_log_probabilities_must_stand_at_our_positions(monkeypatch: pytest.MonkeyPatch) -> None:
