@@ -145,7 +145,7 @@ def accelerator() -> torch.device:
 
 @dataclass(frozen=True)
 class Comparable:
-    """What two models share, so that their probabilities can be compared."""
+    """The token ids that two models share, or the reason why their probabilities cannot be compared."""
 
     vocabulary: int
     """Number of leading token ids that both share; 0 if probabilities cannot be compared."""
@@ -161,13 +161,13 @@ def compared(student: Writer, teacher: Writer) -> Comparable:
     from skill_kd.kd.model.vocabulary import shared_vocabulary
 
     limit = min(student.sampler.decoding.vocabulary, teacher.sampler.decoding.vocabulary)
-    advice = "so probabilities of tokens cannot be compared; take --policy text-only"
+    advice = "so token probabilities cannot be compared; use --policy text-only"
     try:
         vocabulary = shared_vocabulary(student.tokenizer, teacher.tokenizer, limit)
     except BadInput:
         return Comparable(0, f"the tokenizers differ, {advice}", "different")
     if max(student.sampler.decoding.eos_ids | teacher.sampler.decoding.eos_ids) >= vocabulary:
-        return Comparable(0, f"an end-of-sequence token is not shared, {advice}", "different")
+        return Comparable(0, f"the models do not share an end-of-sequence token, {advice}", "different")
     if found := difference(student.encoder, teacher.encoder):
         what = (
             f"the chat templates differ ({found.what} is {found.ours} for the student, {found.theirs} for the teacher)"
@@ -182,22 +182,22 @@ def read(
     """Return the values of every row's tokens, by metric.
 
     Raises:
-        UsageError: a model returns numbers that are not finite.
+        UsageError: a model returns probabilities that are not finite.
     """
-    from skill_kd.evaluate.probabilities import figures
+    from skill_kd.evaluate.probabilities import token_metrics
     from skill_kd.kd.dataset.batch import collate
 
     found: dict[str, list[list[float]]] = {}
     for start in range(0, len(rows), ROWS):
         batch = collate(rows[start : start + ROWS], student.sampler.pad, student.sampler.device)
-        for name, value_BT in figures(student.model, teacher.model, batch, vocabulary, policy.top_p).items():
+        for name, value_BT in token_metrics(student.model, teacher.model, batch, vocabulary, policy.top_p).items():
             each = [value[: int(mask.sum())].tolist() for value, mask in zip(value_BT, batch.mask_BT, strict=True)]
             found.setdefault(name, []).extend(each)
-    for who, figure in ((student, "student_entropy"), (teacher, "teacher_entropy"), (student, "forward_kl")):
-        if not math.isfinite(sum(map(sum, found.get(figure, ())))):
+    for who, metric in ((student, "student_entropy"), (teacher, "teacher_entropy"), (student, "forward_kl")):
+        if not math.isfinite(sum(map(sum, found.get(metric, ())))):
             raise UsageError(
-                f"'{who.name}' gives probabilities that are no finite numbers: its weights are broken, or too large "
-                "for their dtype; try --dtype float32"
+                f"'{who.name}' returns probabilities that are NaN or infinite: its weights are damaged, or its dtype "
+                "overflows; try --dtype float32"
             )
     return found
 

@@ -24,7 +24,7 @@ def fill_from_run(
         UsageError: the run has no student yet, or its teacher cannot be loaded.
     """
     if not (folder / "student" / "config.json").is_file():
-        raise UsageError(f"'{folder}' holds no student yet (the run is {manifest.status}); finish it with --resume")
+        raise UsageError(f"'{folder}' has no student yet (the run is {manifest.status}); finish it with --resume")
     evaluation, home = spec.evaluation, Path(manifest.cwd)
     options = {**spec.data.chat_template_options, **request.options}
     notes: tuple[str, ...] = ()
@@ -33,7 +33,7 @@ def fill_from_run(
         prompts = home / evaluation.prompts
     if prompts is None:
         prompts = _held_out(spec, home, (request.out or folder / "eval") / "samples", request.held_out, folder)
-        notes = ("the prompts are the run's held-out ones, which also chose its best weights: use fresh ones",)
+        notes = ("the prompts are the run's held-out prompts, which also chose its best weights: use fresh prompts",)
     elif training is None and (home / spec.data.train).suffix in {".jsonl", ".json", ".ndjson"}:
         training = home / spec.data.train
     baseline = _baseline(request, spec)
@@ -56,7 +56,7 @@ def _teacher(request: Request, spec: Spec) -> ModelSource:
         return ModelSource(request.teacher, dtype=request.dtype or teacher.dtype)
     if not isinstance(teacher.model, str):
         what = "behind an endpoint" if teacher.served else "an ensemble"
-        raise UsageError(f"teacher: that of the run is {what}; give --teacher MODEL, or its saved responses")
+        raise UsageError(f"teacher: the run's teacher is {what}; give --teacher MODEL, or saved generations")
     return ModelSource(teacher.model, teacher.revision, teacher.dtype, teacher.quantization, teacher.trust_remote_code)
 
 

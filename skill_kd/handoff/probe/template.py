@@ -54,7 +54,7 @@ def template_parts(tokenizer: Any, options: Mapping[str, Any] = MappingProxyType
 
 
 def _system_parts(write: Write, turns: list[Turn], parts: dict[str, str]) -> dict[str, str]:
-    """Return the text around a system turn, empty if these parts together do not give the template's text."""
+    """Return the text around a system turn, empty if the parts do not add up to the template's text."""
     from skill_kd.kd.dataset.rendering import TemplateRefusal
 
     question, answer, again, last = TURNS

@@ -31,7 +31,7 @@ class Difference:
 def difference(ours: Encoder, theirs: Encoder) -> Difference | None:
     """Return the first conversation of ``PROBES`` that two encoders render differently, or None.
 
-    Token ids are compared. A conversation that both chat templates refuse is no difference.
+    Token ids are compared. A conversation that both chat templates refuse does not count.
     """
     for what, probe in PROBES.items():
         our_ids, their_ids = _ids(ours, probe), _ids(theirs, probe)

@@ -13,7 +13,7 @@ from ..errors import BadInput
 from .boundaries import following_ids, text_ids
 from .reading import Example
 from .rendering import TemplateRefusal, Turn, render
-from .targets import answer_text, without_opened
+from .targets import after_opened, answer_text
 
 Piece = tuple[str, bool]
 """A part of a rendered conversation, and True if it is an answer to learn."""
@@ -118,11 +118,11 @@ class Encoder:
         """Encode the prompt and a response given as text, which the end-of-sequence token ends."""
         prompt = self._render(example.messages, for_answer=True)
         ids = text_ids(self.tokenizer, prompt)
-        response = following_ids(self.tokenizer, prompt, ids, without_opened(prompt, text))
+        response = following_ids(self.tokenizer, prompt, ids, after_opened(prompt, text))
         return Encoded(ids, *self._ended(response))
 
     def plain(self, text: str) -> Encoded:
-        """Encode text that is no conversation, and end it with the end-of-sequence token."""
+        """Encode text without turns, and end it with the end-of-sequence token."""
         return Encoded((), *self._ended(text_ids(self.tokenizer, text)))
 
     def _ended(self, ids: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[bool, ...]]:

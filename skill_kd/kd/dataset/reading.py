@@ -74,7 +74,7 @@ def parse_example(row: object) -> Example:
     if isinstance(row, Unreadable):
         raise ValueError(row.reason)
     if not isinstance(row, dict):
-        raise ValueError("is not a JSON object")
+        raise ValueError("not a JSON object")
     refuse_fields(row)
     response = row.get("response")
     if response is not None and not (isinstance(response, str) and response.strip()):
@@ -89,7 +89,7 @@ def parse_example(row: object) -> Example:
     else:
         raise ValueError("'prompt' is missing, empty or not text")
     if turns[-1][0] == "assistant":
-        raise ValueError("'messages' ends with an assistant turn and 'response' gives another answer")
+        raise ValueError("'messages' ends with an assistant turn, and 'response' has another answer; keep one of them")
     return Example(turns, response)
 
 
@@ -122,7 +122,7 @@ def _rows(source: str, split: str) -> Iterator[tuple[str, object]]:
 
         if path.suffix == ".parquet":
             if not path.is_file():
-                raise BadInput(f"no data file '{source}'")
+                raise BadInput(f"there is no data file '{source}'")
             rows = load_dataset("parquet", data_files=str(path), split="train")
         else:
             name, _, revision = source.partition("@")
@@ -153,9 +153,9 @@ def _parse_line(line: bytes) -> object:
     try:
         return json.loads(line.decode())
     except UnicodeDecodeError:
-        return Unreadable("is not UTF-8 text; convert the file with iconv, for example -f LATIN1 -t UTF-8")
+        return Unreadable("not UTF-8 text; convert the file with iconv, for example -f LATIN1 -t UTF-8")
     except (ValueError, RecursionError):
-        return Unreadable("is not a JSON object")
+        return Unreadable("not a JSON object")
 
 
 def read_corpus(source: str) -> list[str]:

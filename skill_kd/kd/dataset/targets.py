@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Protocol
 
+from ..answers import BLOCKS, opened_by, read_answer
 from ..errors import BadInput
 from .rendering import Turn
 
 MARK = "⁂answer⁂"
 """Stands for an answer, to find what the template writes after one."""
-TAG = re.compile(r"<(/?)[|｜]?(\w+)[|｜]?>")
-"""A tag such as <think> or </think>."""
 
 
 class Render(Protocol):
@@ -42,35 +40,41 @@ def answer_text(render: Render, turns: Sequence[Turn]) -> tuple[str, str]:
     _, found, end = marked.rpartition(MARK)
     common = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(before, marked, strict=False))))
     if not found or common < len(render(turns[:-1], for_answer=False)):
-        raise BadInput("the chat template changes the conversation when an answer is added; fix the template")
+        raise BadInput("the chat template changes earlier text when an answer is added; fix the template")
     _refuse_unfinished(before[common:], answer)
-    return before, without_opened(before, answer) + end
+    return before, after_opened(before, answer) + end
 
 
-def without_opened(prompt: str, answer: str) -> str:
-    """Return the answer without the tag at its start, such as ``<think>``, if the prompt ends with the same tag."""
-    found = TAG.match(answer.lstrip())
-    if not found or not prompt.rstrip().endswith(found[0]):
+def after_opened(prompt: str, answer: str) -> str:
+    """Return the answer as the text that follows ``prompt``, which may open reasoning, for example with ``<think>``.
+
+    The answer then does not open it again. An answer without reasoning closes it first: a model that reads the prompt
+    would otherwise answer inside the reasoning.
+    """
+    opened = opened_by(prompt)
+    if not opened:
         return answer
-    rest = answer.lstrip()[found.end() :]
+    if not read_answer(answer, finished=True).reasoned:
+        return f"\n{dict(BLOCKS)[opened]}\n\n{answer}"
+    if not answer.lstrip().startswith(opened):
+        return answer
+    rest = answer.lstrip().removeprefix(opened)
     return rest.lstrip() if prompt != prompt.rstrip() else rest  # the prompt has written the line break too
 
 
 def _refuse_unfinished(opened: str, answer: str) -> None:
-    """Refuse an answer that would stand inside a tag that the prompt opens.
+    """Refuse an answer without the end of the reasoning that the prompt opens.
 
     Raises:
-        BadInput: the prompt opens a tag that neither the prompt nor the answer closes.
+        BadInput: ``opened``, which the template wrote before the answer, opens reasoning, and the answer does not close
+            it.
     """
-    tags = TAG.findall(opened)
-    if not tags or tags[-1][0]:
-        return
-    opening, name = opened.strip(), tags[-1][1]
-    closes = any(slash and closed == name for slash, closed in TAG.findall(answer))
-    if not closes:
+    mark = opened_by(opened)
+    end = dict(BLOCKS).get(mark)
+    if end and end not in answer:
         raise BadInput(
-            f"the chat template begins each answer with {opening!r}, and this answer has no end of <{name}>; begin it "
-            f"with the reasoning ('<{name}>…</{name}> answer'), or learn from rollouts or from the teacher's responses"
+            f"the chat template begins each answer with {opened.strip()!r}, and this answer has no {end!r}; begin it "
+            f"with the reasoning ('{mark}…{end} answer'), or train on rollouts or on the teacher's responses"
         )
 
 

@@ -46,7 +46,7 @@ def load_training_data(config: Config, encoder: Encoder) -> TrainingData:
     for name, before in hashes.items():
         if now.get(name) != before:
             source = getattr(data, name.partition(".")[2])
-            raise BadInput(f"{name}: '{source}' changed while it was read; start again when it is written")
+            raise BadInput(f"{name}: '{source}' changed while it was read; start again when it is complete")
 
     answers = any(map(reads_answers, config.stages))
     train = _encoded(split.train, encoder, split.bad_train, answers=answers)

@@ -111,7 +111,7 @@ def test_another_encoding_is_refused_by_its_name(mark: bytes, tmp_path: Path) ->
 def test_a_line_in_another_encoding_is_a_bad_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"prompt": "hello"}\n{"prompt": "caf\xe9"}\n')
-    assert "line 2: is not UTF-8 text" in refused(path)
+    assert "line 2: not UTF-8 text" in refused(path)
     assert len(read_examples(str(path), "train", 0.5)) == 1
 
 

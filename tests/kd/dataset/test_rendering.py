@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from tiny import EOS, UNK, make_tokenizer, tiny_config
 from transformers import PreTrainedTokenizerFast
 
+from skill_kd.kd.answers import BLOCKS
 from skill_kd.kd.config import Config, Data, Distill, Rollout, Stage, WarmStart
 from skill_kd.kd.dataset.comparison import difference
 from skill_kd.kd.dataset.encoding import Encoder
@@ -108,7 +110,7 @@ def test_templates_that_differ_only_in_system_turns_or_later_turns_differ(change
     assert what in found.what
 
 
-def test_a_conversation_that_both_templates_refuse_is_no_difference() -> None:
+def test_a_conversation_that_both_templates_refuse_does_not_differ() -> None:
     assert difference(encoder(STRICT), encoder(STRICT)) is None
     found = difference(encoder(STRICT), encoder(STRICT.replace("System role", "x").replace("'system'", "'nobody'")))
     assert found is None, "the order of roles refuses the system turn too"
@@ -218,7 +220,7 @@ def test_an_answer_without_reasoning_is_refused_only_where_answers_are_needed(tm
     rows = [{"prompt": f"hello {number}", "response": "lazy dog"} for number in range(4)]
     data = load_training_data(rows_config(tmp_path, rows, ON_POLICY), encoder(REASONING))
     assert data.answered == [None] * 4
-    needed = r"4 of 4 rows .*line 1, line 2, line 3 and 1 more: .*'<think>'.* no end of <think>; begin it with the reas"
+    needed = r"4 of 4 rows .*line 1, line 2, line 3 and 1 more: .*'<think>'.* has no '</think>'; begin it with"
     with pytest.raises(BadInput, match=needed):
         load_training_data(rows_config(tmp_path, rows, FROM_DATA), encoder(REASONING))
 
@@ -235,3 +237,20 @@ def test_the_text_of_another_model_begins_reasoning_once(begins: str) -> None:
     tokens = encoder(REASONING)
     row = tokens.answer(Example(QUESTION, None), f"{begins}fox</think>dog")
     assert text(tokens, row.response) == f"fox</think>dog{EOS}"
+
+
+@pytest.mark.parametrize("answer", ["dog", "Write <think>fox</think> dog"])
+def test_the_text_of_another_model_without_reasoning_closes_what_the_prompt_opens(answer: str) -> None:
+    tokens = encoder(REASONING)
+    row = tokens.answer(Example(QUESTION, None), answer)
+    assert text(tokens, row.prompt).endswith("<think>\n")
+    assert text(tokens, row.response) == f"\n</think>\n\n{answer}{EOS}"
+
+
+@pytest.mark.parametrize(("begin", "end"), BLOCKS)
+def test_each_mark_of_reasoning_that_a_template_opens_must_be_closed(begin: str, end: str) -> None:
+    tokens = encoder(REASONING.replace("<think>", begin).replace("</think>", end))
+    row = tokens.conversation(Example(QUESTION, f"{begin}fox{end}dog"))
+    assert text(tokens, row.response) == f"fox{end}dog{EOS}"
+    with pytest.raises(BadInput, match=re.escape(f"has no {end!r}")):
+        tokens.conversation(Example(QUESTION, f"{begin}fox"))
