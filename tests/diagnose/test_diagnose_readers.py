@@ -191,7 +191,7 @@ HOMES: dict[str, Collection[str]] = {
     "its name to the help of --format in skill_kd/cli/diagnose.py": re.findall(r"[\w-]+", HELP),
     "a row to 'What it reads' in references/diagnosis.md": re.findall(r"^\| `([\w-]+)` \|", REFERENCE, re.MULTILINE),
 }
-"""The places where a new format must be added, with the formats in each place."""
+"""The requirements on a new format, and the formats that meet them."""
 
 
 def lacking(name: str) -> list[str]:

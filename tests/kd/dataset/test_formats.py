@@ -1,4 +1,4 @@
-"""Formats recognize their rows, and keep all parts of a conversation."""
+"""Formats keep every part of a conversation, and recognize their rows."""
 
 from __future__ import annotations
 

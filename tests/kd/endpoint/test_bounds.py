@@ -110,7 +110,7 @@ def test_an_answer_that_drips_in_ends_with_the_time_of_the_request(name: str) ->
 
     began = time.monotonic()
     message, requests = refusal(serve, timeout=0.2)
-    assert "gives no answer (timed out" in message
+    assert "does not answer (timed out" in message
     assert requests == 2  # the server may be slow, so it is asked again
     assert time.monotonic() - began < 5
 
@@ -161,7 +161,7 @@ HEADS = {
 @pytest.mark.parametrize("name", HEADS)
 def test_a_broken_answer_is_one_clear_error(name: str) -> None:
     message, requests = refusal(lambda connection: connection.sendall(OK + HEADS[name]))
-    assert "gives no answer (" in message
+    assert "does not answer (" in message
     assert requests == 2
 
 
@@ -182,6 +182,6 @@ def test_only_the_start_of_an_error_is_read() -> None:
             connection.sendall(b"x" * 2**15)
 
     message, requests = refusal(serve)
-    assert "refuses with HTTP 400 Bad: no such thing xxx" in message
+    assert "refused the request with HTTP 400 Bad: no such thing xxx" in message
     assert len(message) < 600
     assert requests == 1
