@@ -54,6 +54,7 @@ NO_TORCH = (
     "endpoint",
     "dataset.reading",
     "model.context",
+    "model.families",
 )
 """The part of kd that the rest of the package may import when a module is loaded."""
 
