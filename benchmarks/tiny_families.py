@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 LAYERS = 4
 VOCABULARY = 272
-SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<image>")
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>")
 """Ids 0 to 3."""
 
 NAMES: dict[int, str] = {
@@ -119,7 +119,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "qwen4_exp": {f"text_config.{name}": value for name, value in INDEXER.items()},
     "qwen4_exp_text": INDEXER,
     "reformer": {"axial_pos_embds": False},
-    "xlstm": {"qk_dim_factor": 1.0},
+    "xlstm": {"hidden_size": 64, "embedding_dim": 64, "qk_dim_factor": 1.0},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"layers_block_type": HYBRID, "attention_hidden_size": 64, "attention_head_dim": 16},
     "zamba2": {"layers_block_type": HYBRID, "attention_hidden_size": 64, "attention_head_dim": 16},

@@ -106,7 +106,9 @@ class CachedModel:
             raise ValueError(
                 "the model returned no cache: put it in eval mode, gradient checkpointing turns caches off"
             )
-        return CachedPass(output.logits, getattr(output, "hidden", None))
+        hidden = getattr(output, "hidden", None)
+        # A few models ignore ``logits_to_keep``.
+        return CachedPass(output.logits[:, -keep:], hidden if hidden is None else hidden[:, -keep:])
 
 
 def cache_of(output: Any) -> dict[str, Any]:

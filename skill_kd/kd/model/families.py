@@ -11,20 +11,21 @@ from collections.abc import Mapping
 _COLUMNS = "it counts positions from the first column, so padding would change its responses"
 _NO_CACHE = "it returns no cache of keys or states, so each sampled token would read the whole text again"
 _NO_MASK = "it has no attention mask, so padding would enter its recurrent state"
+_NO_RELOAD = "transformers cannot load the text model that it saves"
 
 REFUSED: Mapping[str, str] = {
-    **dict.fromkeys(("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small"), _COLUMNS),
-    **dict.fromkeys(("marian", "mbart", "mvp", "pegasus", "plbart", "prophetnet", "trocr", "whisper"), _COLUMNS),
+    **dict.fromkeys(("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian"), _COLUMNS),
+    **dict.fromkeys(("mbart", "mvp", "pegasus", "plbart", "prophetnet", "trocr"), _COLUMNS),
     **dict.fromkeys(("openai-gpt", "reformer", "xlm", "xlnet"), _NO_CACHE),
-    "recurrent_gemma": "its modules keep their states, and it returns no cache",
-    "rwkv": _NO_MASK,
-    "xlstm": _NO_MASK,
+    **dict.fromkeys(("rwkv", "xlstm"), _NO_MASK),
+    **dict.fromkeys(("emu3", "mllama"), _NO_RELOAD),
     "blt": "transformers cannot make its cache",
-    "cpmant": "it puts a prompt of its own before each pass, also after a cache",
+    "cpmant": "it puts a prompt of its own before the tokens of each pass, also after a cache",
     "deepseek_v4": "it compresses windows of columns, so padding would change its responses",
-    "emu3": "transformers cannot load the text model that it saves",
     "minimax": "its cache counts no tokens if the first layer is recurrent",
-    "moshi": "its log-probabilities with a cache differ from those without",
+    "moshi": "only its cache has a sliding window, so training would read more than sampling did",
+    "recurrent_gemma": "its modules keep their states, and it returns no cache",
+    "youtu": "transformers sets the embedding of its pad token to zero when it loads it",
 }
 """Reasons by ``model_type``. Each continues a sentence after "because"."""
 

@@ -130,3 +130,12 @@ def test_a_model_of_a_refused_family_is_named() -> None:
     )
     with pytest.raises(BadInput, match=r"the student: models of type 'rwkv'.*no attention mask"):
         check_family(model, "the student")
+
+
+def test_a_model_that_returns_more_logits_than_asked_for_is_cut_to_them() -> None:
+    class All(Counting):
+        def forward(self, input_ids: Tensor, logits_to_keep: int, **others: Any) -> SimpleNamespace:
+            return super().forward(input_ids, input_ids.shape[1], **others)
+
+    read = CachedModel(All(object())).read(IDS, REAL, 2)
+    assert torch.equal(read.logits[..., 0], IDS[:, -2:].float())
