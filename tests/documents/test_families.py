@@ -45,7 +45,7 @@ def test_a_family_does_what_the_committed_result_says(walk: ModuleType, family: 
 def test_two_computations_that_differ_are_found(walk: ModuleType) -> None:
     walk.equal("equal", [1.0, 2.0], [1.0, 2.00001])
     for found in ([1.0, 2.1], [1.0], [1.0, float("nan")]):
-        with pytest.raises(walk.Differs, match=r"off by|numbers"):
+        with pytest.raises(walk.DiffersError, match=r"off by|numbers"):
             walk.equal("different", found, [1.0, 2.0])
 
 

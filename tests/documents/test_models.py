@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 from script_modules import ROOT, load_script
 
+from skill_kd.kd.model.cached import READ_SEVERAL
 from skill_kd.kd.model.families import REFUSED
 
 
@@ -24,6 +25,12 @@ def test_a_family_is_refused_if_and_only_if_it_fails(models: ModuleType) -> None
         for name, each in walk["families"].items()
     }
     assert {name for name, kind in kinds.items() if kind == models.FAILS} == set(REFUSED)
+
+
+def test_recurrent_models_that_read_several_tokens_at_once_were_found_to_do_so(models: ModuleType) -> None:
+    walk = models.generated.result("model_families")["families"]
+    assert READ_SEVERAL
+    assert {name for name in READ_SEVERAL if walk[name]["stages"].get("several") != "ok"} == set()
 
 
 @pytest.mark.parametrize(

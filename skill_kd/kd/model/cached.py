@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,25 +15,25 @@ from ..errors import BadInput
 from ..losses.masking import position_ids
 from .families import refusal
 
+WITH_MASK = {"past_key_values": True, "cache_params": False}
+"""Names of the cache, the same in a model's output and among its arguments.
 
-@dataclass(frozen=True)
-class CacheKind:
-    """How a model reads the tokens after its cache."""
+False for Mamba: after its cache, a mask would have to cover the new tokens only. They are all real, so none is passed.
+"""
 
-    takes_mask: bool = True
-    """False if a mask would have to cover the new tokens only. They are all real, so none is passed."""
-    takes_several: bool = True
-    """False if the model starts again from an empty state when it gets several tokens at once."""
+READ_SEVERAL: Sequence[str] = (
+    *("bailing_hybrid", "bamba", "falcon_h1", "granitemoehybrid", "kimi_linear", "mamba2", "nemotron_h", "olmo_hybrid"),
+    *("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next", "qwen4_exp", "qwen4_exp_text"),
+    *("zamba", "zamba2", "zaya"),
+)
+"""Recurrent models, by ``model_type``, that read several tokens after a cache.
 
+Others would start again from an empty state (Jamba, Mamba), so they read one token at a time. The walk of
+benchmarks/model_families.py found this.
+"""
 
-CACHES = {
-    "past_key_values": CacheKind(),
-    "cache_params": CacheKind(takes_mask=False, takes_several=False),  # Mamba
-}
-"""Kinds of caches by their name, the same in a model's output and among its arguments."""
-
-STATES_TAKE_SEVERAL = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 23)
-"""True if recurrent layers with ``past_key_values`` read several tokens after a cache. This was tested from 5.23 on."""
+SINCE = (5, 23)
+"""The transformers version of that walk. With an older one, all recurrent models read one token at a time."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,10 @@ class CachedModel:
 
     def __init__(self, model: nn.Module) -> None:
         self.forward: Callable[..., Any] = getattr(model, "forward_with_hidden_states", model)
-        self.recurrent = any(getattr(module, "_is_stateful", False) for module in model.modules())
+        modules: list[Any] = list(model.modules())
+        families = {module.config.model_type for module in modules if getattr(module, "_is_stateful", False)}
+        older = tuple(map(int, transformers.__version__.split(".")[:2])) < SINCE
+        self.one_by_one = bool(families) and (older or not families.issubset(READ_SEVERAL))
         self.cache: dict[str, Any] = {}
 
     def read(self, ids_RN: Tensor, attention_mask_RL: Tensor, keep: int) -> CachedPass:
@@ -64,7 +67,7 @@ class CachedModel:
             ValueError: the model returned no cache.
         """
         unseen = ids_RN.shape[1]
-        if self._takes_several():
+        if not (self.cache and self.one_by_one):
             return self._pass(ids_RN, attention_mask_RL, keep)
         seen = attention_mask_RL.shape[1] - unseen
         passes = [
@@ -86,15 +89,10 @@ class CachedModel:
             select(rows)
         return True
 
-    def _takes_several(self) -> bool:
-        if not self.cache:
-            return True
-        return all(CACHES[name].takes_several for name in self.cache) and (STATES_TAKE_SEVERAL or not self.recurrent)
-
     def _pass(self, ids_RN: Tensor, attention_mask_RL: Tensor, keep: int) -> CachedPass:
         output = self.forward(
             input_ids=ids_RN,
-            attention_mask=attention_mask_RL if all(CACHES[name].takes_mask for name in self.cache) else None,
+            attention_mask=attention_mask_RL if all(WITH_MASK[name] for name in self.cache) else None,
             position_ids=position_ids(attention_mask_RL)[:, -ids_RN.shape[1] :],
             use_cache=True,
             logits_to_keep=keep,
@@ -113,7 +111,7 @@ class CachedModel:
 
 def cache_of(output: Any) -> dict[str, Any]:
     """Return the cache in a model's output, as a keyword argument of the next pass; empty if there is none."""
-    found = {name: getattr(output, name, None) for name in CACHES}
+    found = {name: getattr(output, name, None) for name in WITH_MASK}
     return {name: cache for name, cache in found.items() if cache is not None}
 
 

@@ -23,6 +23,7 @@ REFUSED: Mapping[str, str] = {
     "cpmant": "it puts a prompt of its own before the tokens of each pass, also after a cache",
     "deepseek_v4": "it compresses windows of columns, so padding would change its responses",
     "minimax": "its cache counts no tokens if the first layer is recurrent",
+    "git": "it counts positions from the first column after a cache, so padding would change its responses",
     "moshi": "only its cache has a sliding window, so training would read more than sampling did",
     "recurrent_gemma": "its modules keep their states, and it returns no cache",
     "youtu": "transformers sets the embedding of its pad token to zero when it loads it",

@@ -12,7 +12,6 @@ import transformers
 from torch import Tensor, nn
 
 from skill_kd.kd.errors import BadInput
-from skill_kd.kd.model import cached
 from skill_kd.kd.model.cached import CachedModel, cache_of, check_family
 
 torch.set_num_threads(1)
@@ -72,9 +71,9 @@ class Counting(nn.Module):
 
     _is_stateful = True
 
-    def __init__(self, cache: Any = ()) -> None:
+    def __init__(self, cache: Any = (), family: str = "jamba") -> None:
         super().__init__()
-        self.cache, self.passes = cache, list[int]()
+        self.cache, self.passes, self.config = cache, list[int](), SimpleNamespace(model_type=family)
 
     def forward(self, input_ids: Tensor, logits_to_keep: int, **_others: Any) -> SimpleNamespace:
         self.passes.append(input_ids.shape[1])
@@ -82,12 +81,20 @@ class Counting(nn.Module):
         return SimpleNamespace(logits=logits, past_key_values=self.cache)
 
 
-@pytest.mark.parametrize(("several", "passes"), [(True, [5, 4]), (False, [5, 1, 1, 1, 1])])
-def test_states_of_an_older_transformers_get_one_token_at_a_time(
-    monkeypatch: pytest.MonkeyPatch, several: bool, passes: list[int]
+@pytest.mark.parametrize(
+    ("family", "version", "passes"),
+    [
+        ("qwen3_next", "5.23.0", [5, 4]),
+        ("qwen3_next", "6.0.0.dev0", [5, 4]),
+        ("qwen3_next", "5.22.1", [5, 1, 1, 1, 1]),
+        ("jamba", "5.23.0", [5, 1, 1, 1, 1]),
+    ],
+)
+def test_recurrent_models_read_one_token_at_a_time_unless_several_are_known_to_work(
+    monkeypatch: pytest.MonkeyPatch, family: str, version: str, passes: list[int]
 ) -> None:
-    monkeypatch.setattr(cached, "STATES_TAKE_SEVERAL", several)
-    model = Counting()
+    monkeypatch.setattr(transformers, "__version__", version)
+    model = Counting(family=family)
     reader = CachedModel(model)
     reader.read(IDS[:, :5], REAL[:, :5], 1)
     read = reader.read(IDS[:, 5:], REAL, 2)
