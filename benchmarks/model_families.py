@@ -1,4 +1,4 @@
-"""Which families of causal language models train and sample here, each tried on a tiny random model.
+"""Try each family of causal language models on a tiny random model: load, grow, sample, train, export.
 
     python benchmarks/model_families.py [--only qwen3,mamba2] [--again] [--results FILE]
 
@@ -46,9 +46,9 @@ from skill_kd.kd.teacher.teacher import HiddenStateTeacher
 RESULTS = Path(__file__).with_name("results") / "model_families.json"
 SECONDS = 60
 STAGES = ("load", "grow", "sample", "mixed", "score", "update", "export")
-"""What each family must do."""
+"""Stages that each family must pass."""
 EXTRA = ("several",)
-"""What some families do."""
+"""Stages that some families pass."""
 TOLERANCE = 2e-4
 """Largest difference between two log-probabilities that are the same in exact arithmetic, in nats."""
 CPU = torch.device("cpu")

@@ -160,7 +160,7 @@ def _smaller(config: PreTrainedConfig, special: dict[str, Any]) -> dict[str, Any
 
 
 def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
-    """Return a random model in eval mode. Its weights are larger than usual, so that its distributions are no noise."""
+    """Return a random model in eval mode. Larger weights than usual make its tokens differ in probability."""
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(tiny_config(family), dtype=torch.float32)
     with torch.no_grad():

@@ -17,7 +17,7 @@ NOTES = {
     "grow": "`student.from_teacher` does not work",
     "mixed": "`teacher_mix` above 0 does not work",
 }
-"""What a user loses if a stage of the walk fails, while the others work."""
+"""The loss for a user if a stage of the walk fails, while the others work."""
 
 
 def verdict(

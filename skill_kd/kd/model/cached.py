@@ -38,7 +38,7 @@ SINCE = (5, 23)
 
 @dataclass(frozen=True)
 class CachedPass:
-    """What the unseen tokens led to. R rows, K positions that were asked for."""
+    """The result of reading unseen tokens, for R rows and the K positions that were asked for."""
 
     logits: Tensor
     """[R, K, V], or [R, 1, V] at the last position if there are hidden states."""
