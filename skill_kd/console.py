@@ -68,7 +68,7 @@ def _show_traceback() -> None:
 def _message(error: SkillKDError) -> str:
     """Return the message for stderr, or only its notes if the trainer already printed it."""
     notes = getattr(error, "__notes__", [])
-    return "\n  ".join(notes) if error.told and notes else f"error: {_whole(error)}"
+    return "\n  ".join(notes) if error.printed and notes else f"error: {_whole(error)}"
 
 
 def _whole(error: SkillKDError) -> str:

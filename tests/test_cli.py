@@ -60,7 +60,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeBackend:
 
 
 class Answer:
-    """What a command line printed and returned."""
+    """The output and the exit code of a command line."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str], *args: str) -> None:
         capsys.readouterr()
@@ -145,7 +145,7 @@ def test_an_unknown_backend_is_exit_code_5(verb: str, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("verb", ["validate", "generate", "run"])
 def test_errors_are_json_as_well(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     answer = Answer(capsys, verb, spec_file("fake:refuse"), "--json")
-    refused = "backend 'fake': student.model: 'fake:refuse' is refused; take another"
+    refused = "backend 'fake': student.model: 'fake:refuse' is refused; use another"
     valid = {"valid": False} if verb == "validate" else {}
     assert answer.document == {**valid, "errors": [refused], "exit_code": 2}
     assert answer.err == f"error: {refused}\n"
@@ -202,7 +202,7 @@ def test_an_interrupt_outside_a_run_is_exit_code_130(
 def test_validate_sums_up_the_spec(capsys: pytest.CaptureFixture[str]) -> None:
     answer = Answer(capsys, "validate", spec_file())
     assert answer.code == 0
-    for part in ("demo is valid", "fake", "organisation/teacher → fake:well", "distill (minillm)"):
+    for part in ("demo is valid", "fake", "organization/teacher → fake:well", "distill (minillm)"):
         assert part in answer.out
 
 
@@ -225,7 +225,7 @@ def test_what_a_terminal_cannot_show_is_printed_escaped() -> None:
     command = [sys.executable, "-m", "skill_kd", "validate", spec_file()]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode == 0
-    assert r"organisation/teacher \u2192 fake:well" in process.stdout
+    assert r"organization/teacher \u2192 fake:well" in process.stdout
 
 
 def test_the_schema_knows_every_section_and_refuses_unknown_keys(capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,7 +283,7 @@ def test_a_broken_plugin_is_one_line_and_its_traceback_on_request(
     monkeypatch.setattr(plugins, "broken", lambda: {"its:name": "Traceback\n  line 1\nImportError: no torch\n"})
     short = Answer(capsys, "backends")
     assert short.code == 0
-    assert short.err == "warning: plugin 'its:name' could not be used: ImportError: no torch\n"
+    assert short.err == "warning: plugin 'its:name' could not be loaded: ImportError: no torch\n"
     assert "line 1" in Answer(capsys, "backends", "--verbose").err
 
 
@@ -327,7 +327,7 @@ def test_a_dry_run_says_all_and_writes_nothing(
     assert os.listdir() == ["spec.yaml"]
 
 
-def test_a_failed_run_tells_its_reason_and_its_log(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_run_reports_its_reason_and_its_log(capsys: pytest.CaptureFixture[str]) -> None:
     answer = Answer(capsys, "run", spec_file("fake:fail"), "--json")
     reason = Manifest.read(Path("runs/demo")).reason
     log = f"log: {Path('runs/demo/train.log')}"
@@ -381,7 +381,7 @@ def is_waiting() -> bool:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_has_the_exit_code_of_its_signal_and_goes_on(
+def test_a_stopped_run_has_the_exit_code_of_its_signal_and_resumes(
     number: int, code: int, environment: dict[str, str]
 ) -> None:
     spec = spec_file("fake:sleep")

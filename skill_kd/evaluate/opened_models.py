@@ -115,7 +115,7 @@ def accelerator() -> torch.device:
 
 
 def shared(student: Writer, teacher: Writer) -> tuple[int, str | None]:
-    """Return the number of leading token ids that both share, and why probabilities cannot be compared (or None)."""
+    """Return the number of leading token ids that both share, and the reason if probabilities cannot be compared."""
     from skill_kd.kd.errors import BadInput
     from skill_kd.kd.model.vocabulary import shared_vocabulary
 
@@ -123,9 +123,9 @@ def shared(student: Writer, teacher: Writer) -> tuple[int, str | None]:
     try:
         vocabulary = shared_vocabulary(student.tokenizer, teacher.tokenizer, limit)
     except BadInput:
-        return 0, "the tokenizers differ, so probabilities of tokens cannot be compared; take --policy text-only"
+        return 0, "the tokenizers differ, so token probabilities cannot be compared; use --policy text-only"
     if max(student.sampler.decoding.eos_ids | teacher.sampler.decoding.eos_ids) >= vocabulary:
-        return 0, "an end-of-sequence token is not shared, so probabilities of tokens cannot be compared"
+        return 0, "the models do not share an end-of-sequence token, so token probabilities cannot be compared"
     return vocabulary, None
 
 
@@ -135,22 +135,22 @@ def read(
     """Return the values of every row's tokens, by metric.
 
     Raises:
-        UsageError: a model returns numbers that are not finite.
+        UsageError: a model returns probabilities that are not finite.
     """
-    from skill_kd.evaluate.probabilities import figures
+    from skill_kd.evaluate.probabilities import token_metrics
     from skill_kd.kd.dataset.batch import collate
 
     found: dict[str, list[list[float]]] = {}
     for start in range(0, len(rows), ROWS):
         batch = collate(rows[start : start + ROWS], student.sampler.pad, student.sampler.device)
-        for name, value_BT in figures(student.model, teacher.model, batch, vocabulary, policy.top_p).items():
+        for name, value_BT in token_metrics(student.model, teacher.model, batch, vocabulary, policy.top_p).items():
             each = [value[: int(mask.sum())].tolist() for value, mask in zip(value_BT, batch.mask_BT, strict=True)]
             found.setdefault(name, []).extend(each)
-    for who, figure in ((student, "student_entropy"), (teacher, "teacher_entropy"), (student, "forward_kl")):
-        if not math.isfinite(sum(map(sum, found.get(figure, ())))):
+    for who, metric in ((student, "student_entropy"), (teacher, "teacher_entropy"), (student, "forward_kl")):
+        if not math.isfinite(sum(map(sum, found.get(metric, ())))):
             raise UsageError(
-                f"'{who.name}' gives probabilities that are no finite numbers: its weights are broken, or too large "
-                "for their dtype; try --dtype float32"
+                f"'{who.name}' returns probabilities that are NaN or infinite: its weights are damaged, or its dtype "
+                "overflows; try --dtype float32"
             )
     return found
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from skill_kd.errors import UsageError
 from skill_kd.evaluate.pairwise_judge import Judge
+from skill_kd.kd.addresses import holds_credentials
 
 
 @dataclass(frozen=True)
 class Request:
-    """All options of `evaluate`. The run supplies an option that is None, or it is skipped."""
+    """All options of `evaluate`. If an option is None, the run supplies it, or it is skipped."""
 
     subject: str | None = None
     """A run folder, or the student: a folder or a hub id."""
@@ -29,7 +30,7 @@ class Request:
     changes: Mapping[str, object] = field(default_factory=dict)
     max_new_tokens: int | None = None
     dtype: str | None = None
-    """Dtype of models that no spec names; float32 by default."""
+    """Dtype of models that are not in a spec; float32 by default."""
     latency: bool = True
     judge_url: str | None = None
     judge_model: str | None = None
@@ -46,12 +47,14 @@ class Request:
         """The judge to ask, or None.
 
         Raises:
-            UsageError: an address without a model, or a model without an address.
+            UsageError: an address without a model, a model without an address, or an address with a password.
         """
         if self.judge_url is None and self.judge_model is None:
             return None
         if self.judge_url is None or self.judge_model is None:
             raise UsageError("--judge-url and --judge-model belong together; give both")
+        if holds_credentials(self.judge_url):  # not repeated: messages end up in logs
+            raise UsageError("--judge-url holds a user name or password; name the key's variable in --judge-key-env")
         if not self.judge_url.startswith(("http://", "https://")):
-            raise UsageError(f"--judge-url '{self.judge_url}' is no http or https address")
+            raise UsageError(f"--judge-url '{self.judge_url}' is not an http or https address")
         return Judge(self.judge_url, self.judge_model, self.judge_key_env)

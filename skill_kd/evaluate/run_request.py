@@ -24,7 +24,7 @@ def fill_from_run(
         UsageError: the run has no student yet, or its teacher cannot be loaded.
     """
     if not (folder / "student" / "config.json").is_file():
-        raise UsageError(f"'{folder}' holds no student yet (the run is {manifest.status}); finish it with --resume")
+        raise UsageError(f"'{folder}' has no student yet (the run is {manifest.status}); finish it with --resume")
     evaluation, home = spec.evaluation, Path(manifest.cwd)
     notes: tuple[str, ...] = ()
     prompts, training = request.prompts, request.training_data
@@ -32,7 +32,7 @@ def fill_from_run(
         prompts = home / evaluation.prompts
     if prompts is None:
         prompts = _held_out(spec, home, (request.out or folder / "eval") / "samples", request.held_out)
-        notes = ("the prompts are the run's held-out ones, which also chose its best weights: use fresh ones",)
+        notes = ("the prompts are the run's held-out prompts, which also chose its best weights: use fresh prompts",)
     elif training is None and (home / spec.data.train).suffix in {".jsonl", ".json", ".ndjson"}:
         training = home / spec.data.train
     task = sampling.SamplingTask(
@@ -52,7 +52,7 @@ def _teacher(spec: Spec) -> ModelSource:
     teacher = spec.teacher
     if not isinstance(teacher.model, str):
         what = "behind an endpoint" if teacher.served else "an ensemble"
-        raise UsageError(f"teacher: that of the run is {what}; give --teacher MODEL, or its saved responses")
+        raise UsageError(f"teacher: the run's teacher is {what}; give --teacher MODEL, or saved generations")
     return ModelSource(teacher.model, teacher.revision, teacher.dtype, teacher.quantization, teacher.trust_remote_code)
 
 

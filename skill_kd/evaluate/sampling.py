@@ -65,7 +65,7 @@ class SamplingTask:
 def sample(
     task: SamplingTask, policy: GatePolicy, folder: Path, progress: Progress = silent
 ) -> tuple[Files, ModelMeasurements]:
-    """Sample what ``folder`` still lacks, and return the generation files and the measurements.
+    """Sample the prompts that are missing in ``folder``, and return the generation files and the measurements.
 
     Each prompt gets 2K teacher, K student and K collapsed-teacher responses, and K of the undistilled student if it is
     given. Both models read each token of the teacher's and the student's responses once. The undistilled student and
@@ -142,11 +142,12 @@ def _work(
     student = opened_models.open_writer(task.student, task.max_new_tokens, device)
     baseline = opened_models.open_writer(task.baseline, task.max_new_tokens, device) if task.baseline else None
     vocabulary, why = opened_models.shared(student, teacher)
-    beside = (baseline, opened_models.shared(baseline, teacher)[0] if vocabulary else 0) if baseline else None
+    shared_baseline = (baseline, opened_models.shared(baseline, teacher)[0] if vocabulary else 0) if baseline else None
     with (folder / "work.jsonl").open("ab") as file:
         for start in range(len(done), len(examples), AT_ONCE):
             chunk = examples[start : start + AT_ONCE]
-            for line in _chunk(chunk, start, teacher, (student, vocabulary), beside, policy, task.max_new_tokens):
+            work = _chunk(chunk, start, teacher, (student, vocabulary), shared_baseline, policy, task.max_new_tokens)
+            for line in work:
                 file.write(json.dumps(line).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())

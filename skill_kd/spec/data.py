@@ -40,11 +40,11 @@ class Data(Section):
     def _options_are_the_template_s(self) -> Data:
         for name in self.chat_template_options:
             if not name.isidentifier() or keyword.iskeyword(name) or name in TRAINER_OPTIONS:
-                raise refuse(f"chat_template_options: {name!r} is no name a chat template reads from here; drop it")
+                raise refuse(f"chat_template_options: {name!r} cannot be passed to a chat template; drop it")
         return self
 
     @model_validator(mode="after")
     def _share_is_a_number(self) -> Data:
         if isinstance(self.held_out, str) and re.fullmatch(r"[\d.eE+-]+%?", self.held_out):
-            raise refuse(f"held_out: {self.held_out!r} is text, so the name of a file; write a share as a bare 0.05")
+            raise refuse(f"held_out: {self.held_out!r} is text, which names a file; write a share without quotes: 0.05")
         return self

@@ -50,7 +50,7 @@ def template_parts(tokenizer: Any, options: Mapping[str, Any] = MappingProxyType
 
 
 def _system_parts(render: Render, turns: list[dict[str, str]], parts: dict[str, str]) -> dict[str, str]:
-    """Return the text around a system turn, empty if these parts together do not give the template's text."""
+    """Return the text around a system turn, empty if the parts do not add up to the template's text."""
     question, answer, again, last = TURNS
     system = {"role": "system", "content": "system-text"}
     try:

@@ -57,7 +57,7 @@ class Encoder:
         answers = [index for index, (role, _) in enumerate(turns) if role == "assistant"]
         pieces = self._pieces(turns, answers) or self._pieces(turns, answers[-1:])
         if pieces is None:
-            raise BadInput("the chat template changes the conversation when an answer is added; mend the template")
+            raise BadInput("the chat template changes earlier text when an answer is added; fix the template")
         ids = [token for tokens, _ in pieces for token in tokens]
         scored = [flag for tokens, is_answer in pieces for flag in self._flags(tokens, is_answer)]
         if not self.eos_ids.intersection(pieces[-1][0]):

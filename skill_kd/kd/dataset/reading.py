@@ -50,7 +50,7 @@ def read_examples(source: str, split: str, max_bad_rows: float) -> list[Example]
         raise BadInput(f"'{source}' is empty; each row needs 'prompt' or 'messages'")
     report = f"{len(bad)} of {total} rows of '{source}' cannot be used ({'; '.join(bad[:NAMED_BAD_ROWS])})"
     if not examples or len(bad) > max_bad_rows * total:
-        raise BadInput(f"{report}; mend them, or allow a share with data.max_bad_rows")
+        raise BadInput(f"{report}; fix them, or allow a share with data.max_bad_rows")
     if bad:
         print(f"note: {report}", file=sys.stderr)  # noqa: T201
     return examples
@@ -63,10 +63,10 @@ def parse_example(row: object) -> Example:
         ValueError: the row is malformed. The message gives the reason.
     """
     if not isinstance(row, dict):
-        raise ValueError("is no JSON object")
+        raise ValueError("not a JSON object")
     response = row.get("response")
     if response is not None and not (isinstance(response, str) and response.strip()):
-        raise ValueError("'response' is empty or no text")
+        raise ValueError("'response' is empty or not text")
     # In a table every row has every column, so an absent field may be None.
     if row.get("messages") is not None:
         turns = _turns(row["messages"])
@@ -75,9 +75,9 @@ def parse_example(row: object) -> Example:
     elif isinstance(row.get("prompt"), str) and row["prompt"].strip():
         turns = (("user", row["prompt"]),)
     else:
-        raise ValueError("'prompt' is missing, empty or no text")
+        raise ValueError("'prompt' is missing, empty or not text")
     if turns[-1][0] == "assistant":
-        raise ValueError("'messages' ends with an assistant turn and 'response' gives another answer")
+        raise ValueError("'messages' ends with an assistant turn, and 'response' has another answer; keep one of them")
     return Example(turns, response)
 
 
@@ -104,7 +104,7 @@ def _rows(source: str, split: str) -> Iterator[tuple[str, object]]:
 
         if path.suffix == ".parquet":
             if not path.is_file():
-                raise BadInput(f"no data file '{source}'")
+                raise BadInput(f"there is no data file '{source}'")
             rows = load_dataset("parquet", data_files=str(path), split="train")
         else:
             name, _, revision = source.partition("@")

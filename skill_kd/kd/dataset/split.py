@@ -35,7 +35,9 @@ def load_split(data: Data, seed: int) -> Split:
     order = torch.randperm(len(groups), generator=seeded(seed, "held_out")).tolist()
     count = max(1, round(data.held_out * len(groups)))
     if count >= len(groups):
-        raise BadInput(f"data.held_out: {data.held_out} of {len(groups)} different prompts leaves none to train on")
+        raise BadInput(
+            f"data.held_out: {data.held_out} of {len(groups)} different prompts leaves none to train on; lower it"
+        )
     chosen = set(order[:count])
     return Split(
         [example for index, group in enumerate(groups) if index not in chosen for example in group],
@@ -49,5 +51,5 @@ def _refuse_overlap(train: list[Example], held_out: list[Example], data: Data) -
     if shared > data.max_overlap * len(held_out):
         raise BadInput(
             f"{shared} of {len(held_out)} held-out prompts of '{data.held_out}' are also in '{data.train}', so the "
-            "held-out figures would flatter; remove them, or allow a share with data.max_overlap"
+            "held-out measures would look too good; remove them, or allow a share with data.max_overlap"
         )

@@ -44,7 +44,7 @@ def load_training_data(config: Config, encoder: Encoder) -> TrainingData:
     for name, before in hashes.items():
         if now.get(name) != before:
             source = getattr(data, name.partition(".")[2])
-            raise BadInput(f"{name}: '{source}' changed while it was read; start again when it is written")
+            raise BadInput(f"{name}: '{source}' changed while it was read; start again when it is complete")
 
     def fitting(examples: list[Example], what: str) -> tuple[list[Example], list[Encoded]]:
         encoded = [encoder.prompt(example) for example in examples]

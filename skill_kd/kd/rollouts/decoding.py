@@ -56,7 +56,7 @@ class Rollout:
 
 
 def sampling_logp(logits: Tensor, decoding: Decoding) -> Tensor:
-    """Return the log-probabilities [..., V] for drawing: with temperature, cut to the nucleus, renormalised.
+    """Return the log-probabilities [..., V] for drawing: with temperature, cut to the nucleus, renormalized.
 
     Temperature 0 is the limit: the likeliest token has probability 1. In a tie, the first one is taken.
     """
@@ -77,7 +77,7 @@ def draw(logp_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """Return ids_B by inverting the cumulative distribution, in float64 so that rare tokens keep their probability."""
     cumulative_BV = logp_BV.exp().cumsum(dim=-1, dtype=torch.float64)
     target_B1 = uniform_B.to(cumulative_BV).unsqueeze(-1) * cumulative_BV[:, -1:]
-    # 'right' skips tokens of probability 0, whose cumulative value equals their neighbour's.
+    # 'right' skips tokens of probability 0, whose cumulative value equals their neighbor's.
     ids_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True)
     return ids_B1.squeeze(-1).clamp(max=logp_BV.shape[-1] - 1)
 

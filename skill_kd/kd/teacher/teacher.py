@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..config import Config
-from ..dataset.batch import Batch, Row
+from ..dataset.batch import Batch
 from ..dataset.encoding import Encoder
 from ..dataset.reading import Example
 from ..errors import BadInput
@@ -34,8 +34,9 @@ from ..model.teacher_distribution import TeacherDistribution, TeacherLogProbs, T
 from ..model.vocabulary import shared_vocabulary
 from ..rollouts.decoding import Decoding
 from ..rollouts.sampler import Sampler, SampleRequest
+from .answer_tally import AnswerTally
 from .served import PROBE, ServedTeacher
-from .writers import Write, foreign_writer, served_writer
+from .writers import Rows, Write, foreign_writer, served_writer
 
 Together = Callable[[], AbstractContextManager[None]]
 
@@ -51,6 +52,8 @@ class Teacher:
     """Returns log-probabilities if no model is loaded; None if it only returns text."""
     head: Head | None = None
     """Maps the model's hidden states to logits; None if only the model itself can do that."""
+    tally: AnswerTally = field(default_factory=lambda: AnswerTally(0.0))
+    """Counts the answers of a teacher that writes text. A teacher that writes the student's tokens gives none."""
     together: Together = nullcontext
     """If the model is sharded, all processes enter and leave this context. Within it, each may read at any time."""
 
@@ -105,12 +108,13 @@ def open_teacher(
         BadInput: an objective reads probabilities, and the tokenizers or their chat templates differ.
         Missing: the model or the server is unavailable.
     """
-    vocabulary = sampler.decoding.vocabulary
+    vocabulary, tally = sampler.decoding.vocabulary, AnswerTally(config.teacher.max_unusable)
     if config.teacher.served is not None:
-        server = ServedTeacher(config.teacher.served)
+        server = ServedTeacher(config.teacher.served, vocabulary)
         told = config.teacher.served.top_logprobs > 0
         server.open(tokenizer)
-        return Teacher(None, vocabulary, served_writer(server, encoder), server if told else None)
+        writer = served_writer(server, encoder, tally)
+        return Teacher(None, vocabulary, writer, server if told else None, tally=tally)
     loaded = load_teacher(config.teacher, weights=over is None or over.is_main_process)
     for member in loaded.members:
         check_family(member, "the teacher")
@@ -123,12 +127,12 @@ def open_teacher(
     except BadInput:
         if any(map(reads_teacher, config.stages)):
             raise
-        foreign = foreign_writer(model, loaded, sampler, encoder)
-        return Teacher(None, vocabulary, _in_step(foreign, together), together=together)
+        foreign = foreign_writer(model, loaded, sampler, encoder, tally)
+        return Teacher(None, vocabulary, _in_step(foreign, together), tally=tally, together=together)
     if max(sampler.decoding.eos_ids) >= shared:
         raise BadInput("the teacher does not know the student's end-of-sequence token; no response could ever end")
 
-    def write(_examples: Sequence[Example], requests: Sequence[SampleRequest], decoding: Decoding) -> list[Row]:
+    def write(_examples: Sequence[Example], requests: Sequence[SampleRequest], decoding: Decoding) -> Rows:
         own = replace(sampler, decoding=replace(decoding, vocabulary=shared))
         return own.sample(model, requests, "teacher")
 
@@ -138,7 +142,7 @@ def open_teacher(
 
 
 def _in_step(write: Write, together: Together) -> Write:
-    def written(*given: Any) -> list[Row]:
+    def written(*given: Any) -> Rows:
         with together():
             return write(*given)
 

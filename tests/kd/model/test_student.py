@@ -45,7 +45,7 @@ def batch() -> Batch:
 
 
 def told(teacher_logp: Tensor, top: int) -> TopK:
-    """What a server tells of ``teacher_logp``: the likeliest tokens and the one that stands there."""
+    """Return the answer of a server about ``teacher_logp``: the likeliest tokens and the sampled one."""
     layout, rows = batch(), []
     for b, length in enumerate((3, 2)):
         positions = []
@@ -90,7 +90,7 @@ def test_merging_tokens_never_raises_a_divergence(name: str, top: int) -> None:
         assert (bound <= whole + 1e-5).all()
         assert (bound >= -1e-6).all()
         lost += float((whole - bound).sum())
-    assert lost > 1e-3 or top == V - 1  # One token alone in the rest is no merging.
+    assert lost > 1e-3 or top == V - 1  # One token alone in the rest merges nothing.
 
 
 @pytest.mark.parametrize("values", OBJECTIVES, ids=str)
@@ -151,7 +151,7 @@ def test_a_response_token_is_found_in_its_bucket() -> None:
         )
 
 
-def test_a_policy_takes_what_a_server_tells_for_a_whole_distribution() -> None:
+def test_a_policy_accepts_a_servers_top_k_as_a_distribution() -> None:
     tokenizer = make_tokenizer()
     policy = StudentWithLoss(build_model("llama", layers=1, vocabulary=len(tokenizer), tokenizer=tokenizer), V)
     objective = build({"kind": "reverse_kl"})
@@ -197,7 +197,7 @@ def test_working_from_hidden_states_changes_neither_loss_nor_gradient(student: s
 
 
 def test_a_head_with_an_adapter_keeps_all_logits() -> None:
-    """LoRA adds to what the head says, which hidden states and weight alone do not tell."""
+    """LoRA adds to the output of the head, which hidden states and weight alone do not show."""
     from peft import LoraConfig, get_peft_model
 
     tokenizer = make_tokenizer()

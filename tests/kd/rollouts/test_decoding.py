@@ -150,7 +150,7 @@ def test_uniforms_are_uniform_double_precision_numbers() -> None:
     assert 0 <= float(values.min()) < 0.001
     assert 0.999 < float(values.max()) < 1
     assert float(values.mean()) == pytest.approx(0.5, abs=4 * math.sqrt(1 / 12 / 10_000))
-    # Streams of neighbouring keys are not alike: the columns' correlation is that of chance.
+    # Streams of neighboring keys are not alike: the columns' correlation is that of chance.
     assert abs(float(torch.corrcoef(values)[0, 1])) < 0.5
 
 

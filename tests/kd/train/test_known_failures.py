@@ -1,4 +1,4 @@
-"""Where implementations of distillation break, in public: each failure is a test of its own, that names its issue.
+"""Known failures of public implementations of distillation: each has its own test, which names the issue.
 
 Most go through the path that training takes: rows, ``collate``, ``StudentWithLoss``, ``micro_batches``. Where another
 file proves the same of one function, the test here calls that one.
@@ -109,8 +109,8 @@ def test_a_pad_that_is_eos_hides_no_eos() -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_padding_and_neighbours_change_no_gradient(name: str) -> None:
-    """Padding invariance: a row's gradient is the same alone, beside longer rows, and with its pads at either end."""
+def test_padding_and_other_rows_change_no_gradient(name: str) -> None:
+    """Padding invariance: a row's gradient is the same alone, with longer rows, and with its pads at either end."""
     student, teacher = StudentWithLoss(model(0), len(TOKENIZER)), model(1)
     each = [gradient(student, teacher, [one], name, 1) * objective(name).count([one]) for one in ROWS]
     together = gradient(student, teacher, ROWS, name, 1) * objective(name).count(ROWS)
@@ -294,7 +294,7 @@ def test_a_teacher_with_another_chat_template_is_not_asked_about_prompts_it_neve
 
 
 def test_a_teacher_with_another_chat_template_writes_with_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same, where only the teacher's text is learnt from."""
+    """The same, if only the teacher's text is trained on."""
     teacher, recorder, encoder = opened(monkeypatch, "sequence_kd", OTHER_TEMPLATE)
     request = SampleRequest(encoder.prompt(EXAMPLE), (1,), 0)
     written = teacher.write([EXAMPLE], [request], Decoding(4, 1.0, 1.0, frozenset({END}), 300))
@@ -305,7 +305,7 @@ def test_a_teacher_with_another_chat_template_writes_with_its_own(monkeypatch: p
 def server(monkeypatch: pytest.MonkeyPatch, texts: list[str], shift: int = 0) -> ServedTeacher:
     """A server that lists, for each position, the token that stands ``shift`` positions on, with the text it has."""
 
-    def answer(_self: Endpoint, _path: str, body: dict[str, Any]) -> object:
+    def answer(_self: Endpoint, _path: str, body: dict[str, Any], _most: int) -> object:
         ids = body["prompt"]
         listed = [{str(ids[(at + shift) % len(ids)]): {"logprob": -1.0}} for at in range(len(ids))]
         for position, text in zip(listed, itertools.cycle(texts)):
@@ -315,7 +315,7 @@ def server(monkeypatch: pytest.MonkeyPatch, texts: list[str], shift: int = 0) ->
     monkeypatch.setattr(Endpoint, "post", answer)
     monkeypatch.setattr(Endpoint, "get", lambda *_: None)  # it lists no models
     address = {"url": "http://127.0.0.1:1/v1", "model": "served", "top_logprobs": 1, "concurrency": 1}
-    return ServedTeacher(config.Served(**address, api_key_env=None, timeout=1.0, patience=0.0))
+    return ServedTeacher(config.Served(**address, api_key_env=None, timeout=1.0, patience=0.0), 300)
 
 
 def test_a_servers_log_probabilities_must_stand_at_our_positions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,7 +339,7 @@ def test_a_servers_tokens_must_be_ours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_interior_beta_near_an_end_is_refused_for_it_kills_the_gradient() -> None:
-    """Trl issue 6780: generalized JSD is no KL near β = 0 or 1; its gradient vanishes there."""
+    """Trl issue 6780: generalized JSD does not become a KL near β = 0 or 1; its gradient vanishes there."""
     logits = torch.randn(2, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     teacher = log_probs(logits[:1])
 
