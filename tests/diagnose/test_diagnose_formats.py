@@ -90,7 +90,7 @@ def test_a_few_redacted_answers_are_counted(tmp_path: Path) -> None:
     assert (done.rows, done.drops) == (468, {"redacted": 12})
 
 
-def test_a_redacted_prompt_is_no_prompt(tmp_path: Path) -> None:
+def test_redacted_prompt_counts_as_missing(tmp_path: Path) -> None:
     calls = [Invented(call.id, call.time, "redacted-by-litellm", call.answer, 0.8) for call in invented(None)]
     done = scan([written(tmp_path, "litellm", calls)], Options())
     assert done.rows == len(calls)

@@ -53,7 +53,7 @@ CASES: dict[str, tuple[str, list[tuple[str, str | None]], list[str]]] = {
             ("The Aare.", "Name a river."),
             ("A bridge.", "What is this?"),
             ("Seven days.", "How long is a week?"),
-            *[("Red.", "A colour?"), ("Blue.", "A colour?")] * 2,
+            *[("Red.", "A color?"), ("Blue.", "A color?")] * 2,
         ],
         ["tool call without text", "served from a cache", "failed call"],
     ),
@@ -191,7 +191,7 @@ HOMES: dict[str, Collection[str]] = {
     "its name to the help of --format in skill_kd/cli/diagnose.py": re.findall(r"[\w-]+", HELP),
     "a row to 'What it reads' in references/diagnosis.md": re.findall(r"^\| `([\w-]+)` \|", REFERENCE, re.MULTILINE),
 }
-"""What a new format needs, and the formats that have it."""
+"""The requirements on a new format, and the formats that meet them."""
 
 
 def lacking(name: str) -> list[str]:

@@ -38,7 +38,7 @@ asked: list[dict[str, Any]] = []
 
 @pytest.fixture
 def ask(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Opinion], Judge]]:
-    """Serve an opinion and return whom to ask."""
+    """Serve a judge with this opinion, and return its address."""
     monkeypatch.setattr(retries, "BACKOFF", 0.0)
     servers: list[ThreadingHTTPServer] = []
     lock = threading.Lock()
@@ -121,7 +121,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
-def test_an_unusable_answer_is_no_effect_of_the_order_and_gives_no_metric(
+def test_unusable_answers_are_separate_from_order_effects_and_give_no_metric(
     name: str, ask: Callable[[Opinion], Judge]
 ) -> None:
     said, words = UNUSABLE[name]

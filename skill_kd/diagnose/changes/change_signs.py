@@ -124,7 +124,7 @@ def against_teacher(student: Sequence[WindowSample], teacher: Sequence[WindowSam
     """Compare a student's windows with its teacher's, within prompt kinds and settings.
 
     Returns:
-        The signs that the student is worse, and the keys of the detectors of sameness by which the teacher is as bad.
+        The signs that the student is worse, and the keys of the sameness detectors that find the teacher as bad.
     """
     signs, as_bad = [], []
     windows = [*teacher, *student]

@@ -1,4 +1,4 @@
-"""What formats keep of a conversation, and how rows are recognized."""
+"""Formats keep every part of a conversation, and recognize their rows."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def refusal(second: Any) -> str:
         ({**position(t7=-1.0), "-1": {"logprob": -2.0}}, "lists token -1,"),
     ],
 )
-def test_a_value_that_is_no_log_probability_is_refused_with_its_place(second: Any, words: str) -> None:
+def test_invalid_log_probability_is_refused_with_its_position(second: Any, words: str) -> None:
     assert words in refusal(second)
 
 
@@ -71,7 +71,7 @@ def test_rounding_padded_rows_and_impossible_tokens_are_allowed() -> None:
     named = read(second)[1]
     assert named[7] == Scored(1e-6, None)
     assert -1e5 < named[8].logp < -100
-    assert named[last].text is None  # a text of another type is no text
+    assert named[last].text is None  # a text of another type is dropped
 
 
 NUMBERS = st.floats(-40, 0) | st.floats() | st.integers(-3, 3) | st.sampled_from(["-1", None, True, [], {}])

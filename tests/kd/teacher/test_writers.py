@@ -74,7 +74,7 @@ def test_an_answer_without_text_is_asked_for_again_with_another_seed(monkeypatch
 
 
 @pytest.mark.parametrize(("temperature", "requests"), [(1.0, ATTEMPTS), (0.0, 1)])
-def test_an_answer_that_stays_without_text_is_no_row(
+def test_answer_without_text_gives_no_row(
     temperature: float, requests: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, tally = Script(monkeypatch, [CUT] * ATTEMPTS), AnswerTally(0.1)
@@ -86,7 +86,7 @@ def test_an_answer_that_stays_without_text_is_no_row(
     assert "1 of 1 answers of the teacher cannot be used (1 were cut while reasoning)" in note
 
 
-def test_text_that_the_tokenizer_drops_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_that_the_tokenizer_drops_counts_as_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     tally = AnswerTally(1.0)
     monkeypatch.setattr(Encoder, "_ids", lambda _self, _text: ())
     write = served_writer(Script(monkeypatch, [SAID]), ENCODER, tally)
@@ -248,7 +248,7 @@ def test_only_the_final_part_of_a_loaded_teachers_text_is_a_target(
     ],
     ids=["cut in a channel", "cut in a thought that the template opens", "nothing"],
 )
-def test_a_loaded_teachers_text_without_a_final_part_is_no_row(
+def test_text_of_a_loaded_teacher_without_a_final_part_gives_no_row(
     said: str, opening: str, limit: int, reason: Unusable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row, tally = foreign(monkeypatch, said, limit, opening)
