@@ -57,6 +57,7 @@ NO_TORCH = (
     "dataset.formats",
     "dataset.reading",
     "model.context",
+    "model.families",
 )
 """The part of kd that the rest of the package may import when a module is loaded."""
 

@@ -13,6 +13,7 @@ from skill_kd.backends import launch
 from skill_kd.errors import UsageError
 from skill_kd.hookspecs import hookimpl
 from skill_kd.kd.model.context import context_length
+from skill_kd.kd.model.families import refusal
 from skill_kd.render import render, templates_folder
 from skill_kd.spec import Spec
 
@@ -116,7 +117,11 @@ def _folder_problems(field: str, model: str, spec: Spec) -> Iterator[str]:
     except (OSError, ValueError) as error:
         yield f"{field}: cannot read config.json in {model!r}: {error}; save the model again"
         return
-    context = context_length(config) if isinstance(config, dict) else None
+    if not isinstance(config, dict):
+        return
+    if reason := refusal(config):
+        yield f"{field}: {model!r}: {reason}; take another model"
+    context = context_length(config)
     wanted = spec.data.max_prompt_tokens + spec.rollout.max_new_tokens
     if context is not None and wanted > context:
         yield (

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from skill_kd.errors import MissingRequirementError, UsageError
+from skill_kd.kd.model.families import refusal
 from skill_kd.plan.model_shape import Linear, ModelConfig, parse_config, with_layers
 
 __all__ = ["Linear", "ModelConfig", "parse_config", "read_config", "with_layers"]
@@ -40,7 +41,7 @@ def read_config(model: str, revision: str | None = None) -> ModelConfig:
         revision: commit, tag or branch of a hub id.
 
     Raises:
-        UsageError: there is no such folder, model or revision, or its config is invalid.
+        UsageError: there is no such folder, model or revision, its config is invalid, or its family cannot be trained.
         MissingRequirementError: the hub is unavailable: offline, no network, gated, or no ``huggingface_hub``.
     """
     if model.startswith("package:"):
@@ -71,6 +72,8 @@ def _read_file(path: Path, model: str) -> ModelConfig:
         raise UsageError(f"model '{model}': cannot read {path}: {reason}") from error
     if not isinstance(values, dict):
         raise UsageError(f"model '{model}': {path} is not a JSON object")
+    if refused := refusal(values):
+        raise UsageError(f"model '{model}': {refused}; take another model")
     return parse_config(values, model)
 
 

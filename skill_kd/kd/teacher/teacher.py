@@ -28,6 +28,7 @@ from ..losses.divergences import log_probs
 from ..losses.estimators import token_logp
 from ..losses.lm_head import Head
 from ..losses.projection import HiddenStates
+from ..model.cached import cache_of, check_family
 from ..model.loading import check_context, load_teacher
 from ..model.sharding import ShardedTeacher
 from ..model.student import find_head, response_hidden_states, response_logits
@@ -134,6 +135,7 @@ def open_teacher(
         return Teacher(None, vocabulary, writer, server if told else None, tally=tally)
     loaded = load_teacher(config.teacher, weights=over is None or over.is_main_process)
     for member in loaded.members:
+        check_family(member, "the teacher")
         check_context(member, config.data.max_prompt_tokens + config.rollout.max_new_tokens, "the teacher")
     model: nn.Module = loaded.model.to(sampler.device) if over is None else ShardedTeacher(loaded.model, over)
     together = model.together if isinstance(model, ShardedTeacher) else nullcontext
@@ -177,9 +179,11 @@ class HiddenStateOutput:
 
     logits: Tensor
     """[B, 1, V], at the last position."""
-    past_key_values: Any
     hidden: Tensor
     """[B, K, H], the final hidden states at the K positions that ``logits_to_keep`` selects."""
+    past_key_values: Any = None
+    cache_params: Any = None
+    """The cache has one of these two names."""
 
 
 class HiddenStateTeacher(nn.Module):
@@ -208,7 +212,7 @@ class HiddenStateTeacher(nn.Module):
             output = self.model(**inputs)
         finally:
             hook.remove()
-        return HiddenStateOutput(output.logits, output.past_key_values, seen[0])
+        return HiddenStateOutput(output.logits, seen[0], **cache_of(output))
 
     def project(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., V] of hidden states [..., H]."""

@@ -13,6 +13,7 @@ from ..config import Config
 from ..dataset.encoding import Encoder
 from ..dataset.training_data import TrainingData, load_training_data
 from ..errors import BadInput
+from ..model.cached import check_family
 from ..model.loading import check_context
 from ..model.vocabulary import eos_ids, real_vocabulary
 from ..rollouts.decoding import Decoding
@@ -76,6 +77,7 @@ def open_parts(
         ScriptError: the data, the teacher or its tokenizer cannot be used. The message names it and the fix.
     """
     rollout, training = config.rollout, config.training
+    check_family(student, "the student")
     check_context(student, config.data.max_prompt_tokens + rollout.max_new_tokens, "the student")
     encoder = Encoder(tokenizer, eos_ids(tokenizer, student), config.data.chat_template_options)
     data = load_training_data(config, encoder)
