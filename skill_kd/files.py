@@ -20,6 +20,4 @@ def write_or_refuse(path: Path, content: str, *, private: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content, private=private)
     except OSError as error:
-        raise UsageError(
-            f"cannot write '{path}': {error.strerror}; free space there, or choose another folder"
-        ) from error
+        raise UsageError(f"cannot write '{path}': {error.strerror}; fix that, or choose another folder") from error

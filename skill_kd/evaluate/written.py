@@ -33,16 +33,16 @@ class Written:
     """Folder with ``evaluation.json``."""
     report: Path
     card: Path | None
-    """None if the student has no folder, or the card has no free place."""
+    """None if the student has no folder, or if the card cannot be written anywhere."""
 
     @property
-    def told(self) -> str:
-        """All files in one line, and the reason if the card is in another place."""
-        text = f"the report is {self.report}, its figures evaluation.json beside it"
+    def summary(self) -> str:
+        """All files in one line, and the reason if the card is not the student's README.md."""
+        text = f"the report is {self.report}, with evaluation.json next to it"
         if self.card is None:
             return text
-        elsewhere = "" if self.card.name == "README.md" else ", for the student's README.md is another's, or read-only"
-        return f"{text}; the model card is {self.card}{elsewhere}"
+        elsewhere = ", because the student's README.md was written or edited by a person, or is read-only"
+        return f"{text}; the model card is {self.card}{'' if self.card.name == 'README.md' else elsewhere}"
 
 
 def write_all(found: EvaluationResult, folder: Path, subject: Subject | None) -> Written:
@@ -56,7 +56,7 @@ def write_all(found: EvaluationResult, folder: Path, subject: Subject | None) ->
         found.write(folder / "evaluation.json")
         write_atomically(report, decision_page(document))
     except OSError as error:
-        raise UsageError(f"cannot write '{folder}': {error.strerror}; take another --out") from error
+        raise UsageError(f"cannot write '{folder}': {error.strerror}; choose another --out") from error
     card = None
     if subject is not None:
         card = write_card(model_card(document, subject.name, subject.made), subject.folder, folder)

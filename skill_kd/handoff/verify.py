@@ -1,4 +1,4 @@
-"""The checks before a hand-off, of the student's folder, its chat template and the fine-tuning data."""
+"""The checks before a hand-off: the student's folder, its chat template and the fine-tuning data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class StudentFindings:
     """Context length of the student in tokens; None if its config sets no limit."""
     teachers: list[dict[str, str | None]]
     student: list[dict[str, str | None]]
-    """Model, revision and commit. The student is that before training."""
+    """Model, revision and commit of the student before training."""
     metrics: dict[str, float]
     """Held-out measures of the exported weights."""
     rows: list[dict[str, object]] = field(default_factory=list)
@@ -34,7 +34,7 @@ class StudentFindings:
 
 
 def verify(run: FinishedRun) -> StudentFindings:
-    """Check the student and the data. ``checks`` also has those of the folder.
+    """Check the student and the data. ``checks`` includes those of the folder.
 
     Raises:
         UsageError: a check failed, or the data does not suit the student.
@@ -53,11 +53,12 @@ def verify(run: FinishedRun) -> StudentFindings:
 
 def notes(run: FinishedRun, findings: StudentFindings) -> list[str]:
     """Return the notes for a person about a verified student."""
-    judged = f"is {run.verdict}" if run.verdict else f"was not asked: skill-kd evaluate {run.path}"
-    quality = f"these checks are about files, not about quality; the gate's verdict {judged}"
+    missing = f"there is no verdict of the gate yet, run: skill-kd evaluate {run.path}"
+    verdict = f"the gate's verdict is {run.verdict}" if run.verdict else missing
+    quality = f"these checks are about files, not about quality; {verdict}"
     if findings.longest is not None:
         return [quality]
-    return [f"handoff.data names no data; put rows of messages into {run.folder / DATA}", quality]
+    return [f"handoff.data is not set; put rows of messages into {run.folder / DATA}", quality]
 
 
 def _data(run: FinishedRun) -> str | None:
@@ -76,9 +77,11 @@ def _refuse_unsuited(run: FinishedRun, findings: StudentFindings) -> None:
         raise UsageError(f"the tokenizer in '{run.student}' has no chat template; add one, and run handoff again")
     if run.handoff.responses_only and findings.parts is None:
         raise UsageError(
-            "handoff.responses_only: the chat template is not a plain sequence of turns, so responses cannot be found; "
-            "set it to false"
+            "handoff.responses_only: the chat template is not a plain sequence of turns, so the responses cannot be "
+            "found; set responses_only to false"
         )
     longest, positions = findings.longest or 0, findings.positions
     if positions is not None and longest > positions:
-        raise UsageError(f"handoff.data has a row of {longest} tokens, and the student reads {positions}; shorten it")
+        raise UsageError(
+            f"handoff.data has a row of {longest} tokens, but the student reads at most {positions}; shorten the row"
+        )

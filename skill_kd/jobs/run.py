@@ -89,7 +89,7 @@ def start(job: Job, *, resume: bool = False, on_event: Callable[[Event], None] |
     """Run ``job`` to its end. ``on_event`` receives each line of ``metrics.jsonl`` when it is written.
 
     Raises:
-        UsageError: the folder exists (with ``resume``: does not) or cannot be written, or the script refuses its data.
+        UsageError: the folder exists (with ``resume``: is missing) or is not writable, or the script refuses its data.
         SpecError: the run was started with another spec.
         MissingRequirementError: a package, a model or a server is missing.
         RunLockedError: another process uses the folder.
@@ -122,21 +122,23 @@ def earlier(job: Job, resume: bool) -> Manifest | None:
     """
     if not resume:
         if os.path.lexists(job.folder):
-            mend = "resume with --resume, or take" if job.folder.is_dir() else "move what is in the way, or take"
-            raise UsageError(f"run folder '{job.folder}' exists; {mend} another --name")
+            fix = "resume with --resume, or choose" if job.folder.is_dir() else "move that file away, or choose"
+            raise UsageError(f"run folder '{job.folder}' exists; {fix} another --name")
         return None
     if not job.folder.is_dir():
-        raise UsageError(f"no run folder '{job.folder}' to resume; start it without --resume")
+        raise UsageError(f"run folder '{job.folder}' does not exist, so it cannot be resumed; start without --resume")
     manifest, script = Manifest.read(job.folder), job.folder / SCRIPT
     if manifest.spec_hash != job.spec.hash and not _same_but_for_processes(job):
         raise SpecError(
-            f"'{job.folder}' was started with another spec, differing in {_differing_keys(job)}; "
-            "undo the change, or begin a new run with another --name"
+            f"'{job.folder}' was started with another spec; the difference is in {_differing_keys(job)}; "
+            "undo the change, or start a new run with another --name"
         )
     if not manifest.edited and manifest.script_hash != _script_hash(job.folder):
-        raise UsageError(f"'{script}' was edited since the run began; to run it so: skill-kd run {script} --name NEW")
+        raise UsageError(
+            f"'{script}' was edited since the run began; to run the edited script: skill-kd run {script} --name NEW"
+        )
     if job.script is not None and job.script.read_bytes() != script.read_bytes():
-        raise UsageError(f"'{script}' is not '{job.script}' any more; begin a new run with another --name")
+        raise UsageError(f"'{script}' differs from '{job.script}'; start a new run with another --name")
     return manifest
 
 
@@ -148,7 +150,7 @@ def _one_message(where: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise UsageError(
-            f"cannot write run folder '{where}': {error.strerror or error}; free or choose another folder"
+            f"cannot write run folder '{where}': {error.strerror or error}; fix that, or choose another folder"
         ) from error
 
 
@@ -207,7 +209,7 @@ def _same_but_for_processes(job: Job) -> bool:
 def _differing_keys(job: Job) -> str:
     before, after = read_values(job.folder / RESOLVED), job.spec.model_dump(mode="json")
     keys = [key for key in after if not isinstance(before, dict) or before.get(key) != after[key]]
-    return ", ".join(f"'{key}'" for key in keys) or f"what version {__version__} added to it"
+    return ", ".join(f"'{key}'" for key in keys) or f"keys that version {__version__} added"
 
 
 def _train(where: Path, manifest: Manifest, lock: Lock, on_event: Callable[[Event], None] | None) -> RunResult:
@@ -228,7 +230,7 @@ def _train(where: Path, manifest: Manifest, lock: Lock, on_event: Callable[[Even
             on_event=on_event,
         )
         if error := _failure(ending):
-            error.told = ending.told and str(error) == ending.last_words
+            error.printed = ending.printed and str(error) == ending.last_words
             error.add_note(f"log: {log}")
             raise error
     except BaseException as error:
@@ -253,7 +255,7 @@ def _ended(manifest: Manifest, error: BaseException) -> Manifest:
 
 def _failure(ending: Ending) -> SkillKDError | None:
     """Return the error of a failed run. A signal is a negative code, or 128 + number after a launcher."""
-    code, words = ending.returncode, ending.last_words or f"exit code {ending.returncode}, without a word"
+    code, words = ending.returncode, ending.last_words or f"exit code {ending.returncode} and no output"
     if code == 0:
         return None
     if ending.out_of_memory and code in {ExitCode.CRASH, ExitCode.TRAINING}:  # 1 through a launcher
@@ -267,5 +269,5 @@ def _failure(ending: Ending) -> SkillKDError | None:
     if number == getattr(signal, "SIGKILL", None):
         return OutOfMemoryError(f"killed, probably out of memory: {LESS_MEMORY}")
     if code < 0:
-        return TrainingFailedError(f"killed by {signal.Signals(number).name}; its last words: {words}")
+        return TrainingFailedError(f"killed by {signal.Signals(number).name}; last output: {words}")
     return TrainingFailedError(words)

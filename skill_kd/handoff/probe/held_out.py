@@ -1,4 +1,4 @@
-"""The run's held-out measures of other folders, with the same prompts, teacher samples and seeds."""
+"""Takes the run's held-out measures of other folders, with the same prompts, teacher samples and seeds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def measure(question: Any) -> Answer:
     first = Path(next(iter(question["folders"].values())))
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     model, tokenizer = load(first, config.student.dtype), load_tokenizer(first)
-    encoder = Encoder(tokenizer, eos_ids(tokenizer, model), config.data.chat_template_options)
+    options = config.data.chat_template_options
+    encoder = Encoder(tokenizer, eos_ids(tokenizer, model, options), options)
     data = load_training_data(config, encoder)
     vocabulary = real_vocabulary(tokenizer, model)
     rollout = config.rollout
@@ -37,8 +38,8 @@ def measure(question: Any) -> Answer:
     sampler = replace(sampler, decoding=teacher.shared(decoding))
     requests = requests_for(data.held_out_prompts, (config.seed, "held_out"))
     held_out = HeldOut(teacher, sampler, data.held_out_examples, requests, config.training.batch_size)
-    figures = {}
+    measures = {}
     for name, folder in question["folders"].items():
         model = load(Path(folder), config.student.dtype).to(device)
-        figures[name], _ = held_out.measure(model)
-    return {"figures": figures}
+        measures[name], _ = held_out.measure(model)
+    return {"measures": measures}

@@ -43,8 +43,8 @@ def kept_layers(layers: int | Sequence[int], available: int) -> tuple[int, ...]:
     if len(kept) > available or max(kept) >= available:
         asked = layers if isinstance(layers, int) else list(layers)
         raise BadInput(
-            f"student.from_teacher.layers: {asked} asks for more than the teacher's {available} layers; "
-            f"the last is {available - 1}"
+            f"student.from_teacher.layers: {asked} is more than the teacher's {available} layers; "
+            f"the last layer is {available - 1}"
         )
     return kept
 

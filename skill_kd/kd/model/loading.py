@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -161,16 +161,17 @@ class LoadedTeacher:
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     vocabulary: int
+    others: tuple[tuple[str, PreTrainedTokenizerBase], ...] = ()
+    """Name and tokenizer of each further member of an ensemble."""
 
     @property
     def members(self) -> list[nn.Module]:
         """Return the models of the ensemble, or the single model."""
         return list(self.model.models) if isinstance(self.model, Ensemble) else [self.model]
 
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        """Return every id that ends a response of a member."""
-        return frozenset().union(*(eos_ids(self.tokenizer, member) for member in self.members))
+    def eos_ids(self, options: Mapping[str, Any]) -> frozenset[int]:
+        """Return every id that ends a response of a member; ``options`` are those of the chat template."""
+        return frozenset().union(*(eos_ids(self.tokenizer, member, options) for member in self.members))
 
 
 def load_teacher(teacher: Teacher, *, weights: bool = True) -> LoadedTeacher:
@@ -183,7 +184,8 @@ def load_teacher(teacher: Teacher, *, weights: bool = True) -> LoadedTeacher:
     for tokenizer, member in zip(tokenizers[1:], members[1:], strict=True):
         vocabulary = shared_vocabulary(tokenizers[0], tokenizer, vocabulary, f"teacher '{member.model}'")
     model: nn.Module = models[0] if len(models) == 1 else Ensemble(models, [m.weight for m in members], vocabulary)
-    return LoadedTeacher(model.train(False).requires_grad_(False), tokenizers[0], vocabulary)
+    others = tuple((member.model, own) for member, own in zip(members[1:], tokenizers[1:], strict=True))
+    return LoadedTeacher(model.train(False).requires_grad_(False), tokenizers[0], vocabulary, others)
 
 
 def _members(teacher: Teacher) -> tuple[WeightedModel, ...]:

@@ -85,4 +85,4 @@ def put_adapters(model: Any, weights: dict[str, Tensor]) -> str | None:
     result = set_peft_model_state_dict(model, weights)
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     strange = [*result.unexpected_keys, *sorted(trained.intersection(result.missing_keys))]
-    return f"its adapters are not this model's: {strange[0]}" if strange else None
+    return f"its adapters do not match this model: {strange[0]}" if strange else None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from ..dataset.template_tokens import end_of_turn
+from ..dataset.template_tokens import NO_OPTIONS, end_of_turn
 from ..errors import BadInput
 
 MEDIA = re.compile("image|audio|video|vision")
@@ -43,14 +44,19 @@ def shared_vocabulary(
     return vocabulary
 
 
-def eos_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> frozenset[int]:
+def eos_ids(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, options: Mapping[str, Any] = NO_OPTIONS
+) -> frozenset[int]:
     """Return every id that ends a response: EOS, those of the generation config, and the template's end of turn.
 
     A base model stops at EOS, and its chat template may end turns with another token. Both end a response.
+
+    Args:
+        options: ``data.chat_template_options``.
     """
     named = getattr(model.generation_config, "eos_token_id", None)
     listed = named if isinstance(named, list) else [] if named is None else [named]
-    turn_end = end_of_turn(tokenizer)
+    turn_end = end_of_turn(tokenizer, options)
     written = [] if turn_end is None else [turn_end]
     return frozenset(int(token_id) for token_id in (*listed, *written, tokenizer.eos_token_id))
 
