@@ -10,13 +10,14 @@ from skill_kd.errors import MissingRequirementError, TrainingFailedError, UsageE
 from skill_kd.files import write_atomically
 from skill_kd.handoff import gguf
 from skill_kd.handoff.finetune import finetune, measured_drift
-from skill_kd.handoff.finished_run import STUDENT, FinishedRun
+from skill_kd.handoff.finished_run import FinishedRun
 from skill_kd.handoff.handoff_result import HandoffResult
 from skill_kd.handoff.record import write_record, written_before
 from skill_kd.handoff.step_files import DATA, FinetuneTask, files
 from skill_kd.handoff.student_folder import sha256
 from skill_kd.handoff.verify import StudentFindings, notes, verify
 from skill_kd.jobs.manifest import locked
+from skill_kd.jobs.student import STUDENT
 
 UNKNOWN_LENGTH = 2048
 """Assumed tokens of the longest row while there is no data."""
