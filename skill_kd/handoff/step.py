@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from skill_kd.errors import MissingRequirementError, TrainingFailedError, UsageError
-from skill_kd.files import write_atomically
+from skill_kd.files import refusing_unwritable, write_atomically
 from skill_kd.handoff import gguf
 from skill_kd.handoff.finetune import finetune, measured_drift
 from skill_kd.handoff.finished_run import FinishedRun
@@ -54,7 +54,7 @@ def hand_on(
     """
     finished = FinishedRun.read(run, data, python)
     gguf.refuse_missing(list(quantisations))
-    with locked(run) as lock:
+    with refusing_unwritable(f"'{finished.folder}'", "free space there"), locked(run) as lock:
         findings = verify(finished)
         result = HandoffResult(finished.folder, checks=[*findings.checks], notes=notes(finished, findings))
         _write(_texts(finished, findings, max_steps), result, force)

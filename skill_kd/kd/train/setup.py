@@ -30,7 +30,10 @@ from .journal import Journal
 from .loop import Run
 from .strategy import Strategy, WrappedStudent
 
-WRITTEN = ("checkpoints", "student", "partial-student", "teacher_states", "metrics.jsonl", "summary.json")
+WRITTEN = (
+    *("checkpoints", "student", "partial-student", "teacher_states"),
+    *("metrics.jsonl", "summary.json", "self_train.json"),
+)
 """Files and folders of a run that a trainer writes, by their names in its folder."""
 
 
