@@ -58,7 +58,8 @@ def _kd_files() -> dict[str, bytes]:
 
 def _probe_files() -> dict[str, bytes]:
     files = {f"handoff/probe/{path.name}": path.read_bytes() for path in PROBE.glob("*.py")}
-    return {"handoff/__init__.py": b"", **files}
+    # Without the first file, a skill_kd that is installed in that interpreter would be imported instead.
+    return {"__init__.py": b"", "handoff/__init__.py": b"", **files}
 
 
 def _run(command: list[str], where: Path, packages: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from skill_kd.errors import MissingRequirementError, TrainingFailedError, UsageError
@@ -33,6 +33,7 @@ def hand_on(
     drift: bool = True,
     quantisations: Sequence[str] = (),
     force: bool = False,
+    tell: Callable[[str], None] = lambda _note: None,
 ) -> HandoffResult:
     """Verify the student of ``run``, and write the fine-tuning step into its ``handoff/``.
 
@@ -45,6 +46,7 @@ def hand_on(
         drift: let ``execute`` take the held-out measures again. They need the teacher.
         quantisations: GGUF files to make of the distilled student, for example ``q8_0``.
         force: overwrite edited files and an earlier fine-tune.
+        tell: receives a line before each step that may take long.
 
     Raises:
         UsageError: the run is not finished, a check of its student failed, or the data cannot be used.
@@ -55,17 +57,21 @@ def hand_on(
     finished = FinishedRun.read(run, data, python)
     gguf.refuse_missing(list(quantisations))
     with refusing_unwritable(f"'{finished.folder}'", "free space there"), locked(run) as lock:
-        findings = verify(finished)
+        findings = verify(finished, tell)
         result = HandoffResult(finished.folder, checks=[*findings.checks], notes=notes(finished, findings))
         _write(_texts(finished, findings, max_steps), result, force)
         for each in quantisations:
+            tell(f"making and reading back {gguf.file_name(STUDENT, each)}")
             _quantize(finished, each, result)
         if execute:
+            tell("fine-tuning, and checking what it exports")
             result.checks += finetune(finished, lock, python, force=force)
             write_record(finished, findings, result)
             _refuse(result, "the fine-tune's exports failed their checks: ", "\n  ")
             if drift:
+                tell("taking the held-out measures of both students")
                 _measure(finished, result)
+        tell("writing the record, with a hash of every file")
         write_record(finished, findings, result)
     return result
 
@@ -73,7 +79,8 @@ def hand_on(
 def _texts(run: FinishedRun, findings: StudentFindings, max_steps: int) -> dict[str, str]:
     """Return the text of every file of the step, by file name."""
     longest = UNKNOWN_LENGTH if findings.longest is None else findings.longest
-    texts = files(FinetuneTask(run.spec, findings.parts, longest, len(findings.rows), max_steps))
+    rows, targets = len(findings.rows), tuple(findings.targets)
+    texts = files(FinetuneTask(run.spec, findings.parts, longest, rows, max_steps, targets))
     if findings.rows:
         texts[DATA] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in findings.rows)
     return texts

@@ -30,10 +30,10 @@ from skill_kd.errors import (
     UsageError,
 )
 from skill_kd.handoff import gguf, hand_on, interpreter
+from skill_kd.handoff.probe import student as probe_of_student
 from skill_kd.handoff.probe.__main__ import QUESTIONS
 from skill_kd.handoff.probe.finetuned import _adapter_checks
-from skill_kd.handoff.probe.template import template_parts
-from skill_kd.handoff.step_files import FinetuneTask, modelfile, script
+from skill_kd.handoff.step_files import FinetuneTask, script
 from skill_kd.jobs.manifest import Manifest
 from skill_kd.jobs.run import run
 from skill_kd.kd.errors import BadInput, Missing
@@ -201,7 +201,11 @@ def test_the_command_line_reaches_the_step(
     done: Path, stand_in: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["handoff", str(done), "--max-steps", "7", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["folder"] == str(done / "handoff")
+    said = capsys.readouterr()
+    assert json.loads(said.out)["folder"] == str(done / "handoff")
+    steps = ("checking the student's files", "loading the student, and comparing", "writing the record")
+    places = [said.err.index(step) for step in steps]
+    assert places == sorted(places)
     assert config_of((done / "handoff" / "finetune.py").read_text())["max_steps"] == 7
     stand_in(STAND_IN.replace("CHANGE", "1.5"))
     assert main(["handoff", str(done), "--execute", "--no-drift", "--json"]) == 0
@@ -231,6 +235,27 @@ def test_unsloths_yaml_says_what_the_script_says(done: Path) -> None:
 def test_a_short_trial_does_not_spend_its_steps_on_a_warm_up(rows: int, max_steps: int, warmup: int) -> None:
     task = FinetuneTask(minimal_spec().model_copy(update={"handoff": Handoff()}), None, 10, rows, max_steps)
     assert task.values()["warmup"] == warmup
+
+
+def test_the_adapters_are_attached_to_the_students_own_layers(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hand_on(done)
+    usual = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    assert config_of((done / "handoff" / "finetune.py").read_text())["targets"] == usual
+    monkeypatch.setattr(probe_of_student, "lora_targets", lambda _folder: ["query_key_value", "dense"])
+    hand_on(done)
+    assert config_of((done / "handoff" / "finetune.py").read_text())["targets"] == ("query_key_value", "dense")
+    told = yaml.safe_load((done / "handoff" / "unsloth.yaml").read_text())
+    assert told["lora"]["target_modules"] == "query_key_value,dense"
+
+
+def test_a_student_without_layers_for_adapters_is_refused_unless_all_weights_train(
+    done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe_of_student, "lora_targets", lambda _folder: [])
+    with pytest.raises(UsageError, match=r"handoff\.method: lora attaches adapters .* set method: full"):
+        hand_on(done)
+    change_spec(done, "handoff", method="full", export=["merged"])
+    assert "finetune.py" in hand_on(done).written
 
 
 def test_the_notebook_holds_the_script(done: Path) -> None:
@@ -334,7 +359,7 @@ def test_a_chat_template_without_turns_is_refused(template: str | None, words: s
     for folder in (base, done / "student"):
         (folder / "chat_template.jinja").unlink()
         if template:
-            (folder / "chat_template.jinja").write_text(NO_TURNS)
+            (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
     with pytest.raises(UsageError, match=words):
         hand_on(done)
     if template:
@@ -517,73 +542,7 @@ def test_without_unsloth_execution_is_refused_with_the_recipe(done: Path) -> Non
         hand_on(done, execute=True)
 
 
-# --- chat templates ---------------------------------------------------------------------------------------------------
-
-LLAMA3 = (
-    "{{ bos_token }}{% for m in messages %}<|start|>{{ m['role'] }}<|end|>\n\n{{ m['content'] }}<|eot|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant<|end|>\n\n{% endif %}"
-)
-DEFAULT_SYSTEM = (
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}" + CHAT_TEMPLATE
-)
-THINKS_LAST = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if loop.last and m['role'] == 'assistant' %}<think>"
-    "</think>{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
-)
-NO_TURNS = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-
-
-@pytest.mark.parametrize(
-    ("template", "parts"),
-    [
-        (CHAT_TEMPLATE, ("<|im_start|>user\n", "<|im_start|>assistant\n")),
-        (DEFAULT_SYSTEM, ("<|im_start|>user\n", "<|im_start|>assistant\n")),
-        (LLAMA3, ("<|start|>user<|end|>\n\n", "<|start|>assistant<|end|>\n\n")),
-        (THINKS_LAST, ("<|im_start|>user\n", "<|im_start|>assistant\n")),
-        (NO_TURNS, None),
-        (None, None),
-    ],
-)
-def test_the_parts_of_a_chat_template(template: str | None, parts: tuple[str, str] | None) -> None:
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = template
-    found = template_parts(tokenizer)
-    assert (found and (found["instruction_part"], found["response_part"])) == parts
-
-
-def ollama(template: str, messages: list[dict[str, str]]) -> str:
-    """What Ollama makes of the few constructs our Modelfile uses."""
-    template = re.sub(
-        r'\{\{ if ne \(index \.Messages 0\)\.Role "system" \}\}(.*?)\{\{ end \}\}',
-        lambda match: match[1] if messages[0]["role"] != "system" else "",
-        template,
-        flags=re.DOTALL,
-    )
-    head, _, rest = template.partition("{{ range .Messages }}")
-    loop, _, tail = rest.rpartition("{{ end }}")
-    turns = dict(re.findall(r'\{\{ if eq \.Role "(\w+)" \}\}(.*?)\{\{ end \}\}', loop, flags=re.DOTALL))
-    return head + "".join(turns[m["role"]].replace("{{ .Content }}", m["content"]) for m in messages) + tail
-
-
-@pytest.mark.parametrize("template", [CHAT_TEMPLATE, DEFAULT_SYSTEM])
-@pytest.mark.parametrize("roles", [("user",), ("system", "user"), ("user", "assistant", "user")])
-def test_ollama_writes_what_the_chat_template_writes(template: str, roles: tuple[str, ...]) -> None:
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = template
-    handoff = Handoff(export=("gguf-q4_k_m",), ollama=True)
-    task = FinetuneTask(minimal_spec().model_copy(update={"handoff": handoff}), template_parts(tokenizer), 10, 1)
-    text = modelfile(task)
-    assert "FROM ./out/finetuned.Q4_K_M.gguf" in text
-    assert 'PARAMETER stop "<|im_end|>"' in text
-    messages = [{"role": role, "content": f"text {number}"} for number, role in enumerate(roles)]
-    expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert ollama(text.split('"""')[1], messages) == expected
-
-
-def test_a_template_with_ollamas_own_braces_is_left_out() -> None:
-    parts = {"instruction_part": "{{ .System }}", "before_system": "", "after_assistant": "<|im_end|>"}
-    handoff = Handoff(export=("gguf-q8_0",), ollama=True)
-    assert "{{" not in modelfile(FinetuneTask(minimal_spec().model_copy(update={"handoff": handoff}), parts, 10, 1))
+# --- the script -------------------------------------------------------------------------------------------------------
 
 
 def test_values_reach_the_script_as_literals() -> None:
@@ -733,6 +692,32 @@ def test_a_fine_tune_ends_in_the_gguf_file_that_the_modelfile_names(
     lines = (done / "handoff" / "Modelfile").read_text().splitlines()
     source = next(line.removeprefix("FROM ") for line in lines if line.startswith("FROM "))
     assert (done / "handoff" / source).is_file()
+
+
+def test_a_probe_runs_its_own_files_and_not_those_of_an_installed_skill_kd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "site" / "skill_kd" / "handoff" / "probe"
+    installed.mkdir(parents=True)
+    for folder in (installed, installed.parent, installed.parents[1]):
+        (folder / "__init__.py").touch()
+    (installed / "__main__.py").write_text("raise SystemExit('the installed one')")
+    started: list[str] = []
+
+    def run(command: list[str], _where: Path, packages: Path) -> None:
+        path = os.pathsep.join([str(packages), str(tmp_path / "site")])
+        code = "import skill_kd.handoff.probe as probe; print(probe.__file__)"
+        environment = {**os.environ, "PYTHONPATH": path}
+        found = subprocess.run(
+            [command[0], "-P", "-c", code], env=environment, stdout=subprocess.PIPE, text=True, check=True
+        )
+        started.append(found.stdout)
+        Path(command[-1]).write_text("{}")
+
+    monkeypatch.setattr(interpreter, "_run", run)
+    interpreter.ask(sys.executable, {}, tmp_path)
+    assert "skill-kd-" in started[0]
+    assert "site" not in started[0]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell script plays the interpreter")
