@@ -77,8 +77,11 @@ def text(number: int, words: int = 12) -> str:
 
 def conversation(number: int, turns: int = 2) -> list[dict[str, str]]:
     """Return messages that end with the assistant's."""
-    roles = ("user", "assistant")
-    return [{"role": roles[turn % 2], "content": text(number * turns + turn)} for turn in range(turns)]
+    roles, words = (
+        ("user", "assistant"),
+        12 if turns == 2 else 1,
+    )  # many turns are short, or attention would be measured
+    return [{"role": roles[turn % 2], "content": text(number * turns + turn, words)} for turn in range(turns)]
 
 
 def write_lines(path: Path, rows: Iterator[dict[str, Any]]) -> Path:
@@ -119,7 +122,7 @@ def tokenizer(tokens: int) -> Any:
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: number for number, token in enumerate((UNK, BOS, EOS, *alphabet))}
-    merges: list[tuple[str, str]] = []
+    merges: list[tuple[str, ...]] = []
     pairs = list(product(alphabet, repeat=2))
     longer = ((first + second, third) for (first, second), third in product(pairs, alphabet))
     for pair in (*pairs, *(pair for pair, _ in zip(longer, range(max(0, tokens - len(pairs))), strict=False))):
@@ -300,13 +303,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     load, found = round(os.getloadavg()[0], 2), []
+    versions = machine("skill-kd", "torch", "transformers", "tokenizers")
     for case in CASES:
         if f"{case.verb}: {case.axis.name}".startswith(options.only):
             found.append(row := grown(case, options.work, tiny=options.tiny))
+            keep(options.out, {"machine": versions, "load_before": load, "limit": options.limit, "cases": found})
             spent = "  ".join(f"{point['size']:,}: {point['cpu_seconds']} s" for point in row["points"])
             print(f"{row['verb']:<29}{row['axis']:<25}{spent}  power {row['power']}", flush=True)
-    versions = machine("skill-kd", "torch", "transformers", "tokenizers")
-    keep(options.out, {"machine": versions, "load_before": load, "limit": options.limit, "cases": found})
     return int(any(row["power"] is not None and row["power"] > options.limit for row in found))
 
 

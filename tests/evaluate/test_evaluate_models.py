@@ -451,7 +451,7 @@ def test_a_run_refuses_evaluation_prompts_it_was_trained_on(home: Path, tmp_path
         evaluate(Request(str(run), latency=False))
 
 
-def moved(run: Path, **cwd: str) -> Path:
+def moved(run: Path) -> Path:
     """The run as on another machine: the folder where it was started is not there."""
     path = run / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "cwd": "/nowhere/else"}))
