@@ -3,8 +3,9 @@
 Every verb runs as a process of its own, at three sizes, on one thread. Its work is the processor time of the process
 and of those that it starts, which other programs on the machine change less than the time on a clock. The smallest size
 gives the constant part, which is taken off the other two. ``power`` is the exponent that leads from the second size to
-the third: 1 is linear, 2 is quadratic. A power above ``--limit`` ends this with exit code 1. A growing part that is too
-short to be told from noise has no power.
+the third: 1 is linear, 2 is quadratic. A power above ``--limit`` whose reason is not known ends this with exit code 1. A
+growing part that is too short to be told from noise has no power. ``--only`` measures some cases again and keeps the
+other results.
 
 The models have random weights of hidden size 32, so that the work outside of the models is what grows. Byte-level BPE
 tokenizers of 49,152 and 262,144 tokens are made from merges of the byte alphabet.
@@ -35,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "verb_growth.json"
 LIMIT = 1.25
 """Highest power that counts as linear: caches get slower as they fill."""
-NOISE = 0.5
+NOISE = 1.0
 """Seconds. A growing part that is shorter at the second size is not judged."""
 Prepare = Callable[[Path, int], list[str]]
 WORDS = ("refund", "order", "parcel", "late", "thanks", "please", "where", "when", "account", "price", "cancel", "help")
@@ -53,6 +54,7 @@ class Axis:
 VOCABULARY = Axis("vocabulary", (1024, 49_152, 262_144), (400, 500, 600))
 ROWS = Axis("rows", (200, 2000, 20_000), (4, 8, 16))
 TURNS = Axis("turns of a conversation", (2, 20, 200), (2, 4, 8))
+MORE_TURNS = Axis("turns of a conversation", (2, 50, 200), (2, 4, 8))
 FILES = Axis("files", (4, 40, 400), (1, 2, 4))
 
 
@@ -65,6 +67,8 @@ class Case:
     prepare: Prepare
     codes: tuple[int, ...] = (0,)
     """Exit codes of a verb that did its work."""
+    known: str | None = None
+    """The reason why this grows faster than linearly. It is then not judged."""
 
 
 # --- inputs -----------------------------------------------------------------------------------------------------------
@@ -227,6 +231,8 @@ def of_generations(*, turns: bool = False) -> Prepare:
 
 
 VERDICTS = (0, 3, 4)
+ATTENTION = "attention reads every earlier token"
+PREFIXES = f"{ATTENTION}, and the chat template renders the conversation again for each answer"
 FEW = ("--no-latency",)
 CASES = (
     Case("validate", ROWS, of_spec("validate")),
@@ -242,9 +248,9 @@ CASES = (
     Case("evaluate, saved generations", TURNS, of_generations(turns=True), VERDICTS),
     Case("run", ROWS, of_spec("run", "--runs", "{folder}/runs")),
     Case("run", VOCABULARY, of_spec("run", "--runs", "{folder}/runs", vocabulary=True)),
-    Case("run", TURNS, of_spec("run", "--runs", "{folder}/runs", turns=True)),
+    Case("run", MORE_TURNS, of_spec("run", "--runs", "{folder}/runs", turns=True), known=PREFIXES),
     Case("evaluate, a run", VOCABULARY, of_run("evaluate", *FEW, vocabulary=True), VERDICTS),
-    Case("evaluate, a run", TURNS, of_run("evaluate", *FEW, turns=True), VERDICTS),
+    Case("evaluate, a run", TURNS, of_run("evaluate", *FEW, turns=True), VERDICTS, known=ATTENTION),
     Case("handoff", VOCABULARY, of_run("handoff", vocabulary=True)),
     Case("handoff", ROWS, of_run("handoff")),
     Case("handoff", TURNS, of_run("handoff", turns=True)),
@@ -282,7 +288,7 @@ def grown(case: Case, work: Path, *, tiny: bool) -> dict[str, Any]:
             arguments = case.prepare(Path(folder), size)
             points.append({"size": size, **measure(arguments, case.codes)})
     found = power([point["size"] for point in points], [point["cpu_seconds"] for point in points])
-    return {"verb": case.verb, "axis": case.axis.name, "points": points, "power": found}
+    return {"verb": case.verb, "axis": case.axis.name, "points": points, "power": found, "known": case.known}
 
 
 def power(sizes: list[float], seconds: list[float]) -> float | None:
@@ -302,15 +308,27 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    load, found = round(os.getloadavg()[0], 2), []
+    load = round(os.getloadavg()[0], 2)
+    names = [name(case.verb, case.axis.name) for case in CASES]
+    again = {each for each in names if each.startswith(options.only)}
+    kept = json.loads(options.out.read_text(encoding="utf-8"))["cases"] if options.only and options.out.exists() else []
+    found = {name(row["verb"], row["axis"]): row for row in kept}
     versions = machine("skill-kd", "torch", "transformers", "tokenizers")
     for case in CASES:
-        if f"{case.verb}: {case.axis.name}".startswith(options.only):
-            found.append(row := grown(case, options.work, tiny=options.tiny))
-            keep(options.out, {"machine": versions, "load_before": load, "limit": options.limit, "cases": found})
-            spent = "  ".join(f"{point['size']:,}: {point['cpu_seconds']} s" for point in row["points"])
-            print(f"{row['verb']:<29}{row['axis']:<25}{spent}  power {row['power']}", flush=True)
-    return int(any(row["power"] is not None and row["power"] > options.limit for row in found))
+        if (named := name(case.verb, case.axis.name)) not in again:
+            continue
+        row = found[named] = grown(case, options.work, tiny=options.tiny)
+        rows = [found[each] for each in names if each in found]
+        keep(options.out, {"machine": versions, "load_before": load, "limit": options.limit, "cases": rows})
+        spent = "  ".join(f"{point['size']:,}: {point['cpu_seconds']} s" for point in row["points"])
+        print(f"{named:<54}{spent}  power {row['power']}", flush=True)
+    judged = [row["power"] for row in found.values() if row["power"] is not None and row["known"] is None]
+    return int(any(power > options.limit for power in judged))
+
+
+def name(verb: str, axis: str) -> str:
+    """Return the name of a case, as ``--only`` and the output have it."""
+    return f"{verb}: {axis}"
 
 
 if __name__ == "__main__":

@@ -77,4 +77,6 @@ def test_the_committed_result_has_every_case_and_none_beyond_the_limit(benchmark
     assert [(case["verb"], case["axis"]) for case in found["cases"]] == [
         (case.verb, case.axis.name) for case in benchmark.CASES
     ]
-    assert all(case["power"] is None or case["power"] <= found["limit"] for case in found["cases"])
+    judged = [case["power"] for case in found["cases"] if case["power"] is not None and case["known"] is None]
+    assert len(judged) >= 4
+    assert max(judged) <= found["limit"]
