@@ -3,8 +3,8 @@
 Every verb runs as a process of its own, at three sizes, on one thread. Its work is the processor time of the process
 and of those that it starts, which other programs on the machine change less than the time on a clock. The smallest size
 gives the constant part, which is taken off the other two. ``power`` is the exponent that leads from the second size to
-the third: 1 is linear, 2 is quadratic. A power above ``--limit`` whose reason is not known ends this with exit code 1. A
-growing part that is too short to be told from noise has no power. ``--only`` measures some cases again and keeps the
+the third: 1 is linear, 2 is quadratic. A power above ``--limit`` whose reason is not known ends this with exit code 1.
+A growing part that is too short to be told from noise has no power. ``--only`` measures some cases again and keeps the
 other results.
 
 The models have random weights of hidden size 32, so that the work outside of the models is what grows. Byte-level BPE
