@@ -1,4 +1,4 @@
-"""Print what an installed distribution needs, but for what is named: python requires.py DISTRIBUTION WITHOUT..."""
+"""Print the requirements of an installed distribution, without some: python requires.py DISTRIBUTION WITHOUT..."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Several ways to train, all from one warm-started student a seed: what each changed, and how far apart they end.
+"""Compare several ways to train the same warm-started student, over several seeds.
 
-Teacher: SmolLM2-135M-Instruct as packaged; student: 24 of its layers, warm-started by forward KL as the demo's is. All
-see the same prompts, rows and number of updates. A result file has the held-out figures of every run, the change each
-arm made, and its difference to a reference arm, with 95% t-intervals over seeds. It is written after every seed.
+Teacher: SmolLM2-135M-Instruct as packaged; student: 24 of its layers, warm-started with forward KL as in the demo. All
+arms use the same prompts, rows and number of updates. A result file has the held-out figures of every run, the change
+by each arm, and its difference from a reference arm, with 95% t-intervals over seeds. It is written after every seed.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ FIGURES = ("forward_kl", "reverse_kl", "student_entropy", "distinct_2", "length"
 
 
 Arms = Mapping[str, tuple[Mapping[str, Any], Mapping[str, float]]]
-"""Name, objective as in a spec, and what else its stage has."""
+"""Name, objective as in a spec, and other keys of its stage."""
 Runs = dict[str, dict[str, dict[str, Any]]]
-"""Of each seed and arm."""
+"""The held-out figures of each seed and arm."""
 
 
 def specs(arms: Arms, seed: int, updates: int, new_tokens: int, student: Path) -> dict[str, Spec]:
-    """Return the warm start, and each arm on the student it leaves."""
+    """Return the spec of the warm start, and of each arm, which starts from its student."""
     values = demo_spec(24, seed, "warm").model_dump(mode="json", exclude_unset=True)
     warm, distill = values["stages"]
     values["rollout"]["max_new_tokens"] = new_tokens
@@ -50,7 +50,7 @@ def specs(arms: Arms, seed: int, updates: int, new_tokens: int, student: Path) -
 
 
 def of_seed(arms: Arms, seed: int, updates: int, new_tokens: int) -> dict[str, dict[str, Any]]:
-    """Return for each arm its held-out figures before and after, seconds an update."""
+    """Return the held-out figures before and after each arm, and seconds per update."""
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         named = specs(arms, seed, updates, new_tokens, Path(scratch) / "warm" / "student")
@@ -72,7 +72,7 @@ def of_seed(arms: Arms, seed: int, updates: int, new_tokens: int) -> dict[str, d
 
 
 def compared(arms: Arms, reference: str, runs: Runs) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Return each arm's mean change and how far from the reference the others end, with intervals over seeds."""
+    """Return the mean change by each arm, and its mean difference from the reference, with intervals over seeds."""
 
     def over_seeds(name: str, moment: str, other: str) -> dict[str, dict[str, float]]:
         pairs = [(found[name]["after"], found[other][moment]) for found in runs.values()]
@@ -86,7 +86,7 @@ def compared(arms: Arms, reference: str, runs: Runs) -> dict[str, dict[str, dict
 
 
 def study(description: str, arms: Arms, reference: str, results: Path) -> None:
-    """Be a command line: run all seeds, print changes and differences, keep the results."""
+    """Run a study from the command line: run all seeds, print changes and differences, save the results."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--updates", type=int, default=16)

@@ -1,14 +1,14 @@
-"""One spec on every backend, several seeds: do the students agree?
+"""Compare the students of all backends for one spec, over several seeds.
 
     python benchmarks/backends.py [--trl-python PATH] [--unsloth-python PATH] [--seeds 1 2 3] [--add]
 
-``examples/any-backend.yaml`` is run with nothing but ``--backend`` changed: MiniLLM on the student's own samples, from
-SmolLM2-135M-Instruct as packaged into 24 of its layers. For all backends alike the seed is set, and 96 prompts are held
-out and measured instead of 16: one and the same student had a reverse KL of .854 and of .722 nats on two samples from
-16. Each plugin may live in an environment of its own; a backend without one is left out. Seeds, prompts and held-out
-texts are the same; rounding differs, and with it, after a few updates, what is sampled. Kept in
-benchmarks/results/backends.json: the held-out figures of each run before and after, and for each pair of backends the
-mean difference, seed by seed, with its 95% t-interval. ``--add`` puts the seeds to those that are there.
+It runs ``examples/any-backend.yaml`` and changes only ``--backend``: MiniLLM on the student's own samples, from the
+packaged SmolLM2-135M-Instruct into 24 of its layers. All runs have the same seeds. They hold out and measure 96 prompts
+instead of 16, because the same student had a reverse KL of .854 and of .722 nats on two samples of 16. Each plugin may
+have a separate environment; a backend without one is left out. Seeds, prompts and held-out texts are the same. Rounding
+differs, and after a few updates the samples differ too. benchmarks/results/backends.json gets the held-out figures of
+each run before and after, and for each pair of backends the mean difference over seeds with its 95% t-interval.
+``--add`` adds seeds to the saved ones.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ RESULTS = Path(__file__).with_name("results") / "backends.json"
 REPOSITORY = Path(__file__).parents[1]
 SPEC = REPOSITORY / "examples" / "any-backend.yaml"
 HELD_OUT, PROMPTS = 96, 320
-"""Prompts that are measured, and those the file has."""
+"""Number of measured prompts, and of prompts in the file."""
 FIGURES = ("forward_kl", "reverse_kl")
 Run = dict[str, Any]
 
 
 def one(backend: str, python: str, seed: int, updates: int | None, scratch: Path) -> Run:
-    """Run the spec with one seed in a process of its own; return its figures before and after."""
+    """Run the spec with one seed in a separate process, and return its figures before and after."""
     values = yaml.safe_load(SPEC.read_text(encoding="utf-8")) | {"seed": seed, "name": f"{backend}-{seed}"}
     values["data"]["held_out"], values["checkpoint"]["measure_prompts"] = HELD_OUT / PROMPTS, HELD_OUT
     if updates is not None:
@@ -60,7 +60,7 @@ def one(backend: str, python: str, seed: int, updates: int | None, scratch: Path
 
 
 def differences(runs: list[Run]) -> dict[str, dict[str, dict[str, float]]]:
-    """Return for each pair of backends and figure the mean difference over the seeds both have, and its interval."""
+    """Return the mean difference for each pair of backends and figure, over their common seeds, with its interval."""
     after = {(run["backend"], run["seed"]): run["after"] for run in runs}
     found: dict[str, dict[str, dict[str, float]]] = {}
     for first, second in itertools.combinations(dict.fromkeys(run["backend"] for run in runs), 2):
@@ -73,7 +73,7 @@ def differences(runs: list[Run]) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def main() -> None:
-    """Run all, print how far the backends are apart, keep the results."""
+    """Run all backends, print the differences, and save the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trl-python")
     parser.add_argument("--unsloth-python")

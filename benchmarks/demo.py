@@ -1,9 +1,10 @@
-"""The demo over several seeds: does every stage do what README says of it?
+"""Run the demo over several seeds, to check what the README says about its stages.
 
     python benchmarks/demo.py --seeds 1 2 3
 
-Each seed is one whole run of ``skill-kd demo``, minutes on 2 cores. Kept in benchmarks/results/demo.json: the figures
-of each seed, the mean change of both KLs between the stages with a 95% t-interval over seeds, seconds, peak memory.
+Each seed is one complete run of ``skill-kd demo``, which takes minutes on 2 cores. benchmarks/results/demo.json gets
+the figures of each seed, the mean change of both KLs between the stages with a 95% t-interval, seconds, and peak
+memory.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ CHANGES = {
 
 
 def one(seed: int, layers: int) -> dict[str, object]:
-    """Run the demo with one seed in a folder of its own."""
+    """Run the demo with one seed in a separate folder."""
     from skill_kd.demo import demo
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -38,7 +39,7 @@ def one(seed: int, layers: int) -> dict[str, object]:
 
 
 def interval(values: list[float]) -> dict[str, float]:
-    """Return the mean and, from two values on, the ends of its 95% t-interval."""
+    """Return the mean and, if there are at least two values, its 95% t-interval."""
     mean = statistics.mean(values)
     if len(values) == 1:
         return {"mean": round(mean, 4)}
@@ -47,12 +48,12 @@ def interval(values: list[float]) -> dict[str, float]:
 
 
 def change(runs: list[dict[str, object]], figure: str, first: str, last: str) -> dict[str, float]:
-    """Return the mean change of a figure and the ends of its interval."""
+    """Return the mean change of a figure and its interval."""
     return interval([run["figures"][last][figure] - run["figures"][first][figure] for run in runs])  # type: ignore[index]
 
 
 def main() -> None:
-    """Run all seeds, print the changes, keep the results."""
+    """Run all seeds, print the changes, and save the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--layers", type=int, default=24)

@@ -1,7 +1,7 @@
-"""Synthetic logs with a known cause: healthy ones, planted damage, and twins in which something else changed.
+"""Synthetic logs with a known cause: healthy logs, damaged logs, and twins in which something else changed.
 
-Topics differ in everything the detectors see: one is answered with canned texts, one with one opening, one is often
-refused, one is long and cut. Their mix varies from day to day and at weekends, so a healthy log is not constant.
+Topics differ in everything that the detectors see: canned answers, one fixed opening, frequent refusals, long answers
+that are cut. Their mix varies from day to day and at weekends, so a healthy log is not constant.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ FINDING = {
     "long": "length",
     "cut": "length",
 }
-"""The finding each damage is."""
+"""The finding that each kind of damage should give."""
 
 
 @dataclass(frozen=True)
 class Log:
-    """What to write. ``damage`` or ``twin`` begins on day ``at``, counted from 0."""
+    """The log to write. ``damage`` or ``twin`` begins on day ``at``, counted from 0."""
 
     seed: int = 0
     days: int = 20

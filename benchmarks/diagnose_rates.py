@@ -1,7 +1,7 @@
-"""How often `diagnose` is right: planted damage, twins in which something else changed, and healthy logs, many seeds.
+"""Measure the error rates of `diagnose` on damaged logs, on twins in which something else changed, and on healthy logs.
 
 nice python benchmarks/diagnose_rates.py [--seeds 20] [--healthy 60] [--jobs 2] [--out FILE]
-python benchmarks/diagnose_rates.py --reference     # write both tables of references/diagnosis.md again
+python benchmarks/diagnose_rates.py --reference     # write both tables of references/diagnosis.md
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DAYS, ROWS, AT = 15, 120, 9
 
 
 def judge(log: Log) -> dict[str, bool]:
-    """Diagnose one log: did it alarm, with the right kind first, on the right day, and was the twin explained."""
+    """Diagnose one log. Return if it alarmed, if kind and day were right, and if the twin was explained."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "log.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows(log)), encoding="utf-8")
@@ -44,7 +44,7 @@ def judge(log: Log) -> dict[str, bool]:
 
 
 def conditions(seeds: int, healthy: int) -> list[tuple[str, Log]]:
-    """Every log to judge, by what was done to it."""
+    """All logs to judge, by their damage or change."""
     shape = {"days": DAYS, "rows": ROWS, "at": AT}
     logs = [("healthy", Log(seed=seed, **shape)) for seed in range(healthy)]
     for seed in range(seeds):
@@ -54,7 +54,7 @@ def conditions(seeds: int, healthy: int) -> list[tuple[str, Log]]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return the kept rates as Markdown."""
+    """Return the saved rates as Markdown."""
     lines = [
         "| log | logs | alarm | right kind first | and day ± 1 | explained |",
         "|---|---|---|---|---|---|",
@@ -79,7 +79,7 @@ def _rate(hits: int, n: int) -> str:
 
 
 def reference(text: str, kept: Path = RESULTS) -> str:
-    """Return references/diagnosis.md with both tables as they are now."""
+    """Return references/diagnosis.md with both tables updated."""
     for name, content in (
         ("findings", findings_markdown()),
         ("rates", table(json.loads(kept.read_text(encoding="utf-8")))),
@@ -91,7 +91,7 @@ def reference(text: str, kept: Path = RESULTS) -> str:
 
 
 def main() -> None:
-    """Measure and keep, or print what was kept."""
+    """Measure and save, or update the reference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--healthy", type=int, default=60)

@@ -1,7 +1,7 @@
-"""How fast `diagnose` reads, and in how much memory: lines of 1.3 KB, two jobs, 100 thousand and 2 million lines.
+"""Measure speed and memory of `diagnose`: lines of 1.3 KB, two jobs, 100 thousand and 2 million lines.
 
-The file holds 100,000 lines of an OpenAI proxy log over 30 days; for more lines it is read again. Memory is the sum of
-the resident memory of all processes, looked at ten times a second.
+The file has 100,000 lines of an OpenAI proxy log over 30 days. For more lines it is read again. Memory is the sum of
+the resident memory of all processes, sampled ten times a second.
 
     nice python benchmarks/diagnose_speed.py [--out benchmarks/results/diagnose_speed.json] [--lines 100000 2000000]
 """
@@ -62,7 +62,7 @@ def _line(number: int, at: datetime, draw: random.Random, texts: list[str]) -> d
 
 
 def measure(path: Path, lines: int) -> dict[str, float]:
-    """Diagnose in a process of its own."""
+    """Diagnose in a separate process."""
     code = (
         "import json, sys, time; from skill_kd.diagnose import Options, diagnose\n"
         "if __name__ == '__main__':\n"
@@ -87,7 +87,7 @@ def measure(path: Path, lines: int) -> dict[str, float]:
 
 
 def _resident(pid: int) -> int:
-    """Bytes resident in a process and all below it; what has ended meanwhile counts nothing."""
+    """Return the resident bytes of a process and its descendants. A process that has ended counts 0."""
     total, page = 0, os.sysconf("SC_PAGE_SIZE")
     try:
         total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page
@@ -99,7 +99,7 @@ def _resident(pid: int) -> int:
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--lines", type=int, nargs="+", default=[LINES, 20 * LINES])

@@ -1,4 +1,4 @@
-"""Whole updates side by side: ours, TRL's DistillationTrainer, and a plain two-model MiniLLM loop.
+"""Compare whole updates of skill-kd, TRL's DistillationTrainer, and a plain two-model MiniLLM loop.
 
     ours minillm      the built-in trainer as generated, the paper's estimator at its defaults (teacher_mix 0.2)
     ours exact        the same with estimator: exact, which samples from the student alone
@@ -9,19 +9,20 @@
 
     python benchmarks/end_to_end.py [--trl-python PATH] [--repeats 5] [--budget 120] [--growth] [--contenders NAME ...]
 
-All have the same teacher (SmolLM2-135M-Instruct as packaged), the same raw student (24 of its layers), prompts in the
-same order, 8 a update, at most 64 new tokens, AdamW with one learning rate, float32, one process and 2 threads. Each
-runs in a process of its own. Repeats are interleaved and each has a seed; the first update of a process is not counted;
-ratios are taken within a repeat. What differs is how many tokens each one's samples have, so rates are told as well.
-Memory is the highest resident size of the process until its last update ended, loading included.
+All have the same teacher (the packaged SmolLM2-135M-Instruct), the same raw student (24 of its layers), prompts in the
+same order, 8 per update, at most 64 new tokens, AdamW with one learning rate, float32, one process and 2 threads. Each
+runs in a separate process. Repeats are interleaved, and each has a seed. The first update of a process is not counted.
+Ratios are taken within a repeat. The samples differ in their number of tokens, so rates are reported too. Memory is the
+highest resident size of the process until its last update ended, loading included.
 
-``--budget``: then each trains, once for each of ``--races``, for as many updates as its median says fit into so many
-seconds, and one script measures all students on the same 32 held-out prompts; 0, the default, races nobody. Kept in
-benchmarks/results/end_to_end.json. ``--growth``: how our update grows with tokens, vocabulary and rows, on small random
-models, kept beside it in end_to_end_growth.json; with ``--repeats 0`` nothing else is done. On 2 quiet cores a repeat
-takes 4 minutes, a race the budget and some 20 seconds for each contender.
+``--budget`` adds a race: each contender trains, once for each of ``--races``, for the number of updates that fit into
+so many seconds according to its median, and one script measures all students on the same 32 held-out prompts. With 0,
+the default, there is no race. The results are in benchmarks/results/end_to_end.json. ``--growth`` measures the growth
+of our update with tokens, vocabulary and rows, on small random models, and writes end_to_end_growth.json; with
+``--repeats 0`` it does nothing else. On 2 quiet cores a repeat takes 4 minutes. A race takes the budget plus 20 seconds
+per contender.
 
-TRL can live in an environment of its own, which needs nothing of this project; without it its row is left out:
+TRL can have a separate environment, which does not need this project. Without TRL, its row is left out:
 
     python -m venv trl && trl/bin/pip install torch transformers==5.23.0 trl==1.16.0
 """
@@ -74,7 +75,7 @@ MIB = 2**20
 
 
 def updates_of(folder: Path) -> list[dict[str, Any]]:
-    """Return the updates that a process has told so far, whole lines only."""
+    """Return the updates that a process has written so far, complete lines only."""
     path = folder / "metrics.jsonl"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     lines = (json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n"))
@@ -82,7 +83,7 @@ def updates_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def highest_resident(pid: int) -> int:
-    """Return the bytes of a process's highest resident size, 0 once it has ended; Linux."""
+    """Return the highest resident size of a process in bytes, or 0 after its end. Linux only."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -131,13 +132,13 @@ class Contest:
         self.prepared = json.loads((scratch / "prepared.json").read_text(encoding="utf-8"))
 
     def ours(self, job: str, settings: dict[str, Any]) -> None:
-        """Do a job of peers/ours.py in the scratch folder."""
+        """Run a command of peers/ours.py in the scratch folder."""
         path = self.scratch / f"{job}.json"
         path.write_text(json.dumps(settings), encoding="utf-8")
         watch([sys.executable, str(PEERS / "ours.py"), job, str(path)], self.scratch, 0, self.options.threads, True)
 
     def run(self, contender: str, seed: int, updates: int, whole: bool) -> dict[str, Any]:
-        """Train one contender from the raw student; ``whole`` leaves its student in ``folder``."""
+        """Train one contender from the raw student. ``whole`` also exports its student into ``folder``."""
         folder = self.scratch / f"{contender.replace(' ', '-')}-{seed}"
         if contender in OURS:
             job = prepare(self.spec(contender, folder.name, seed, updates), self.scratch)
@@ -163,7 +164,7 @@ class Contest:
         return watch(command, folder, updates, self.options.threads, whole) | {"folder": folder}
 
     def spec(self, contender: str, name: str, seed: int, updates: int, measured: int = 1) -> Spec:
-        """Return the spec of one of ours; its own held-out measure is kept small, for it is not what is timed."""
+        """Return the spec of one of our contenders. Its held-out measure is small, because it is not timed."""
         training = {**TRAINING, "schedule": "constant", "warmup": 0.0, "precision": "fp32"}
         values = {
             "name": name,
@@ -180,7 +181,7 @@ class Contest:
 
 
 def version_of(distribution: str, python: str) -> str | None:
-    """Return the version of a distribution in the environment of ``python``, None where it is not."""
+    """Return the version of a distribution in the environment of ``python``, or None if it is not installed."""
     command = [python, "-c", f"import importlib.metadata as m; print(m.version({distribution!r}))"]
     outcome = subprocess.run(command, check=False, capture_output=True, text=True)
     return outcome.stdout.strip() if outcome.returncode == 0 else None
@@ -190,7 +191,7 @@ def version_of(distribution: str, python: str) -> str | None:
 
 
 def time_updates(contest: Contest) -> dict[str, list[dict[str, Any]]]:
-    """Return, for each contender, seconds and tokens of each counted update and the peak, by repeat."""
+    """Return seconds and tokens of each counted update, and the peak, for each contender and repeat."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contest.contenders}
     for seed in range(contest.options.repeats):
         for name in contest.contenders:
@@ -203,7 +204,7 @@ def time_updates(contest: Contest) -> dict[str, list[dict[str, Any]]]:
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what the table shows of a contender."""
+    """Return the summary of a contender for the table."""
     seconds = [value for run in runs for value in run["seconds"]]
     tokens = sum(value for run in runs for value in run["tokens"])
     return {
@@ -215,7 +216,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def times_faster(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Return, for each peer and each of ours, by how much ours is faster within a repeat: in updates and in tokens."""
+    """Return the speed-up of each of our contenders over each peer, within a repeat, in updates and in tokens."""
 
     def rate(run: dict[str, Any], field: str) -> float:
         return float((len(run["seconds"]) if field == "updates" else sum(run["tokens"])) / sum(run["seconds"]))
@@ -244,7 +245,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def race(contest: Contest, medians: dict[str, float]) -> list[dict[str, Any]]:
-    """Return, for each race, updates, seconds and held-out figures of every contender and of the raw student."""
+    """Return updates, seconds and held-out figures of every contender and of the raw student, for each race."""
     options, races, students = contest.options, [], {"start": str(contest.scratch / "student")}
     for number in range(options.races):
         entries: dict[str, dict[str, Any]] = {}
@@ -270,7 +271,7 @@ def race(contest: Contest, medians: dict[str, float]) -> list[dict[str, Any]]:
 
 
 def growth(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Return how our update grows along each axis of GROWTH."""
+    """Return the cost of our update along each axis of GROWTH."""
     cases = {axis: list(along(axis, scratch, options)) for axis in GROWTH}
     exponents = {axis: exponent(each, axis) for axis, each in cases.items()}
     show_growth(cases, exponents)
@@ -278,7 +279,7 @@ def growth(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def along(axis: str, scratch: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yield the cases of one axis, each in a process of its own; its first update is not counted."""
+    """Yield the cases of one axis. Each runs in a separate process, and its first update is not counted."""
     for number, case in enumerate(GROWTH[axis][: options.growth_cases]):
         folder = scratch / f"{axis}-{number}"
         folder.mkdir()
@@ -296,7 +297,7 @@ def along(axis: str, scratch: Path, options: argparse.Namespace) -> Iterator[dic
 
 
 def exponent(cases: list[dict[str, Any]], axis: str) -> float:
-    """Return k where the update's seconds go as size^k from the smallest case to the largest."""
+    """Return k, so that seconds grow as size^k from the smallest case to the largest."""
     sizes = [case["rows"] * case["new_tokens"] if axis == "tokens" else case[axis] for case in (cases[0], cases[-1])]
     seconds = [case["seconds"]["median"] for case in (cases[0], cases[-1])]
     return round(math.log(seconds[1] / seconds[0]) / math.log(sizes[1] / sizes[0]), 3)
@@ -347,24 +348,24 @@ def show_growth(grown: dict[str, list[dict[str, Any]]], exponents: dict[str, flo
 
 
 def main() -> None:
-    """Measure, print tables, keep the results."""
+    """Measure, print tables, and save the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=24, help="layers of the student")
     parser.add_argument("--rows", type=int, default=8, help="prompts an update")
     parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--updates", type=int, default=2, help="updates a process; the first is not counted")
-    parser.add_argument("--repeats", type=int, default=5, help="0 takes no timings, and so no races")
-    parser.add_argument("--budget", type=float, default=0, help="seconds of training a race; 0 races nobody")
-    parser.add_argument("--races", type=int, default=1, help="races, each with a seed of its own")
+    parser.add_argument("--updates", type=int, default=2, help="updates per process; the first is not counted")
+    parser.add_argument("--repeats", type=int, default=5, help="0: no timings and no races")
+    parser.add_argument("--budget", type=float, default=0, help="seconds of training per race; 0: no race")
+    parser.add_argument("--races", type=int, default=1, help="number of races, each with another seed")
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--growth-updates", type=int, default=5, help="counted updates of each case")
-    parser.add_argument("--growth-cases", type=int, help="take only so many cases of each axis, the smallest ones")
+    parser.add_argument("--growth-cases", type=int, help="number of cases per axis, the smallest first")
     everyday = [each for each in CONTENDERS if each != "trl default"]
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=everyday, metavar="NAME")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--trl-python", help="the Python of an environment with trl; default: this one")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--dry", action="store_true", help="print and keep nothing")
+    parser.add_argument("--dry", action="store_true", help="print, and save nothing")
     options = parser.parse_args()
     if options.updates < 2:
         parser.error("--updates: the first one is not counted, so give at least 2")
@@ -383,7 +384,7 @@ def main() -> None:
 
 
 def compare(contest: Contest) -> dict[str, Any]:
-    """Take the timings and run the races."""
+    """Measure the speed, and run the races."""
     if contest.trl_version is None:
         print("no trl here, so its row is left out; see --trl-python")
     runs = time_updates(contest)

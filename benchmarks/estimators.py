@@ -1,14 +1,14 @@
-"""Which estimator of MiniLLM's gradient should be the default?
+"""Compare estimators of MiniLLM's gradient, to choose the default.
 
     paper        per-token weights, R^Norm, clip, a fifth of the tokens from the teacher
-    exact        Single and Long by Eq 3, on the student's own samples alone
-    exact mixed  the same, a fifth of the tokens from the teacher, with the weights that keep it unbiased
-    slow …       at a quarter of the others' learning rate, which is the demo's
+    exact        Single and Long by Eq 3, only on the student's own samples
+    exact mixed  the same with a fifth of the tokens from the teacher, and weights that keep it unbiased
+    slow …       the same at a quarter of the learning rate; the others use the demo's
 
     python benchmarks/estimators.py [--seeds 1 2 3] [--updates 16] [--new-tokens 32] [--add]
 
-Models, figures and the file it keeps, benchmarks/results/estimators.json: see arms.py. ``--add`` puts the seeds
-to those that are there.
+arms.py describes models, figures and the result, benchmarks/results/estimators.json. ``--add`` adds seeds to the saved
+ones.
 """
 
 from __future__ import annotations

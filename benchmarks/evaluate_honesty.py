@@ -1,11 +1,11 @@
-"""How often the gate is wrong: students with planted damage, and students that are their teacher, judged many times.
+"""Measure the error rates of the gate: it judges damaged students, and students that equal their teacher, many times.
 
-Each simulation has fresh prompts, modes, words and samples. Margins are derived from one range of seeds, and the rates
-are counted on another. ``derived`` is the tightest margin that a student like its teacher passes in 98 of 100 cases.
+Each simulation has new prompts, modes, words and samples. Margins are derived from one range of seeds, and error rates
+are counted on another. ``derived`` is the tightest margin that a student equal to its teacher passes in 98 % of cases.
 
     nice python benchmarks/evaluate_honesty.py [--simulations 200] [--out benchmarks/results/evaluate_honesty.json]
 
-dev/make_honesty.py makes the tables of references/evaluation.md from the results.
+dev/make_honesty.py writes the tables of references/evaluation.md from the results.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from skill_kd.evaluate.policy import PRESETS, GatePolicy
 RESULTS = Path(__file__).parent / "results" / "evaluate_honesty.json"
 PROMPTS, SAMPLES = 200, 8
 DERIVING, COUNTING = 10_000, 0
-"""First seeds of the two ranges."""
+"""First seed of each range."""
 PLAYED = ("text-only", "assistant")
 REFERENCE = 50
-"""Stream of the references."""
+"""Random stream of the references."""
 
 
 @dataclass(frozen=True)
 class World:
-    """What all prompts of a simulation have in common."""
+    """Settings that all prompts of a simulation share."""
 
     name: str
     language: str = "latin"
@@ -56,13 +56,13 @@ WORLDS = (
     World("as derived"),
     World("Cyrillic words", "cyrillic"),
     World("Han characters", "han"),
-    World("modes that words tell faintly", mode_share=0.25),
-    World("modes that words hardly tell", mode_share=0.10),
+    World("modes with similar words", mode_share=0.25),
+    World("modes with almost the same words", mode_share=0.10),
 )
 
 
 def simulate(seed: int, conditions: Mapping[str, Condition], world: World = WORLDS[0]) -> dict[str, list[gate.Metric]]:
-    """Return the judged metrics of a student under each condition, all of one teacher."""
+    """Return the judged metrics of a student under each condition, for one teacher."""
     teacher = SyntheticTeacher(seed, prompts=PROMPTS, language=world.language, mode_share=world.mode_share)
     rows = teacher.responses(Condition(), 2 * SAMPLES, 0)
     half_a, half_b = sides.read_side([r[:SAMPLES] for r in rows]), sides.read_side([r[SAMPLES:] for r in rows])
@@ -94,7 +94,7 @@ def scores(rows: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -
 
 
 def coverage(teacher: SyntheticTeacher, condition: Condition) -> Columns:
-    """Return exact nucleus coverage; a condition that leaves modes, temperature and length alone leaves it alone."""
+    """Return the exact nucleus coverage. Only modes, temperature and length change it."""
     plain = Condition(modes=condition.modes, temperature=condition.temperature, length=condition.length)
     if plain == Condition():
         return Columns(np.full(teacher.prompts, 0.95), np.full(teacher.prompts, 0.95))
@@ -103,7 +103,7 @@ def coverage(teacher: SyntheticTeacher, condition: Condition) -> Columns:
 
 
 def verdict(judged: Sequence[gate.Metric], preset: str) -> gate.Decision:
-    """Decide as the preset does, from metrics that were judged once."""
+    """Return the decision of a preset on metrics that were already judged."""
     policy = PRESETS[preset]
     roles = [replace(metric, role=getattr(policy.rules, metric.name).role) for metric in judged]
     return gate.decide(roles, PROMPTS, SAMPLES, policy)
@@ -112,12 +112,12 @@ def verdict(judged: Sequence[gate.Metric], preset: str) -> gate.Decision:
 # --- many -------------------------------------------------------------------------------------------------------------
 
 Task = tuple[str, int]
-"""World and seed; the world ``NULL`` stands for a null student alone, whose bounds the margins are derived from."""
+"""World and seed. In the world ``NULL`` there is only a null student, and margins are derived from its bounds."""
 NULL = "null"
 
 
 def one(task: Task) -> dict[str, Any]:
-    """Return {condition: {preset: (verdict, binding metric)}}, or of a null student the bounds that decide."""
+    """Return {condition: {preset: (verdict, binding metric)}}, or the deciding bounds of a null student."""
     name, seed = task
     if name == NULL:
         judged = simulate(seed, {NULL: CONDITIONS["null"]})[NULL]
@@ -136,7 +136,7 @@ def _deciding(metric: gate.Metric) -> float:
 
 
 def play(tasks: Sequence[Task], processes: int, work: Path) -> dict[Task, dict[str, Any]]:
-    """Return what came of each task; finished ones are read from ``work``, which is written as they finish."""
+    """Return the outcome of each task. Outcomes are saved in ``work``, and finished tasks are read from there."""
     policy = PRESETS["assistant"].hash
     lines = [json.loads(line) for line in work.read_text().splitlines()] if work.is_file() else []
     done = {(line["world"], line["seed"]): line["found"] for line in lines if line["policy"] == policy}
@@ -151,7 +151,7 @@ def play(tasks: Sequence[Task], processes: int, work: Path) -> dict[Task, dict[s
 
 
 def margins(found: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Return for each blocking metric the margin a null student passes in 98 of 100 cases, and the preset's."""
+    """Return the margin that a null student passes in 98 % of cases and the preset's, for each blocking metric."""
     derived = {}
     for name in found[0]:
         worst = 0.02 if metrics.KINDS[name].better == "high" else 0.98
@@ -187,7 +187,7 @@ def _rate(events: int, of: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Play, count, write."""
+    """Simulate, count and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--simulations", type=int, default=200)
     parser.add_argument("--others", type=int, default=20, help="simulations in each of the other worlds")

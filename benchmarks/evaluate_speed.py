@@ -1,9 +1,9 @@
-"""What `evaluate` reads from two models, beside the two forward passes that it cannot do without.
+"""Compare the time of `evaluate` with that of the two forward passes that it needs.
 
 The packaged teacher (135M parameters, 30 layers) and a student grown from 24 of its layers, float32. Responses are
-sampled once, a third by the student and the rest by the teacher as an evaluation has them, and then read in two ways:
+sampled once, a third by the student and the rest by the teacher as an evaluation has them, and then scored in two ways:
 
-    bare       both models over the same batches, logits of the response positions alone, nothing done with them
+    bare       both models over the same batches, only logits of the response positions, which are not used
     evaluate   both KLs, both entropies, four masses inside nuclei, calibration, token by token
 
     python benchmarks/evaluate_speed.py [--threads 2] [--repeats 7] [--out benchmarks/results/evaluate_speed.json]

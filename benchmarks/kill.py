@@ -1,16 +1,16 @@
-"""Does a run that is killed again and again come to the very weights of one that was left alone?
+"""Check that a run that is killed repeatedly ends with the weights of an undisturbed run.
 
 A tiny run of three stages (forward KL, MiniLLM with two inner epochs, self-training) is killed with SIGKILL, resumed,
-killed again, and at last let through. Then its student, its summary and every loss it told are compared, bit by bit,
-with those of a run that nobody touched. Moments are drawn from a seed, in three ways:
+killed again, and finally completed. Then its student, its summary and every logged loss are compared, bit by bit, with
+those of an undisturbed run. The moments of the kills follow from a seed, in three ways:
 
-- ``line``: at a line of code inside a phase, of the script's own modules and of what writes its files;
-- ``time``: at any time in the first third of what the whole run takes, so that several fall into one run;
+- ``line``: at a line of code inside a phase, in the script's modules or in the functions that write its files;
+- ``time``: at any time in the first third of the duration of a run, so that several fit into one run;
 - ``writing``: at any time while a checkpoint is being written.
 
-Processes are forked from one that has imported torch and has trained nothing, so that a kill costs a second. With
-``--signal TERM`` the same moments bring a request to stop. ``--overhead`` measures what checkpoints cost at the default
-interval, on a model of SmolLM2-135M's shape.
+Processes are forked from one that has imported torch but has not trained, so a kill costs only a second. With
+``--signal TERM``, the same moments get a request to stop. ``--overhead`` measures the cost of checkpoints at the
+default interval, on a model of SmolLM2-135M's shape.
 
     python benchmarks/kill.py [--kills 60] [--overhead] [--work DIR] [--out benchmarks/results/kill.json]
 """
@@ -59,19 +59,20 @@ PHASES = {
     "own_best_samples": "self-training",
     "export_student": "export",
 }
-"""Functions of ``kd/`` whose calls are the phases of a run; the innermost one counts."""
+"""Functions of ``kd/``. Their calls are the phases of a run, and the innermost one counts."""
 WRITERS = ("accelerate/checkpointing.py", "safetensors/torch.py", "torch/serialization.py")
 Way = Literal["line", "time", "writing"]
 HALF_WRITTEN = re.compile(r"partial-\d+-\d+")
-"""A checkpoint that is being written; one that is being deleted has an ending."""
+"""Name of a checkpoint that is being written. One that is being deleted also has a suffix."""
 KILLS_PER_RUN = 12
 WRITING_SECONDS = 0.025
-"""About what one of these checkpoints takes."""
+"""Approximate time to write one of these checkpoints."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When to kill: at a line of the ``visit``-th call of a phase, or ``seconds`` after the start or the writing."""
+    """A moment to kill: a line of the ``visit``-th call of a phase, or ``seconds`` after the start or the first
+    write."""
 
     way: Way
     phase: str = ""
@@ -82,11 +83,11 @@ class Moment:
 
 
 COUNT = Moment("line")
-"""Never comes: the lines of each phase are counted."""
+"""A moment that never comes, to count the lines of each phase."""
 
 
 class Run:
-    """A generated folder, and how it is started."""
+    """A generated folder, and its process."""
 
     def __init__(self, folder: Path, spec: dict[str, Any]) -> None:
         self.folder = folder
@@ -96,10 +97,10 @@ class Run:
         write_folder(get_backend(parsed.backend).render(parsed), folder)
 
     def start(self, moment: Moment | None) -> int:
-        """Run to the end or to the kill; return 0 for an end, -9 for a kill, 143 or -15 for a stop on request.
+        """Run to the end or to the kill. Return 0 for the end, -9 for a kill, 143 or -15 for a requested stop.
 
         Raises:
-            RuntimeError: it ended otherwise; its log says how.
+            RuntimeError: it ended in another way. The message has its log.
         """
         self.left.look_again()
         pid = os.fork()
@@ -114,7 +115,7 @@ class Run:
 
     @property
     def asked(self) -> int:
-        """How often it said that it was asked to stop."""
+        """The number of requests to stop in its log."""
         log = self.folder / "log"
         return log.read_text(encoding="utf-8").count("stopping after a checkpoint") if log.exists() else 0
 
@@ -148,10 +149,10 @@ class Run:
 
 
 class Unfinished:
-    """Folders in a run's folder that are half written, those of earlier kills told from those of the last start.
+    """Half-written folders in a run's folder. Those of earlier kills are distinguished from those of the last start.
 
-    A name does not tell them, for the next attempt may have the same one. An inode does, as long as the old folder is
-    held open and its inode cannot be given out again.
+    The name is not enough, because the next attempt may use the same one. The inode is, as long as the old folder is
+    held open, so that its inode cannot be used again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -159,13 +160,13 @@ class Unfinished:
         self.held: list[int] = []
 
     def look_again(self) -> None:
-        """Take what is there for what earlier kills have left."""
+        """Count all present folders as left by earlier kills."""
         before, self.held = self.held, [os.open(path, os.O_RDONLY) for path in self._all()]
         for descriptor in before:
             os.close(descriptor)
 
     def new(self) -> list[str]:
-        """Return the names of those that are there since the last look."""
+        """Return the names of those that appeared since the last look."""
         known, names = {os.fstat(descriptor).st_ino for descriptor in self.held}, []
         for path in self._all():
             with contextlib.suppress(FileNotFoundError):  # renamed or removed meanwhile
@@ -174,12 +175,12 @@ class Unfinished:
         return sorted(names)
 
     def _all(self) -> list[Path]:
-        """Return what is not finished: checkpoints, and the student."""
+        """Return the unfinished folders: checkpoints, and the student."""
         return [path for where in ("", "checkpoints") for path in (self.folder / where).glob("partial-*")]
 
 
 class Watch:
-    """Counts the lines of each call of a phase, and kills this process at the moment that it was given."""
+    """Counts the lines of each call of a phase, and kills this process at a given moment."""
 
     def __init__(self, folder: Path, moment: Moment | None) -> None:
         self.ours, self.moment = str(folder / "kd"), moment
@@ -187,7 +188,7 @@ class Watch:
         self.stack: list[str] = []
 
     def call(self, frame: FrameType, _event: str, _argument: object) -> Any:
-        """Trace our own modules, and what writes files for them."""
+        """Trace our modules, and the functions that write files for them."""
         code = frame.f_code
         if code.co_filename.startswith(self.ours):
             phase = PHASES.get(code.co_qualname)
@@ -199,7 +200,7 @@ class Watch:
         return self.line if self.stack and code.co_filename.endswith(WRITERS) else None
 
     def last(self, frame: FrameType, event: str, argument: object) -> Any:
-        """Trace the function that a phase is: its end is the phase's."""
+        """Trace the function of a phase. The phase ends with it."""
         if event == "return":
             self.tick(ends=True)
             self.stack.pop()
@@ -214,7 +215,7 @@ class Watch:
         return self.line
 
     def tick(self, ends: bool) -> None:
-        """Count one line; a call that ends before its moment came is killed at its end."""
+        """Count one line. If a call ends before its moment, kill at its end."""
         phase = self.stack[-1]
         counts, moment = self.counts[phase], self.moment
         counts[-1] += 1
@@ -231,12 +232,12 @@ class Watch:
 def moments(
     draw: random.Random, lines: dict[str, list[int]], seconds: float, ways: Sequence[Way], number: int
 ) -> Iterator[Moment]:
-    """Yield moments, the ways of killing in turn; those at lines go through the phases as a run does."""
+    """Yield moments of each way in turn. Moments at lines go through the phases in the order of a run."""
     phases = itertools.cycle(PHASES.values())
     for way in itertools.cycle(ways):
         if way == "line":
             phase = next(phases)
-            known = lines.get(phase, [60])  # a run that nobody touched reads no checkpoint
+            known = lines.get(phase, [60])  # an undisturbed run reads no checkpoint
             visit, line = draw.randint(1, min(2, len(known))), 1 + int(draw.random() * max(known))
             yield Moment(way, phase, visit, line, signal=number)
         else:
@@ -245,7 +246,7 @@ def moments(
 
 
 def spec(models: Path) -> dict[str, Any]:
-    """Return a spec whose checkpoints fall inside rounds of rollouts that are used twice."""
+    """Return a spec with checkpoints inside rounds of rollouts, each of which serves two epochs."""
     distill = {"kind": "distill", "updates": 12, "objective": {"kind": "minillm", "teacher_mix": 0.2}}
     return {
         "name": "killed",
@@ -267,22 +268,22 @@ def spec(models: Path) -> dict[str, Any]:
 
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:
-    """Return the events of a kind that a run has told."""
+    """Return the events of a kind in the metrics of a run."""
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [event for event in map(json.loads, lines) if event["event"] == kind]
 
 
 def losses(folder: Path) -> dict[str, set[float]]:
-    """Return every loss told for an update, by stage and number: after a kill some are told twice."""
-    told = collections.defaultdict(set)
+    """Return every logged loss of an update, by stage and number. After a kill some updates are logged twice."""
+    losses = collections.defaultdict(set)
     for event in events(folder, "update"):
-        told[f"{event['stage']} {event['update']}"].add(event["loss"])
-    return dict(told)
+        losses[f"{event['stage']} {event['update']}"].add(event["loss"])
+    return dict(losses)
 
 
 def differences(killed: Path, untouched: Path) -> list[str]:
-    """Return what a run that was killed has otherwise than one that was not; nothing is the hoped-for answer."""
+    """Return the differences between a killed run and an undisturbed one. There should be none."""
     found = []
     ours, theirs = (load_file(folder / "student" / "model.safetensors") for folder in (killed, untouched))
     if ours.keys() != theirs.keys() or any(not ours[name].equal(theirs[name]) for name in theirs):
@@ -290,7 +291,7 @@ def differences(killed: Path, untouched: Path) -> list[str]:
     if (killed / "summary.json").read_bytes() != (untouched / "summary.json").read_bytes():
         found.append("summary.json")
     if losses(killed) != losses(untouched):
-        found.append("the losses told")
+        found.append("the losses")
     if leftovers := [path.name for path in killed.rglob("*partial*")]:
         found.append(f"leftovers: {', '.join(leftovers)}")
     if "is torn" in (killed / "log").read_text(encoding="utf-8"):
@@ -299,9 +300,9 @@ def differences(killed: Path, untouched: Path) -> list[str]:
 
 
 def chain(run: Run, coming: Iterator[Moment], most: int) -> list[dict[str, Any]]:
-    """Stop a run up to ``most`` times and let it end; a moment that never came is dropped, and ends the chain.
+    """Stop a run up to ``most`` times, then let it end. A moment that never came is dropped, and ends the chain.
 
-    Asked to stop when nothing is left to do but to export, a run comes to its end, which ends the chain as well.
+    A run that gets a request to stop while it exports finishes, which also ends the chain.
     """
     killed: list[dict[str, Any]] = []
     while len(killed) < most:
@@ -318,7 +319,7 @@ def chain(run: Run, coming: Iterator[Moment], most: int) -> list[dict[str, Any]]
 
 
 def study(work: Path, kills: int, ways: Sequence[Way], seed: int, number: int) -> dict[str, Any]:
-    """Kill runs ``kills`` times in all and compare each with one that was left alone."""
+    """Kill runs ``kills`` times in total, and compare each with an undisturbed run."""
     sys.path.append(str(ROOT / "tests"))
     from tiny import make_model
 
@@ -340,11 +341,12 @@ def study(work: Path, kills: int, ways: Sequence[Way], seed: int, number: int) -
     return {"kills": kills, "seed": seed, "updates": len(events(untouched.folder, "update")), "runs": chains}
 
 
-# --- what checkpoints cost --------------------------------------------------------------------------------------------
+# --- the cost of checkpoints ------------------------------------------------------------------------------------------
 
 
 def overhead(work: Path, repeats: int) -> dict[str, Any]:
-    """Time ``Checkpoints.save`` beside updates at their cheapest: no sampling, no teacher, 8 rows of 64 tokens.
+    """Compare the time of ``Checkpoints.save`` with that of the cheapest updates: no sampling, no teacher, 8 rows of 64
+    tokens.
 
     The model has the shape of SmolLM2-135M, in float32 with AdamW.
     """
@@ -385,10 +387,12 @@ def overhead(work: Path, repeats: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Kill, compare, keep the results; 1 when a run came to something else, or checkpoints cost 3 % or more."""
+    """Kill, compare and save the results. Return 1 if a run differs, or if checkpoints cost 3 % or more."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=60, metavar="N")
-    parser.add_argument("--ways", default="line,time,writing", help="which of line, time, writing (default: all)")
+    parser.add_argument(
+        "--ways", default="line,time,writing", help="ways to choose moments: line, time, writing (default: all)"
+    )
     parser.add_argument("--signal", choices=["KILL", "TERM"], default="KILL")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overhead", action="store_true", help="also time checkpoints of a larger model")
@@ -402,7 +406,7 @@ def main() -> int:
         number = signal.Signals[f"SIG{options.signal}"]
         result = study(work.absolute(), options.kills, options.ways.split(","), options.seed, number)
         here = machine("skill-kd", "torch", "transformers", "accelerate")
-        # What checkpoints cost is a measure of its own, taken on its own machine; kills alone leave it as it is.
+        # Kills without --overhead keep the saved cost of checkpoints, with its machine.
         before = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
         keep(options.out, {"machine": here, **result, "overhead": before.get("overhead")})
         cost = {"machine": here, **overhead(Path(scratch), repeats=3)} if options.overhead else None

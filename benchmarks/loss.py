@@ -1,9 +1,9 @@
-"""The loss of a batch from hidden states: what it costs beside what it cannot do without, and beside TRL's kernel.
+"""Compare the cost of the loss from hidden states with that of its matrix products and of TRL's kernel.
 
 Reverse KL(student ‖ teacher) of N tokens, forward and backward, float32: the gradients of the student's hidden states
 and of its head. All do the same work on the same numbers, and their results are compared before anything is timed:
 
-    products   the four matrix products that nobody can leave out, into memory that is there already
+    products   the four matrix products that every method needs, into memory that is already allocated
     autograd   all logits of both models, torch's own backward pass
     eager      summed_loss
     compiled   summed_loss with torch.compile around the element-wise part
@@ -12,12 +12,12 @@ and of its head. All do the same work on the same numbers, and their results are
     pip install --no-deps trl==1.16.0
     python benchmarks/loss.py [--threads 2] [--repeats 5] [--out benchmarks/results/loss.json]
 
-Nothing of TRL but this kernel is imported, so it needs none of its dependencies; without TRL its row is left out. Plain
+Only this kernel of TRL is imported, so TRL's dependencies are not needed. Without TRL, its row is left out. Plain
 autograd takes some 10 GB at the larger vocabulary.
 
-Repeats are interleaved, so that a machine that slows down does so for all. ``cpu`` is the processor time of all
-threads, which other work on the machine disturbs less than ``wall`` time. Memory is the highest resident size of a
-process of its own, less its size before, gradients included.
+Repeats are interleaved, so a slow phase of the machine affects all methods. ``cpu`` is the processor time of all
+threads, which other work on the machine disturbs less than ``wall`` time. Memory is the growth of a separate
+process to its highest resident size, gradients included.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Work = Callable[[], Any]
 
 
 class Problem:
-    """Hidden states and heads of two models, and every way to the gradients."""
+    """Hidden states and heads of two models, and every method to compute the gradients."""
 
     def __init__(self, vocabulary: int, hidden: int, tokens: int) -> None:
         import torch
@@ -63,7 +63,7 @@ class Problem:
         self.mask = torch.ones(1, tokens, dtype=torch.bool)
 
     def work(self, method: str) -> Work:
-        """Return what computes the gradients by this method; it returns the value, if it has one."""
+        """Return a function that computes the gradients by this method, and returns the value if it has one."""
         return {
             "products": self._products,
             "autograd": lambda: self._autograd,
@@ -120,7 +120,7 @@ class Problem:
         return value.detach()
 
     def gradients(self) -> list[Any]:
-        """Return the gradients and forget them."""
+        """Return the gradients and clear them."""
         found = [self.states.grad, self.student.weight.grad]
         self.states.grad = self.student.weight.grad = None
         return found
@@ -149,7 +149,7 @@ def compared(problem: Problem, methods: list[str]) -> dict[str, float]:
 
 
 def timed(problem: Problem, methods: list[str], repeats: int) -> dict[str, dict[str, list[float]]]:
-    """Return wall and processor seconds of each method; each repeat runs all of them once, and the first is dropped."""
+    """Return wall and processor seconds of each method. Each repeat runs all methods once, and the first is dropped."""
     works = {method: problem.work(method) for method in methods}
     seconds: dict[str, dict[str, list[float]]] = {method: {"wall": [], "cpu": []} for method in methods}
     for repeat in range(repeats + 1):
@@ -164,7 +164,7 @@ def timed(problem: Problem, methods: list[str], repeats: int) -> dict[str, dict[
 
 
 def peak(method: str, vocabulary: int, hidden: int, tokens: int) -> int:
-    """Return the bytes by which this process grows at its highest; it must be a fresh one, on Linux."""
+    """Return the growth of this process to its highest resident size, in bytes. It must be new, on Linux."""
     small = Problem(vocabulary, hidden, 64)
     small.work(method)()  # threads, kernels and the compiler
     del small
@@ -181,7 +181,7 @@ def _resident(field: str) -> int:
 
 
 def ratios(seconds: dict[str, dict[str, list[float]]], clock: str) -> dict[str, dict[str, list[float]]]:
-    """Return, against each yardstick, [lowest, median, highest] of how many times longer it takes than a method."""
+    """Return [lowest, median, highest] of the time of each yardstick divided by the time of a method."""
     found: dict[str, dict[str, list[float]]] = {}
     for yardstick in {"products", "trl"} & seconds.keys():
         for method in seconds:
@@ -213,7 +213,7 @@ def _peak_of(method: str, vocabulary: int, hidden: int, options: argparse.Namesp
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print a shape's table; against products a ratio below 1 is the share that is not products."""
+    """Print a shape's table. A ratio to products below 1 is the share of the time that is not products."""
     print(f"N = {result['tokens']}, V = {result['vocabulary']}, H = {result['hidden']}")
     print(f"{'':<10}{'wall s: min':>12}{'median':>8}{'cpu s: min':>12}{'median':>8}{'trl/this':>20}{'MiB':>8}")
     for method, seconds in result["seconds"].items():
@@ -226,14 +226,14 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Run both shapes, print tables, keep the results."""
+    """Run both shapes, print tables, and save the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--dry", action="store_true", help="print and keep nothing")
+    parser.add_argument("--dry", action="store_true", help="print, and save nothing")
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""What figures depend on, and how they are kept: shared by the benchmarks beside it."""
+"""The machine and the versions that results depend on, and saving of results. All benchmarks use it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def machine(*distributions: str) -> dict[str, Any]:
-    """Return this machine, its Python, and the versions of the distributions that were measured."""
+    """Return this machine, its Python, and the versions of the measured distributions."""
     versions = {name.replace("-", "_"): importlib.metadata.version(name) for name in distributions}
     return {
         "system": platform.system(),
@@ -29,7 +29,7 @@ def _processor() -> str:
 
 
 def keep(path: Path, result: dict[str, Any]) -> None:
-    """Write a result as JSON, whole or not at all."""
+    """Write a result as JSON, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

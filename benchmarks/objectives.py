@@ -1,14 +1,14 @@
-"""What does each objective buy, beside MiniLLM on the same budget?
+"""Compare objectives with MiniLLM on the same budget.
 
     minillm           the default
-    minillm covering  minillm with coverage_weight 0.5, forward KL on teacher samples beside it
+    minillm covering  minillm with coverage_weight 0.5, plus forward KL on teacher samples
     entropy_aware     reverse KL, plus forward KL where the teacher is undecided, on the student's samples
     forward_kl        on the teacher's samples
 
     python benchmarks/objectives.py [--seeds 1 2 3] [--updates 16] [--new-tokens 32] [--add]
 
-Models, figures and the file it keeps, benchmarks/results/objectives.json: see arms.py. ``--add`` puts the seeds
-to those that are there. Figures of one prompt's many answers are the gate's (``skill-kd evaluate``), not this study's.
+arms.py describes models, figures and the result, benchmarks/results/objectives.json. ``--add`` adds seeds to the saved
+ones. This study has one answer per prompt; figures over many answers come from the gate (``skill-kd evaluate``).
 """
 
 from __future__ import annotations

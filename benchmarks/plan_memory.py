@@ -1,8 +1,8 @@
-"""How far `plan` is from what training really takes: peak memory on CPU, planned and measured, side by side.
+"""Compare the peak memory that `plan` estimates with the measured one, on a CPU.
 
-Each case runs in a process of its own, on random weights, with the trainer's own policy, losses, batches and sampler.
-Two measures: ``rss``, the highest resident memory less what the imports took, as the operating system counts it, and
-``live``, the highest sum of the tensors alive, which is what a GPU's allocator would be asked for.
+Each case runs in a separate process, on random weights, with the trainer's policy, losses, batches and sampler. There
+are two measures. ``rss`` is the highest resident memory less that of the imports, as the operating system counts it.
+``live`` is the highest sum of live tensors, which a GPU's allocator would provide.
 
     nice python benchmarks/plan_memory.py [--out benchmarks/results/plan_memory.json] [--only NAME]
 """
@@ -29,12 +29,12 @@ PHASES = {
     "rollouts": ("rollouts",),
     "measure": ("held-out",),
 }
-"""What the plan calls the work of a case."""
+"""The plan's name for the work of a case."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run: shapes of the models, and the parts of a spec that decide its memory."""
+    """One run: the shapes of its models, and the parts of a spec that decide its memory."""
 
     name: str
     hidden: int = 256
@@ -54,13 +54,13 @@ class Case:
     model_type: str = "llama"
     tied: bool = True
     work: Literal["update", "rollouts", "measure"] = "update"
-    """What is run and measured."""
+    """The work that is run and measured."""
 
     def config(self, layers: int) -> dict[str, object]:
         """Return a config.json."""
         if self.model_type == "gpt2":
             sizes = {"n_embd": self.hidden, "n_layer": layers, "n_head": self.hidden // 64, "n_positions": 1024}
-            # Without attention dropout, which SDPA on CPU answers with a whole attention matrix.
+            # No attention dropout: with it, SDPA on a CPU computes the whole attention matrix.
             return {"model_type": "gpt2", "vocab_size": self.vocabulary, "attn_pdrop": 0.0, **sizes}
         return {
             "model_type": self.model_type,
@@ -76,7 +76,7 @@ class Case:
         }
 
     def spec(self, folder: Path) -> dict[str, Any]:
-        """Return the spec whose plan is compared; the configs it names are written to ``folder``."""
+        """Return the spec of a case, and write the configs that it names to ``folder``."""
         for name, layers in (("student", self.layers), ("teacher", self.teacher_layers)):
             (folder / name).mkdir(exist_ok=True)
             (folder / name / "config.json").write_text(json.dumps(self.config(layers)), encoding="utf-8")
@@ -144,7 +144,7 @@ CASES = (
 def live_bytes() -> Any:
     """Return a mode that adds up the storages of all tensors alive: ``peak`` is the highest sum so far, in bytes.
 
-    Under any mode autograd adds up gradients out of place, so a tied table has one copy more at the end of a step.
+    Under any mode, autograd adds gradients out of place, so a tied table has one more copy at the end of a step.
     """
     import weakref
 
@@ -162,7 +162,7 @@ def live_bytes() -> Any:
             if tensor.layout == torch.strided:
                 storage = tensor.untyped_storage()
                 key, size, owner = storage._cdata, storage.nbytes(), storage
-            else:  # A weight in the order of a library has no storage to ask.
+            else:  # A weight in a library's own layout has no storage.
                 key, size, owner = id(tensor), tensor.numel() * tensor.element_size(), tensor
             if key not in self.storages:
                 self.storages[key] = size
@@ -191,7 +191,7 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    # Threads and kernels are set up by a first product; what they take counts with the imports.
+    # A first product sets up threads and kernels. Their memory counts as that of the imports.
     torch.nn.Linear(64, 64)(torch.ones(8, 64)).sum().backward()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     models = [AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder / n)) for n in ("student", "teacher")]
@@ -270,7 +270,7 @@ def updating(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None]
 
 
 def sampling(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None], Any]:
-    """Return one batch of rollouts as the trainer samples it, and an optimizer that holds its states meanwhile."""
+    """Return a function that samples one batch of rollouts, and an optimizer that keeps its states meanwhile."""
     import torch
 
     from skill_kd.kd.model.student import find_head
@@ -296,7 +296,7 @@ def sampling(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None]
 
 
 def measuring(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None], Any]:
-    """Return the trainer's held-out measure, and an optimizer that holds its states meanwhile."""
+    """Return the trainer's held-out measure, and an optimizer that keeps its states meanwhile."""
     import torch
 
     from skill_kd.kd.dataset.encoding import Encoded
@@ -343,7 +343,7 @@ def planned(case: Case, folder: Path) -> dict[str, float]:
 
 
 def run(case: Case) -> dict[str, Any]:
-    """Measure a case in its own process and set the plan beside it; errors are (planned − measured) / measured."""
+    """Measure a case in a separate process and compare it with the plan: errors are (planned − measured) / measured."""
     with tempfile.TemporaryDirectory() as scratch:
         plan = planned(case, Path(scratch))
         command = [sys.executable, __file__, "--measure", json.dumps(asdict(case)), "--folder", scratch]
@@ -363,10 +363,10 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Run all cases, print a table, keep the results."""
+    """Run all cases, print a table, and save the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--only", help="run the cases with this in their name and keep nothing")
+    parser.add_argument("--only", help="run only cases with this in their name, and save nothing")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -388,7 +388,7 @@ def main() -> None:
     for kind, errors in worst.items():
         print(f"{kind}: median error {errors['median']:+.1%}, worst {errors['worst']:+.1%}")
     if options.only is None:
-        from machine import keep, machine  # a test loads this file where its neighbours are not on the path
+        from machine import keep, machine  # a test loads this file without its folder on the path
 
         versions = machine("torch", "transformers", "skill-kd")
         keep(options.out, {"machine": versions, "errors": worst, "rows": rows})

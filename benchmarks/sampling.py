@@ -1,16 +1,16 @@
-"""Teacher-mixed rollouts (MiniLLM Eq 4) with what training needs of them, three ways on the same work:
+"""Compare three ways to sample teacher-mixed rollouts (MiniLLM Eq 4) and to score them for training:
 
     every step   both models decode at every position, then the teacher scores the texts in one pass
-    lazy         ours: a model decodes where the coin names it and catches up in cached chunks; the teacher's hidden
-                 states are there when the rollout ends
-    student      the student alone decodes, then the teacher scores the texts in one pass
+    lazy         ours: a model decodes only tokens that it has to sample, and catches up in cached chunks; the teacher's
+                 hidden states are known when the rollout ends
+    student      only the student decodes, then the teacher scores the texts in one pass
 
-Each with torch's own linear layers and with reordered weights, as our sampler takes them on a CPU.
+Each runs with torch's linear layers, and with reordered weights, which our sampler uses on a CPU.
 
     python benchmarks/sampling.py [--layers 10] [--rows 16] [--tokens 48] [--repeats 5]
 
-Teacher: SmolLM2-135M-Instruct as packaged; student: some of its layers. Nobody ends early, so that all draw the same
-number of tokens. Repeats are interleaved; ratios are taken within a repeat, and their median and range are kept in
+Teacher: SmolLM2-135M-Instruct as packaged; student: some of its layers. No response ends early, so all ways sample the
+same number of tokens. Repeats are interleaved. Ratios are taken within a repeat; their median and range are saved in
 benchmarks/results/sampling.json.
 """
 
@@ -72,7 +72,7 @@ class Work:
         self.uniform_BT = uniforms([(row,) for row in range(rows)], tokens)
 
     def score(self, ids_BT: torch.Tensor) -> torch.Tensor:
-        """Return the teacher's hidden states by one pass over the finished texts."""
+        """Return the teacher's hidden states, from one pass over the finished texts."""
         rows = [
             Row(prompt, tuple(ids), (True,) * len(ids), "student")
             for prompt, ids in zip(self.prompts, ids_BT.tolist(), strict=True)
@@ -118,7 +118,7 @@ class Work:
 
 
 def main() -> None:
-    """Measure, print a table, keep the results."""
+    """Measure, print a table, and save the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, nargs="+", default=[10, 24])
     parser.add_argument("--rows", type=int, default=16)
@@ -134,7 +134,7 @@ def main() -> None:
 
 
 def measure(layers: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Time the three ways in turn; ratios pair what ran one after the other."""
+    """Time the three ways in turn. Ratios compare runs of the same repeat."""
     work = Work(layers, options.rows, options.tokens)
     plain: dict[str, Callable[[], torch.Tensor]] = {
         "every step": work.every_step,

@@ -1,15 +1,14 @@
-"""Does an hour of training keep its memory flat, and leave no process, open file or thread behind?
+"""Check that memory stays flat during an hour of training, and that no process, open file or thread is left behind.
 
-A run of the demo's size (SmolLM2-135M-Instruct, a student of 24 of its layers, minillm) goes on until SIGTERM tells it
-to stop. Every ten seconds its processes are counted, their threads, open files and resident memory, and, by
-heap/sitecustomize.py, what glibc has given out to them. The first quarter is left out, for caches fill. The trend of
-resident memory, in each of the other quarters, is that of a line through the peak of each minute, by least squares. A
-leak raises the least that is ever in use; where only resident memory rises, the heap has gaps that what comes next does
-not fit.
+A run of the demo's size (SmolLM2-135M-Instruct, a student of 24 of its layers, minillm) trains until it gets SIGTERM.
+Every ten seconds, this script counts its processes, their threads, open files and resident memory, and the bytes that
+glibc has allocated to them (heap/sitecustomize.py). The first quarter is left out, because caches fill. In each other
+quarter, the trend of resident memory is a least-squares line through the peak of each minute. A leak raises the fewest
+bytes in use. If only resident memory rises, the heap is fragmented.
 
-The exit code is 1 if the last quarter never has as few processes, threads or files as the second had at most, if the
-least in use is higher in it by more than MOST_LEAKED, if resident memory still rises by more than MOST_AN_HOUR in it,
-or if anything is left at the end.
+The exit code is 1 in these cases: the last quarter always has more processes, threads or files than the maximum of the
+second; its fewest bytes in use are higher by more than MOST_LEAKED; its resident memory still rises by more than
+MOST_AN_HOUR; or anything is left at the end.
 
     python benchmarks/soak.py [--minutes 60] [--layers 24] [--out benchmarks/results/soak.json]
 """
@@ -38,13 +37,13 @@ HEAP = Path(__file__).with_name("heap")
 EVERY = 10.0
 COUNTS = ("processes", "threads", "files", "bytes")
 MOST_AN_HOUR = 0.03
-"""Share of its peak that resident memory may rise by in an hour. Chosen after an hour that ended with 0.019."""
+"""Allowed rise of resident memory in an hour, as a share of its peak. Chosen after an hour that ended with 0.019."""
 MOST_LEAKED = 0.02
-"""Share by which the least in use may be higher in the last quarter than in the second: it was 0.007 in results."""
+"""Allowed rise of the fewest bytes in use from the second to the last quarter, as a share. The result has 0.007."""
 
 
 def write_spec(folder: Path, layers: int) -> Path:
-    """Write the demo's spec without its warm start and without an end; checkpoints come every 20 updates."""
+    """Write the demo's spec, without a warm start and without an end, with a checkpoint every 20 updates."""
     values = demo_spec(layers, 1, "soak").model_dump(mode="json", exclude_unset=True)
     values["stages"] = [{**values["stages"][-1], "updates": 1_000_000}]
     path = folder / "soak.json"
@@ -53,7 +52,7 @@ def write_spec(folder: Path, layers: int) -> Path:
 
 
 def counted(root: psutil.Process) -> dict[str, int]:
-    """Return how much a process and all below it hold now."""
+    """Return the counts of a process and its descendants."""
     found = dict.fromkeys(COUNTS, 0)
     for process in (root, *root.children(recursive=True)):
         try:
@@ -69,7 +68,7 @@ def counted(root: psutil.Process) -> dict[str, int]:
 def watched(
     child: subprocess.Popen[bytes], began: float, seconds: float, every: float
 ) -> tuple[list[dict[str, float]], list[psutil.Process]]:
-    """Return what was counted until the time was over, and the processes there were at the end."""
+    """Return the samples until the time is over, and the processes at the end."""
     root, samples = psutil.Process(child.pid), []
     while (at := time.monotonic() - began) < seconds:
         if child.poll() is not None:
@@ -80,7 +79,7 @@ def watched(
 
 
 def in_use(heap: Path, began: float, samples: list[dict[str, float]], every: float) -> list[dict[str, float]]:
-    """Put to each sample the fewest bytes that all processes together had in use before it was taken."""
+    """Add to each sample the fewest bytes that all processes together had in use before it."""
     told = [[tuple(map(float, line.split())) for line in each.read_text().splitlines()] for each in heap.iterdir()]
     return [
         {
@@ -95,7 +94,7 @@ def in_use(heap: Path, began: float, samples: list[dict[str, float]], every: flo
 
 
 def judged(samples: list[dict[str, float]], window: float) -> dict[str, Any]:
-    """Return what becomes of memory by quarters, and the least and most of everything, without the first quarter."""
+    """Return memory by quarters, and minimum and maximum of every count, without the first quarter."""
     late = quarters(samples)[1:]
     counts = {name: [each[name] for quarter in late for each in quarter] for name in COUNTS}
     return {
@@ -106,13 +105,13 @@ def judged(samples: list[dict[str, float]], window: float) -> dict[str, Any]:
 
 
 def quarters(samples: list[dict[str, float]]) -> list[list[dict[str, float]]]:
-    """Return the samples in four parts; what is left over is left out."""
+    """Return the samples in four equal parts, without the remainder."""
     size = len(samples) // 4
     return [samples[start : start + size] for start in range(0, 4 * size, size)]
 
 
 def trend(samples: list[dict[str, float]], window: float) -> int:
-    """Return how many bytes an hour the peaks of windows of so many seconds rise by."""
+    """Return the rise of the peaks of windows, in bytes per hour."""
     peaks: dict[int, float] = {}
     for each in samples:
         number = int(each["seconds"] // window)
@@ -122,7 +121,7 @@ def trend(samples: list[dict[str, float]], window: float) -> int:
 
 
 def flaws(found: dict[str, Any]) -> list[str]:
-    """Return what is not as it should be after an hour."""
+    """Return the problems after an hour."""
     _, second, _, last = quarters(found["samples"])
     wrong = []
     for name in COUNTS[:3]:
@@ -141,7 +140,7 @@ def flaws(found: dict[str, Any]) -> list[str]:
 
 
 def soak(command: list[str], folder: Path, seconds: float, every: float = EVERY) -> dict[str, Any]:
-    """Run ``command``, which trains in ``folder``, watch it, stop it, and look for what is left."""
+    """Run ``command``, which trains in ``folder``, watch it, stop it, and look for leftovers."""
     (heap := folder / "heap").mkdir()
     path = os.pathsep.join(filter(None, [str(HEAP), os.environ.get("PYTHONPATH")]))
     environment, began = {**os.environ, "PYTHONPATH": path, "SKILL_KD_HEAP": str(heap)}, time.monotonic()
@@ -161,14 +160,14 @@ def soak(command: list[str], folder: Path, seconds: float, every: float = EVERY)
 
 
 def main() -> int:
-    """Train, watch, keep what was found; 1 if it is not as it should be."""
+    """Train, watch and save the result. Return 1 if there is a problem."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     if options.minutes < 8:
-        parser.error("--minutes: 8 at least, so that a quarter has two")
+        parser.error("--minutes: use at least 8, so that a quarter has two minutes")
     with tempfile.TemporaryDirectory() as scratch:
         spec = write_spec(Path(scratch), options.layers)
         command = [sys.executable, "-m", "skill_kd", "run", str(spec), "--runs", scratch]

@@ -1,7 +1,7 @@
-"""How long the light verbs take to answer, as whole processes, beside peers, all interleaved in one run.
+"""Measure the start-up time of the light verbs, as whole processes, and of peers, interleaved in one run.
 
-Beside them stand the bare import of what the core needs, which no verb that reads a spec can undercut, and
-``trl --help`` where an installation of TRL is given. A verb that misses its limit ends this with exit code 1.
+It also times the bare import of the core's requirements, which is the minimum for a verb that reads a spec, and
+``trl --help`` if an installation of TRL is named. If a verb misses its limit, the exit code is 1.
 
     python benchmarks/startup.py [--trl PATH/bin/trl] [--repeats 15] [--out benchmarks/results/startup.json]
 """
@@ -25,11 +25,11 @@ RESULTS = Path(__file__).parent / "results" / "startup.json"
 SPEC = str(Path(__file__).parents[1] / "examples" / "demo.yaml")
 IMPORTS = "import pydantic, pluggy, yaml"
 LIMITS = {"skill-kd --help": 0.25, "skill-kd validate": 0.4}
-"""Seconds, at the median."""
+"""Limit of the median, in seconds."""
 
 
 def commands(trl: Path | None, folder: Path) -> dict[str, list[str]]:
-    """Return what is started, by name; ``generate`` writes into ``folder``."""
+    """Return the commands by name. ``generate`` writes into ``folder``."""
     ours = str(Path(sys.executable).with_name("skill-kd"))
     named = {
         "bare python": [sys.executable, "-c", ""],
@@ -44,14 +44,14 @@ def commands(trl: Path | None, folder: Path) -> dict[str, list[str]]:
 
 
 def seconds(command: list[str], folder: Path) -> float:
-    """Return how long a process took from its start to its end."""
+    """Return the seconds from the start of a process to its end."""
     began = time.perf_counter()
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
 
 
 def measure(trl: Path | None, repeats: int) -> dict[str, list[float]]:
-    """Start everything ``repeats`` times, in another order each time; a first round warms caches and is dropped."""
+    """Start every command ``repeats`` times, each time in another order, after a first round that warms the caches."""
     with tempfile.TemporaryDirectory() as scratch:
         named = commands(trl, Path(scratch))
         times: dict[str, list[float]] = {name: [] for name in named}
@@ -76,16 +76,16 @@ def show(line: dict[str, Any]) -> None:
 
 
 def trl_version(trl: Path) -> str:
-    """Return the version of TRL beside its executable."""
+    """Return the version of TRL in the folder of its executable."""
     ask = "import importlib.metadata; print(importlib.metadata.version('trl'))"
     command = [str(trl.with_name("python")), "-c", ask]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def main() -> int:
-    """Measure, print a table, keep the results; 1 when a limit was missed."""
+    """Measure, print a table, and save the results. Return 1 if a limit was missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trl", type=Path, metavar="PATH", help="the trl executable of an environment of its own")
+    parser.add_argument("--trl", type=Path, metavar="PATH", help="the trl executable of a separate environment")
     parser.add_argument("--repeats", type=int, default=15, metavar="N")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()

@@ -1,9 +1,9 @@
-"""A teacher whose every probability is known: prompts with modes, modes with words; and eight ways to be its student.
+"""A synthetic teacher with known probabilities: prompts with modes, and modes with words. Eight kinds of students.
 
 A response is written by one mode of its prompt: function words that all prompts share, words of the topic, and words of
 the mode. Its next-token distribution is the posterior mixture of the modes, so likelihoods are exact. Damage is planted
-by condition; ``base`` rates of loops, refusals and stock openings are the teacher's own. Nothing here is random but by
-its seed.
+by condition; ``base`` rates of loops, refusals and stock openings are the teacher's own. All randomness comes
+from the seed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 Array = np.ndarray
 
 FUNCTION, TOPIC, GLOBAL = 80, 160, 5000
-"""Words that all prompts share, words of one prompt, and words that topics are drawn from."""
+"""Number of words that all prompts share, of words of one prompt, and of words for topics."""
 FUNCTION_SHARE = 0.35
 LONGEST = 160
 PHRASE = 4
@@ -29,7 +29,7 @@ class Condition:
     """How a student differs from its teacher; the default is the teacher itself."""
 
     modes: int = 12
-    """The likeliest modes of a prompt that are left."""
+    """Number of modes that are left, the likeliest ones of a prompt."""
     temperature: float = 1.0
     length: float = 1.0
     """Factor on the number of words."""
@@ -59,7 +59,7 @@ UNSEEN = {
     "5% loops": Condition(loops=0.05),
     "3% refusals": Condition(refusals=0.03),
 }
-"""Milder damage that no margin was derived from."""
+"""Milder damage, which was not used to derive margins."""
 
 HARMLESS = ("null", "half length", "1.5 times the length")
 
@@ -78,7 +78,7 @@ _TEXTS = {
 
 @dataclass
 class SyntheticTeacher:
-    """Fresh prompts, modes and words for each seed."""
+    """A teacher with new prompts, modes and words for each seed."""
 
     seed: int
     prompts: int = 200
@@ -86,7 +86,7 @@ class SyntheticTeacher:
     language: str = "latin"
     mean_length: float = 55.0
     mode_share: float = 0.45
-    """Share of the words that tell modes apart; the topic has the rest of 0.65."""
+    """Share of the words that distinguish modes. The topic has the rest of 0.65."""
     rng: np.random.Generator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -97,7 +97,7 @@ class SyntheticTeacher:
         own = np.zeros((*shape, TOPIC))
         chosen = rng.random((*shape, TOPIC)).argpartition(14, axis=-1)[..., :14]
         np.put_along_axis(own, chosen, rng.dirichlet(np.full(14, 1.0), shape), axis=-1)
-        # A little of every word in every mode: no divergence is then infinite.
+        # Every word has some probability in every mode, so no divergence is infinite.
         own = 0.98 * own + 0.02 / TOPIC
         words = (1 - FUNCTION_SHARE - self.mode_share) * topic[:, None] + self.mode_share * own
         function = np.broadcast_to(FUNCTION_SHARE * zipf / zipf.sum(), (*shape, FUNCTION))
@@ -185,7 +185,7 @@ class SyntheticTeacher:
     ) -> Iterator[tuple[Array, Array]]:
         """Yield, for each position, the next-token distribution [rows, V + 1] and which rows [rows] have come so far.
 
-        Modes, temperature and length are seen; loops, refusals and openings are no part of it. The last id ends a text.
+        They include modes, temperature and length, but not loops, refusals and openings. The last id ends a text.
         """
         rows = lengths_NK.size
         prompt, ids, ends = (
@@ -203,7 +203,7 @@ class SyntheticTeacher:
             posterior = posterior + np.log(self.words_NMV[prompt, :, ids[:, step]])
 
     def hazards(self, condition: Condition) -> Array:
-        """Return the chance that a text ends before each position, [LONGEST]."""
+        """Return the probability that a text ends before each position, [LONGEST]."""
         from scipy.stats import norm
 
         at = np.arange(LONGEST + 1)

@@ -22,29 +22,29 @@ TITLES = {
 ESTIMATORS = ("forward_kl", "reverse_kl", "student_entropy", "length", "repetition")
 
 
-def table(study: str, figures: Sequence[str]) -> str:
+def table(study: str, measures: Sequence[str]) -> str:
     """Return Markdown: the held-out changes of the study's reference, and the others' differences from it."""
     document = generated.result(study)
     seeds, setting = len(document["runs"]), document["setting"]
     reference = setting["reference"]
     rows = [
-        _row(f"`{reference}`, its change", document["changes"][reference], figures),
-        *(_row(f"`{name}` − `{reference}`", found, figures) for name, found in document["less_reference"].items()),
+        _row(f"`{reference}`, change from the start", document["changes"][reference], measures),
+        *(_row(f"`{name}` − `{reference}`", found, measures) for name, found in document["less_reference"].items()),
     ]
     lines = [
-        f"Held-out figures after {setting['updates']} updates of 8 rollouts of at most {setting['new_tokens']} tokens: "
-        f"mean (95% t-interval) over {seeds} seeds.",
+        f"Held-out measures after {setting['updates']} updates of 8 rollouts of at most {setting['new_tokens']} "
+        f"tokens: mean (95% t-interval) over {seeds} seeds.",
         "",
-        f"| | {' | '.join(TITLES[name] for name in figures)} |",
-        "|---|" + "---|" * len(figures),
+        f"| | {' | '.join(TITLES[name] for name in measures)} |",
+        "|---|" + "---|" * len(measures),
         *rows,
     ]
     return "\n".join([*lines, ""])
 
 
-def _row(title: str, found: Mapping[str, Mapping[str, Any]], figures: Sequence[str]) -> str:
+def _row(title: str, found: Mapping[str, Mapping[str, Any]], measures: Sequence[str]) -> str:
     shown = "{mean:+.3f} ({low:+.3f} … {high:+.3f})"
-    return f"| {title} | {' | '.join(shown.format(**found[name]) for name in figures)} |"
+    return f"| {title} | {' | '.join(shown.format(**found[name]) for name in measures)} |"
 
 
 if __name__ == "__main__":

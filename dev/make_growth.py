@@ -12,26 +12,26 @@ from typing import Any
 import generated
 
 AXES = {
-    "tokens": ("tokens sampled an update", lambda case: case["rows"] * case["new_tokens"]),
+    "tokens": ("tokens sampled per update", lambda case: case["rows"] * case["new_tokens"]),
     "vocabulary": ("vocabulary", lambda case: case["vocabulary"]),
-    "rows": ("responses an update", lambda case: case["rows"]),
+    "rows": ("responses per update", lambda case: case["rows"]),
 }
 PANEL, HEIGHT, LEFT, TOP, BOTTOM = 250, 230, 44, 34, 186
-KINDS = {"seconds": ("update", "#1f6feb"), "sampling": ("of it sampling", "#bf5700")}
+KINDS = {"seconds": ("update", "#1f6feb"), "sampling": ("of which sampling", "#bf5700")}
 INK = "#57606a"
 
 
 def table() -> str:
     """Return the table with one row per case."""
     kept = generated.result("end_to_end_growth")
-    lines = ["| grows | to | seconds an update | of it sampling | peak MiB |", "|---|---|---|---|---|"]
+    lines = ["| what grows | size | seconds per update | of which sampling | peak MiB |", "|---|---|---|---|---|"]
     for axis, (name, size) in AXES.items():
         power = kept["seconds_go_as_power"][axis]
         for number, case in enumerate(kept["cases"][axis]):
-            label = f"{name}; seconds go as its power of {power:.2f}" if number == 0 else ""
+            label = f"{name}; seconds grow with its power of {power:.2f}" if number == 0 else ""
             seconds, sampling = (case[kind]["median"] for kind in KINDS)
-            told = f"{size(case):,} | {seconds:.2f} | {sampling:.2f} | {case['peak_bytes'] / 2**20:,.0f}"
-            lines.append(f"| {label} | {told} |")
+            cells = f"{size(case):,} | {seconds:.2f} | {sampling:.2f} | {case['peak_bytes'] / 2**20:,.0f}"
+            lines.append(f"| {label} | {cells} |")
     return "\n".join(lines) + "\n"
 
 
@@ -70,11 +70,11 @@ def panel(axis: str, measured: list[dict[str, Any]], at: float, low: float, high
         shown = f"{value // 1024}k" if value >= 2**14 else str(value)
         yield f'<text x="{x(value)}" y="{BOTTOM + 16}" text-anchor="middle" fill="{INK}">{shown}</text>'
     yield f'<text x="{x(sizes[0])}" y="{BOTTOM + 34}" fill="{INK}">{name}</text>'
-    for number, (kind, (label, colour)) in enumerate(KINDS.items()):
+    for number, (kind, (label, color)) in enumerate(KINDS.items()):
         places = [(x(size(case)), y(case[kind]["median"])) for case in measured]
-        yield f'<path d="M{"L".join(f"{a} {b}" for a, b in places)}" fill="none" stroke="{colour}" stroke-width="2"/>'
-        yield "".join(f'<circle cx="{a}" cy="{b}" r="3" fill="{colour}"/>' for a, b in places)
-        yield f'<text x="{x(sizes[0]) + 92 * number}" y="16" fill="{colour}">{label}</text>'
+        yield f'<path d="M{"L".join(f"{a} {b}" for a, b in places)}" fill="none" stroke="{color}" stroke-width="2"/>'
+        yield "".join(f'<circle cx="{a}" cy="{b}" r="3" fill="{color}"/>' for a, b in places)
+        yield f'<text x="{x(sizes[0]) + 92 * number}" y="16" fill="{color}">{label}</text>'
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def loss() -> Iterator[Row]:
         yield (
             f"reverse KL with its gradients, from hidden states; {size}",
             f"{_range(faster['eager'])} times as fast as TRL's chunked kernel, compiled {_range(faster['compiled'])}; "
-            f"{peak['eager'] / 2**20:.0f} MiB against its {peak['trl'] / 2**20:.0f}",
+            f"peak memory {peak['eager'] / 2**20:.0f} MiB, TRL {peak['trl'] / 2**20:.0f} MiB",
         )
 
 
@@ -57,11 +57,12 @@ def end_to_end() -> Iterator[Row]:
         ("plain", "ours minillm", "a plain two-model MiniLLM loop"),
     ):
         rates = faster[peer][name]
-        told = f"{_spread(rates['updates'])} times its updates a second, {_spread(rates['tokens'])} times its tokens"
-        yield f"whole updates, equal work, against {what}", told
+        updates, tokens = _spread(rates["updates"]), _spread(rates["tokens"])
+        found = f"{updates} times as many updates per second, {tokens} times as many tokens per second"
+        yield f"whole updates, equal work, compared with {what}", found
     entries = kept["races"][0]
-    figures = "; ".join(f"{name} {entry['reverse_kl']:.3f}" for name, entry in entries.items())
-    yield f"held-out reverse KL after the updates that {kept['setting']['budget']:.0f} s allow (one seed)", figures
+    measures = "; ".join(f"{name} {entry['reverse_kl']:.3f}" for name, entry in entries.items())
+    yield f"held-out reverse KL after {kept['setting']['budget']:.0f} s of updates (one seed)", measures
 
 
 def demo() -> Iterator[Row]:
@@ -71,27 +72,27 @@ def demo() -> Iterator[Row]:
     values = [[run["figures"][moment]["reverse_kl"] for run in kept["runs"]] for moment in moments]
     shown = ", ".join(f"{min(each):.2f}–{max(each):.2f}" for each in values)
     what = f"demo over {len(kept['runs'])} seeds, reverse KL before training, after the warm start, after MiniLLM"
-    yield what, f"{shown} nats a token"
+    yield what, f"{shown} nats per token"
     change = kept["changes"]["MiniLLM"]
-    told = ", ".join(f"{_words(name)} {_interval(change[name])}" for name in ("reverse_kl", "forward_kl"))
-    yield "demo, change from the warm start to the end of MiniLLM", told
+    found = ", ".join(f"{_words(name)} {_interval(change[name])}" for name in ("reverse_kl", "forward_kl"))
+    yield "demo, change from the warm start to the end of MiniLLM", found
 
 
 def backends() -> Iterator[Row]:
     """Yield the differences between the students of the backends."""
     kept = result("backends")
     for pair, figures in kept["differences"].items():
-        told = ", ".join(f"{_words(name)} {_interval(values)}" for name, values in figures.items())
+        found = ", ".join(f"{_words(name)} {_interval(values)}" for name, values in figures.items())
         seeds = len({run["seed"] for run in kept["runs"]})
-        yield f"the same spec on two backends, {pair}: held-out difference over {seeds} seeds", told
+        yield f"the same spec on two backends, {pair}: held-out difference over {seeds} seeds", found
 
 
 def plan() -> Iterator[Row]:
     """Yield the errors of plan."""
     for measure, what in (("rss", "planned resident memory"), ("live", "planned tensor memory")):
         errors = [abs(row[f"{measure}_error"]) for row in result("plan_memory")["rows"]]
-        told = f"off by {median(errors):.1%} at the median, {max(errors):.1%} at worst"
-        yield f"{what}, compared with real updates on a CPU", told
+        found = f"median error {median(errors):.1%}, largest error {max(errors):.1%}"
+        yield f"{what}, compared with real updates on a CPU", found
 
 
 def honesty() -> Iterator[Row]:
@@ -103,18 +104,18 @@ def honesty() -> Iterator[Row]:
         damaged = {name: row["false_rate"] for name, row in rows.items() if row["false_verdict"] == "GO"}
         worst = max(damaged, key=lambda name: damaged[name]["value"])
         null = rows["null"]["go_rate"]
-        told = (
-            f"a student identical to its teacher passes {_share(null)}; of damaged students at most "
+        found = (
+            f"of students identical to their teacher, {_share(null)} pass; of damaged students, at most "
             f"{_share(damaged[worst])} pass (worst case: {worst})"
         )
-        yield f"gate, preset `{preset}`, {world['simulations']} simulations of each student", told
+        yield f"gate, preset `{preset}`, {world['simulations']} simulations of each student", found
 
 
 def reading() -> Iterator[Row]:
     """Yield the cost of the probabilities that evaluate reads."""
     ratio = result("evaluate_speed")["ratio"]["wall"]
     yield (
-        "`evaluate` scoring with two models, time ÷ that of their bare forward passes",
+        "`evaluate`: time to score with two models ÷ time of their forward passes alone",
         _range([min(ratio["all"]), ratio["median"], max(ratio["all"])]),
     )
 
@@ -122,11 +123,11 @@ def reading() -> Iterator[Row]:
 def diagnosing() -> Iterator[Row]:
     """Yield the speed and the memory use of diagnose."""
     kept = result("diagnose_speed")
-    told = "; ".join(
+    found = "; ".join(
         f"{run['lines']:,} lines {run['lines_per_second']:,.0f} lines/s, {run['peak_bytes'] / 1e6:.0f} MB"
         for run in kept["runs"]
     )
-    yield f"`diagnose`, {kept['jobs']} jobs, lines of {kept['line_bytes'] / 1000:.1f} kB", told
+    yield f"`diagnose`, {kept['jobs']} jobs, lines of {kept['line_bytes'] / 1000:.1f} kB", found
 
 
 PARTS = {
@@ -160,7 +161,7 @@ def selection() -> str:
 
 def _table(rows: Iterable[tuple[str, Row]]) -> str:
     head = ["| what | result | from `benchmarks/results` |", "|---|---|---|"]
-    return "\n".join([*head, *(f"| {what} | {told} | `{name}.json` |" for name, (what, told) in rows)]) + "\n"
+    return "\n".join([*head, *(f"| {what} | {found} | `{name}.json` |" for name, (what, found) in rows)]) + "\n"
 
 
 def _spread(values: dict[str, float]) -> str:

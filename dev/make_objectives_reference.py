@@ -41,7 +41,7 @@ VOCABULARY, LENGTH, SEEDS, MIXES = 4, 4, range(16), (0.0, 0.2, 0.5)
 MORE_SEEDS, SCALES = 200, (1.0, 2.0)
 MORE_SHOWN = (
     "Single + Long, per-decision weights (`exact`)",
-    "per-token weight, length normalisation, clip (`paper`)",
+    "per-token weight, length normalization, clip (`paper`)",
     "Single alone (`reverse_kl`, on-policy)",
 )
 
@@ -109,7 +109,7 @@ GAPS = (0.1, 0.3, 1.0)
 
 def sample_size_table(_text: str) -> str:
     """Return a Markdown table of the effective sample size with exact weights."""
-    rows = ["| reverse KL a token | α |" + "".join(f" {tokens} tokens |" for tokens in TOKENS)]
+    rows = ["| reverse KL per token | α |" + "".join(f" {tokens} tokens |" for tokens in TOKENS)]
     rows.append("|---|---|" + "---|" * len(TOKENS))
     for gap in GAPS:
         q, p = _pair(gap)
@@ -149,7 +149,7 @@ def check_output(text: str) -> str:
 
 GRID = torch.linspace(-7, 7, 281, dtype=torch.float64)
 WIDTH, HEIGHT, BASE = 640, 300, 250
-COLOURS = {"teacher": "#6b7280", "forward": "#2f6fdb", "reverse": "#c2541d"}
+COLORS = {"teacher": "#6b7280", "forward": "#2f6fdb", "reverse": "#c2541d"}
 
 
 def bump(center: Tensor | float, width: Tensor | float) -> Tensor:
@@ -184,14 +184,14 @@ def picture() -> str:
         "<title>One Gaussian fitted to a teacher with two modes, by forward and by reverse KL</title>",
     ]
     for name, curve in curves.items():
-        path, colour = _path(curve.exp() * scale), COLOURS[name]
-        style = f'fill="{colour}" fill-opacity=".35"' if name == "teacher" else f'fill="none" stroke="{colour}"'
+        path, color = _path(curve.exp() * scale), COLORS[name]
+        style = f'fill="{color}" fill-opacity=".35"' if name == "teacher" else f'fill="none" stroke="{color}"'
         parts.append(f'<path d="{path}" {style} stroke-width="2.5"/>')
-    parts.append(f'<path d="M0 {BASE}H{WIDTH}" stroke="{COLOURS["teacher"]}"/>')
+    parts.append(f'<path d="M0 {BASE}H{WIDTH}" stroke="{COLORS["teacher"]}"/>')
     for at, (name, label) in zip((8, 180, 420), names.items(), strict=True):
         first, _, second = label.partition(", ")
         parts += [
-            f'<text x="{at}" y="{BASE + 22 + 16 * line}" fill="{COLOURS[name]}" font-size="12">{words}</text>'
+            f'<text x="{at}" y="{BASE + 22 + 16 * line}" fill="{COLORS[name]}" font-size="12">{words}</text>'
             for line, words in enumerate((first, second))
         ]
     return "\n".join([*parts, "</svg>", ""])

@@ -23,13 +23,13 @@ INTRODUCTION = f"""\
 <!-- Written by `{COMMAND}`; edit the docstrings in skill_kd/spec/ instead. -->
 # The spec
 
-Every key of a spec file. A spec is YAML, JSON or TOML; unknown keys are refused with the nearest known one, and
-`skill-kd validate` names each mistake and its mend. `skill-kd schema` prints the same as JSON Schema, for editors.
-Whole specs with their reasons are in [examples](../examples/README.md).
+This page lists every key of a spec. A spec is a YAML, JSON or TOML file. `skill-kd validate` names each mistake and its
+fix; for an unknown key it suggests the nearest known one. `skill-kd schema` prints the same reference as JSON Schema,
+for editors. The [examples](../examples/README.md) are complete specs with reasons.
 
 Units: tokens, seconds, nats. In equations p is the teacher, q the student, y a response, t a position.
-`forward_kl` is KL(teacher ‖ student), which covers the teacher's modes; `reverse_kl` is KL(student ‖ teacher), which
-seeks some of them.
+`forward_kl` is KL(teacher ‖ student), which covers all modes of the teacher. `reverse_kl` is KL(student ‖ teacher),
+which seeks some of them.
 """
 OBJECTIVES = "Objectives"
 SHARED = "Keys of every divergence"
@@ -57,11 +57,11 @@ def _body() -> Iterator[str]:
         if not title.startswith("kind: "):
             yield from _section(f"## {title}", definitions[name], definitions[name]["properties"], titles)
 
-    yield "## stages\n\nA list, in this order. `distill` must be there; each kind is there once at most.\n"
+    yield "## stages\n\nA list, in this order. `distill` is required, and each kind occurs at most once.\n"
     for name in _members(spec["properties"]["stages"]["items"]):
         yield from _section(f"### {titles[name]}", definitions[name], _without_kind(definitions[name]), titles)
 
-    yield f"## {OBJECTIVES}\n\nThe `objective` of a stage, by its `kind`. A warm start takes all but `minillm`.\n"
+    yield f"## {OBJECTIVES}\n\nThe `objective` of a stage, by its `kind`. A warm start accepts all except `minillm`.\n"
     shared = Divergence.model_json_schema()
     yield from _section(f"### {SHARED}", shared, shared["properties"], titles)
     for name in _members(definitions["Distill"]["properties"]["objective"]):
@@ -70,7 +70,7 @@ def _body() -> Iterator[str]:
         if inherits:
             own = {key: value for key, value in own.items() if value != shared["properties"].get(key)}
         note = (
-            f"Takes the {link(SHARED, 'keys of every divergence')}."
+            f"Has the {link(SHARED, 'keys of every divergence')} too."
             if inherits
             else ""
             if own

@@ -1,11 +1,11 @@
-"""Put graded runs of any number of configurations side by side, with intervals.
+"""Compare graded runs of any number of configurations, with intervals.
 
     python evals/aggregate.py ~/kd/one [--json]
     python evals/aggregate.py ~/kd/one --triggers
 
 Cases are the units: runs of one case are averaged, and 95 % intervals come from resampling cases (2000 times, fixed
 seed). Differences between two configurations are paired by case, over the cases that both have. Cases that only one
-skill can meet, ``ours_only``, stand by themselves. Who ran it and when stands below.
+skill can solve (``ours_only``) are shown separately. Agents and dates are listed below the table.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 RESAMPLES = 2000
 Scores = dict[str, dict[str, float]]
-"""By configuration and case: the mean share of expectations met."""
+"""The mean share of met expectations, by configuration and case."""
 
 
 def read(folder: Path, kind: str = "eval") -> tuple[Scores, dict[str, list[dict[str, Any]]]]:
-    """Return the scores and, by configuration, what each run tells of itself; ``kind`` is ``eval`` or ``trigger``."""
+    """Return the scores, and the timing of each run by configuration. ``kind`` is ``eval`` or ``trigger``."""
     rates: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     timings: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for path in sorted(folder.glob(f"{kind}-*/*/run-*/grading.json")):
@@ -42,7 +42,7 @@ def read(folder: Path, kind: str = "eval") -> tuple[Scores, dict[str, list[dict[
 
 
 def ours_only() -> set[str]:
-    """Return the folders of the cases that are no comparison."""
+    """Return the folders of the cases that are not part of a comparison."""
     cases = json.loads((HERE / "evals.json").read_text(encoding="utf-8"))["evals"]
     return {f"eval-{case['id']}" for case in cases if case.get("ours_only")}
 
@@ -61,7 +61,7 @@ def described(values: Sequence[float]) -> dict[str, Any]:
 
 
 def compare(scores: Scores, timings: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Return each configuration, each difference of two on the cases that they share, and who ran it when."""
+    """Return each configuration, each difference of two on their common cases, and the agents with dates."""
     apart, configurations = ours_only(), {}
     compared = {config: {case: rate for case, rate in of.items() if case not in apart} for config, of in scores.items()}
     for config, of in sorted(compared.items()):
@@ -109,11 +109,11 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the runner's --out")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--triggers", action="store_true", help="the trigger queries instead of the cases")
+    parser.add_argument("--triggers", action="store_true", help="compare the trigger queries instead of the cases")
     options = parser.parse_args(args)
     scores, timings = read(options.folder, "trigger" if options.triggers else "eval")
     if not scores:
-        parser.error(f"{options.folder}: no graded run; runner.py makes them")
+        parser.error(f"{options.folder}: no graded run; create some with runner.py")
     found = compare(scores, timings)
     print(json.dumps(found, indent=1) if options.json else table(found))
     return 0

@@ -1,4 +1,4 @@
-"""The files a case begins with: small, made on the spot, with a known truth that is not among them.
+"""The input files of a case. They are small and generated, and the known truth is not among them.
 
 Tiny models come from ``tests/tiny.py``, logs with a planted cause from ``benchmarks/diagnose_logs.py``, generations
 with planted damage from ``benchmarks/synthetic_teacher.py``. Nothing is downloaded.
@@ -26,7 +26,7 @@ def reverse_kl_loss(student_logits, teacher_logits, mask):
     student_log_probs = torch.log_softmax(student_logits, dim=-1)
     return -(teacher_probs * student_log_probs).sum(dim=-1).mean()
 '''
-"""A cross-entropy to the teacher's distribution, without its mask, under the name of the other direction."""
+"""A cross-entropy to the teacher's distribution, without its mask, with the name of the other direction."""
 
 
 def make(kind: str, folder: Path, **options: Any) -> None:
@@ -48,7 +48,7 @@ def _jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
 def models(folder: Path, sharper: float = 1.0) -> None:
     """``teacher/`` and ``student/``, random Llamas of one tokenizer, and prompts to train on.
 
-    ``sharper`` scales the teacher's logits: far from 1, the two directions of KL cannot be taken for each other.
+    ``sharper`` scales the teacher's logits. Far from 1, the two directions of KL differ clearly.
     """
     from safetensors.torch import load_file, save_file
 
@@ -63,35 +63,35 @@ def models(folder: Path, sharper: float = 1.0) -> None:
 
 
 def prompts(folder: Path) -> None:
-    """``prompts.jsonl``: 24 rows with nothing but a prompt."""
+    """Write ``prompts.jsonl``: 24 rows that have only a prompt."""
     source = REPOSITORY / "examples" / "data" / "prompts.jsonl"
     (folder / "prompts.jsonl").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
 
 
 def responses(folder: Path) -> None:
-    """``heldout.jsonl``: prompts with responses, to measure with."""
+    """Write ``heldout.jsonl``: prompts with responses, to measure on."""
     source = REPOSITORY / "examples" / "data" / "eval.jsonl"
     (folder / "heldout.jsonl").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
 
 
 def wrong_loss(folder: Path) -> None:
-    """``losses.py``, whose loss is not what it is called."""
+    """Write ``losses.py``. Its loss has the wrong name."""
     (folder / "losses.py").write_text(WRONG_LOSS, encoding="utf-8")
 
 
 def logs(folder: Path, damage: str | None = None, twin: str | None = None, seed: int = 0) -> None:
-    """``logs.jsonl``: 15 days of answers; from day 9 on something else."""
+    """Write ``logs.jsonl``: 15 days of answers that change on day 9."""
     maker = _import("benchmarks", "diagnose_logs")
     _jsonl(folder / "logs.jsonl", maker.rows(maker.Log(seed, 15, 120, damage, twin, ON_DAY)))
 
 
 def since() -> str:
-    """The ISO date on which the change of every log begins."""
+    """Return the ISO date on which the change of every log begins."""
     return str((_import("benchmarks", "diagnose_logs").START + timedelta(days=ON_DAY)).date())
 
 
 def generations(folder: Path, condition: str, count: int = 200, seed: int = 0) -> None:
-    """``teacher.jsonl`` with 16 and ``student.jsonl`` with 8 answers to each of ``count`` prompts."""
+    """Write ``teacher.jsonl`` with 16 and ``student.jsonl`` with 8 answers to each of ``count`` prompts."""
     maker = _import("benchmarks", "synthetic_teacher")
     world = maker.SyntheticTeacher(seed, prompts=count)
     for stream, (name, how, samples) in enumerate((("teacher", "null", 16), ("student", condition, 8))):

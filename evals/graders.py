@@ -1,7 +1,7 @@
-"""Graders: each runs what an agent left in ``outputs/`` and compares it with a truth the agent was not told.
+"""Graders: each runs the files that an agent left in ``outputs/``, and compares them with a truth unknown to the agent.
 
-What is run was written by a model: run evaluations where it can do no harm (a container without credentials).
-Each grader takes the outputs and returns whether it passed and the evidence; it never raises.
+A model wrote these files: run evaluations where they can do no harm (a container without credentials).
+Each grader takes the outputs, and returns if it passed, with the evidence. It never raises.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # skill_kd is read from where the cases lie
 Grade = tuple[bool, str]
 SECONDS = 900
-"""How long anything that is run may take."""
+"""Time limit of each subprocess, in seconds."""
 
 
 def grade(outputs: Path, checks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -58,7 +58,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def loss_proved(outputs: Path, file: str, function: str, kinds: Sequence[str], same_as: Sequence[str] = ()) -> Grade:
-    """Its expected gradient, over all responses of a toy, by ``skill-kd prove``; one of ``kinds`` or ``same_as``."""
+    """Judge the expected gradient of a loss with ``skill-kd prove``: one of ``kinds``, or ``same_as``."""
     done = _kd(outputs, "prove", f"{file}:{function}", "--teacher-mix", "0", "--json")
     if not done.stdout:
         return False, done.stderr
@@ -68,7 +68,7 @@ def loss_proved(outputs: Path, file: str, function: str, kinds: Sequence[str], s
 
 
 def loss_numbers(outputs: Path, file: str, function: str, direction: str) -> Grade:
-    """Its values on random logits, beside those computed from the definition; a mean over the tokens of the mask."""
+    """Compare the values of a loss on random logits with its definition, a mean over the tokens of the mask."""
     done = _run([sys.executable, str(HERE / "loss_numbers.py"), str(outputs / file), function, direction], outputs)
     return done.returncode == 0, (done.stdout or done.stderr).strip()[-600:]
 
@@ -77,7 +77,7 @@ def loss_numbers(outputs: Path, file: str, function: str, direction: str) -> Gra
 
 
 def spec(outputs: Path, file: str, kinds: Sequence[str], coverage: bool = False) -> Grade:
-    """A spec that ``skill-kd validate`` accepts and whose last objective is one of ``kinds``."""
+    """Check that ``skill-kd validate`` accepts a spec, and that its last objective is one of ``kinds``."""
     done = _kd(outputs, "validate", file, "--json")
     if done.returncode:
         return False, done.stdout or done.stderr
@@ -91,20 +91,20 @@ def spec(outputs: Path, file: str, kinds: Sequence[str], coverage: bool = False)
 
 
 def script(outputs: Path, file: str = "train.py", student: str = "student") -> Grade:
-    """A script that trains: run in a copy of ``outputs``, it ends well and its student is nearer to the teacher."""
+    """Check that a script trains: in a copy of ``outputs`` it succeeds, and its student is nearer to the teacher."""
     done = _run([sys.executable, str(HERE / "retrain.py"), str(outputs), file, student], outputs, 2 * SECONDS)
     return done.returncode == 0, (done.stdout + done.stderr).strip()[-1200:]
 
 
 def student(outputs: Path, folder: str = "student", dtype: str | None = None) -> Grade:
-    """A folder that loads by itself, holds no pickle, and is nearer to the teacher than the base student."""
+    """Check that a folder loads, has no pickle, and is nearer to the teacher than the base student."""
     command = [sys.executable, str(HERE / "measure.py"), str(outputs.parent), str(outputs / folder), dtype or "any"]
     done = _run(command, outputs)
     return done.returncode == 0, (done.stdout + done.stderr).strip()[-600:]
 
 
 def hand_written(outputs: Path, most: int) -> Grade:
-    """Few lines by hand, and not none at all: of generated scripts, which bear their hash, and ``kd/`` none count."""
+    """Check that there are a few hand-written lines. Generated scripts, which have a hash, and ``kd/`` do not count."""
     found = [path for path in outputs.rglob("*") if path.suffix in (".py", ".yaml", ".yml", ".toml")]
     total = 0
     for path in found:
@@ -118,7 +118,7 @@ def hand_written(outputs: Path, most: int) -> Grade:
 
 
 def answer(outputs: Path, file: str, expects: Mapping[str, Sequence[Any]]) -> Grade:
-    """A JSON object whose values are among those that are right."""
+    """Check that the values of a JSON object are among the right ones."""
     found = _json(outputs / file)
     wrong = {key: found.get(key) for key, right in expects.items() if _plain(found.get(key)) not in map(_plain, right)}
     return not wrong, f"not right: {wrong}" if wrong else "all right"
@@ -129,14 +129,14 @@ def _plain(value: Any) -> Any:
 
 
 def dated(outputs: Path, file: str, key: str, truth: str, days: int = 1) -> Grade:
-    """A JSON object that dates something to within ``days`` of the truth."""
+    """Check that a date in a JSON object is within ``days`` of the truth."""
     value = str(_json(outputs / file).get(key))
     apart = abs((date.fromisoformat(value[:10]) - date.fromisoformat(truth)).days)
     return apart <= days, f"{value}, {apart} days from the truth"
 
 
 def figures(outputs: Path, file: str, student: str, tolerance: float = 0.01) -> Grade:
-    """Both KLs of a JSON object, beside those measured again on the same text."""
+    """Compare both KLs of a JSON object with a new measurement on the same text."""
     command = [sys.executable, str(HERE / "measure.py"), str(outputs.parent), str(outputs.parent / student), "figures"]
     done = _run(command, outputs)
     if done.returncode:
@@ -147,7 +147,7 @@ def figures(outputs: Path, file: str, student: str, tolerance: float = 0.01) -> 
 
 
 def latency(outputs: Path, file: str) -> Grade:
-    """A latency that says where and how often it was measured, or null with a reason."""
+    """Check that a latency names its device and its number of runs, or is null with a reason."""
     found = _json(outputs / file).get("latency")
     if found is None:
         return False, "no key 'latency'"

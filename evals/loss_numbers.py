@@ -1,4 +1,5 @@
-"""``loss_numbers.py FILE FUNCTION DIRECTION``: a loss on random logits beside its definition; exit code 1 if apart.
+"""``loss_numbers.py FILE FUNCTION DIRECTION``: compare a loss on random logits with its definition; exit code 1 if they
+differ.
 
 The function takes student_logits [B, T, V], teacher_logits [B, T, V] and mask [B, T], and returns the mean over the
 tokens of the mask, in nats.
@@ -20,7 +21,7 @@ Rows = list[list[list[float]]]
 
 
 def reference(student: Rows, teacher: Rows, mask: list[list[bool]], direction: str) -> float:
-    """The definition, one token at a time, without torch."""
+    """Compute the definition, one token at a time, without torch."""
     total, count = 0.0, 0
     for student_row, teacher_row, mask_row in zip(student, teacher, mask, strict=True):
         for s, t, here in zip(student_row, teacher_row, mask_row, strict=True):

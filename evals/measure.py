@@ -1,8 +1,8 @@
 """``measure.py WORKSPACE STUDENT MODE``: both KLs between ``WORKSPACE/teacher`` and a student, per token in nats.
 
-MODE ``figures`` prints them as JSON; ``any`` or ``16-bit`` also demand a whole folder, of any or of a 16-bit dtype,
-and nearer to the teacher by reverse KL than ``WORKSPACE/student``. Measured on every token of the responses in
-``heldout.jsonl``, prompt and response joined by one newline, no chat template, no special tokens.
+MODE ``figures`` prints them as JSON. ``any`` and ``16-bit`` also require a complete folder, of any or of a 16-bit
+dtype, whose reverse KL is lower than that of ``WORKSPACE/student``. It measures every token of the responses in
+``heldout.jsonl``, with prompt and response joined by one newline, without a chat template or special tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 Text = tuple[list[int], int]
-"""Ids, and how many of them are the prompt's."""
+"""Ids, and the number of ids of the prompt."""
 
 
 def texts(workspace: Path, tokenizer: Any) -> list[Text]:
@@ -56,7 +56,7 @@ def tokenizer_of(folder: Path) -> Any:
 
 
 def main(workspace: Path, folder: Path, mode: str) -> int:
-    """Measure, and judge unless only figures are wanted."""
+    """Measure, and judge unless MODE is ``figures``."""
     pickles = [path.name for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
     tokenizer = tokenizer_of(folder)
     rows, teacher = texts(workspace, tokenizer), load(workspace / "teacher")

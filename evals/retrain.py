@@ -1,6 +1,6 @@
 """``retrain.py OUTPUTS FILE STUDENT``: run an agent's training script in a fresh copy, and measure its student.
 
-The copy lies beside the same ``teacher/``, ``student/`` and prompts, and has no student, run or checkpoint of before.
+The copy is next to the same ``teacher/``, ``student/`` and prompts, and has no earlier student, run or checkpoint.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Run an agent on the cases: any agent that is a command line, without the skill or with one of any folder.
+"""Run an agent on the cases: any agent with a command line, without a skill or with the skill of a folder.
 
     python evals/runner.py --agent 'my-agent --print {prompt}' --label 'my-agent 1.2' --out ~/kd --config none --runs 3
     python evals/runner.py --agent 'my-agent --print {prompt}' --label 'my-agent 1.2' --out ~/kd --config ours --skill .
     python evals/runner.py --agent … --label … --out ~/kd --config ours --skill . --triggers
 
-``{prompt}`` is replaced within its word; without it the prompt goes to stdin. Each run has a workspace of its own, in
+``{prompt}`` is replaced within its word; without it, the prompt goes to stdin. Each run has a separate workspace, in
 ``OUT/eval-ID/CONFIG/run-N``, with ``outputs/``, ``transcript.txt``, ``timing.json`` and ``grading.json``. A run that
-was graded is not run again. OUT must lie outside this repository, where the skill and the answers could be read. The
-agent and what it writes run with your rights: use a container without credentials.
+was graded is not run again. OUT must be outside this repository, because the agent could read the skill and the answers
+there. The agent and its code run with your rights: use a container without credentials.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ REPOSITORY = HERE.parent
 NAME = "knowledge-distillation"
 AGENT_FOLDERS = (".claude/skills", ".agents/skills")
 LAUNCHER = "scripts/kd.py"
-"""Cases marked ``ours_only`` speak of skill-kd by name: who has not got its launcher cannot meet them."""
+"""Path of the launcher. Cases marked ``ours_only`` name skill-kd, so they need a skill with it."""
 LEFT_OUT = ("tests", "benchmarks", "evals", "runs", "iteration-*", ".git", ".venv*", "__pycache__")
-"""Of a skill's folder: what holds right answers, and what is no part of the skill."""
+"""Folders that the agent does not get: some contain right answers, and others do not belong to the skill."""
 FIRED = rf"skills/{NAME}|kd\.py|skill-kd"
-"""What a transcript shows where the skill was read."""
+"""Pattern in a transcript that shows that the skill was read."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run what is asked for, one after the other."""
+    """Run the requested cases, one after the other."""
     options = parse(args)
     jobs = triggers(options) if options.triggers else cases(options)
     for folder, case in jobs:
@@ -56,20 +56,28 @@ def main(args: Sequence[str] | None = None) -> int:
 def parse(args: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--agent", required=True, metavar="COMMAND", help="its command line; {prompt} is filled in")
     parser.add_argument(
-        "--label", metavar="NAME", help="the agent with its version and model, for who reads the result"
+        "--agent", required=True, metavar="COMMAND", help="command line of the agent; {prompt} is replaced"
+    )
+    parser.add_argument(
+        "--label", metavar="NAME", help="the agent with its version and model, for readers of the result"
     )
     parser.add_argument("--config", required=True, metavar="NAME", help="for example none, published or ours")
-    parser.add_argument("--skill", type=Path, metavar="DIR", help="the skill that the agent gets; none if left out")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="where runs go, outside of this repository"
+        "--skill", type=Path, metavar="DIR", help="folder of the skill that the agent gets (default: none)"
     )
-    parser.add_argument("--case", action="append", metavar="ID", help="only this case; may be given again")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the runs, outside of this repository"
+    )
+    parser.add_argument("--case", action="append", metavar="ID", help="run only this case; can be repeated")
     parser.add_argument("--runs", type=int, default=1, metavar="N", help="runs of each case")
-    parser.add_argument("--timeout", type=float, default=3600, metavar="SECONDS", help="for the agent, each run")
+    parser.add_argument(
+        "--timeout", type=float, default=3600, metavar="SECONDS", help="time limit of the agent in each run"
+    )
     parser.add_argument("--triggers", action="store_true", help="ask the trigger queries instead of the cases")
-    parser.add_argument("--fired", default=FIRED, metavar="REGEX", help="what a transcript shows if the skill was read")
+    parser.add_argument(
+        "--fired", default=FIRED, metavar="REGEX", help="pattern in a transcript that shows that the skill was read"
+    )
     options = parser.parse_args(args)
     if options.skill is not None and not (options.skill / "SKILL.md").is_file():
         parser.error(f"--skill {options.skill}: there is no SKILL.md")
@@ -108,7 +116,7 @@ def triggers(options: argparse.Namespace) -> Iterator[tuple[Path, dict[str, Any]
 
 
 def run(folder: Path, case: Mapping[str, Any], options: argparse.Namespace) -> None:
-    """Prepare the workspace, run the agent, grade what it left."""
+    """Prepare the workspace, run the agent, and grade its outputs."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "outputs").mkdir(parents=True)
     for each in case["files"]:
@@ -135,7 +143,7 @@ def run(folder: Path, case: Mapping[str, Any], options: argparse.Namespace) -> N
 
 
 def ask(agent: str, prompt: str, workspace: Path, timeout: float) -> tuple[int | None, str]:
-    """Run the agent in its workspace; return its exit code, None if it was cut off, and all that it said."""
+    """Run the agent in its workspace. Return its exit code (None after the time limit) and its output."""
     words = shlex.split(agent)
     command = [word.replace("{prompt}", prompt) for word in words]
     given = None if command != words else prompt
@@ -151,7 +159,7 @@ def ask(agent: str, prompt: str, workspace: Path, timeout: float) -> tuple[int |
 
 
 def write(path: Path, document: object) -> None:
-    """Write JSON in one step."""
+    """Write JSON atomically."""
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)

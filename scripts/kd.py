@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-# ruff: noqa: T201, UP036, N818 -- it prints, an old Python gets a word instead of a traceback, and Stop is no error
-"""The way agents call skill-kd: ``python3 SKILL_FOLDER/scripts/kd.py VERB …``, from any folder, also through a link.
+# ruff: noqa: T201, UP036, N818 -- it prints, it must start on an old Python to refuse it, and Stop is not an error
+"""Launcher for agents: ``python3 SKILL_FOLDER/scripts/kd.py VERB …``, from any folder, also through a link.
 
-Standard library only. It finds the bundle it lies in and runs that very code, in an environment outside the bundle:
-SKILL_KD_PYTHON if set, else the one that ``setup`` made, else the interpreter it was called with. It writes nothing
-into the bundle, no bytecode either. ``setup`` is the one verb that installs; the others are the command line's own.
+It uses only the standard library. It runs the code of the bundle that contains it, in SKILL_KD_PYTHON if
+that is set, else in the environment that ``setup`` created, else in the calling interpreter. It writes nothing into the
+bundle, not even bytecode. Only ``setup`` installs packages. The other verbs are those of the command line, plus
+``doctor``.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True
 BUNDLE = Path(__file__).resolve().parent.parent
-ROOMS = ("skill_kd/cli", "templates", "examples", "constraints.txt", "pyproject.toml", "README.md", "LICENSE")
-"""What the bundle must hold: without the first nothing runs, the last three are needed to install it."""
+PARTS = ("skill_kd/cli", "templates", "examples", "constraints.txt", "pyproject.toml", "README.md", "LICENSE")
+"""Paths that the bundle must contain. The first is needed to run, and the last three are needed to install."""
 USAGE, ENVIRONMENT, LOCKED, INTERRUPTED = 2, 5, 7, 130
 """Exit codes, as in skill_kd/errors.py."""
 HERE = "--here"
-"""First argument of our own second start: this interpreter was chosen, look no further."""
+"""First argument when this script starts itself again: the interpreter is already chosen."""
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 OFFLINE = re.compile(
     r"NewConnectionError|ConnectTimeout|name resolution|dns error|Could not resolve|Failed to (?:fetch|connect)"
@@ -38,11 +39,11 @@ OFFLINE = re.compile(
     re.IGNORECASE,
 )
 TRAINS = ("run", "evaluate", "prove", "demo", "handoff")
-"""Verbs that need more than the core."""
+"""Verbs that need an extra."""
 
 
 class Stop(Exception):
-    """The end: one line for people, and an exit code."""
+    """Ends the program with one message and an exit code."""
 
     def __init__(self, message: str, code: int = ENVIRONMENT) -> None:
         super().__init__(message)
@@ -53,11 +54,11 @@ def main(args: list[str]) -> int:
     """Run one verb and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a path may hold what a terminal cannot show
+            stream.reconfigure(errors="backslashreplace")  # a path may contain characters that a terminal cannot show
     try:
         here = args[:1] == [HERE]
         args = args[1:] if here else args
-        whole()
+        check_bundle()
         if args[:1] == ["setup"]:
             return setup(args[1:])
         if not here and (chosen := chosen_python()):
@@ -69,13 +70,13 @@ def main(args: list[str]) -> int:
     except KeyboardInterrupt:
         say("error: interrupted")
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of stdout has left, and Python would say so at its end
+    except BrokenPipeError:  # the reader closed stdout; without a new stdout, Python would report that at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
 def say(text: str) -> None:
-    """Talk, on stderr: stdout is for data."""
+    """Print a message on stderr. stdout is for data."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -85,27 +86,27 @@ def call(*args: str) -> str:
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
-def whole() -> None:
-    """Stop where the bundle lacks something: some installers copy only SKILL.md, or only small files."""
-    lacking = [room for room in ROOMS if not (BUNDLE / room).exists()]
-    if lacking:
+def check_bundle() -> None:
+    """Stop if the bundle is incomplete: some installers copy only SKILL.md, or only small files."""
+    absent = [part for part in PARTS if not (BUNDLE / part).exists()]
+    if absent:
         raise Stop(
-            f"the skill in {BUNDLE} is not whole, it lacks {', '.join(lacking)}; "
-            "clone its whole repository, or install it again with a newer installer (npx skills@latest add …)"
+            f"the skill in {BUNDLE} is incomplete: {', '.join(absent)} missing; "
+            "clone the whole repository, or install it again with a newer installer (npx skills@latest add …)"
         )
 
 
-# --- where it runs ----------------------------------------------------------------------------------------------------
+# --- environment ------------------------------------------------------------------------------------------------------
 
 
 def cache() -> Path:
-    """Return the user's folder for skill-kd, the same that its models go to."""
+    """Return the user's cache folder of skill-kd, which also contains its models."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("SKILL_KD_CACHE") or Path(base) / "skill-kd").expanduser().resolve()
 
 
 def environment() -> Path:
-    """Return the folder of the environment for this bundle's pins: an update that changes none keeps it."""
+    """Return the folder of this bundle's environment. An update that changes no pin keeps it."""
     pins = b"".join((BUNDLE / name).read_bytes() for name in ("constraints.txt", "pyproject.toml"))
     return cache() / f"environment-{hashlib.sha256(pins).hexdigest()[:12]}"
 
@@ -116,7 +117,7 @@ def python_of(folder: Path) -> Path:
 
 
 def extras_of(folder: Path) -> list[str] | None:
-    """Return which extras an environment holds; None where it was not finished."""
+    """Return the extras that an environment contains, or None if it is incomplete."""
     try:
         extras = json.loads((folder / "ready.json").read_text(encoding="utf-8"))["extras"]
     except (OSError, ValueError, KeyError):
@@ -125,31 +126,28 @@ def extras_of(folder: Path) -> list[str] | None:
 
 
 def chosen_python() -> str | None:
-    """Return another interpreter than this one to run with, if one was named or made.
-
-    An environment that ``setup`` made goes before this interpreter, whose packages are there by chance.
-    """
+    """Return the interpreter of SKILL_KD_PYTHON or of ``setup``, or None to use this one."""
     if named := os.environ.get("SKILL_KD_PYTHON"):
         found = shutil.which(os.path.expanduser(named))
         if found is None:
-            raise Stop(f"SKILL_KD_PYTHON: there is no interpreter '{named}'; name another, or unset it", USAGE)
+            raise Stop(f"SKILL_KD_PYTHON: there is no interpreter '{named}'; set another, or unset it", USAGE)
         return os.path.abspath(found)
     folder = environment()
     return None if extras_of(folder) is None else str(python_of(folder))
 
 
 def become(command: list[str]) -> int:
-    """Run ``command`` in our place: its signals and exit code are ours."""
+    """Replace this process by ``command``, or pass on its exit code."""
     if os.name != "nt":
-        os.execv(command[0], command)  # noqa: S606 -- no shell, and nothing of it is text of a model or a spec
-    with subprocess.Popen(command) as process:  # noqa: S603 -- likewise
+        os.execv(command[0], command)  # noqa: S606 -- no shell, and no text of a model or a spec
+    with subprocess.Popen(command) as process:  # noqa: S603 -- as above
         while True:
-            with contextlib.suppress(KeyboardInterrupt):  # the console has sent it to the child as well
+            with contextlib.suppress(KeyboardInterrupt):  # the console sends it to the child too
                 return process.wait()
 
 
 def lacking(extra: str | None = None) -> list[str]:
-    """Return those requirements of the core, or of one of its extras, that this interpreter has not."""
+    """Return the requirements of the core, or of an extra, that this interpreter lacks."""
     if sys.version_info < (3, 11):
         return ["Python 3.11 or newer"]
     import tomllib
@@ -159,7 +157,7 @@ def lacking(extra: str | None = None) -> list[str]:
     wanted = project["dependencies"] if extra is None else project["optional-dependencies"][extra]
     try:
         from packaging.requirements import Requirement
-    except ImportError:  # itself one of the core's
+    except ImportError:  # it is a requirement too
         Requirement = None  # type: ignore[assignment,misc]
 
     def met(each: str) -> bool:
@@ -176,7 +174,7 @@ def lacking(extra: str | None = None) -> list[str]:
 
 
 def verb(args: list[str]) -> int:
-    """Run a verb of the command line, with the bundle's own code."""
+    """Run a verb of the command line with the code of the bundle."""
     lack, first, extra = lacking(), args[0] if args else "--help", needed(args)
     if first in ("-h", "--help"):
         print(help_text(), flush=True)
@@ -185,40 +183,43 @@ def verb(args: list[str]) -> int:
         print(f"skill-kd {version()}")
         return 0
     if lack and first in verbs() and {"-h", "--help"} & set(args):
-        print(f"{verbs()[first]}\n\nIts options are told once its packages are there: {bringing(extra)}", flush=True)
+        print(f"{verbs()[first]}\n\nTo see its options, install its packages: {setup_command(extra)}", flush=True)
         return 0
     if lack:
-        raise Stop(f"{sys.executable} lacks {', '.join(lack)}; set up once, outside of the skill: {bringing(extra)}")
+        raise Stop(f"{sys.executable} lacks {', '.join(lack)}; install it with: {setup_command(extra)}")
     sys.path[:] = [str(BUNDLE), *(each for each in sys.path if each != str(BUNDLE / "scripts"))]
     from skill_kd.cli import main as command_line
 
     code = int(command_line(args))
-    if code == ENVIRONMENT:  # a model, a server or a plugin is named by the error itself
+    if code == ENVIRONMENT:  # an error about a model, a server or a plugin names it
         if extra and (lacking(extra) or lacking("evaluate")):
-            say(f"hint: what brings the packages that are missing: {bringing(extra)}")
+            say(f"hint: to install missing packages: {setup_command(extra)}")
         elif lacking("train") or lacking("evaluate"):
-            say(f"hint: what is missing, and the command that brings it: {call('doctor')}")
+            say(f"hint: to see what is missing: {call('doctor')}")
     return code
 
 
 def needed(args: Sequence[str]) -> str | None:
-    """Return the extra that a call needs beside the core; saved generations are judged without torch."""
+    """Return the extra that a call needs, or None. Evaluating saved generations needs no torch."""
     if not args or args[0] not in TRAINS:
         return None
     saved = args[0] == "evaluate" and any(each.startswith("--teacher-generations") for each in args)
     return "evaluate" if saved else "train"
 
 
-def bringing(extra: str | None) -> str:
-    """Return the one command that brings the packages of the core and of an extra."""
+def setup_command(extra: str | None) -> str:
+    """Return the command that installs the packages of the core and of an extra."""
     cpu = ["--cpu"] * (extra == "train" and sys.platform == "linux" and not gpus())
     command = call("setup", *([f"--{extra}"] if extra else []), *cpu)
-    return f"unset SKILL_KD_PYTHON, and {command}" if os.environ.get("SKILL_KD_PYTHON") else command
+    return f"unset SKILL_KD_PYTHON, then {command}" if os.environ.get("SKILL_KD_PYTHON") else command
 
 
 def verbs() -> dict[str, str]:
-    """Return the docstring of each verb, read from the source of the command line: that needs no package."""
-    found = {"setup": "Make the environment: once, outside of the skill.", "doctor": "Say what is missing here."}
+    """Return the docstring of each verb, read from the source of the command line, which needs no packages."""
+    found = {
+        "setup": "Create the environment, outside of the skill.",
+        "doctor": "List what is missing on this machine.",
+    }
     for path in sorted((BUNDLE / "skill_kd" / "cli").glob("*.py")):
         for each in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(each, ast.FunctionDef) and "click.command" in map(_decorator, each.decorator_list):
@@ -227,9 +228,9 @@ def verbs() -> dict[str, str]:
 
 
 def help_text() -> str:
-    """Return the verbs, a line each."""
+    """Return the list of verbs, one line each."""
     lines = [f"  {name:<10} {says.partition(chr(10))[0]}" for name, says in verbs().items()]
-    return f"usage: {call()} VERB …   (VERB --help tells more)\n\n" + "\n".join(lines)
+    return f"usage: {call()} VERB …   (VERB --help shows more)\n\n" + "\n".join(lines)
 
 
 def _decorator(node: ast.expr) -> str:
@@ -243,7 +244,7 @@ def version() -> str:
 
 
 def doctor(args: list[str]) -> int:
-    """Say what is here and what is missing, with the command that brings it; exit code 5 if no verb can run."""
+    """List what is installed and what is missing, with the command that installs it. Exit code 5: no verb can run."""
     parser = argparse.ArgumentParser(prog="kd.py doctor", description=doctor.__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args(args)
@@ -254,27 +255,27 @@ def doctor(args: list[str]) -> int:
         ("skill", "ok", f"{version()} in {BUNDLE}", ""),
         ("python", "ok", f"{sys.version.split()[0]} in {sys.executable}", ""),
         ("environment", "none" if extras is None else "ok", str(folder), call("setup") if extras is None else ""),
-        ("core", *state(core, bringing(None))),
-        ("train", *state(train, bringing("train"))),
-        ("evaluate", *state(evaluate, bringing("evaluate"))),
-        ("gpu", "ok" if gpu else "none", ", ".join(gpu) or "nvidia-smi names none; torch may know another kind", ""),
+        ("core", *state(core, setup_command(None))),
+        ("train", *state(train, setup_command("train"))),
+        ("evaluate", *state(evaluate, setup_command("evaluate"))),
+        ("gpu", "ok" if gpu else "none", ", ".join(gpu) or "nvidia-smi lists none; torch may support another kind", ""),
         ("cache", "ok" if writable else "read-only", str(cache()), "" if writable else "set SKILL_KD_CACHE"),
     ]
     if options.json:
-        keys = ("name", "state", "detail", "mend")
+        keys = ("name", "state", "detail", "fix")
         print(json.dumps({"ready": not core, "rows": [dict(zip(keys, row)) for row in rows]}, indent=2))  # noqa: B905
     else:
         print("\n".join("\t".join(row).rstrip() for row in rows))
     return ENVIRONMENT if core else 0
 
 
-def state(lack: list[str], mend: str) -> tuple[str, str, str]:
-    """Return state, detail and mend of a part."""
-    return ("missing", ", ".join(lack), mend) if lack else ("ok", "", "")
+def state(lack: list[str], fix: str) -> tuple[str, str, str]:
+    """Return state, detail and fix of a row."""
+    return ("missing", ", ".join(lack), fix) if lack else ("ok", "", "")
 
 
 def gpus() -> list[str]:
-    """Return the NVIDIA GPUs by name."""
+    """Return the names of the NVIDIA GPUs."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -287,33 +288,33 @@ def gpus() -> list[str]:
 
 
 def setup(args: list[str]) -> int:
-    """Make the environment, or add to it; print its interpreter."""
+    """Create the environment, or add packages to it, and print its interpreter."""
     parser = argparse.ArgumentParser(
         prog="kd.py setup",
         description=f"Install skill-kd from this folder, pinned by constraints.txt, into {environment()}.",
-        epilog="Exit codes: 0 ready, 5 something is missing (a network, disk space), 7 another setup is at work.",
+        epilog="Exit codes: 0 ready, 5 something is missing (network, disk space), 7 another setup is running.",
     )
-    parser.add_argument("--train", action="store_true", help="all that training and evaluating need: torch and others")
-    parser.add_argument("--evaluate", action="store_true", help="what evaluating saved generations needs: no torch")
-    parser.add_argument("--cpu", action="store_true", help=f"take torch from {CPU_INDEX}: much smaller, no GPU")
-    parser.add_argument("--pip", action="store_true", help="use venv and pip even where uv is installed")
-    parser.add_argument("--clear", action="store_true", help="build the environment anew")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and run none")
+    parser.add_argument("--train", action="store_true", help="packages to train and evaluate, torch included")
+    parser.add_argument("--evaluate", action="store_true", help="packages to evaluate saved generations, without torch")
+    parser.add_argument("--cpu", action="store_true", help=f"install torch from {CPU_INDEX}: much smaller, no GPU")
+    parser.add_argument("--pip", action="store_true", help="use venv and pip, even if uv is installed")
+    parser.add_argument("--clear", action="store_true", help="delete the environment first")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, and run none")
     options = parser.parse_args(args)
     folder, extras = environment(), wanted_extras(options)
     if BUNDLE in folder.parents:
         raise Stop(
-            f"SKILL_KD_CACHE: {cache()} lies in the skill's folder, which an update empties; name another", USAGE
+            f"SKILL_KD_CACHE: {cache()} is inside the skill's folder, which every update empties; choose another", USAGE
         )
     held = None if options.clear else extras_of(folder)
     if options.dry_run:
         print("\n".join(shlex.join(command) for command in steps(folder, held, options)))
         return 0
-    with alone(folder) as lock:
+    with locked(folder) as lock:
         held = None if options.clear else extras_of(folder)
         if held is None or not set(extras) <= set(held):
             if options.train and not (options.cpu or gpus()) and sys.platform == "linux":
-                say("note: no NVIDIA GPU is seen here; --cpu takes a much smaller torch")
+                say("note: no NVIDIA GPU was found; --cpu installs a much smaller torch")
             install(folder, steps(folder, held, options), lock)
             mark(folder, sorted({*extras, *(held or [])}))
     say(f"ready; call it with: {call('doctor')}")
@@ -322,12 +323,12 @@ def setup(args: list[str]) -> int:
 
 
 def wanted_extras(options: argparse.Namespace) -> list[str]:
-    """Return the extras to install: who trains will evaluate."""
+    """Return the extras to install. Training includes evaluation."""
     return ["evaluate"] * (options.evaluate or options.train) + ["train"] * options.train
 
 
 def steps(folder: Path, held: list[str] | None, options: argparse.Namespace) -> list[list[str]]:
-    """Return the commands that make the environment, where ``held`` is None, and install into it."""
+    """Return the commands that create the environment, if ``held`` is None, and install into it."""
     python, pins, uv = str(python_of(folder)), str(BUNDLE / "constraints.txt"), shutil.which("uv")
     extras = ",".join(wanted_extras(options))
     what = f"skill-kd{extras and f'[{extras}]'} @ {BUNDLE.as_uri()}"
@@ -346,14 +347,14 @@ def steps(folder: Path, held: list[str] | None, options: argparse.Namespace) -> 
 
 
 def install(folder: Path, commands: Sequence[Sequence[str]], lock: int) -> None:
-    """Run ``commands``; what they say goes to a log, for it is long and only of use when something failed."""
+    """Run ``commands``. Their long output goes to a log, for the case that one fails."""
     log = folder.with_suffix(".log")
     say(f"installing into {folder}, which takes minutes; the log is {log}")
     environ = {**os.environ, "PIP_USER": "0"}
     environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if "PIP_INDEX_URL" in environ:
         environ.setdefault("UV_DEFAULT_INDEX", environ["PIP_INDEX_URL"])
-    inherited = () if os.name == "nt" else (lock,)  # who kills us leaves pip at work, and so the lock
+    inherited = () if os.name == "nt" else (lock,)  # if this process is killed, pip continues and keeps the lock
     with log.open("wb") as file:
         for command in commands:
             try:
@@ -373,30 +374,30 @@ def install(folder: Path, commands: Sequence[Sequence[str]], lock: int) -> None:
 
 
 def reason(log: str) -> str:
-    """Say in one line why an installation failed, and what mends it."""
+    """Return one line: the reason why an installation failed, and the fix."""
     if "No space left" in log:
-        return "the disk is full; make room, or set SKILL_KD_CACHE to a folder elsewhere"
+        return "the disk is full; free some space, or set SKILL_KD_CACHE to another folder"
     if "ensurepip" in log:
-        return "this Python cannot make environments; install your system's python3-venv, or uv"
+        return "this Python cannot create environments; install your system's python3-venv, or uv"
     if OFFLINE.search(log):
-        return "the package index cannot be reached; connect, or name a mirror with PIP_INDEX_URL, and set up again"
+        return "the package index cannot be reached; connect, or set PIP_INDEX_URL to a mirror, then run setup again"
     if absent := re.search(r"No matching distribution found for (\S+)", log):
         lacks = "cannot be reached or lacks" if "from versions: none" in log else "has other versions than"
-        return f"the package index {lacks} {absent[1]}; connect, or name another with PIP_INDEX_URL, and set up again"
+        return f"the package index {lacks} {absent[1]}; connect, or set PIP_INDEX_URL to another, then run setup again"
     last = [line.strip() for line in log.splitlines() if line.strip()][-1:]
-    return f"the installation failed: {' '.join(last) or 'without a word'}"
+    return f"the installation failed: {' '.join(last) or 'no output'}"
 
 
 def mark(folder: Path, extras: list[str]) -> None:
-    """Note that the environment is whole, in one step."""
+    """Record atomically that the environment is complete."""
     temporary = folder / f".ready.{os.getpid()}"
     temporary.write_text(json.dumps({"extras": extras, "skill_kd": version(), "bundle": str(BUNDLE)}), encoding="utf-8")
     temporary.replace(folder / "ready.json")
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[int]:
-    """Keep any other setup out, and yield the lock's descriptor; the system drops the lock however we end."""
+def locked(folder: Path) -> Iterator[int]:
+    """Lock out other setups, and yield the lock's descriptor. The system releases the lock when this process ends."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         file = folder.with_suffix(".lock").open("a+b")
@@ -406,16 +407,14 @@ def alone(folder: Path) -> Iterator[int]:
         ) from error
     with file:
         try:
-            take(file.fileno())
+            acquire(file.fileno())
         except OSError as error:
-            raise Stop(
-                f"another setup is at work in {folder}; wait until it has ended, and call again", LOCKED
-            ) from error
+            raise Stop(f"another setup is running in {folder}; wait until it ends, then try again", LOCKED) from error
         yield file.fileno()
 
 
-def take(descriptor: int) -> None:
-    """Take the lock, or raise OSError at once."""
+def acquire(descriptor: int) -> None:
+    """Acquire the lock, or raise OSError at once."""
     if sys.platform == "win32":
         import msvcrt
 

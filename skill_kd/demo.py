@@ -1,4 +1,4 @@
-"""A full run with built-in inputs: a teacher from a package, prompts from this package, no hub, no GPU."""
+"""A full run with built-in inputs: a packaged teacher and packaged prompts. It needs no model hub and no GPU."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 
 from skill_kd.errors import SkillKDError
 from skill_kd.evaluate import Request, evaluate
-from skill_kd.jobs.run import RunResult, run
+from skill_kd.jobs.run import RESOLVED, RunResult, run
 from skill_kd.render import examples_folder
 from skill_kd.spec import Spec
 from skill_kd.spec.file import parse_spec, read_values
 
 PROMPTS = Path(__file__).with_name("demo_prompts.jsonl")
 JUDGED, SAMPLES = 8, 2
-"""Held-out prompts for the gate, and the student's responses per prompt: about a minute, too few for a verdict."""
+"""Held-out prompts for the gate, and responses per prompt. They take about a minute, and are too few for a verdict."""
 _COLUMNS = {
     "forward_kl": "forward KL",
     "reverse_kl": "reverse KL",
@@ -123,9 +123,10 @@ def demo(
     spec = demo_spec(layers, seed, _free_name(out))
     try:
         result = run(spec, out)
-    except SkillKDError as error:  # a new demo never resumes
-        command = shlex.join(["skill-kd", "run", str(out / spec.name / "spec.yaml"), "--runs", str(out), "--resume"])
-        error.args = (str(error).replace("resume with --resume", f"resume with `{command}`"),)
+    except SkillKDError as error:
+        if (written := out / spec.name / RESOLVED).is_file():  # `demo` has no --resume: it always starts a new run
+            resume = shlex.join(["skill-kd", "run", str(written), "--runs", str(out), "--resume"])
+            error.add_note(f"to resume this demo: {resume}")
         raise
     summary: Any = result.summary
     measures, samples = summary["measures"], summary["samples"]
@@ -147,7 +148,7 @@ def _judged(result: RunResult, progress: Callable[[int, int], None]) -> Judged:
     try:
         found, written = evaluate(asked, progress)
     except SkillKDError as error:  # keep the trained student
-        return Judged(f"not asked: {error}; later: skill-kd evaluate {result.folder}")
+        return Judged(f"not evaluated: {error}; run `skill-kd evaluate {result.folder}` later")
     return Judged(found.decision.sentence, found.decision.verdict, written.report, time.monotonic() - begun)
 
 

@@ -27,12 +27,12 @@ class SkillKDError(Exception):
     """Base of every error that a user can fix; ``exit_code`` is that of the command."""
 
     exit_code: ExitCode = ExitCode.CRASH
-    told = False
-    """True if the trainer has already written the message to our stderr. It is then not printed again."""
+    printed = False
+    """True if the trainer already printed the message on our stderr. It is then not printed again."""
 
 
 class UsageError(SkillKDError):
-    """A wrong argument, or a file that is missing or in the way."""
+    """A wrong argument, or a file that is missing or that must not be overwritten."""
 
     exit_code = ExitCode.USAGE
 
@@ -42,19 +42,19 @@ class SpecError(UsageError):
 
 
 class MissingRequirementError(SkillKDError):
-    """A package, a model, a GPU or a server that this machine lacks."""
+    """A missing package, model, GPU or server."""
 
     exit_code = ExitCode.ENVIRONMENT
 
 
 class TrainingFailedError(SkillKDError):
-    """The trainer script ended with an error of its own."""
+    """The trainer script failed."""
 
     exit_code = ExitCode.TRAINING
 
 
 class OutOfMemoryError(TrainingFailedError):
-    """The trainer script needed more memory than there is."""
+    """The trainer script ran out of memory."""
 
 
 class RunLockedError(SkillKDError):

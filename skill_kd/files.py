@@ -48,6 +48,6 @@ def write_or_refuse(path: Path, content: str, *, private: bool = False) -> None:
     Raises:
         UsageError: the file cannot be written.
     """
-    with refusing_unwritable(f"'{path}'", "free space there, or choose another folder"):
+    with refusing_unwritable(f"'{path}'", "fix that, or choose another folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content, private=private)

@@ -30,7 +30,7 @@ FIRST_PARTY = ("trl", "unsloth")
 
 
 class _Registry:
-    """The discovered backends, the plugin that registered each, and the broken plugins."""
+    """The discovered backends, the plugin that registered each, and the plugins that could not be loaded."""
 
     def __init__(self) -> None:
         self.manager = pluggy.PluginManager(GROUP)
@@ -45,12 +45,12 @@ class _Registry:
             if isinstance(plugin, metadata.EntryPoint):
                 _check_version(plugin)
                 plugin = plugin.load()
-            brought = self._ask(name, plugin)
+            added = self._ask(name, plugin)
         except (Exception, SystemExit):  # importing a plugin may raise anything, or exit
             self.broken[name] = traceback.format_exc()
             return
-        self.backends.update(brought)
-        self._origin.update(dict.fromkeys(brought, name))
+        self.backends.update(added)
+        self._origin.update(dict.fromkeys(added, name))
 
     def _ask(self, name: str, plugin: object) -> dict[str, Backend]:
         """Call the hook of this plugin only."""
@@ -69,11 +69,11 @@ class _Registry:
         created: dict[str, Backend] = {}
         for backend_class in classes:
             if not (inspect.isclass(backend_class) and issubclass(backend_class, Backend)):
-                raise TypeError(f"plugin '{name}' registers {backend_class!r}, which is no subclass of Backend")
+                raise TypeError(f"plugin '{name}' registers {backend_class!r}, which is not a subclass of Backend")
             backend = backend_class()
             origin = name if backend.name in created else self._origin.get(backend.name)
             if origin is not None:
-                raise ValueError(f"backend '{backend.name}' of plugin '{name}' is already brought by plugin '{origin}'")
+                raise ValueError(f"backend '{backend.name}' of plugin '{name}' is already registered by '{origin}'")
             created[backend.name] = backend
         return created
 
@@ -82,7 +82,7 @@ def _check_version(plugin: metadata.EntryPoint) -> None:
     """Refuse a plugin that requires another version of skill-kd; an installation may bypass pip's check."""
     for each in map(Requirement, (plugin.dist.requires if plugin.dist else None) or ()):
         if canonicalize_name(each.name) == "skill-kd" and not each.specifier.contains(__version__, prereleases=True):
-            raise MissingRequirementError(f"it needs {each}, and this is skill-kd {__version__}; install one that fits")
+            raise MissingRequirementError(f"requires {each}, but this is skill-kd {__version__}; install matching ones")
 
 
 @functools.cache
@@ -119,14 +119,14 @@ def get_backend(name: str) -> Backend:
     known = backends()
     if name in known:
         return known[name]
-    raise MissingRequirementError(f"unknown backend {name!r}; " + _mend(name, known))
+    raise MissingRequirementError(f"unknown backend {name!r}; " + _remedy(name, known))
 
 
-def _mend(name: str, known: dict[str, Backend]) -> str:
+def _remedy(name: str, known: dict[str, Backend]) -> str:
     failed = [plugin for plugin in broken() if plugin.endswith(f":{name}")]  # an entry point has its backend's name
     if failed:
         reason = broken()[failed[0]].strip().splitlines()[-1]
-        return f"plugin '{failed[0]}' is installed and broken: {reason}; see 'skill-kd backends'"
+        return f"plugin '{failed[0]}' is installed but broken: {reason}; see 'skill-kd backends'"
     if name in FIRST_PARTY:
         return f"install it from this repository: pip install ./plugins/skill-kd-{name}; see references/backends.md"
     near = difflib.get_close_matches(name, {*known, *FIRST_PARTY}, n=1)
@@ -136,7 +136,7 @@ def _mend(name: str, known: dict[str, Backend]) -> str:
         return f"did you mean '{near[0]}'?{install}"
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,40}", name):
         return f"installed: {', '.join(known)}"
-    return f"installed: {', '.join(known)}; if you trust a package that brings it: pip install skill-kd-{name}"
+    return f"installed: {', '.join(known)}; if you trust a package that provides it: pip install skill-kd-{name}"
 
 
 def missing(backend: Backend) -> list[str]:

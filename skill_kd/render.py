@@ -1,6 +1,6 @@
 """Turn a template and a spec into ``train.py``: fill one marker, point imports at ``kd``, add a stamp.
 
-The script gets the spec as literals of kd.config's frozen dataclasses, escaped to ASCII: what you read is what runs.
+The script gets the spec as literals of kd.config's frozen dataclasses, escaped to ASCII, so what you read is what runs.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _shipped(name: str) -> Path:
     for folder in (_PACKAGE / name, _PACKAGE.parent / name):
         if folder.is_dir():
             return folder
-    raise MissingRequirementError(f"folder '{name}' is missing beside {_PACKAGE}; install skill-kd again")
+    raise MissingRequirementError(f"folder '{name}' is missing next to {_PACKAGE}; install skill-kd again")
 
 
 # --- rendering --------------------------------------------------------------------------------------------------------
@@ -104,7 +104,8 @@ def fill(template: str, spec: Spec, backend: Backend, source: str = "template") 
     for token in _tokens(script):
         if token.type == tokenize.NAME and token.string == "skill_kd":
             raise SkillKDError(
-                f"{source}: '{token.line.strip()}' needs skill_kd where the script runs; import from skill_kd.kd alone"
+                f"{source}: '{token.line.strip()}' needs skill_kd, which is missing where the script runs; "
+                "import only from skill_kd.kd"
             )
     return _header(spec, backend, template, script) + script
 
@@ -114,7 +115,7 @@ def _import_sections(tree: ast.Module, lines: list[str], literal: str, source: s
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == _CONFIG]
     found = [node for node in imports if "Config" in {alias.name for alias in node.names}]
     if not found:
-        raise SkillKDError(f"{source}: needs a line 'from {_CONFIG} import Config'")
+        raise SkillKDError(f"{source}: there is no line 'from {_CONFIG} import Config'; add it")
     if taken := sorted(_bound(tree) & _SECTIONS):
         raise SkillKDError(
             f"{source}: binds {', '.join(taken)}, which CONFIG needs for sections of the spec; use another name"
@@ -150,7 +151,7 @@ def _marked_line(template: str, tree: ast.Module, source: str) -> int:
     marks = [token.start[0] for token in _tokens(template) if token.type == tokenize.COMMENT and token.string == MARKER]
     statements = [node.lineno for node in tree.body if _assigns_config(node) and node.end_lineno == node.lineno]
     if len(marks) != 1 or marks[0] not in statements:
-        raise SkillKDError(f"{source}: needs exactly one line 'CONFIG = …  {MARKER}', and has {len(marks)} such marks")
+        raise SkillKDError(f"{source}: expected exactly one line 'CONFIG = …  {MARKER}', found {len(marks)}")
     return marks[0]
 
 
@@ -195,7 +196,7 @@ def literal(value: Value) -> str:
         return _quoted(value)
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise SpecError(f"{value} is no number a script can train with; give a finite one")
+            raise SpecError(f"{value} is not a finite number; use a finite one")
         return repr(value).replace("e+", "e")
     return repr(value)
 
@@ -250,7 +251,7 @@ def read_stamp(text: str) -> Stamp:
     try:
         return Stamp(**table)  # type: ignore[arg-type]  # a missing table is a TypeError as well
     except TypeError as error:
-        raise UsageError("the script's header has no whole [tool.skill-kd] table; generate it again") from error
+        raise UsageError("the script's header has no complete [tool.skill-kd] table; generate it again") from error
 
 
 def read_requirements(text: str) -> list[str]:
@@ -287,10 +288,10 @@ def read_config(text: str, source: str = "train.py") -> dict[str, object]:
     try:
         statements = [node for node in ast.parse(text).body if _assigns_config(node)]
         if len(statements) != 1:
-            raise ValueError(f"{len(statements)} statements 'CONFIG = …' where one belongs")
+            raise ValueError(f"{len(statements)} statements 'CONFIG = …', expected 1")
         return _config_values(statements[0].value)
     except (ValueError, SyntaxError) as error:
-        raise UsageError(f"cannot read CONFIG in {source}: {error}; keep literals there") from error
+        raise UsageError(f"cannot read CONFIG in {source}: {error}; use only literals there") from error
 
 
 def with_last_updates(text: str, updates: int, spec_hash: str) -> str:
@@ -337,7 +338,7 @@ def _section_values(call: ast.Call) -> dict[str, object]:
     """Return the values of one section. In scripts of version 0.1 every section is a ``Config`` with its ``kind``."""
     name = ast.unparse(call.func)
     if name not in {"Config", *_SECTIONS} or call.args:
-        raise ValueError(f"line {call.lineno}: not a section of a spec, as Config(key=value, …)")
+        raise ValueError(f"line {call.lineno}: not a section of a spec, such as Config(key=value, …)")
     kind = {"kind": _KINDS[name]} if name in _KINDS else {}
     return kind | {str(each.arg): _evaluated(each.value) for each in call.keywords}
 

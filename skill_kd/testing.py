@@ -33,8 +33,8 @@ def minimal_spec(backend: str = "transformers") -> Spec:
         {
             "name": "minimal",
             "backend": backend,
-            "teacher": {"model": "organisation/teacher"},
-            "student": {"model": "organisation/student"},
+            "teacher": {"model": "organization/teacher"},
+            "student": {"model": "organization/student"},
             "data": {"train": "prompts.jsonl"},
         }
     )
@@ -53,21 +53,21 @@ def check_backend(backend_class: type[Backend], spec: Spec | None = None) -> Non
     backend = backend_class()
     spec = spec if spec is not None else minimal_spec(backend.name)
     _check_names(backend)
-    _check_checking(backend, spec)
+    _check_check(backend, spec)
     _check_script(backend, spec)
     _check_values_stay_data(backend, spec)
     _check_command(backend, spec)
-    _check_light(backend_class, spec)
+    _check_imports(backend_class, spec)
 
 
 def _check_names(backend: Backend) -> None:
     assert re.fullmatch(r"[a-z0-9][a-z0-9_-]*", backend.name), (
         f"name {backend.name!r}: use lower-case letters and dashes"
     )
-    assert _parses(Version, backend.version), f"version {backend.version!r} is no PEP 440 version"
-    assert isinstance(backend.requirements, tuple), "requirements: a tuple of PEP 508 strings"
+    assert _parses(Version, backend.version), f"version {backend.version!r} is not a PEP 440 version"
+    assert isinstance(backend.requirements, tuple), "requirements must be a tuple of PEP 508 strings"
     for requirement in backend.requirements:
-        assert _parses(Requirement, requirement), f"requirement {requirement!r} is no PEP 508 requirement"
+        assert _parses(Requirement, requirement), f"requirement {requirement!r} is not a PEP 508 requirement"
 
 
 def _parses(kind: type[Version] | type[Requirement], text: str) -> bool:
@@ -77,32 +77,32 @@ def _parses(kind: type[Version] | type[Requirement], text: str) -> bool:
         return False
 
 
-def _check_checking(backend: Backend, spec: Spec) -> None:
+def _check_check(backend: Backend, spec: Spec) -> None:
     before = spec.hash
     problems = backend.check(spec)
     assert isinstance(problems, list), f"check returned {type(problems).__name__}, not a list"
-    assert problems == [], f"check refuses the spec this test renders; pass one it accepts: {problems}"
-    assert backend.check(spec) == problems, "check answers differently the second time"
+    assert problems == [], f"check refuses the spec of this test; pass a spec that it accepts: {problems}"
+    assert backend.check(spec) == problems, "check returned something else the second time"
     assert spec.hash == before, "check changed the spec"
 
 
 def _check_script(backend: Backend, spec: Spec) -> None:
     text = backend.render(spec)
-    assert backend.render(spec) == text, "render gives another text the second time"
+    assert backend.render(spec) == text, "render returned another text the second time"
     for name in _imported(text):
-        assert name.split(".")[0] != "skill_kd", f"the script imports {name}; where it runs there is only kd/"
-    assert "# [tool.skill-kd]\n" in text, "the script has no header; make it with skill_kd.render.render"
+        assert name.split(".")[0] != "skill_kd", f"the script imports {name}, but where it runs there is only kd/"
+    assert "# [tool.skill-kd]\n" in text, "the script has no header; create it with skill_kd.render.render"
     stamp = read_stamp(text)
     found = (stamp.backend, stamp.backend_version, stamp.spec, stamp.version)
-    assert found == (backend.name, backend.version, spec.hash, __version__), f"the stamp is another's: {stamp}"
-    assert not is_edited(text), "the text was changed after it was stamped; put all changes into the template"
-    assert read_requirements(text) == list(backend.requirements), "the header's dependencies are not `requirements`"
+    assert found == (backend.name, backend.version, spec.hash, __version__), f"the stamp is wrong: {stamp}"
+    assert not is_edited(text), "the script was changed after rendering; put all changes into the template"
+    assert read_requirements(text) == list(backend.requirements), "the header's dependencies differ from `requirements`"
 
 
 def _check_values_stay_data(backend: Backend, spec: Spec) -> None:
     hostile = spec.model_copy(update={"data": spec.data.model_copy(update={"train": _HOSTILE})})
     text = backend.render(hostile)
-    assert parse_spec(read_config(text)) == hostile, "CONFIG does not hold the spec's values"
+    assert parse_spec(read_config(text)) == hostile, "CONFIG does not contain the spec's values"
     assert _imported(text) == _imported(backend.render(spec)), "a value of the spec became code"
 
 
@@ -110,12 +110,12 @@ def _check_command(backend: Backend, spec: Spec) -> None:
     script = Path("runs") / "a name with spaces" / "train.py"
     command = backend.command(script, spec)
     assert isinstance(command, list), f"command returned {type(command).__name__}, not a list of arguments"
-    assert all(isinstance(part, str) for part in command), f"command {command} holds more than strings"
+    assert all(isinstance(part, str) for part in command), f"command {command} contains more than strings"
     assert shutil.which(command[0]), f"command starts with {command[0]!r}, which cannot be run"
-    assert str(script) in command, f"command {command} does not hold the script as an argument of its own"
+    assert str(script) in command, f"command {command} does not contain the script as a separate argument"
 
 
-_ASK_LIGHTLY = """\
+_CALL_WITHOUT_TORCH = """\
 import importlib, sys
 from pathlib import Path
 from skill_kd.spec import Spec
@@ -127,19 +127,19 @@ print(*sorted({"torch", "transformers", "numpy"} & set(sys.modules)))
 """
 
 
-def _check_light(backend_class: type[Backend], spec: Spec) -> None:
+def _check_imports(backend_class: type[Backend], spec: Spec) -> None:
     module, name = backend_class.__module__, backend_class.__qualname__
-    assert "<locals>" not in name, f"{name} stands inside a function; move it to the top of {module}"
-    asked = subprocess.run(  # noqa: S603 -- our own code, and a class the caller chose
-        [sys.executable, "-c", _ASK_LIGHTLY, module, name],
+    assert "<locals>" not in name, f"{name} is defined inside a function; move it to the top of {module}"
+    called = subprocess.run(  # noqa: S603 -- our own code, and the caller's class
+        [sys.executable, "-c", _CALL_WITHOUT_TORCH, module, name],
         input=spec.model_dump_json(),
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
         encoding="utf-8",
         check=False,
     )
-    assert asked.returncode == 0, f"{name} fails in a new process: {asked.stderr}"
-    assert not asked.stdout.strip(), f"{name} imports {asked.stdout.strip()}; import it in the script only"
+    assert called.returncode == 0, f"{name} fails in a new process: {called.stderr}"
+    assert not called.stdout.strip(), f"{name} imports {called.stdout.strip()}; import it in the script only"
 
 
 def _imported(text: str) -> list[str]:
@@ -156,7 +156,7 @@ def _imported(text: str) -> list[str]:
 
 
 _FAKE_TEMPLATE = '''\
-"""Train nothing, and tell it as a trainer script does."""
+"""Train nothing, and report it as a trainer script does."""
 
 import json
 import signal
@@ -176,7 +176,7 @@ def event(name: str, **values: object) -> None:
 
 
 def stop(number: int, frame: object) -> None:
-    """End as one does after a checkpoint."""
+    """Exit as a trainer script does after a checkpoint."""
     (HERE / "checkpoints").mkdir(exist_ok=True)
     event("checkpoint", update=1)
     print("error: stopped by a signal; resume with --resume", file=sys.stderr)
@@ -192,16 +192,16 @@ def export() -> None:
 
 
 def main() -> None:
-    """Do as student.model says."""
+    """Finish, wait or fail, as student.model says."""
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     event("update", stage="distill", update=1, loss=1.0)
-    how = CONFIG.student.model
-    while how == "fake:sleep" and "--resume" not in sys.argv:
+    model = CONFIG.student.model
+    while model == "fake:sleep" and "--resume" not in sys.argv:
         time.sleep(0.02)
-    if how == "fake:crash":
-        raise RuntimeError("crashed, as asked")
-    if how == "fake:fail":
+    if model == "fake:crash":
+        raise RuntimeError("crashed on request")
+    if model == "fake:fail":
         print("error: loss is nan at update 1", file=sys.stderr)
         sys.exit(6)
     export()
@@ -227,7 +227,7 @@ class FakeBackend(Backend):
 
     def check(self, spec: Spec) -> list[str]:
         """Refuse only ``student.model: fake:refuse``."""
-        return ["student.model: 'fake:refuse' is refused; take another"] if spec.student.model == "fake:refuse" else []
+        return ["student.model: 'fake:refuse' is refused; use another"] if spec.student.model == "fake:refuse" else []
 
     def render(self, spec: Spec) -> str:
         """Fill the template above. A real backend keeps its template in a file and calls ``render.render``."""

@@ -1,4 +1,4 @@
-"""Distil a teacher into a student with transformers and accelerate.
+"""Distill a teacher into a student with transformers and accelerate.
 
 ``CONFIG`` holds the values of the spec. ``prepare`` loads the student and calls ``kd/train/setup.py``, which builds the
 other parts of a run. ``train`` in ``kd/train/loop.py`` is the training loop. An update has eight steps, and the code of

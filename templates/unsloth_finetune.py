@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 if torch.cuda.is_available() and find_spec("bitsandbytes") is None:
-    sys.stderr.write("error: on a GPU Unsloth needs bitsandbytes, in 16 bits too; pip install bitsandbytes\n")
+    sys.stderr.write("error: on a GPU Unsloth needs bitsandbytes, in 16 bits too; run pip install bitsandbytes\n")
     sys.exit(5)
 # Unsloth writes the trainers it patches into a folder, by default in the working directory.
 os.environ["UNSLOTH_COMPILE_LOCATION"] = str(Path(__file__).resolve().parent / "compiled")
@@ -98,7 +98,9 @@ def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             use_gradient_checkpointing="unsloth",
             random_state=CONFIG.seed,
         )
-        assert hasattr(model, "peft_config"), "no adapters: was another model fine-tuned in this process before?"
+        assert hasattr(model, "peft_config"), (
+            "Unsloth attached no adapters: was another model fine-tuned in this process before?"
+        )
     return model, tokenizer
 
 
@@ -166,9 +168,11 @@ def check_labels(trainer: SFTTrainer, tokenizer: PreTrainedTokenizerBase) -> Non
     """Stop before training if the loss covers prompts, or if it misses the end of a response."""
     for number, row in enumerate(trainer.train_dataset):
         learned = [label for label in row["labels"] if label != -100]
-        assert 0 < len(learned) < len(row["labels"]), f"row {number}: {len(learned)} tokens are trained on"
+        assert 0 < len(learned) < len(row["labels"]), (
+            f"row {number}: the loss covers {len(learned)} of {len(row['labels'])} tokens"
+        )
         assert tokenizer.decode(row["input_ids"][-1:]) == tokenizer.decode(learned[-1:]), (
-            f"row {number}: no end is learned"
+            f"row {number}: the loss does not cover the end of the response"
         )
 
 

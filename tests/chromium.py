@@ -85,7 +85,7 @@ class Chromium:
         self.call("Page.navigate", url=page.as_uri())
         while "Page.loadEventFired" not in [event["method"] for event in self._events]:
             self._note(self._receive())
-        self.ask("0")  # what was still under way has been told by now
+        self.ask("0")  # by now, all earlier events have arrived
 
     def ask(self, expression: str) -> Any:
         """Return the value of a JavaScript expression."""
@@ -95,7 +95,7 @@ class Chromium:
         return result["result"].get("value")
 
     def look(self, width: int = 1000, height: int = 800, *, dark: bool = False, printed: bool = False) -> None:
-        """Set the window's size, the colour scheme and the medium."""
+        """Set the window's size, the color scheme and the medium."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", media="print" if printed else "", features=features)

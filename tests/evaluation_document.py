@@ -111,7 +111,7 @@ def document() -> dict[str, Any]:
         "lost_modes": [
             {
                 "prompt": f"Write two lines about the sea. {ATTACK}",
-                "teacher": ["The sea is grey; the gulls are loud,\nand every wave a folded shroud.", f"Salt. {ATTACK}"],
+                "teacher": ["The sea is dark; the gulls are loud,\nand every wave a folded shroud.", f"Salt. {ATTACK}"],
                 "student": ["The sea is blue, the sea is wide,\nthe sea is like a gentle tide."] * 2,
                 "recall": 0.25,
             },
@@ -187,7 +187,7 @@ def document() -> dict[str, Any]:
             ],
             "left_out": ["hellaswag"],
         },
-        "judge": {"model": f"judge {ATTACK}", "wins": 61, "losses": 70, "ties": 30, "inconsistent": 39},
+        "judge": {"model": f"judge {ATTACK}", "wins": 61, "losses": 70, "ties": 30, "inconsistent": 34, "unusable": 5},
         "known_not_covered": ["Safety of responses was not tested.", f"What {ATTACK} does."],
         "reproduction": {
             "policy": {"name": "assistant", "margins": {"recall": 0.9, "quality": -0.02}, "note": ATTACK},
@@ -242,7 +242,7 @@ def bare() -> dict[str, Any]:
 
 
 def problems(value: object, kind: Any, place: str = "document") -> list[str]:
-    """Where ``value`` is not of the annotated type ``kind``: keys missing or unknown, values of another type."""
+    """Yield each place in which ``value`` does not have the annotated type ``kind``."""
     origin, parts = get_origin(kind), get_args(kind)
     if is_typeddict(kind):
         return _key_problems(value, kind, place)

@@ -100,7 +100,7 @@ def total_variation(q: Distribution, p: Distribution) -> float:
 
 
 def nucleus(p: Distribution, top_p: float) -> list[float]:
-    """Return p cut to the fewest likeliest tokens of mass at least ``top_p``, renormalised. arXiv 1904.09751 Eq 2."""
+    """Return p cut to the fewest likeliest tokens of mass at least ``top_p``, renormalized. arXiv 1904.09751 Eq 2."""
     kept = head(p, top_p)
     total = math.fsum(p[v] for v in kept)
     return [p[v] / total if v in kept else 0.0 for v in range(len(p))]
@@ -165,7 +165,7 @@ def minillm_paper_gradient(
 ) -> list[list[float]]:
     """Return Σ_t w_t ∇KL(q_t ‖ p_t) − Σ_t w_t A_t ∇log q(y_t), by the student's logits, [T][V].
 
-    w_t = q/p̃ of the token; A_t = R_{t+1}, or its mean over the tokens that remain (Eq 6, one off mended). The second
+    w_t = q/p̃ of the token; A_t = R_{t+1}, or its mean over the tokens that remain (Eq 6, off-by-one fixed). The second
     sum drops a token that PPO's clip holds: w_t above 1 + ε pushed up, or below 1 − ε pushed down.
     """
     q = [softmax(row) for row in student_logits]

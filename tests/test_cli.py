@@ -34,7 +34,7 @@ SURFACE = {
     "evaluate": [
         *("[RUN", "--teacher", "--prompts", "--baseline", "--teacher-generations", "--student-generations"),
         *("--baseline-generations", "--control-generations", "--training-data", "--harness-results"),
-        *("--policy", "--set"),
+        *("--policy", "--set", "--template-option"),
         *("--max-new-tokens", "--dtype", "--latency", "--judge-url", "--judge-model", "--judge-key-env"),
         *("--out", "--json", "--help"),
     ],
@@ -60,7 +60,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeBackend:
 
 
 class Answer:
-    """What a command line printed and returned."""
+    """The output and the exit code of a command line."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str], *args: str) -> None:
         capsys.readouterr()
@@ -145,10 +145,20 @@ def test_an_unknown_backend_is_exit_code_5(verb: str, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("verb", ["validate", "generate", "run"])
 def test_errors_are_json_as_well(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     answer = Answer(capsys, verb, spec_file("fake:refuse"), "--json")
-    refused = "backend 'fake': student.model: 'fake:refuse' is refused; take another"
+    refused = "backend 'fake': student.model: 'fake:refuse' is refused; use another"
     valid = {"valid": False} if verb == "validate" else {}
     assert answer.document == {**valid, "errors": [refused], "exit_code": 2}
     assert answer.err == f"error: {refused}\n"
+
+
+def test_validate_reads_the_data_that_is_here(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rows.jsonl").write_text('{"prompt": "hello", "completion": "fox"}\n')
+    given = spec_file(data={"train": "rows.jsonl"})
+    answer = Answer(capsys, "validate", given)
+    assert answer.code == 2
+    assert answer.err.startswith("error: data.train: 1 of 1 rows of 'rows.jsonl' cannot be used (line 1: 'completion'")
+    Path("rows.jsonl").write_text('{"prompt": "hello", "response": "fox"}\n')
+    assert Answer(capsys, "validate", given).code == 0
 
 
 def test_each_mistake_is_an_error_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,7 +212,7 @@ def test_an_interrupt_outside_a_run_is_exit_code_130(
 def test_validate_sums_up_the_spec(capsys: pytest.CaptureFixture[str]) -> None:
     answer = Answer(capsys, "validate", spec_file())
     assert answer.code == 0
-    for part in ("demo is valid", "fake", "organisation/teacher → fake:well", "distill (minillm)"):
+    for part in ("demo is valid", "fake", "organization/teacher → fake:well", "distill (minillm)"):
         assert part in answer.out
 
 
@@ -225,7 +235,7 @@ def test_what_a_terminal_cannot_show_is_printed_escaped() -> None:
     command = [sys.executable, "-m", "skill_kd", "validate", spec_file()]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode == 0
-    assert r"organisation/teacher \u2192 fake:well" in process.stdout
+    assert r"organization/teacher \u2192 fake:well" in process.stdout
 
 
 def test_the_schema_knows_every_section_and_refuses_unknown_keys(capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,7 +293,7 @@ def test_a_broken_plugin_is_one_line_and_its_traceback_on_request(
     monkeypatch.setattr(plugins, "broken", lambda: {"its:name": "Traceback\n  line 1\nImportError: no torch\n"})
     short = Answer(capsys, "backends")
     assert short.code == 0
-    assert short.err == "warning: plugin 'its:name' could not be used: ImportError: no torch\n"
+    assert short.err == "warning: plugin 'its:name' could not be loaded: ImportError: no torch\n"
     assert "line 1" in Answer(capsys, "backends", "--verbose").err
 
 
@@ -327,7 +337,7 @@ def test_a_dry_run_says_all_and_writes_nothing(
     assert os.listdir() == ["spec.yaml"]
 
 
-def test_a_failed_run_tells_its_reason_and_its_log(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_run_reports_its_reason_and_its_log(capsys: pytest.CaptureFixture[str]) -> None:
     answer = Answer(capsys, "run", spec_file("fake:fail"), "--json")
     reason = Manifest.read(Path("runs/demo")).reason
     log = f"log: {Path('runs/demo/train.log')}"
@@ -381,7 +391,7 @@ def is_waiting() -> bool:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_has_the_exit_code_of_its_signal_and_goes_on(
+def test_a_stopped_run_has_the_exit_code_of_its_signal_and_resumes(
     number: int, code: int, environment: dict[str, str]
 ) -> None:
     spec = spec_file("fake:sleep")

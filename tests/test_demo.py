@@ -176,10 +176,12 @@ def test_the_verb_prints_the_table_or_the_data(recorded: list[Spec], runs: Path)
 # --- which folder and which spec --------------------------------------------------------------------------------------
 
 
-def test_a_stopped_demo_names_the_command_that_goes_on(
+def test_a_stopped_demo_names_the_command_that_resumes_it(
     recorded: list[Spec], runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(spec: Spec, out: Path) -> RunResult:
+        (out / spec.name).mkdir(parents=True)
+        (out / spec.name / "spec.yaml").write_text("name: demo")
         error = InterruptedRunError("stopped by SIGTERM; resume with --resume", signal.SIGTERM)
         error.add_note("log: train.log")
         raise error
@@ -189,8 +191,20 @@ def test_a_stopped_demo_names_the_command_that_goes_on(
     assert isinstance(stopped.exception, InterruptedRunError)
     assert stopped.exception.exit_code == 143
     command = f"skill-kd run {runs / 'demo' / 'spec.yaml'} --runs {runs} --resume"
-    assert str(stopped.exception) == f"stopped by SIGTERM; resume with `{command}`"
-    assert stopped.exception.__notes__ == ["log: train.log"]
+    assert str(stopped.exception) == "stopped by SIGTERM; resume with --resume"
+    assert stopped.exception.__notes__ == ["log: train.log", f"to resume this demo: {command}"]
+
+
+def test_a_demo_that_never_started_names_no_command_to_resume_it(
+    recorded: list[Spec], runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(spec: Spec, out: Path) -> RunResult:
+        raise MissingRequirementError("backend 'transformers' needs torch")
+
+    monkeypatch.setattr(main_job, "run", run)
+    failed = CliRunner().invoke(cli, ["demo", "--out", str(runs)])
+    assert isinstance(failed.exception, MissingRequirementError)
+    assert getattr(failed.exception, "__notes__", []) == []
 
 
 def test_every_demo_keeps_its_folder(recorded: list[Spec], runs: Path) -> None:

@@ -9,14 +9,14 @@ from skill_kd.kd.errors import BadInput, Missing, ScriptError, TrainingStopped
 
 
 @pytest.mark.parametrize(
-    ("raised", "told"),
+    ("raised", "reported"),
     [(BadInput, UsageError), (Missing, MissingRequirementError), (TrainingStopped, TrainingFailedError)],
 )
 def test_what_a_script_raises_is_the_same_error_to_its_parent(
-    raised: type[ScriptError], told: type[SkillKDError]
+    raised: type[ScriptError], reported: type[SkillKDError]
 ) -> None:
     error = error_for(raised("why").exit_code, "why")
-    assert type(error) is told
+    assert type(error) is reported
     assert str(error) == "why"
     assert error.exit_code == raised.exit_code
 

@@ -98,7 +98,7 @@ def test_a_spec_runs_through_its_launcher_with_nothing_but_the_backend_changed(
     refused.write_text(yaml.safe_dump(minimal_spec().model_dump(mode="json") | {"launch": launch}))
     answer = environment.skill_kd("validate", str(refused), "--backend", "echo")
     assert answer.returncode == 2
-    assert "launch.nodes: 2, and the echo cloud has one machine; set nodes: 1" in answer.stderr
+    assert "launch.nodes: 2, but the echo cloud has one machine; set nodes: 1" in answer.stderr
 
 
 def test_its_launcher_becomes_the_script(environment: Environment, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_broken_it_stops_nobody_and_is_named_with_its_traceback(environment: Env
     assert (short.returncode, long.returncode) == (0, 0)
     assert "transformers" in short.stdout
     assert "echo" not in short.stdout
-    assert "plugin 'skill-kd-echo:echo' could not be used: RuntimeError: broken on purpose" in short.stderr
+    assert "plugin 'skill-kd-echo:echo' could not be loaded: RuntimeError: broken on purpose" in short.stderr
     assert "Traceback" not in short.stderr
     assert "Traceback (most recent call last)" in long.stderr
     assert "skill_kd_echo.py" in long.stderr

@@ -178,7 +178,7 @@ LINES = b'{"event": "update", "loss": 1.5}\n{"event": "note", "text": "a\\u2028b
 
 @bounded
 @given(content=damaged(LINES) | st.binary(max_size=60))
-def test_damaged_metrics_are_told_as_far_as_they_are_events(content: bytes, tmp_path: Path) -> None:
+def test_damaged_metrics_are_reported_as_far_as_they_are_events(content: bytes, tmp_path: Path) -> None:
     path, told = tmp_path / "metrics.jsonl", list[dict[str, object]]()
     path.unlink(missing_ok=True)
     events = _Events(path, told.append)
@@ -232,7 +232,7 @@ def test_any_list_of_checksums_but_the_right_one_is_a_flaw(content: bytes, tmp_p
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "no\0name", "deeper"])
-def test_a_list_of_checksums_that_names_what_is_no_file_of_it_is_a_flaw(name: str, tmp_path: Path) -> None:
+def test_checksums_of_a_missing_file_are_a_flaw(name: str, tmp_path: Path) -> None:
     folder = sealed(tmp_path / "checkpoint")
     checksums = json.loads((folder / CHECKSUMS).read_text())
     (folder / CHECKSUMS).write_text(json.dumps({**checksums, name: [1, 2]}))

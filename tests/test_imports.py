@@ -1,4 +1,4 @@
-"""Who may import whom: one table for the package, read against its source."""
+"""Allowed imports: one table for the package, compared with its source."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FLOORS = {
         ("__main__", "testing"),
     ),
     "skill_kd.kd": (
-        ("__init__", "errors", "config", "kinds", "seeds"),
+        ("__init__", "errors", "config", "kinds", "seeds", "addresses", "answers"),
         ("signals", "files", "reporting"),
         ("endpoint",),
         ("losses",),
@@ -47,13 +47,17 @@ FLOORS = {
 NO_TORCH = (
     "config",
     "kinds",
+    "addresses",
+    "answers",
     "errors",
     "signals",
     "files",
     "reporting",
     "endpoint",
+    "dataset.formats",
     "dataset.reading",
     "model.context",
+    "model.families",
 )
 """The part of kd that the rest of the package may import when a module is loaded."""
 
@@ -211,12 +215,15 @@ def test_kd_needs_itself_and_the_train_dependencies_alone() -> None:
 def test_only_the_endpoint_imports_the_http_client() -> None:
     readers = [*SOURCE, *TEMPLATES, *PLUGINS]
     users = {(named(path), each.eager) for path in readers for each in imports(path) if each.roots & HTTP}
-    assert users == {("skill_kd/kd/endpoint.py", False)}  # inside the functions that need it
+    allowed = {(f"skill_kd/kd/endpoint/{name}.py", False) for name in ("exchange", "retries")}
+    assert users == allowed  # inside the functions that need it
 
 
 def test_the_endpoint_loads_no_torch_and_no_http_client() -> None:
-    endpoint = [each for each in imports(PACKAGE / "kd" / "endpoint.py") if each.relative]
-    assert {name for each in endpoint for name in each.names} == {"skill_kd.kd.errors", "skill_kd.kd.signals"}
+    files = sources(PACKAGE / "kd" / "endpoint")
+    names = {name for path in files for each in imports(path) if each.relative for name in each.names}
+    below = {f"skill_kd.kd.{name}" for name in ("addresses", "answers", "errors", "signals")}
+    assert {name for name in names if not name.startswith("skill_kd.kd.endpoint.")} == below
     assert not loaded_by("import skill_kd.kd.endpoint") & HEAVY
 
 

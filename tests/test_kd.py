@@ -22,7 +22,7 @@ from script_modules import load_script
 from skill_kd.cli import cli
 
 REPOSITORY = Path(__file__).parent.parent
-ROOMS = ("skill_kd", "templates", "examples", "scripts")
+PARTS = ("skill_kd", "templates", "examples", "scripts")
 FILES = ("SKILL.md", "README.md", "LICENSE", "constraints.txt", "pyproject.toml")
 Done = subprocess.CompletedProcess[str]
 windows = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and file modes")
@@ -33,7 +33,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy as an installer makes it, in a folder with a space, and read-only."""
     folder = tmp_path_factory.mktemp("an installed skill") / "knowledge-distillation"
     folder.mkdir()
-    for name in ROOMS:
+    for name in PARTS:
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in FILES:
         shutil.copy(REPOSITORY / name, folder / name)
@@ -137,7 +137,7 @@ def test_a_verb_without_its_packages_names_the_one_command(bundle: Path, tmp_pat
     assert done.returncode == 5
     assert done.stderr.count("\n") == 1
     assert "click" in done.stderr
-    words = shlex.split(done.stderr.partition("skill: ")[2])
+    words = shlex.split(done.stderr.partition("install it with: ")[2])
     assert words[1:] == [str(bundle.resolve() / "scripts" / "kd.py"), "setup"]
 
 
@@ -154,11 +154,11 @@ def test_the_command_brings_what_the_verb_needs(
     bundle: Path, tmp_path: Path, bare: Path, args: list[str], extra: str | None
 ) -> None:
     done = kd(bundle, tmp_path, *args, python=bare)
-    words = shlex.split(done.stderr.partition("skill: ")[2])
+    words = shlex.split(done.stderr.partition("install it with: ")[2])
     assert [word for word in words if word.startswith("--") and word != "--cpu"] == ([extra] if extra else [])
 
 
-def test_what_a_verb_is_for_is_told_without_packages(bundle: Path, tmp_path: Path, bare: Path) -> None:
+def test_a_verb_is_described_without_its_packages(bundle: Path, tmp_path: Path, bare: Path) -> None:
     done = kd(bundle, tmp_path, "evaluate", "--help", python=bare)
     assert done.returncode == 0
     assert "skill-kd evaluate runs/demo --prompts fresh.jsonl" in done.stdout
@@ -166,7 +166,7 @@ def test_what_a_verb_is_for_is_told_without_packages(bundle: Path, tmp_path: Pat
     assert "setup --train" in done.stdout.splitlines()[-1]
 
 
-def test_a_named_interpreter_that_lacks_them_is_told_to_be_let_go(bundle: Path, tmp_path: Path, bare: Path) -> None:
+def test_a_named_interpreter_that_lacks_packages_should_be_unset(bundle: Path, tmp_path: Path, bare: Path) -> None:
     done = kd(bundle, tmp_path, "run", "a.yaml", changes={"SKILL_KD_PYTHON": str(bare)})
     assert done.returncode == 5
     assert "unset SKILL_KD_PYTHON" in done.stderr
@@ -179,11 +179,11 @@ def test_doctor_names_what_is_missing_with_its_command(bundle: Path, tmp_path: P
     assert (done.returncode, found["ready"]) == (5, False)
     assert rows["core"]["state"] == "missing"
     assert "pydantic" in rows["core"]["detail"]
-    assert shlex.split(rows["core"]["mend"])[-1] == "setup"
+    assert shlex.split(rows["core"]["fix"])[-1] == "setup"
     assert "torch" in rows["train"]["detail"]
-    assert "--train" in rows["train"]["mend"]
+    assert "--train" in rows["train"]["fix"]
     assert "scipy" in rows["evaluate"]["detail"]
-    assert "--evaluate" in rows["evaluate"]["mend"]
+    assert "--evaluate" in rows["evaluate"]["fix"]
     assert not (tmp_path / "cache").exists()
 
 
@@ -331,7 +331,7 @@ PIP_OFFLINE = f"WARNING: Retrying after connection broken by 'NewConnectionError
         ("one\n  the last word\n\n", "failed: the last word"),
     ],
 )
-def test_why_an_installation_failed_is_one_line_with_its_mend(log: str, said: str) -> None:
+def test_a_failed_installation_is_one_line_with_its_fix(log: str, said: str) -> None:
     launcher = load_script("scripts/kd.py", "kd_launcher")
     assert said in launcher.reason(log)
     assert "\n" not in launcher.reason(log)

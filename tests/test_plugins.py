@@ -53,7 +53,7 @@ def test_one_plugin_may_bring_several_backends(install: Install) -> None:
         ("def broken(", "SyntaxError"),
         ("raise SystemExit(3)", "SystemExit"),
         (PLUGIN.format(name="bad") + "    raise RuntimeError('in the hook')\n", "in the hook"),
-        (PLUGIN.format(name="bad") + "    register(object)\n", "no subclass of Backend"),
+        (PLUGIN.format(name="bad") + "    register(object)\n", "not a subclass of Backend"),
         (PLUGIN.format(name="bad").replace("register)", "register, extra)"), "extra"),
         (PLUGIN.format(name="bad").replace("register_backends", "register_backend"), "register_backend"),
         (
@@ -72,7 +72,7 @@ def test_a_broken_plugin_is_reported_and_the_others_work(install: Install, sourc
     assert "bad" not in plugins.backends()
     assert list(plugins.broken()) == ["broken-one:bad"]
     assert reason in plugins.broken()["broken-one:bad"]
-    with pytest.raises(MissingRequirementError, match="'broken-one:bad' is installed and broken"):
+    with pytest.raises(MissingRequirementError, match="'broken-one:bad' is installed but broken"):
         plugins.get_backend("bad")
 
 
@@ -80,7 +80,7 @@ def test_a_broken_plugin_is_reported_and_the_others_work(install: Install, sourc
 def test_a_plugin_for_another_skill_kd_is_named_with_both_versions(install: Install, needed: str) -> None:
     install("older", "old", "old_plugin", PLUGIN.format(name="old"), requires=needed)
     assert "old" not in plugins.backends()
-    assert f"it needs {needed}, and this is skill-kd {__version__}" in plugins.broken()["older:old"]
+    assert f"requires {needed}, but this is skill-kd {__version__}" in plugins.broken()["older:old"]
 
 
 def test_a_plugin_for_this_skill_kd_is_taken(install: Install) -> None:
@@ -92,11 +92,11 @@ def test_a_name_brought_twice_is_refused_naming_both_plugins(install: Install) -
     install("copycat", "transformers", "copycat_plugin", PLUGIN.format(name="transformers"))
     assert isinstance(plugins.get_backend("transformers"), TransformersBackend)
     report = plugins.broken()["copycat:transformers"]
-    assert "'copycat:transformers' is already brought by plugin 'skill-kd'" in report
+    assert "'copycat:transformers' is already registered by 'skill-kd'" in report
 
 
 @pytest.mark.parametrize(
-    ("name", "mend"),
+    ("name", "fix"),
     [
         ("trl", "pip install ./plugins/skill-kd-trl"),
         ("unsloth", "pip install ./plugins/skill-kd-unsloth"),
@@ -105,11 +105,11 @@ def test_a_name_brought_twice_is_refused_naming_both_plugins(install: Install) -
         ("megatron", "pip install skill-kd-megatron"),
     ],
 )
-def test_an_unknown_backend_is_answered_with_the_mend(name: str, mend: str) -> None:
+def test_an_unknown_backend_is_refused_with_the_fix(name: str, fix: str) -> None:
     with pytest.raises(SkillKDError) as caught:
         plugins.get_backend(name)
     assert caught.value.exit_code is ExitCode.ENVIRONMENT
-    assert mend in str(caught.value)
+    assert fix in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["x; rm -rf ~", "$(id)", "a\nb", "", "--index-url=evil", "tranformers"])

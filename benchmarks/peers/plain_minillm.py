@@ -1,7 +1,7 @@
-"""MiniLLM (arXiv 2306.08543) the plain way: both models decode at every step, and all logits are in memory.
+"""A plain MiniLLM (arXiv 2306.08543): both models decode at every step, and all logits are in memory.
 
-The peer of ``end_to_end.py``, written as people write it, in the paper's final form: teacher-mixed sampling (Eq 4) with
-two key-value caches, one scoring pass of each model, per-token weights, length-normalised returns (Eq 6), PPO clipping,
+A peer of ``end_to_end.py`` in the usual style, in the paper's final form: teacher-mixed sampling (Eq 4) with
+two key-value caches, one scoring pass of each model, per-token weights, length-normalized returns (Eq 6), PPO clipping,
 autograd.
 
     python plain_minillm.py settings.json
@@ -31,7 +31,7 @@ def positions(mask_BL: Tensor) -> Tensor:
 def sample(
     student: nn.Module, teacher: nn.Module, ids_BL: Tensor, mask_BL: Tensor, tokens: int, eos: int, pad: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return prompt and response, their mask, and the log-probability each response token was drawn with."""
+    """Return prompt and response, their mask, and the log-probability with which each response token was sampled."""
     unseen, drawn = ids_BL, []
     caches: list[Any] = [None, None]
     ended_B = torch.zeros(len(ids_BL), dtype=torch.bool)

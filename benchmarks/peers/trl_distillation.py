@@ -1,7 +1,7 @@
 """TRL's DistillationTrainer as its users call it: on-policy, beta = 1 (reverse KL), generation by transformers.
 
-The peer of ``end_to_end.py``; it needs nothing of skill-kd. Gradient checkpointing, on by default in TRL, is as the
-settings say: the others do not pay for it.
+A peer of ``end_to_end.py``, which does not need skill-kd. The settings decide about gradient checkpointing, which TRL
+turns on by default, because the others do not use it.
 
     python trl_distillation.py settings.json
 """

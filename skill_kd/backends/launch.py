@@ -17,8 +17,9 @@ def several(spec: Spec) -> bool:
 def arguments(spec: Spec) -> list[str]:
     """Return the arguments of ``accelerate launch`` on one machine."""
     # The script sets precision and sharding itself, so they are the same under every launcher. Without the last flag,
-    # accelerate silently starts one process if it finds fewer than two GPUs.
-    plain = ["--num_processes", str(spec.launch.processes), "--num_machines", "1"]
+    # accelerate silently starts one process if it finds fewer than two GPUs. Port 0 is a free one: two runs that start
+    # at the same moment would otherwise meet at port 29500.
+    plain = ["--num_processes", str(spec.launch.processes), "--num_machines", "1", "--main_process_port", "0"]
     return [*plain, "--mixed_precision", "no", "--dynamo_backend", "no", "--multi_gpu"]
 
 
@@ -31,30 +32,31 @@ def files(spec: Spec) -> dict[str, str]:
 
 
 def _config(spec: Spec) -> str:
-    """Return the answers to `accelerate config` as YAML; every value is JSON."""
+    """Return the configuration of accelerate as YAML. Every value is written as JSON."""
     values = {
         "compute_environment": "LOCAL_MACHINE",
         "distributed_type": "MULTI_GPU",
         "num_machines": spec.launch.nodes,
         "num_processes": spec.launch.processes,
         "mixed_precision": "no",
+        **({"main_process_port": 0} if spec.launch.nodes == 1 else {}),
     }
     return "".join(f"{name}: {json.dumps(value)}\n" for name, value in values.items())
 
 
 _HEAD = """\
 #!/bin/bash
-# Starts the train.py beside it, on every process of every machine; arguments go to train.py, such as --resume.
-# Stand where the paths of the spec hold:
+# Starts the train.py of this folder in all processes. Arguments, such as --resume, are passed to train.py.
+# Call it in the directory that the paths of the spec are relative to:
 """
 _HERE = "#   bash {name}/launch.sh\n"
 _EACH = """\
-#   on every machine, 0 being the first:  NODE_RANK=0 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500 bash {name}/launch.sh
+#   on every machine (here the first):  NODE_RANK=0 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500 bash {name}/launch.sh
 """
 _SLURM = """\
-#   through Slurm:  sbatch {name}/launch.sh      (first add what your cluster asks for: partition, account, time)
+#   with Slurm:  sbatch {name}/launch.sh      (first add what your cluster requires: partition, account, time)
 """
-_TORCHRUN = "#   the same by torchrun:  torchrun {nodes}--nproc-per-node={each} {name}/train.py\n"
+_TORCHRUN = "#   with torchrun instead:  torchrun {nodes}--nproc-per-node={each} {name}/train.py\n"
 _NODES = "--nnodes={nodes} --node-rank=$NODE_RANK --master-addr=$MASTER_ADDR --master-port=$MASTER_PORT "
 _BODY = """\
 #
@@ -63,14 +65,14 @@ _BODY = """\
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node={each}
 #SBATCH --output=slurm-%j.log
-# Five minutes before the time is up: train.py writes a checkpoint and stops, and --resume goes on.
+# Five minutes before the time limit, train.py gets SIGTERM: it writes a checkpoint and stops. Then use --resume.
 #SBATCH --signal=TERM@300
 set -euo pipefail
 folder=$(dirname "$0")
 if [ -n "${{SLURM_JOB_ID:-}}" ] && [ -z "${{STARTED_ON_EVERY_MACHINE:-}}" ]; then
-  # Slurm runs a copy of this file, somewhere else.
+  # Slurm runs a copy of this file in another folder.
   folder=$(dirname "$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\\([^ ]*\\).*/\\1/p')")
-  # sed reads to the end; head would leave, and pipefail would end the job.
+  # sed reads all of its input. head would exit early, and pipefail would then end the job.
   MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
   export MASTER_ADDR STARTED_ON_EVERY_MACHINE=1
   exec srun bash "$folder/launch.sh" "$@"
@@ -87,7 +89,7 @@ exec accelerate launch --config_file "$folder/accelerate.yaml" --machine_rank "$
 def _script(spec: Spec) -> str:
     """Return a shell script that is also a Slurm batch job; its options are shell comments."""
     nodes = spec.launch.nodes
-    told = {"name": spec.name, "nodes": nodes, "each": spec.launch.processes // nodes}
-    head = _HEAD + (_HERE if nodes == 1 else _EACH).format(**told) + _SLURM.format(**told)
-    head += _TORCHRUN.format(**{**told, "nodes": _NODES.format(**told) if nodes > 1 else ""})
-    return head + _BODY.format(**told) + (_ONE if nodes == 1 else _MANY)
+    values = {"name": spec.name, "nodes": nodes, "each": spec.launch.processes // nodes}
+    head = _HEAD + (_HERE if nodes == 1 else _EACH).format(**values) + _SLURM.format(**values)
+    head += _TORCHRUN.format(**{**values, "nodes": _NODES.format(**values) if nodes > 1 else ""})
+    return head + _BODY.format(**values) + (_ONE if nodes == 1 else _MANY)

@@ -13,6 +13,7 @@ from skill_kd.backends import launch
 from skill_kd.errors import UsageError
 from skill_kd.hookspecs import hookimpl
 from skill_kd.kd.model.context import context_length
+from skill_kd.kd.model.families import refusal
 from skill_kd.render import render, templates_folder
 from skill_kd.spec import Spec
 
@@ -22,7 +23,7 @@ class TransformersBackend(Backend):
 
     name = "transformers"
     version = __version__
-    # The versions our tests ran with.
+    # The versions that the tests ran with.
     requirements = (
         "torch==2.13.0",
         "transformers==5.23.0",
@@ -52,12 +53,13 @@ class TransformersBackend(Backend):
         """
         if spec.launch.nodes > 1:
             raise UsageError(
-                f"launch.nodes: {spec.launch.nodes}: one command starts one machine; skill-kd generate writes "
-                f"{launch.SCRIPT}, which starts each of them, or all through Slurm"
+                f"launch.nodes: {spec.launch.nodes}, and `skill-kd run` starts only one machine; `skill-kd generate` "
+                f"writes {launch.SCRIPT}: start it on each machine, or submit it to Slurm"
             )
         if not launch.several(spec):
             return [sys.executable, str(script)]
-        return [sys.executable, "-m", "accelerate.commands.launch", *launch.arguments(spec), str(script)]
+        # -P: a folder named accelerate in the working folder must not be imported instead.
+        return [sys.executable, "-P", "-m", "accelerate.commands.launch", *launch.arguments(spec), str(script)]
 
     def files(self, spec: Spec) -> dict[str, str]:
         """Return accelerate's configuration and ``launch.sh`` if several processes train."""
@@ -69,25 +71,25 @@ def _student_problems(spec: Spec) -> Iterator[str]:
     if student.quantization and strategy in ("fsdp2", "deepspeed"):
         yield (
             f"launch.strategy: {strategy} cannot shard student.quantization: {student.quantization}; "
-            "take strategy: ddp, or drop the quantization"
+            "use strategy: ddp, or drop the quantization"
         )
     if strategy == "deepspeed" and spec.training.on_bad_loss == "roll_back":
         yield (
-            "training.on_bad_loss: roll_back, and DeepSpeed does not give back gradients that it has added up; "
+            "training.on_bad_loss: roll_back is not possible with DeepSpeed, which keeps accumulated gradients; "
             "set on_bad_loss: stop, or launch.strategy: fsdp2"
         )
     if student.quantization and student.from_teacher:
         yield (
-            f"student.quantization: {student.quantization} with from_teacher: a student with fewer layers has to "
-            "learn with all its weights; drop the quantization"
+            f"student.quantization: {student.quantization} is not possible with from_teacher: a student with fewer "
+            "layers must train all its weights; drop the quantization"
         )
     if spec.rollout.engine != "transformers":
         yield (
-            f"rollout.engine: {spec.rollout.engine} keeps no probability of what it samples, which this loop needs; "
-            "drop it, or take backend: trl"
+            f"rollout.engine: {spec.rollout.engine} does not return the probabilities that this backend needs; "
+            "drop it, or use backend: trl"
         )
     if student.dtype == "float16":
-        yield "student.dtype: float16 needs a loss scaler, which this backend has not; take float32 or bfloat16"
+        yield "student.dtype: float16 needs a loss scaler, which this backend does not have; use float32 or bfloat16"
 
 
 def _model_problems(spec: Spec) -> Iterator[str]:
@@ -105,22 +107,27 @@ def _folder_problems(field: str, model: str, spec: Spec) -> Iterator[str]:
     folder = Path(model)
     if not folder.is_dir():
         if model.startswith((".", "/", "~")) or model.endswith("/"):
-            yield f"{field}: {model!r} is no folder here; give an existing folder or a hub id"
+            yield f"{field}: there is no folder {model!r}; set an existing folder or a hub id"
         return
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        yield f"{field}: folder {model!r} holds no config.json; give a folder written by save_pretrained"
+        yield f"{field}: folder {model!r} contains no config.json; set a folder that save_pretrained wrote"
         return
     except (OSError, ValueError) as error:
         yield f"{field}: cannot read config.json in {model!r}: {error}; save the model again"
         return
-    context = context_length(config) if isinstance(config, dict) else None
+    if not isinstance(config, dict):
+        return
+    if reason := refusal(config):
+        yield f"{field}: {model!r}: {reason}; take another model"
+    context = context_length(config)
     wanted = spec.data.max_prompt_tokens + spec.rollout.max_new_tokens
     if context is not None and wanted > context:
         yield (
-            f"{field}: {model!r} reads {context} tokens, and data.max_prompt_tokens {spec.data.max_prompt_tokens} "
-            f"+ rollout.max_new_tokens {spec.rollout.max_new_tokens} make {wanted}; take off {wanted - context}"
+            f"{field}: {model!r} has a context of {context} tokens, and data.max_prompt_tokens "
+            f"{spec.data.max_prompt_tokens} + rollout.max_new_tokens {spec.rollout.max_new_tokens} is {wanted}; "
+            f"lower them by {wanted - context}"
         )
 
 

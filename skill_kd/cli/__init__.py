@@ -30,7 +30,7 @@ from skill_kd.console import guarded
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="skill-kd", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Distil a large language model into a smaller one, from a small spec.
+    """Distill a large language model into a smaller one, from a small spec.
 
     \b
     Example:

@@ -11,28 +11,36 @@ from skill_kd.console import Verb, print_json
 
 
 @click.command(cls=Verb)
-@click.option("--matters", default="balanced", show_default=True, metavar="WHAT", help="coverage, precision, balanced.")
+@click.option(
+    "--matters",
+    default="balanced",
+    show_default=True,
+    metavar="WHAT",
+    help="What matters most: coverage, precision or balanced.",
+)
 @click.option(
     "--teacher",
     default="logits",
     show_default=True,
     metavar="KIND",
-    help="logits (weights here), served (log-probabilities), text.",
+    help="Access to the teacher: logits (local weights), served (log-probabilities) or text.",
 )
-@click.option("--budget", default="normal", show_default=True, metavar="SIZE", help="small, normal, large.")
-@click.option("--output-tokens", type=int, default=256, show_default=True, help="Length of a long answer.")
-@click.option("--prompts", type=int, metavar="N", help="How many prompts there are to train on.")
+@click.option(
+    "--budget", default="normal", show_default=True, metavar="SIZE", help="Compute budget: small, normal or large."
+)
+@click.option("--output-tokens", type=int, default=256, show_default=True, help="Tokens in a long answer.")
+@click.option("--prompts", type=int, metavar="N", help="Number of training prompts.")
 @click.option("--lora", is_flag=True, help="Train adapters instead of all weights.")
-@click.option("--distilled", is_flag=True, help="The student was distilled before: no warm start.")
+@click.option("--distilled", is_flag=True, help="The student was already distilled, so leave out the warm start.")
 @click.option(
     "--seen",
     metavar="FINDING",
-    help="A problem of an earlier student: sameness (too narrow), sharpened, lost_modes, loops, length, refusals, "
+    help="A finding about an earlier student: sameness (too narrow), sharpened, lost_modes, loops, length, refusals, "
     "imprecise, exposure, teacher_narrow.",
 )
 @click.option("--set", "pairs", multiple=True, metavar="PATH=VALUE", help="Set a value of the spec: student.model=S.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="Write the specs into this folder.")
-@click.option("--spec-only", is_flag=True, help="Print only the spec to fill in.")
+@click.option("--spec-only", is_flag=True, help="Print only the spec, with gaps to fill in.")
 @JSON
 def advise(
     matters: str,

@@ -16,16 +16,16 @@ from skill_kd.console import Verb, print_json, say
     type=click.IntRange(1, 30),
     default=24,
     show_default=True,
-    help="Number of layers the student keeps.",
+    help="Number of teacher layers that the student keeps.",
 )
 @click.option("--seed", type=int, default=42, show_default=True, help="Seed; the same seed gives the same figures.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), metavar="DIR", help="Folder for the run.")
 @JSON
 def demo(layers: int, seed: int, out: Path, as_json: bool) -> None:
-    """Distil a real model on this machine, in minutes.
+    """Distill a real model on this machine, in minutes.
 
-    The teacher comes as a package, and the prompts come with skill-kd. It needs no account and no GPU. The report is
-    that of `evaluate`, but on far too few prompts for a verdict. INCONCLUSIVE is expected, and the exit code is 0.
+    The teacher is a Python package, and the prompts come with skill-kd. The demo needs no account and no GPU. It also
+    evaluates the student, on too few prompts for a verdict: expect INCONCLUSIVE. The exit code is then still 0.
 
     \b
     Example:

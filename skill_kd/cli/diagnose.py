@@ -12,30 +12,41 @@ from skill_kd.console import Verb, print_json
 
 @click.command(cls=Verb)
 @click.argument("logs", nargs=-1, required=True, metavar="LOGS...")
-@click.option("--baseline", multiple=True, metavar="FILE", help="Teacher logs to compare with; can be repeated.")
+@click.option("--baseline", multiple=True, metavar="FILE", help="Log of the teacher to compare with; repeatable.")
 @click.option(
-    "--window", default="day", show_default=True, metavar="day|N", help="Compare days, or windows of N lines."
+    "--window", default="day", show_default=True, metavar="day|N", help="Size of a window: a day, or N lines."
 )
 @click.option(
-    "--format", "format_name", metavar="NAME", help="openai, openai-batch, langfuse, langsmith, otel, generic."
+    "--format",
+    "format_name",
+    metavar="NAME",
+    help="anthropic, braintrust, generic, helicone, langfuse, langsmith, litellm, mlflow, ollama, openai, "
+    "openai-batch, openinference, otel, vercel, weave. Detected by default.",
 )
-@click.option("--prompt-field", metavar="PATH", help="Path of the prompt in a generic log; dots enter objects.")
+@click.option(
+    "--prompt-field", metavar="PATH", help="Path of the prompt; dots reach into objects, lists and JSON text."
+)
 @click.option("--output-field", metavar="PATH", help="Path of the model's answer.")
-@click.option("--time-field", metavar="PATH", help="Path of the time, ISO 8601 or seconds since 1970.")
+@click.option("--time-field", metavar="PATH", help="Path of the time: ISO 8601, US date or a number since 1970.")
 @click.option("--system-field", metavar="PATH", help="Path of the system prompt.")
 @click.option("--model-field", metavar="PATH", help="Path of the model's version.")
 @click.option("--temperature-field", metavar="PATH", help="Path of the temperature.")
 @click.option("--max-tokens-field", metavar="PATH", help="Path of the token limit.")
-@click.option("--finish-field", metavar="PATH", help="Path of the reason why the answer ended.")
+@click.option("--finish-field", metavar="PATH", help="Path of the finish reason.")
 @click.option(
     "--spec",
     type=click.Path(path_type=Path),
-    help="The student's spec; write a pilot from it.",
+    help="The student's spec; a pilot is written for it.",
 )
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), default=Path(), metavar="DIR", help="Folder for the pilot."
+    "-o", "--out", type=click.Path(path_type=Path), default=Path(), metavar="DIR", help="Folder of the pilot."
 )
-@click.option("--replay", type=click.Path(path_type=Path), metavar="FILE", help="Write 50 prompts of the log to FILE.")
+@click.option(
+    "--replay",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write 50 prompts of the log to FILE, for student and teacher to answer.",
+)
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write the diagnosis as one HTML file.")
 @click.option("--include-examples", is_flag=True, help="Show redacted text of the log. It may still identify people.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Number of processes that parse.")
@@ -56,9 +67,10 @@ def diagnose(
     as_json: bool,
     **fields: str | None,
 ) -> None:
-    """Find in production logs what changed, and what to try.
+    """Find out what changed in production logs, when, and what to try.
 
-    LOGS are files (JSONL, JSON, CSV; also gz, zst) or - for stdin. Text of a log is shown only with --include-examples.
+    LOGS are files (JSONL, JSON, CSV, TSV; also gz, zst), or - for stdin. Text of a log is shown only with
+    --include-examples.
 
     \b
     Example:

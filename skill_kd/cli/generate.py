@@ -16,7 +16,7 @@ from skill_kd.console import Verb, print_json
 @click.option(
     "--format", "kind", type=click.Choice(["py", "ipynb"]), default="py", help="Write files, or one notebook."
 )
-@click.option("--check", is_flag=True, help="Write nothing, and fail if the folder is not up to date.")
+@click.option("--check", is_flag=True, help="Write nothing; fail if the folder is out of date.")
 @click.option("--force", is_flag=True, help="Overwrite an edited script.")
 @BACKEND
 @JSON

@@ -15,12 +15,12 @@ from skill_kd.console import Verb, print_json, say
 @click.option(
     "--data", type=click.Path(path_type=Path), metavar="FILE", help="Fine-tuning data, instead of handoff.data."
 )
-@click.option("--execute", is_flag=True, help="Also fine-tune, load the result, and measure the drift.")
+@click.option("--execute", is_flag=True, help="Also fine-tune, reload the result, and measure the drift.")
 @click.option("--python", metavar="PATH", help="Python interpreter that has Unsloth (default: this one).")
 @click.option("--max-steps", type=click.IntRange(min=1), metavar="N", help="Stop after N optimizer steps, as a trial.")
 @click.option("--no-drift", is_flag=True, help="Do not measure drift, which needs the teacher.")
 @click.option(
-    "--gguf", "quantisations", multiple=True, metavar="Q", help="Make a GGUF file of the student, for example q8_0."
+    "--gguf", "quantizations", multiple=True, metavar="Q", help="Make a GGUF file of the student, for example q8_0."
 )
 @click.option("--force", is_flag=True, help="Overwrite edited files and an earlier fine-tune.")
 @JSON
@@ -31,7 +31,7 @@ def handoff(
     python: str | None,
     max_steps: int | None,
     no_drift: bool,
-    quantisations: tuple[str, ...],
+    quantizations: tuple[str, ...],
     force: bool,
     as_json: bool,
 ) -> None:
@@ -42,18 +42,18 @@ def handoff(
       skill-kd handoff runs/demo
       skill-kd handoff runs/demo --data examples/data/chat.jsonl --execute --max-steps 3
     """
-    from skill_kd.handoff import hand_on
+    from skill_kd.handoff import hand_off
 
-    result = hand_on(
+    result = hand_off(
         run,
         data=data,
         execute=execute,
         python=python,
         max_steps=max_steps or -1,
         drift=not no_drift,
-        quantisations=quantisations,
+        quantizations=quantizations,
         force=force,
-        tell=say,
+        notify=say,
     )
     if as_json:
         print_json(result.to_json())

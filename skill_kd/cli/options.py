@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from skill_kd.spec import Spec
 
 SPEC = click.argument("spec", type=click.Path(path_type=Path))
-BACKEND = click.option("--backend", metavar="NAME", help="Use this backend instead of the one the spec names.")
+BACKEND = click.option("--backend", metavar="NAME", help="Use this backend instead of the spec's.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 
 

@@ -14,7 +14,7 @@ from skill_kd.console import Verb, print_json
 @SPEC
 @click.option("--device", metavar="NAME", help="Device to plan for, for example A100-80 or cpu.")
 @click.option("--price-per-hour", type=float, metavar="PRICE", help="Price of one device per hour, in any currency.")
-@click.option("--rows", type=int, metavar="N", help="Rows of training data, if they are not in a local file.")
+@click.option("--rows", type=int, metavar="N", help="Number of training rows, if the data is not a local file.")
 @BACKEND
 @JSON
 def plan(

@@ -18,17 +18,17 @@ from skill_kd.errors import ExitCode
     multiple=True,
     default=(0.0, 0.2, 0.5),
     show_default=True,
-    help="α, the chance that the teacher samples a token; can be repeated.",
+    help="α, the probability that the teacher samples a token; can be repeated.",
 )
 @click.option(
     "--seeds", type=click.IntRange(1, 100), default=4, show_default=True, help="Number of pairs of random policies."
 )
 @JSON
 def prove(loss: str, mixes: tuple[float, ...], seeds: int, as_json: bool) -> ExitCode:
-    """Judge a loss of your own against the exact gradient.
+    """Compare the gradient of your own loss with the exact gradient.
 
-    It computes the loss's expected gradient over every response of a toy model, and compares it with the gradient of
-    KL(student ‖ teacher). A bias then shows as a difference, not as noise. A swapped direction is named.
+    The expected gradient of the loss over all responses of a toy model is compared with the gradient of
+    KL(student ‖ teacher). So a bias is visible without noise. Swapped directions are reported.
 
     The function takes (student_logp_BTV, teacher_logp_BTV, ids_BT, mask_BT, behaviour_logp_BT or None). It returns
     loss_BT, or its sum over T or over all. Each call has one response. The command imports and runs your code. Exit

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 @click.option(
     "--runs", type=click.Path(path_type=Path), default=Path("runs"), metavar="DIR", help="Folder for all runs."
 )
-@click.option("--name", metavar="NAME", help="Name of the run folder, instead of the one the spec gives.")
+@click.option("--name", metavar="NAME", help="Name of the run folder, instead of the spec's name.")
 @click.option("--resume", is_flag=True, help="Resume a run from its last checkpoint.")
-@click.option("--dry-run", is_flag=True, help="Print what would run and what is missing; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the command and the missing packages; write nothing.")
 @BACKEND
 @JSON
 def run(
@@ -51,15 +51,15 @@ def run(
     elif backend is None:
         job = jobs.prepare_script(spec, runs, name)
     else:
-        raise click.UsageError("--backend goes with a spec; a generated script belongs to the backend that wrote it")
+        raise click.UsageError("--backend applies only to a spec; a generated script keeps the backend that wrote it")
     if dry_run:
         earlier(job, resume)
         _print_dry_run(str(job.folder), job.command(resume), job.missing, as_json)
         return
     for note in job.untested:
         say(f"note: {note}")
-    with _telling_the_plan(job.spec):
-        result = runner.start(job, resume=resume, tell=say)
+    with _adding_the_plan(job.spec):
+        result = runner.start(job, resume=resume, notify=say)
     if as_json:
         document = {"name": job.spec.name, "folder": str(result.folder), "student": str(result.student)}
         print_json({**document, "seconds": round(result.seconds, 1), "summary": result.summary})
@@ -69,7 +69,7 @@ def run(
 
 
 @contextlib.contextmanager
-def _telling_the_plan(spec: Spec) -> Iterator[None]:
+def _adding_the_plan(spec: Spec) -> Iterator[None]:
     """Add the planned peak to an error about memory."""
     try:
         yield
@@ -86,7 +86,7 @@ def _planned_peak(spec: Spec) -> str:
     highest = plan(spec).phases[0]
     largest = sorted(highest.parts, key=lambda part: -part.bytes)[:3]
     parts = ", ".join(f"{part.name} {gigabytes(part.bytes)}" for part in largest)
-    return f"the plan says {gigabytes(highest.bytes)} for each process at its peak, the {highest.name}: {parts}"
+    return f"`plan` estimates a peak of {gigabytes(highest.bytes)} per process, in {highest.name}: {parts}"
 
 
 def _print_dry_run(folder: str, command: Sequence[str], missing: list[str], as_json: bool) -> None:

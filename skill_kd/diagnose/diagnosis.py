@@ -1,4 +1,4 @@
-"""Diagnose logs: all steps from files to a diagnosis, in order."""
+"""All steps from log files to a diagnosis, in order."""
 
 from __future__ import annotations
 
@@ -37,15 +37,16 @@ def diagnose(
     Args:
         logs: files, or ``-`` for stdin.
         options: options for reading the logs.
-        baseline: logs of the teacher on prompts of the same kinds.
-        spec: the student's spec; a pilot is written for it.
+        baseline: logs of the teacher, with prompts of the same kinds.
+        spec: the student's spec. If there is a finding, a pilot is written for it.
         out: folder for the pilot's specs.
-        replay: file for prompts to replay; it contains log text.
-        examples: include redacted log text in the result.
+        replay: file to write prompts to. They are text of the log.
+        examples: include redacted text of the log in the result.
         salt: salt of the ids; random by default.
 
     Raises:
-        UsageError: a log cannot be read, more than 5 % of its lines are bad, or none is usable.
+        UsageError: a log cannot be read, more than 5 % of its lines are bad, redacted or without a time, or no line
+            has an answer.
         MissingRequirementError: a log is compressed with zstd and no package for it is installed.
     """
     options = options or Options()
@@ -78,8 +79,8 @@ def _signs(windows: Sequence[WindowSample], taught: Sequence[WindowSample], read
     signs = signs_over_time(windows)
     if len(windows) < FEWEST_WINDOWS:
         notes.append(
-            f"{len(windows)} window{'s are' if len(windows) > 1 else ' is'} too few to date a change; "
-            "bring more days, or cut finer: --window N (lines)"
+            f"a change cannot be dated with {len(windows)} window{'s' if len(windows) > 1 else ''}; at least "
+            f"{FEWEST_WINDOWS} are needed. Add logs of more days, or use smaller windows: --window N (lines)"
         )
     changed = {each.detector.key for each in signs if each.verdict == "change"}
     if taught:
@@ -88,12 +89,13 @@ def _signs(windows: Sequence[WindowSample], taught: Sequence[WindowSample], read
         signs += [each for each in compared if each.detector.key not in changed]
         if alike := [key for key in as_bad if key in changed]:
             notes.append(
-                f"the teacher's answers are as alike by: {', '.join(alike)}; then the objective is not the cause"
+                f"the teacher's answers are as similar to each other ({', '.join(alike)}), so the objective is not "
+                "the cause"
             )
     if not any(each.detector.key == "loops" for each in signs):
         signs += too_high(windows)
     if not taught:
-        notes.append("a fault that was there from the first day shows no change; --baseline TEACHER_LOGS would show it")
+        notes.append("a fault that exists since the first day is not a change; use --baseline TEACHER_LOGS to find it")
     return signs, notes
 
 

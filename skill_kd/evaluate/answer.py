@@ -22,20 +22,20 @@ from skill_kd.jobs.manifest import NAME as MANIFEST
 from skill_kd.jobs.manifest import Manifest, refuse_linked
 from skill_kd.spec.file import load_spec
 
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 """Receives notes that a person should see before hours of sampling."""
 
 
 def evaluate(
-    request: Request, progress: sampling.Progress = sampling.silent, tell: Tell = lambda _note: None
+    request: Request, progress: sampling.Progress = sampling.silent, notify: Notify = lambda _note: None
 ) -> tuple[EvaluationResult, Written]:
-    """Evaluate, and write figures, report and model card. Return the evaluation and the paths of the files.
+    """Evaluate, and write the results, the report and the model card. Return the evaluation and the paths of the files.
 
     Raises:
         UsageError: parts of the request contradict each other, or a file cannot be used.
         MissingRequirementError: a package or a model is missing.
     """
-    _ = request.judge  # refuses a bad judge now, not after hours of sampling
+    _ = request.judge  # raises for an invalid judge now, not after hours of sampling
     saved = request.teacher_generations, request.student_generations
     if any(saved) and not all(saved):
         raise UsageError("--teacher-generations and --student-generations belong together; give both")
@@ -47,7 +47,7 @@ def evaluate(
     if all(saved):
         found, out, subject = _of_generations(request)
     elif request.subject:
-        found, out, subject = _of_models(request, progress, tell)
+        found, out, subject = _of_models(request, progress, notify)
     else:
         found, out, subject = _of_harness(request)
     found = replace(found, shown=replace(found.shown, harness=imported))
@@ -60,7 +60,7 @@ Answer = tuple[EvaluationResult, Path, Subject | None]
 
 def _of_harness(request: Request) -> Answer:
     found = without_prompts(make_policy(request.policy or "text-only", request.changes))
-    note = "results of the harness decide nothing: a verdict needs a run, a student or saved generations as well"
+    note = "harness results do not affect the verdict; for a verdict, also give a run, a student or saved generations"
     return replace(found, warnings=[*found.warnings, note]), request.out or Path("evaluation"), None
 
 
@@ -79,7 +79,7 @@ def _of_generations(request: Request) -> Answer:
     return evaluate_generations(files, policy, judge=request.judge), request.out or Path("evaluation"), None
 
 
-def _of_models(request: Request, progress: sampling.Progress, tell: Tell) -> Answer:
+def _of_models(request: Request, progress: sampling.Progress, notify: Notify) -> Answer:
     assert request.subject is not None
     folder = Path(request.subject)
     if os.path.lexists(folder / MANIFEST):
@@ -94,21 +94,21 @@ def _of_models(request: Request, progress: sampling.Progress, tell: Tell) -> Ans
     if request.training_data is not None:
         refuse_overlap(sampling.prompt_keys(task.prompts), request.training_data)
     if absent := _without_references(task.prompts, policy):
-        tell(absent)
+        notify(absent)
     out = request.out or (folder / "eval" if folder.is_dir() else Path("evaluation"))
     files, measured = sampling.sample(task, policy, out / "samples", progress)
     return evaluate_generations(files, policy, judge=request.judge, measured=_noted(measured, notes)), out, subject
 
 
 def _without_references(prompts: Path, policy: GatePolicy) -> str | None:
-    """Return a note if the verdict cannot be GO, because quality decides and cannot be scored; otherwise None."""
+    """Return a note if quality blocks and cannot be scored, so that the verdict cannot be GO; otherwise None."""
     found = read_prompts(prompts).values()
     absent = sum(not prompt.references for prompt in found)
     if not absent or "quality" not in policy.blocking:
         return None
     return (
-        f"{absent} of {len(found)} prompts have no 'reference', so quality cannot be scored, and policy "
-        f"'{policy.name}' says GO only with it: add references, take --policy creative, or --set quality.role=advisory"
+        f"{absent} of {len(found)} prompts have no 'reference', so quality cannot be scored. Policy '{policy.name}' "
+        "never gives GO without it: add references, or use --policy creative or --set quality.role=advisory"
     )
 
 
@@ -123,12 +123,15 @@ def _task(request: Request) -> sampling.SamplingTask:
     assert request.subject is not None
     assert request.teacher is not None
     assert request.prompts is not None
-    dtype = request.dtype or "float32"
+
+    def source(model: str) -> ModelSource:
+        return ModelSource(model, dtype=request.dtype or "float32", template_options=request.options)
+
     return sampling.SamplingTask(
         request.prompts,
-        ModelSource(request.teacher, dtype=dtype),
-        ModelSource(request.subject, dtype=dtype),
-        ModelSource(request.baseline, dtype=dtype) if request.baseline else None,
+        source(request.teacher),
+        source(request.subject),
+        source(request.baseline) if request.baseline else None,
         request.max_new_tokens or 256,
         request.latency,
     )

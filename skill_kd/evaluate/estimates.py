@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from skill_kd.errors import MissingRequirementError
@@ -37,10 +37,19 @@ class Columns:
     narrow: Array | None = None
     """The metric for the narrow half, which is 0 on the retention scale."""
     baseline: Array | None = None
+    known: Array | None = None
+    """bool: False for prompts without a value, which do not count; None if all have one."""
+
+    def counted(self) -> Columns:
+        """Return the columns of the prompts that have a value."""
+        if self.known is None or self.known.all():
+            return replace(self, known=None)
+        sides = (self.student, self.teacher, self.control, self.narrow, self.baseline)
+        return Columns(*(None if side is None else side[self.known] for side in sides))  # type: ignore[arg-type]
 
     def of(self, side: Array) -> Columns:
         """Return the columns with another side as the student."""
-        return Columns(side, self.teacher, self.control, self.narrow, self.baseline)
+        return replace(self, student=side)
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,7 @@ def estimate(
         unseen = 3 / (len(columns.student) * rows)
         return Estimate(value, value - unseen, value + unseen, unseen / 2)
     with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # a bound is then nan, and there is no estimate
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # a bound is then NaN, and there is no estimate
         result = stats.bootstrap(
             tuple(data),
             _statistic(form),

@@ -21,10 +21,10 @@ FORMAT = 1
 HARNESS_ROWS = 20
 """Largest number of harness rows that a terminal shows."""
 NOT_COVERED = (
-    "facts, safety, bias and tool use: nothing here reads a response for what it claims",
-    "prompts unlike those that were given, other languages than theirs, and conversations of several turns",
+    "facts, safety, bias and tool use: no metric checks what a response claims",
+    "other kinds of prompts, other languages, and conversations of several turns",
     "refusals are found by phrases, mostly English ones; other wordings are missed on both sides",
-    "two responses are alike by their words, so a paraphrase counts as another response",
+    "responses are compared by their words, so a paraphrase counts as a different response",
 )
 
 
@@ -107,14 +107,14 @@ def _finite(value: float | None) -> float | None:
 def _lines(evaluation: EvaluationResult) -> Iterator[str]:
     yield evaluation.decision.sentence
     yield ""
-    beside = any(metric.means and metric.means[2] is not None for metric in evaluation.metrics)
+    baseline = any(metric.means and metric.means[2] is not None for metric in evaluation.metrics)
     heading = f"{'metric':<20}{'estimate':>10}  {'bounds':<20}{'margin':>8}{'teacher':>9}{'student':>9}"
-    yield heading + f"{'baseline':>10}" * beside + "  outcome"
+    yield heading + f"{'baseline':>10}" * baseline + "  outcome"
     for role in ("blocking", "advisory"):
         rows = [m for m in evaluation.metrics if m.role == role and (m.found or role == "blocking")]
         if rows:
             yield f"{role}:"
-            yield from (_line(metric, beside) for metric in rows)
+            yield from (_line(metric, baseline) for metric in rows)
     yield from _harness_lines(evaluation.shown.harness)
     yield ""
     yield from (f"warning: {each}" for each in evaluation.warnings)
@@ -125,29 +125,29 @@ def _lines(evaluation: EvaluationResult) -> Iterator[str]:
     )
 
 
-def _line(metric: Metric, beside: bool) -> str:
+def _line(metric: Metric, with_baseline: bool) -> str:
     name = f"  {metric.name:<18}"
     if metric.found is None:
         return f"{name}{'–':>10}  {metric.outcome.replace('_', ' ')}: {metric.reason}"
     bounds = f"{metric.found.low:.3f} … {metric.found.high:.3f}"
     margin = "–" if metric.margin is None else f"{metric.margin:.3f}"
     teacher, student, baseline = metric.means or (math.nan, math.nan, None)
-    figures = f"{metric.found.value:>10.3f}  {bounds:<20}{margin:>8}{teacher:>9.3f}{student:>9.3f}"
-    return name + figures + _figure(baseline, 10) * beside + f"  {metric.outcome}"
+    values = f"{metric.found.value:>10.3f}  {bounds:<20}{margin:>8}{teacher:>9.3f}{student:>9.3f}"
+    return name + values + _number(baseline, 10) * with_baseline + f"  {metric.outcome}"
 
 
 def _harness_lines(harness: HarnessComparison | None) -> Iterator[str]:
     if harness is None:
         return
-    yield "harness (retention of the teacher's score; decides nothing):"
+    yield "harness (retention of the teacher's score; does not affect the verdict):"
     for row in harness["rows"][:HARNESS_ROWS]:
         bounds = "" if row["low"] is None else f"{row['low']:.3f} … {row['high']:.3f}"
         name = "  " + " ".join(clean(f"{row['task']} {row['metric']}").split())
-        sides = _figure(row["teacher"], 17) + _figure(row["student"], 9)
-        yield f"{name:<20}{_figure(row['retention'], 10)}  {bounds:<20}{sides}  {row['reason'] or ''}".rstrip()
+        sides = _number(row["teacher"], 17) + _number(row["student"], 9)
+        yield f"{name:<20}{_number(row['retention'], 10)}  {bounds:<20}{sides}  {row['reason'] or ''}".rstrip()
     if rest := harness["rows"][HARNESS_ROWS:]:
         yield f"  {len(rest)} more in the report"
 
 
-def _figure(value: float | None, width: int) -> str:
+def _number(value: float | None, width: int) -> str:
     return f"{'–':>{width}}" if value is None else f"{value:>{width}.3f}"

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 from skill_kd.evaluate import gate, metrics, sides
 from skill_kd.evaluate.estimates import Columns, require_scipy
@@ -18,7 +17,6 @@ from skill_kd.evaluate.pairwise_judge import Judge, compare
 from skill_kd.evaluate.policy import GatePolicy
 from skill_kd.evaluate.reproduction import reproduction
 from skill_kd.evaluate.samples import Samples, pair, with_references
-from skill_kd.report.shown_document import JudgeCounts
 
 FEW_WORDS = 5
 """Word budget below which a warning is given: 5 words have at most 9 features (words and word pairs)."""
@@ -77,17 +75,22 @@ def evaluate_generations(
 
 
 def without_prompts(policy: GatePolicy) -> EvaluationResult:
-    """Return an evaluation without prompts: a page for results that decide nothing."""
+    """Return an evaluation without prompts, for results that do not affect a verdict."""
     nobody = Samples([], [], [], None, None, ())
     return _evaluated(nobody, {}, policy, metrics.rouge_l, NOTHING_MEASURED, time.monotonic())
 
 
 def _judged(measured: ModelMeasurements, judge: Judge, samples: Samples) -> ModelMeasurements:
-    import numpy as np
-
-    scores, counts = compare(judge, samples)
-    columns = {**measured.columns, "judge": Columns(scores, np.full(len(scores), 0.5))}
-    return replace(measured, columns=columns, shown=replace(measured.shown, judge=cast(JudgeCounts, counts)))
+    """Add what the judge said. Unusable answers give a warning; with too many, the metric is not measured."""
+    comparison = compare(judge, samples)
+    columns, problem = comparison.columns, comparison.problem
+    return replace(
+        measured,
+        columns={**measured.columns, **({} if columns is None else {"judge": columns})},
+        absent={**measured.absent, **({"judge": problem} if columns is None and problem else {})},
+        shown=replace(measured.shown, judge=comparison.counts),
+        warnings=(*measured.warnings, *([problem] if problem else [])),
+    )
 
 
 def _evaluated(
@@ -101,9 +104,9 @@ def _evaluated(
     enough = len(samples.prompts) >= 2 and samples.count >= 2
     compared = _compare(samples, policy) if enough else None
     columns: dict[str, Columns] = dict(measured.columns)
-    absent = {"judge": "no judge was asked", **measured.absent}
+    absent = {"judge": "no judge was given", **measured.absent}
     if compared is None:
-        columns, absent = {}, dict.fromkeys(metrics.KINDS, "two prompts and two responses each are the least")
+        columns, absent = {}, dict.fromkeys(metrics.KINDS, "it needs two prompts with two responses each")
     else:
         columns |= {**metrics.deciding_columns(compared), **metrics.shown_columns(compared)}
         _add_quality(columns, absent, samples, scorer)
@@ -150,10 +153,7 @@ def _with_baseline(columns: Mapping[str, Columns], samples: Samples, policy: Gat
     other = _compare(Samples(samples.prompts, samples.teacher, samples.baseline, None, None, ()), policy)
     theirs = {**metrics.deciding_columns(other), **metrics.shown_columns(other)}
     return {
-        name: Columns(each.student, each.teacher, each.control, each.narrow, theirs[name].student)
-        if name in theirs
-        else each
-        for name, each in columns.items()
+        name: replace(each, baseline=theirs[name].student) if name in theirs else each for name, each in columns.items()
     }
 
 
@@ -163,9 +163,12 @@ def _warnings(
     found = list(samples.notes)
     if compared is not None and compared.words < FEW_WORDS:
         found.append(
-            f"only {compared.words} words of each response are compared, for many are that short: what is read from "
-            "words (retention, recall, precision) sees next to nothing; coverage and the KLs do not depend on it"
+            f"only {compared.words} words of each response are compared, because many responses are that short: "
+            "metrics from words (retention, recall, precision) detect almost nothing; coverage and the KLs are not "
+            "affected"
         )
     if policy.least_prompts <= independent < policy.few_prompts:
-        found.append(f"{independent} independent prompts are few: at the margin a verdict errs more often than 1 in 20")
+        found.append(
+            f"there are only {independent} independent prompts: near a margin, more than 1 in 20 verdicts are wrong"
+        )
     return found + list(measured.warnings)

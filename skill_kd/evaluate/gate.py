@@ -1,4 +1,4 @@
-"""The gate: an outcome for each metric and one verdict. It fails closed: a metric passes only if it is known to."""
+"""The gate: an outcome for each metric and one verdict. It fails closed: an unknown outcome never passes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def judge(
 
     Args:
         columns: values per prompt, by metric.
-        absent: why a metric has no values.
+        absent: the reason why a metric has no values, by metric.
         rows: responses per side and prompt, K.
     """
     metrics = [
@@ -95,8 +95,10 @@ def _judged(
 ) -> Metric:
     rule, kind = getattr(policy.rules, name), KINDS[name]
     if columns is None:
-        return Metric(name, kind, rule.role, rule.margin, "not_measured", reason=why or "needs the models themselves")
-
+        return Metric(name, kind, rule.role, rule.margin, "not_measured", reason=why or "it needs both models")
+    if columns.known is not None:
+        clusters = [cluster for cluster, known in zip(clusters, columns.known, strict=True) if known]
+    columns = columns.counted()
     bounds = partial(
         estimate,
         confidence=policy.confidence,
@@ -132,7 +134,7 @@ def _judged(
         found,
         control.value if control else 0.0 if kind.form == "retention" else None,
         means,
-        "it cannot tell the teacher from its positive control" if blind else None,
+        "it cannot distinguish the teacher from its positive control" if blind else None,
         needed,
     )
 
@@ -145,8 +147,11 @@ def _undefined(columns: Columns) -> str:
     import numpy as np
 
     if not np.isfinite(columns.student).all() or not np.isfinite(columns.teacher).all():
-        return "some prompt's figure is no finite number"
-    return "the teacher's own figure gives nothing to compare with: its responses are too short, too alike or at an end"
+        return "its value for at least one prompt is not a finite number"
+    return (
+        "the teacher's own value cannot be compared with: its responses are too short or too similar, or the value is "
+        "at the end of its range"
+    )
 
 
 def _outcome(found: Estimate, kind: Kind, margin: float) -> Outcome:
@@ -172,31 +177,30 @@ def decide(metrics: Sequence[Metric], prompts: int, samples: int, policy: GatePo
     if prompts < policy.least_prompts:
         return _inconclusive(
             "too_few_prompts",
-            f"too few prompts for a verdict: {prompts}, and the policy asks for {policy.least_prompts} at least; "
-            "200 are recommended",
+            f"too few prompts for a verdict: {prompts}; the policy requires at least {policy.least_prompts}, and 200 "
+            "are recommended",
             needed=policy.least_prompts,
         )
     if samples < policy.least_samples:
         return _inconclusive(
             "too_few_samples",
-            f"too few responses for a verdict: {samples} to each prompt and twice as many of the teacher; the policy "
-            f"asks for {policy.least_samples} at least; {policy.samples} are recommended",
+            f"too few responses for a verdict: {samples} per prompt, and twice as many from the teacher; the policy "
+            f"requires at least {policy.least_samples}, and {policy.samples} are recommended",
         )
     if not blocking:
-        return _inconclusive("not_measured", "the policy has no blocking metric, so nothing could stop a student")
+        return _inconclusive("not_measured", "the policy has no blocking metric, so no student could fail")
     failed = [metric for metric in blocking if metric.outcome == "fail"]
     if failed:
         worst = min(failed, key=lambda metric: metric.slack)
-        return Decision("NO-GO", "below_margin", f"NO-GO: {told(worst)}.", worst.name)
+        return Decision("NO-GO", "below_margin", f"NO-GO: {described(worst)}.", worst.name)
     for outcome, reason in _NOT_KNOWN.items():
         unknown = [metric for metric in blocking if metric.outcome == outcome]
         if unknown:
             worst = min(unknown, key=lambda metric: metric.slack)
-            return _inconclusive(reason, told(worst), worst.name, worst.needed if outcome == "uncertain" else None)
+            return _inconclusive(reason, described(worst), worst.name, worst.needed if outcome == "uncertain" else None)
     closest = min(blocking, key=lambda metric: metric.slack)
-    return Decision(
-        "GO", "all_passed", f"GO: all {len(blocking)} blocking metrics pass; closest, {told(closest)}.", closest.name
-    )
+    sentence = f"GO: all {len(blocking)} blocking metrics pass. Closest to its margin: {described(closest)}."
+    return Decision("GO", "all_passed", sentence, closest.name)
 
 
 _NOT_KNOWN: dict[Outcome, Reason] = {
@@ -207,28 +211,28 @@ _NOT_KNOWN: dict[Outcome, Reason] = {
 
 
 def _inconclusive(reason: Reason, why: str, binding: str | None = None, needed: int | None = None) -> Decision:
-    more = f"; about {needed} prompts would settle it for a student like its teacher" if binding and needed else ""
+    more = f"; about {needed} prompts would be enough for a student like its teacher" if binding and needed else ""
     return Decision("INCONCLUSIVE", reason, f"INCONCLUSIVE: {why}{more}.", binding, needed)
 
 
-def told(metric: Metric) -> str:
+def described(metric: Metric) -> str:
     """Describe one metric in words: its value, the bound that decides, and the policy's margin."""
     title = f"{metric.name.replace('_', ' ')}"
     if metric.found is None:
         return f"{title} could not be measured: {metric.reason}"
-    figure = f"{title} is {_shown(metric.found.value, metric.kind)}"
+    estimate = f"{title} is {_shown(metric.found.value, metric.kind)}"
     if metric.margin is None:
-        return figure
+        return estimate
     if metric.outcome == "insensitive":
-        return f"{figure}, but {metric.reason}"
+        return f"{estimate}, but {metric.reason}"
     low_counts = (metric.kind.better == "high") != (metric.outcome == "fail")
     bound = (
-        f"at least {_shown(metric.found.low, metric.kind)}"
+        f"lower bound {_shown(metric.found.low, metric.kind)}"
         if low_counts
-        else f"at most {_shown(metric.found.high, metric.kind)}"
+        else f"upper bound {_shown(metric.found.high, metric.kind)}"
     )
-    asked = "at least" if metric.kind.better == "high" else "at most"
-    return f"{figure} ({bound}), and the policy asks for {asked} {_shown(metric.margin, metric.kind)}"
+    required = "requires at least" if metric.kind.better == "high" else "allows at most"
+    return f"{estimate} ({bound}), and the policy {required} {_shown(metric.margin, metric.kind)}"
 
 
 def _shown(value: float, kind: Kind) -> str:

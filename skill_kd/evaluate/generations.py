@@ -29,13 +29,21 @@ class Prompt:
     category: str | None = None
     cluster: str | None = None
     """Prompts of one cluster (a document, a user) are not independent evidence."""
+    turns: tuple[tuple[str, str], ...] = ()
+    """(role, content) of the whole prompt; empty if only ``text`` is known."""
+
+    @property
+    def conversation(self) -> tuple[tuple[str, str], ...]:
+        """Return (role, content) of the system prompt and all turns; at least the text as a user turn."""
+        return self.turns or (("user", self.text),)
 
     @classmethod
     def of(cls, row: Mapping[str, object]) -> Prompt:
         """Read the prompt and its labels from a row; raises ValueError with the reason if the row is invalid."""
-        text = row["prompt"] if isinstance(row.get("prompt"), str) else _turns(row)[-1][1]
+        turns = tuple((_sound(role), _sound(content)) for role, content in _turns(row))
+        text = row["prompt"] if isinstance(row.get("prompt"), str) else turns[-1][1]
         labels = _label(row.get("category")), _label(row.get("cluster"))
-        return cls(_sound(str(text)), [], _references(row.get("reference")), *labels)
+        return cls(_sound(str(text)), [], _references(row.get("reference")), *labels, turns)
 
     def joined(self, other: Prompt) -> Prompt:
         """Return this prompt, with missing references and labels filled in from ``other``."""
@@ -45,6 +53,7 @@ class Prompt:
             self.references or other.references,
             self.category or other.category,
             self.cluster or other.cluster,
+            self.turns or other.turns,
         )
 
 
@@ -72,13 +81,13 @@ def _turns(row: Mapping[str, object]) -> list[tuple[str, str]]:
     messages, prompt = row.get("messages"), row.get("prompt")
     if messages is None:
         if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError("'prompt' is missing, empty or no text")
+            raise ValueError("'prompt' is missing, empty or not a string")
         return [("user", prompt)]
     turns = []
     for message in messages if isinstance(messages, list) else [None]:
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         if not isinstance(role, str) or not isinstance(content, str):
-            raise ValueError("'messages' needs role and content, both text, in each turn")
+            raise ValueError("each turn of 'messages' needs 'role' and 'content', both strings")
         turns.append((role, content))
     while turns and turns[-1][0] == "assistant":
         turns.pop()  # the answer in training data is not part of the prompt
@@ -112,11 +121,11 @@ def _object(line: bytes, path: Path, number: int) -> dict[str, object]:
     try:
         row = json.loads(line.decode())
     except ValueError as error:
-        raise UsageError(f"'{path}' line {number} is no JSON; each line needs one object with 'prompt'") from error
+        raise UsageError(f"'{path}' line {number} is not JSON; each line must be an object with 'prompt'") from error
     except RecursionError as error:
         raise UsageError(f"'{path}' line {number} is nested too deeply") from error
     if not isinstance(row, dict):
-        raise UsageError(f"'{path}' line {number} is no JSON object; each line needs 'prompt' and 'response'")
+        raise UsageError(f"'{path}' line {number} is not a JSON object; each line needs 'prompt' and 'response'")
     return row
 
 
@@ -139,7 +148,7 @@ def read_generations(path: Path, most: int) -> Generations:
         except ValueError as error:
             bad.append(f"line {number}: {error}")
     if bad:
-        raise UsageError(f"{len(bad)} of {rows} rows of '{path}' cannot be used ({'; '.join(bad[:NAMED])}); mend them")
+        raise UsageError(f"{len(bad)} of {rows} rows of '{path}' cannot be used ({'; '.join(bad[:NAMED])}); fix them")
     if not rows:
         raise UsageError(f"'{path}' is empty; each line needs 'prompt' and 'response'")
     return Generations(path.name, _sha256(path), rows, prompts)
@@ -148,7 +157,7 @@ def read_generations(path: Path, most: int) -> Generations:
 def _add(prompts: dict[str, Prompt], row: Mapping[str, object], most: int) -> None:
     key = prompt_key(row)
     if not isinstance(row.get("response"), str):
-        raise ValueError("'response' is missing or no text")
+        raise ValueError("'response' is missing or not a string")
     found = Prompt.of(row)
     prompt = prompts.setdefault(key, found)
     if len(prompt.responses) < most:
@@ -165,7 +174,7 @@ def _sound(text: str) -> str:
 def _references(value: object) -> tuple[str, ...]:
     listed = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(each, str) and each.strip() for each in listed):
-        raise ValueError("'reference' is no text or list of texts, or is empty")
+        raise ValueError("'reference' is not a string or a list of strings, or is empty")
     return tuple(map(_sound, listed))
 
 
@@ -221,6 +230,6 @@ def refuse_overlap(prompts: Iterable[str], training: Path) -> None:
     if shared:
         named = "; ".join(repr(key.removeprefix("user:")[:60]) for key in list(shared)[:NAMED])
         raise UsageError(
-            f"{len(shared)} of {len(wanted)} evaluation prompts are also in '{training}', so the figures would flatter "
-            f"({named}); remove them from the evaluation"
+            f"{len(shared)} of {len(wanted)} evaluation prompts are also in '{training}' ({named}), so the results "
+            "would be too good; remove them from the evaluation"
         )

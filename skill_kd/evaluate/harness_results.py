@@ -1,4 +1,4 @@
-"""Compare a student's and its teacher's results of EleutherAI's lm-evaluation-harness. They do not affect the verdict.
+"""Compare the results of EleutherAI's lm-evaluation-harness for student and teacher. They do not affect the verdict.
 
 The input is the JSON that ``lm-eval run --output_path`` writes since 0.4. ``results`` holds, by task,
 ``"metric,filter"`` and ``"metric_stderr,filter"`` (a number or ``"N/A"``). ``higher_is_better``, ``versions``,
@@ -19,7 +19,7 @@ from skill_kd.evaluate.estimates import ONE_SIDED, ratio_bounds
 from skill_kd.report.shown_document import Better, HarnessComparison, HarnessModel, HarnessRow
 
 LARGEST = 64 * 2**20
-"""Largest size of a results file, in bytes. The harness writes the responses, which are larger, to other files."""
+"""Largest size of a results file, in bytes. The harness writes the responses to other, larger files."""
 Key = tuple[str, str, str]
 """(task, metric, filter)"""
 
@@ -33,7 +33,7 @@ class Bounded:
     high: float | None = None
 
 
-NO_FIGURE = Bounded()
+NOT_KNOWN = Bounded()
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Results:
     path: Path
     sha256: str
     document: Mapping[str, object]
-    figures: Mapping[Key, tuple[float | None, float | None]]
+    scores: Mapping[Key, tuple[float | None, float | None]]
     """Value and standard error; None if not a finite number."""
 
     def about(self, key: str, task: str) -> object:
@@ -74,13 +74,16 @@ def compare(teacher: Path, student: Path) -> HarnessComparison:
     ours, theirs = read(student), read(teacher)
     if ours.sha256 == theirs.sha256:
         raise UsageError(
-            f"--harness-results: '{teacher}' and '{student}' hold the same; give the teacher's file, then the student's"
+            f"--harness-results: '{teacher}' and '{student}' have the same content; give the teacher's file, then the "
+            "student's"
         )
-    shared = [key for key in theirs.figures if key in ours.figures]
+    shared = [key for key in theirs.scores if key in ours.scores]
     if not shared:
-        named = ", ".join(sorted({task for task, _, _ in theirs.figures})[:3])
-        raise UsageError(f"'{student}' has no figure of '{teacher}' ({named}); run both models on the same tasks")
-    left = {task for task, _, _ in theirs.figures.keys() ^ ours.figures.keys()} - {task for task, _, _ in shared}
+        named = ", ".join(sorted({task for task, _, _ in theirs.scores})[:3])
+        raise UsageError(
+            f"'{student}' has none of the scores in '{teacher}' (tasks: {named}); run both models on the same tasks"
+        )
+    left = {task for task, _, _ in theirs.scores.keys() ^ ours.scores.keys()} - {task for task, _, _ in shared}
     return {
         "teacher": theirs.named(),
         "student": ours.named(),
@@ -105,20 +108,23 @@ def read(path: Path) -> Results:
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"'{path}' is no JSON; give the file results_….json of lm-eval run --output_path") from error
-    figures = dict(_figures(_mapping(_mapping(document).get("results"))))
-    if not figures:
-        raise UsageError(f"'{path}' holds no results of lm-evaluation-harness 0.4 or later: no \"metric,filter\" in it")
-    return Results(path, hashlib.sha256(content).hexdigest(), document, figures)
+        raise UsageError(f"'{path}' is not JSON; give the file results_….json of lm-eval run --output_path") from error
+    scores = dict(_scores(_mapping(_mapping(document).get("results"))))
+    if not scores:
+        raise UsageError(
+            f"'{path}' has no results of lm-evaluation-harness 0.4 or later, no key like \"metric,filter\"; give the "
+            "file results_….json"
+        )
+    return Results(path, hashlib.sha256(content).hexdigest(), document, scores)
 
 
-def _figures(results: Mapping[str, object]) -> Iterator[tuple[Key, tuple[float | None, float | None]]]:
+def _scores(results: Mapping[str, object]) -> Iterator[tuple[Key, tuple[float | None, float | None]]]:
     for task, each in results.items():
-        figures = _mapping(each)
-        for name, value in figures.items():
+        scores = _mapping(each)
+        for name, value in scores.items():
             metric, comma, kind = name.partition(",")
             if comma and not metric.endswith("_stderr"):
-                yield (task, metric, kind), (_number(value), _number(figures.get(f"{metric}_stderr,{kind}")))
+                yield (task, metric, kind), (_number(value), _number(scores.get(f"{metric}_stderr,{kind}")))
 
 
 def _mapping(value: object) -> Mapping[str, object]:
@@ -132,12 +138,12 @@ def _number(value: object) -> float | None:
 
 def _row(key: Key, teacher: Results, student: Results) -> HarnessRow:
     task, metric, kind = key
-    (theirs, their_error), (ours, our_error) = teacher.figures[key], student.figures[key]
+    (theirs, their_error), (ours, our_error) = teacher.scores[key], student.scores[key]
     higher = _mapping(teacher.about("higher_is_better", task)).get(metric)
     better: Better | None = ("high" if higher else "low") if isinstance(higher, bool) else None
-    reason, gap, kept = _differs(task, teacher, student), NO_FIGURE, NO_FIGURE
+    reason, gap, kept = _differs(task, teacher, student), NOT_KNOWN, NOT_KNOWN
     if theirs is None or ours is None:
-        reason = "no finite number"
+        reason = "a score is not a finite number"
     elif reason is None:
         gap = _difference(theirs, their_error, ours, our_error)
         kept, reason = _retention((ours, our_error), (theirs, their_error), better)
@@ -163,13 +169,13 @@ def _row(key: Key, teacher: Results, student: Results) -> HarnessRow:
 
 def _differs(task: str, teacher: Results, student: Results) -> str | None:
     """Return why the two results of a task cannot be compared, or None."""
-    for key, said in (("versions", "version"), ("n-shot", "number of shots"), ("task_hashes", "hash of the questions")):
+    for key, name in (("versions", "version"), ("n-shot", "number of shots"), ("task_hashes", "hash of the questions")):
         theirs, ours = teacher.about(key, task), student.about(key, task)
         if theirs is not None and ours is not None and theirs != ours:
-            return f"another {said}: {str(theirs)[:12]} and {str(ours)[:12]}"
+            return f"the {name} differs: {str(theirs)[:12]} and {str(ours)[:12]}"
     counts = [_mapping(each.about("n-samples", task)).get("effective") for each in (teacher, student)]
     if None not in counts and counts[0] != counts[1]:
-        return f"another number of questions: {counts[0]} and {counts[1]}"
+        return f"the number of questions differs: {counts[0]} and {counts[1]}"
     return None
 
 
@@ -184,12 +190,12 @@ def _difference(teacher: float, teacher_error: float | None, student: float, stu
 def _retention(
     student: tuple[float, float | None], teacher: tuple[float, float | None], better: Better | None
 ) -> tuple[Bounded, str | None]:
-    """Return the ratio with its bounds, and why there is none (or None)."""
+    """Return the ratio with its bounds, and the reason if there is none."""
     if better is None:
-        return NO_FIGURE, "the file does not say whether more is better, so there is no retention"
+        return NOT_KNOWN, "the file does not say if a higher score is better, so there is no retention"
     (top, top_error), (bottom, bottom_error) = (student, teacher) if better == "high" else (teacher, student)
     if bottom <= 0 or top < 0:
-        return NO_FIGURE, "a ratio needs positive figures"
+        return NOT_KNOWN, "a ratio needs positive scores"
     if top_error is None or bottom_error is None:
         return Bounded(top / bottom), None
     low, high = ratio_bounds(top, top_error, bottom, bottom_error) or (None, None)

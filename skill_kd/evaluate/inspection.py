@@ -40,7 +40,7 @@ class Inspection:
 
 
 def inspect(compared: Compared, samples: Samples, columns: Mapping[str, Columns], binding: str | None) -> Inspection:
-    """Inspect both sides; slices are sorted by ``binding``, the metric that decided."""
+    """Inspect both sides. Slices are sorted by ``binding``, the metric that decided."""
     return Inspection(
         slices(columns, samples, binding),
         lost_modes(compared, samples, columns["recall"].student),
@@ -63,7 +63,7 @@ def slices(columns: Mapping[str, Columns], samples: Samples, binding: str | None
         {
             "name": name,
             "prompts": len(rows),
-            "figures": {metric: _figure(each, metric, np.array(rows)) for metric, each in columns.items()},
+            "figures": {metric: _value(each, metric, np.array(rows)) for metric, each in columns.items()},
         }
         for name, rows in members.items()
     ]
@@ -85,12 +85,16 @@ def _grouped(samples: Samples) -> dict[str, list[int]]:
         return groups
     order = sorted(range(len(samples.prompts)), key=lambda index: len(samples.prompts[index].text))
     third = -(-len(order) // 3)
-    for number, name in enumerate(("short prompts", "prompts of middle length", "long prompts")):
+    for number, name in enumerate(("short prompts", "prompts of medium length", "long prompts")):
         groups[name] = order[number * third : (number + 1) * third]
     return groups
 
 
-def _figure(columns: Columns, metric: str, rows: NDArray[bool_]) -> float | None:
+def _value(columns: Columns, metric: str, rows: NDArray[bool_]) -> float | None:
+    if columns.known is not None:
+        rows = rows[columns.known[rows]]
+        if not len(rows):
+            return None
     student, teacher = float(columns.student[rows].mean()), float(columns.teacher[rows].mean())
     form = KINDS[metric].form
     if form == "retention":
@@ -124,7 +128,7 @@ def lost_modes(compared: Compared, samples: Samples, recall: Array) -> list[Lost
 
 
 def flagged(student: Side, samples: Samples) -> list[FlaggedExample]:
-    """Return flagged student responses, starting with different prompts and different kinds."""
+    """Return flagged student responses, from as many different prompts and kinds of flags as possible."""
     names = {"loop": student.loop, "refusal": student.refusal, "near-duplicate": student.near_duplicate}
     chosen: list[tuple[int, int]] = []
     seen: set[int] = set()

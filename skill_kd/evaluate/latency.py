@@ -32,9 +32,9 @@ def measure_latency(
     device, asked = teacher.sampler.device, examples[:TIMED]
     threads = torch.get_num_threads()
     cpu = f"{_processor()}, {threads} thread{'s' * (threads > 1)} of {os.cpu_count()} processors"
-    asked_of: dict[Side, Writer] = {"teacher": teacher, "student": student}
+    writers: dict[Side, Writer] = {"teacher": teacher, "student": student}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-    speeds = timed(asked_of, asked, policy.seed)
+    speeds = timed(writers, asked, policy.seed)
     return {
         "load": load,
         "hardware": name,
@@ -42,7 +42,7 @@ def measure_latency(
         "concurrency": 1,
         "responses": len(asked),
         "memory": "peak" if device.type == "cuda" else "weights",
-        "dtypes": {who: str(next(each.model.parameters()).dtype)[6:] for who, each in asked_of.items()},
+        "dtypes": {who: str(next(each.model.parameters()).dtype)[6:] for who, each in writers.items()},
         "teacher": speeds["teacher"],
         "student": speeds["student"],
         "cost_per_1k": None,
@@ -61,7 +61,7 @@ def _processor() -> str:
 
 
 def timed(writers: Mapping[Side, Writer], examples: Sequence[Example], seed: int) -> dict[Side, ModelSpeed]:
-    """Time one response at a time. The models take turns, so that other work on the machine slows all of them alike.
+    """Time one response at a time. The models take turns, so that other work on the machine slows all of them equally.
 
     Returns:
         For each model, ``seconds`` of every response, their median ``p50_s`` with 95% bounds from order statistics

@@ -36,9 +36,9 @@ class ModelMeasurements:
     """Measurements that need the models. The gate judges them together with the text."""
 
     columns: Mapping[str, Columns]
-    """By metric, one figure for each prompt of the teacher's file, in its order."""
+    """By metric, one value for each prompt of the teacher's file, in its order."""
     absent: Mapping[str, str]
-    """By metric, the reason why it could not be measured."""
+    """By metric, the reason why it was not measured."""
     shown: ShownMeasurements = NOTHING_SHOWN
     facts: ModelFacts | None = None
     """Models, tokenizer and decoding, for the reproduction block."""

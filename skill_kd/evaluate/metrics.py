@@ -41,15 +41,15 @@ class Kind:
 
 KINDS = {
     "quality": Kind("Quality against references", "difference", "high", "score"),
-    "retention": Kind("Diversity kept (Vendi score)", "retention", "high", "retention"),
+    "retention": Kind("Diversity retained (Vendi score)", "retention", "high", "retention"),
     "recall": Kind("Recall of the teacher's responses", "ratio", "high", "ratio"),
-    "precision": Kind("Precision: near what the teacher says", "ratio", "high", "ratio"),
-    "coverage": Kind("Teacher mass in the student's nucleus", "difference", "high", "share"),
+    "precision": Kind("Precision: responses near the teacher's", "ratio", "high", "ratio"),
+    "coverage": Kind("Teacher probability in the student's nucleus", "difference", "high", "share"),
     "loops": Kind("Loops and empty responses", "difference", "low", "share"),
     "refusals": Kind("Refusals", "difference", "low", "share"),
     "near_duplicates": Kind("Near-duplicates across prompts", "difference", "low", "share"),
     "stock_openings": Kind("Openings shared across prompts", "difference", "low", "share"),
-    "distinct_retention": Kind("Diversity kept (EAD)", "retention", "high", "retention"),
+    "distinct_retention": Kind("Diversity retained (EAD)", "retention", "high", "retention"),
     "diversity": Kind("Vendi score", "value", "high", "count"),
     "usable_diversity": Kind("Diversity of usable responses", "ratio", "high", "ratio"),
     "compression": Kind("Compressed size", "ratio", "high", "ratio"),
@@ -60,16 +60,16 @@ KINDS = {
     "reverse_kl": Kind("KL(student ‖ teacher), student samples", "value", "low", "nats/token"),
     "kl_ratio": Kind("Forward ÷ reverse KL", "ratio", "low", "ratio"),
     "entropy": Kind("Entropy on own samples", "ratio", "high", "ratio"),
-    "nucleus_precision": Kind("Student mass in the teacher's nucleus", "difference", "high", "share"),
-    "exposure": Kind("Forward KL on own ÷ on teacher prefixes", "ratio", "low", "ratio"),
+    "nucleus_precision": Kind("Student probability in the teacher's nucleus", "difference", "high", "share"),
+    "exposure": Kind("Forward KL, student ÷ teacher prefixes", "ratio", "low", "ratio"),
     "calibration": Kind("Overconfidence in the next token", "difference", "low", "share"),
     "judge": Kind("Judged better than the teacher", "value", "high", "share"),
 }
 
 
 def deciding_columns(compared: Compared) -> dict[str, Columns]:
-    """Return the metrics that decide in the presets and need no model, no reference and no scorer."""
-    return {"retention": _retention(compared), **_neighbours(compared), **_flags(compared)}
+    """Return the metrics that block in the presets and need no model, no reference and no scorer."""
+    return {"retention": _retention(compared), **_neighbors(compared), **_flags(compared)}
 
 
 def shown_columns(compared: Compared) -> dict[str, Columns]:
@@ -129,7 +129,7 @@ def _usable(kernel_NKK: Array, side: Side) -> Array:
     )
 
 
-def _neighbours(compared: Compared) -> dict[str, Columns]:
+def _neighbors(compared: Compared) -> dict[str, Columns]:
     kernel, (a, b, s) = compared.kernel, map(compared.rows, range(3))
 
     def covered(of: slice, by: slice) -> Array:
@@ -143,7 +143,7 @@ def _neighbours(compared: Compared) -> dict[str, Columns]:
 
 
 def _recall_of_the_narrow_half(compared: Compared) -> Array:
-    """Return recall's positive control: the share of the other half that the teacher's narrow half covers."""
+    """Return the positive control of recall: the share of the other half that the teacher's narrow half covers."""
     import numpy as np
 
     prompt = np.arange(len(compared.kernel))[:, None, None]
@@ -172,11 +172,11 @@ def _sides(compared: Compared) -> dict[str, Side]:
 
 
 def _parity(compared: Compared) -> dict[str, Columns]:
-    """Return the metrics that papers report, and length. They never block a student in a preset."""
+    """Return the metrics that papers report, and length. No preset blocks on them."""
     import numpy as np
 
-    def columns(figure: Callable[[list[list[str]]], float]) -> Columns:
-        of = {name: np.array([figure(row) for row in side.words]) for name, side in _sides(compared).items()}
+    def columns(metric: Callable[[list[list[str]]], float]) -> Columns:
+        of = {name: np.array([metric(row) for row in side.words]) for name, side in _sides(compared).items()}
         return Columns(of["s"], (of["a"] + of["b"]) / 2)
 
     def cut(row: list[list[str]]) -> list[list[str]]:
@@ -212,7 +212,7 @@ def quality(samples: Samples, scorer: Scorer = rouge_l) -> Columns:
         prompts = samples.prompts[shift:] + samples.prompts[:shift]
         table = [[scorer(p.text, t, p.references) for t in row] for p, row in zip(prompts, texts, strict=True)]
         if not np.isfinite(table).all():
-            raise UsageError("quality: the scorer gave a score that is no finite number; mend the scorer")
+            raise UsageError("quality: the scorer returned a score that is not a finite number; fix the scorer")
         means: Array = np.array(table, dtype=float).mean(-1)
         return means
 

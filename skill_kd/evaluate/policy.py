@@ -43,7 +43,7 @@ class Rules(Section):
     quality: Rule = _blocking(-0.03)
     """Score against references, 0 to 1; student − teacher."""
     retention: Rule = _blocking(0.75)
-    """Diversity kept: 1 is like the teacher, 0 is like the narrower half of the teacher's own responses."""
+    """Diversity retained: 1 is like the teacher, 0 is like the narrow half of the teacher's own responses."""
     recall: Rule = _blocking(0.90)
     """Share of the teacher's responses that are near a student response, ÷ the same share for the teacher itself."""
     precision: Rule = _blocking(0.90)
@@ -61,7 +61,7 @@ class Rules(Section):
     distinct_retention: Rule = _advisory(0.75)
     """Like ``retention``, measured by expectation-adjusted distinct words."""
     diversity: Rule = _advisory()
-    """Vendi score of the student's responses, 1 to K. Set a floor if the teacher itself may be narrow."""
+    """Vendi score of the student's responses, 1 to K. Set a minimum if the teacher itself may be narrow."""
     usable_diversity: Rule = _advisory()
     """Vendi score of the responses that neither loop nor refuse, student ÷ teacher."""
     compression: Rule = _advisory()
@@ -87,14 +87,14 @@ class Rules(Section):
     calibration: Rule = _advisory()
     """Confidence − accuracy of the likeliest next token on the teacher's samples, student − teacher."""
     judge: Rule = _advisory()
-    """Share of comparisons with the teacher that the judge decides for the student; a tie counts half."""
+    """Share of comparisons in which the judge prefers the student to the teacher; a tie counts half."""
 
 
 class GatePolicy(Section):
-    """All settings that the verdict depends on, besides the data."""
+    """All settings that the verdict depends on, in addition to the data."""
 
     name: str = "assistant"
-    """The preset that it starts from."""
+    """The preset that the policy starts from."""
     samples: Annotated[int, Field(ge=2, le=64)] = 8
     """Student responses per prompt, K; the teacher gives 2K."""
     least_samples: Annotated[int, Field(ge=2)] = 4
@@ -155,7 +155,7 @@ def make_policy(preset: str = "assistant", changes: Mapping[str, object] | None 
         raise UsageError(f"policy '{preset}' is unknown; known: {', '.join(PRESETS)}")
     values = PRESETS[preset].model_dump()
     for dotted, value in (changes or {}).items():
-        _lay(values, dotted, value)
+        _set(values, dotted, value)
     try:
         return GatePolicy.model_validate(values)
     except ValidationError as error:
@@ -163,15 +163,15 @@ def make_policy(preset: str = "assistant", changes: Mapping[str, object] | None 
         raise UsageError(f"policy: {'.'.join(map(str, first['loc'])) or 'key'}: {first['msg']}") from error
 
 
-def _lay(values: dict[str, object], dotted: str, value: object) -> None:
+def _set(values: dict[str, object], dotted: str, value: object) -> None:
     keys = dotted.split(".")
     if keys[0] in Rules.model_fields:
         keys = ["rules", *keys]
     place: object = values
     for key in keys[:-1]:
         if not isinstance(place, dict) or not isinstance(place.get(key), dict):
-            raise UsageError(f"policy: '{dotted}' names no setting; metrics: {', '.join(Rules.model_fields)}")
+            raise UsageError(f"policy: '{dotted}' is not a setting; metrics: {', '.join(Rules.model_fields)}")
         place = place[key]
     if keys == ["rules"] or not isinstance(place, dict):
-        raise UsageError(f"policy: '{dotted}' names no single setting; write for example recall.margin=0.85")
+        raise UsageError(f"policy: '{dotted}' is not a single setting; write, for example, recall.margin=0.85")
     place[keys[-1]] = value

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 LOGITS = 2**25
 """Largest number of one model's logits that exist at once: 128 MiB in float32.
 
-One position of all rows may exceed it. With half as many, segments are so short that full passes take longer; twice as
-many gain nothing.
+One position of all rows may exceed it. Half of this number makes segments so short that full passes take longer; twice
+this number is not faster.
 """
 BLOCK, CPU_BLOCK = 2**24, 2**19
 """Probabilities of one model processed at once. The smaller block fits a CPU's L2 cache and is 5 times faster."""
@@ -27,28 +27,25 @@ BLOCK, CPU_BLOCK = 2**24, 2**19
 
 def segments(model: nn.Module, batch: Batch, vocabulary: int, size: int) -> Iterator[Tensor]:
     """Yield logits_BSV that predict the response tokens, ``size`` positions at a time."""
+    from skill_kd.kd.model.cached import CachedModel
+
     start = batch.ids_BL.shape[1] - batch.width
-    cache, seen = None, 0
+    cached, seen = CachedModel(model), 0
     for begin in range(0, batch.width, size):
         end = min(begin + size, batch.width)
         through = start - 1 + end
-        output = model(
-            input_ids=batch.ids_BL[:, seen:through],
-            attention_mask=batch.attention_mask_BL[:, :through],
-            position_ids=batch.position_ids_BL[:, seen:through],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=end - begin,
-        )
-        cache, seen = output.past_key_values, through
-        yield output.logits[..., :vocabulary]
+        read = cached.read(batch.ids_BL[:, seen:through], batch.attention_mask_BL[:, :through], end - begin)
+        seen = through
+        yield read.logits[..., :vocabulary]
 
 
-def figures(student: nn.Module, teacher: nn.Module, batch: Batch, vocabulary: int, top_p: float) -> dict[str, Tensor]:
+def token_metrics(
+    student: nn.Module, teacher: nn.Module, batch: Batch, vocabulary: int, top_p: float
+) -> dict[str, Tensor]:
     """Return metrics [B, T] by name, in float64 on the CPU; 0 where the batch's mask is False.
 
     ``forward_kl``: KL(teacher ‖ student). ``reverse_kl``: KL(student ‖ teacher). These and the entropies are in nats.
-    ``coverage``: the teacher's mass in the student's nucleus; ``coverage_own``: in its own. ``precision`` and
+    ``coverage``: the teacher's probability in the student's nucleus; ``coverage_own``: in its own. ``precision`` and
     ``precision_own``: the same with the roles swapped. ``…_confidence``: the likeliest token's probability.
     ``…_right``: 1 if the likeliest token is the actual token, else 0.
     """

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 def measured(done: Sequence[PromptWork], record: ModelsRecord) -> ModelMeasurements:
-    """Return the columns and curves of the token probabilities, or why there are none."""
+    """Return the columns and curves of the token probabilities, or the reason if there are none."""
     shown, facts = ShownMeasurements(latency=record["latency"]), record["about"]
     if record["unread"] is not None:
         return ModelMeasurements({}, dict.fromkeys(_COLUMNS, record["unread"]), shown, facts)
-    # None without a baseline, or if its tokenizer differs.
-    beside = all(line.get("read_baseline") for line in done)
+    # False without a baseline, or if its tokenizer differs.
+    has_baseline = all(line.get("read_baseline") for line in done)
     columns = {
         name: Columns(
             _column(done, *ours),
             _column(done, *theirs),
-            baseline=_column(done, *ours, reading="read_baseline") if beside else None,
+            baseline=_column(done, *ours, reading="read_baseline") if has_baseline else None,
         )
         for name, (ours, theirs) in _COLUMNS.items()
     }
@@ -50,11 +50,11 @@ _COLUMNS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
 
 
 def _column(
-    done: Sequence[PromptWork], samples: str, figure: str, reading: Literal["read", "read_baseline"] = "read"
+    done: Sequence[PromptWork], samples: str, metric: str, reading: Literal["read", "read_baseline"] = "read"
 ) -> Array:
     import numpy as np
 
-    return np.array([line[reading][samples]["means"].get(figure, 0.0) for line in done])
+    return np.array([line[reading][samples]["means"].get(metric, 0.0) for line in done])
 
 
 def _overconfidence(done: Sequence[PromptWork], who: str) -> Array:

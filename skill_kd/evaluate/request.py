@@ -6,13 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from skill_kd.errors import UsageError
 from skill_kd.evaluate.pairwise_judge import Judge
+from skill_kd.kd.addresses import holds_credentials
+from skill_kd.spec.data import Data
+from skill_kd.spec.mistakes import mistakes
 
 
 @dataclass(frozen=True)
 class Request:
-    """All options of `evaluate`. The run supplies an option that is None, or it is skipped."""
+    """All options of `evaluate`. If an option is None, the run supplies it, or it is skipped."""
 
     subject: str | None = None
     """A run folder, or the student: a folder or a hub id."""
@@ -29,7 +34,9 @@ class Request:
     changes: Mapping[str, object] = field(default_factory=dict)
     max_new_tokens: int | None = None
     dtype: str | None = None
-    """Dtype of models that no spec names; float32 by default."""
+    """Dtype of models that are not in a spec; float32 by default."""
+    template_options: Mapping[str, object] = field(default_factory=dict)
+    """Options of the chat templates. They replace those of the run's spec, by name."""
     latency: bool = True
     judge_url: str | None = None
     judge_model: str | None = None
@@ -42,16 +49,30 @@ class Request:
     out: Path | None = None
 
     @property
+    def options(self) -> dict[str, bool | int | float | str]:
+        """Return the valid options of the chat templates.
+
+        Raises:
+            UsageError: an option has a name or a value that no chat template takes.
+        """
+        try:
+            return Data(train="prompts", chat_template_options=self.template_options).chat_template_options
+        except ValidationError as error:
+            raise UsageError("--template-option: " + "; ".join(mistakes(error))) from error
+
+    @property
     def judge(self) -> Judge | None:
         """The judge to ask, or None.
 
         Raises:
-            UsageError: an address without a model, or a model without an address.
+            UsageError: an address without a model, a model without an address, or an address with a password.
         """
         if self.judge_url is None and self.judge_model is None:
             return None
         if self.judge_url is None or self.judge_model is None:
             raise UsageError("--judge-url and --judge-model belong together; give both")
+        if holds_credentials(self.judge_url):  # not repeated: messages end up in logs
+            raise UsageError("--judge-url holds a user name or password; name the key's variable in --judge-key-env")
         if not self.judge_url.startswith(("http://", "https://")):
-            raise UsageError(f"--judge-url '{self.judge_url}' is no http or https address")
+            raise UsageError(f"--judge-url '{self.judge_url}' is not an http or https address")
         return Judge(self.judge_url, self.judge_model, self.judge_key_env)

@@ -9,7 +9,7 @@ from skill_kd.errors import UsageError
 from skill_kd.evaluate import sampling
 from skill_kd.evaluate.generations import write_rows
 from skill_kd.evaluate.moved_run import is_absent_folder, located, names_a_file
-from skill_kd.evaluate.opened_models import ModelSource, plain_errors
+from skill_kd.evaluate.opened_models import ModelSource, accepted_by, plain_errors
 from skill_kd.evaluate.policy import GatePolicy, make_policy
 from skill_kd.evaluate.request import Request
 from skill_kd.jobs.manifest import Manifest
@@ -25,8 +25,9 @@ def fill_from_run(
         UsageError: the run has no student yet, its teacher cannot be loaded, or its prompts are not on this machine.
     """
     if not (folder / "student" / "config.json").is_file():
-        raise UsageError(f"'{folder}' holds no student yet (the run is {manifest.status}); finish it with --resume")
+        raise UsageError(f"'{folder}' has no student yet (the run is {manifest.status}); finish it with --resume")
     evaluation, home = spec.evaluation, Path(manifest.cwd)
+    options = {**spec.data.chat_template_options, **request.options}
     notes: list[str] = []
     prompts, training = request.prompts, request.training_data
     if prompts is None and evaluation.prompts is not None:
@@ -34,8 +35,8 @@ def fill_from_run(
         if prompts is None:
             raise UsageError(f"evaluation.prompts: no '{evaluation.prompts}' on this machine; name it with --prompts")
     if prompts is None:
-        prompts, training = _held_out(spec, home, request, (request.out or folder / "eval") / "samples"), None
-        notes.append("the prompts are the run's held-out ones, which also chose its best weights: use fresh ones")
+        prompts, training = _held_out(spec, home, request, (request.out or folder / "eval") / "samples", folder), None
+        notes.append("the prompts are the run's held-out prompts, which also chose its best weights: use fresh prompts")
     elif training is None and (home / spec.data.train).suffix in {".jsonl", ".json", ".ndjson"}:
         training = located(spec.data.train, home)
         if training is None:
@@ -51,9 +52,9 @@ def fill_from_run(
         baseline = None
     task = sampling.SamplingTask(
         prompts,
-        ModelSource(request.teacher, dtype=request.dtype or spec.teacher.dtype) if request.teacher else _teacher(spec),
-        ModelSource(str(folder / "student"), dtype=request.dtype or spec.student.dtype),
-        baseline,
+        replace(_teacher(request, spec), template_options=options),
+        ModelSource(str(folder / "student"), dtype=request.dtype or spec.student.dtype, template_options=options),
+        baseline and replace(baseline, template_options=options),
         request.max_new_tokens or spec.rollout.max_new_tokens,
         request.latency,
     )
@@ -62,11 +63,13 @@ def fill_from_run(
     return replace(request, training_data=training), task, policy, tuple(notes)
 
 
-def _teacher(spec: Spec) -> ModelSource:
+def _teacher(request: Request, spec: Spec) -> ModelSource:
     teacher = spec.teacher
+    if request.teacher:
+        return ModelSource(request.teacher, dtype=request.dtype or teacher.dtype)
     if not isinstance(teacher.model, str):
         what = "behind an endpoint" if teacher.served else "an ensemble"
-        raise UsageError(f"teacher: that of the run is {what}; give --teacher MODEL, or its saved responses")
+        raise UsageError(f"teacher: the run's teacher is {what}; give --teacher MODEL, or saved generations")
     if is_absent_folder(teacher.model):
         raise UsageError(f"teacher.model: no '{teacher.model}' on this machine; name it with --teacher MODEL")
     return ModelSource(teacher.model, teacher.revision, teacher.dtype, teacher.quantization, teacher.trust_remote_code)
@@ -81,9 +84,10 @@ def _baseline(request: Request, spec: Spec) -> ModelSource | None:
     return ModelSource(student.model, student.revision, student.dtype, None, student.trust_remote_code)
 
 
-def _held_out(spec: Spec, home: Path, request: Request, folder: Path) -> Path:
+def _held_out(spec: Spec, home: Path, request: Request, folder: Path, run: Path) -> Path:
     """Write the run's held-out prompts, with the data's responses as references, and return the path.
 
+    Prompts that the student's chat template refuses are left out if the spec allows bad rows, as in training.
     ``request`` may name the training data in its present place, and the highest number of prompts.
     """
     given = {"train": request.training_data} if request.training_data else {}
@@ -95,6 +99,8 @@ def _held_out(spec: Spec, home: Path, request: Request, folder: Path) -> Path:
         values = spec.data.model_dump(mode="json")
         values |= {name: str(path) for name, path in found.items() if path is not None}
         held_out = load_split(Data.of(values), spec.seed).held_out
+        if spec.data.max_bad_rows:
+            held_out = accepted_by(str(run / "student"), held_out, spec.data.chat_template_options)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "prompts.jsonl"
     write_rows(

@@ -40,7 +40,7 @@ def pair(
     """Align the rows of all sides by prompt, with the same K for all.
 
     Raises:
-        UsageError: a side lacks prompts that the teacher answered. Skipping those would favour the student.
+        UsageError: a side lacks prompts that the teacher answered. Skipping those would favor the student.
     """
     others = [each for each in (student, baseline, control) if each is not None]
     for other in others:
@@ -48,20 +48,21 @@ def pair(
             named = "; ".join(repr(text[:60]) for text in missing[:NAMED])
             raise UsageError(
                 f"'{other.name}' lacks {len(missing)} of the {len(teacher.prompts)} prompts of '{teacher.name}' "
-                f"({named}); add responses for them, empty ones where the model gave none"
+                f"({named}); add responses for them, empty ones if the model gave none"
             )
     prompts = list(teacher.prompts.items())
     halves = min(len(prompt.responses) // 2 for _, prompt in prompts)
     least = min(halves, *(len(other.prompts[key].responses) for other in others for key, _ in prompts))
     count = min(samples, least)
     notes = [
-        f"{len(extra)} prompts of '{other.name}' are not in '{teacher.name}' and are left out"
+        f"{len(extra)} prompts of '{other.name}' are not in '{teacher.name}' and are ignored"
         for other in others
         if (extra := other.prompts.keys() - teacher.prompts.keys())
     ]
     if count < samples:
         notes.append(
-            f"K is {count}, not {samples}: the prompt with the fewest responses (of the teacher, half) sets it for all"
+            f"K is {count}, not {samples}: it is limited by the prompt with the fewest responses (for the teacher, "
+            "with half of them)"
         )
 
     def of(side: Generations | None) -> list[list[str]] | None:

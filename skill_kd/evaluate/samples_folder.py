@@ -1,6 +1,6 @@
-"""The folder of samples. It keeps the key of the work, one line per prompt, and what is measured once.
+"""The samples folder: its key, one line per prompt, and the measurements that are taken once.
 
-A stopped evaluation resumes from it, and a second policy takes only seconds.
+A stopped evaluation resumes from it, and an evaluation with another policy takes only seconds.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ FORMAT = 2
 
 
 class SamplesKey(TypedDict):
-    """``work.json``: everything that the samples depend on. They do not depend on margins."""
+    """``work.json``: all settings that the samples depend on. They do not depend on margins."""
 
     format: int
-    teacher: dict[str, str | bool | None]
-    student: dict[str, str | bool | None]
-    baseline: dict[str, str | bool | None] | None
+    teacher: dict[str, object]
+    student: dict[str, object]
+    baseline: dict[str, object] | None
     prompts: str
     """SHA-256 of the prompts file."""
     max_new_tokens: int
@@ -39,7 +39,8 @@ class SamplesKey(TypedDict):
 class PromptWork(TypedDict):
     """One line of ``work.jsonl``: a prompt's responses by writer, and the models' sums over them.
 
-    The keys of ``read`` name the writer of the responses, teacher or student. It is empty if the tokenizers differ.
+    The keys of ``read`` name the writer of the responses, teacher or student. It is empty if the tokenizers or the chat
+    templates differ.
     """
 
     texts: dict[str, list[str]]
@@ -57,10 +58,10 @@ class ModelsRecord(TypedDict):
 
 
 def check_key(path: Path, key: SamplesKey) -> None:
-    """Write the key into a new folder, or compare it with that of an old one.
+    """Write the key into a new folder, or compare it with the key of an existing one.
 
     Raises:
-        UsageError: the folder holds the work of another key.
+        UsageError: the folder has another key.
     """
     if not path.is_file():
         write_rows(path, [key])
@@ -69,13 +70,13 @@ def check_key(path: Path, key: SamplesKey) -> None:
     if kept != key:
         changed = ", ".join(name for name, value in key.items() if kept.get(name) != value)
         raise UsageError(
-            f"'{path.parent}' holds samples of another evaluation (other {changed}); "
+            f"'{path.parent}' has samples from an evaluation with other settings ({changed}); "
             "choose another --out, or delete the folder"
         )
 
 
 def finished(path: Path) -> list[PromptWork]:
-    """Return the complete lines. Remove a last line that a kill cut short, so that the next one starts a new line."""
+    """Return the complete lines. Remove an incomplete last line, so that the next one starts a new line."""
     if not path.is_file():
         return []
     data = path.read_bytes()

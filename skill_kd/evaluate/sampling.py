@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -66,7 +66,7 @@ class SamplingTask:
 def sample(
     task: SamplingTask, policy: GatePolicy, folder: Path, progress: Progress = silent
 ) -> tuple[Files, ModelMeasurements]:
-    """Sample what ``folder`` still lacks, and return the generation files and the measurements.
+    """Sample the prompts that are missing in ``folder``, and return the generation files and the measurements.
 
     Each prompt gets 2K teacher, K student and K collapsed-teacher responses, and K of the undistilled student if it is
     given. Both models read each token of the teacher's and the student's responses once. The undistilled student and
@@ -105,8 +105,9 @@ def _prompts(path: Path) -> tuple[list[dict[str, object]], list[Example]]:
     examples: dict[str, Example] = {}
     for number, row in read_rows(path):
         try:
+            example = replace(parse_example(row), place=f"line {number}")
             key = prompt_key(row)
-            examples.setdefault(key, parse_example(row))
+            examples.setdefault(key, example)
         except ValueError as error:
             raise UsageError(f"'{path}' line {number}: {error}") from error
         rows.setdefault(key, row)
@@ -118,9 +119,9 @@ def _prompts(path: Path) -> tuple[list[dict[str, object]], list[Example]]:
 def _key(task: SamplingTask, policy: GatePolicy) -> SamplesKey:
     return {
         "format": FORMAT,
-        "teacher": vars(task.teacher),
-        "student": vars(task.student),
-        "baseline": vars(task.baseline) if task.baseline else None,
+        "teacher": task.teacher.key(),
+        "student": task.student.key(),
+        "baseline": task.baseline.key() if task.baseline else None,
         "prompts": hashlib.sha256(task.prompts.read_bytes()).hexdigest(),
         "max_new_tokens": task.max_new_tokens,
         "samples": policy.samples,
@@ -143,20 +144,26 @@ def _work(
     teacher = opened_models.open_writer(task.teacher, task.max_new_tokens, device)
     student = opened_models.open_writer(task.student, task.max_new_tokens, device)
     baseline = opened_models.open_writer(task.baseline, task.max_new_tokens, device) if task.baseline else None
-    vocabulary, why = opened_models.shared(student, teacher)
-    beside = (baseline, opened_models.shared(baseline, teacher)[0] if vocabulary else 0) if baseline else None
+    for writer in filter(None, (teacher, student, baseline)):
+        writer.check_prompts(examples, task.prompts)
+    found = opened_models.compared(student, teacher)
+    vocabulary = found.vocabulary
+    shared_baseline = (
+        (baseline, opened_models.compared(baseline, teacher).vocabulary if vocabulary else 0) if baseline else None
+    )
     with open_unlinked(folder / "work.jsonl", "ab") as file:
         for start in range(len(done), len(examples), AT_ONCE):
             chunk = examples[start : start + AT_ONCE]
-            for line in _chunk(chunk, start, teacher, (student, vocabulary), beside, policy, task.max_new_tokens):
+            work = _chunk(chunk, start, teacher, (student, vocabulary), shared_baseline, policy, task.max_new_tokens)
+            for line in work:
                 file.write(json.dumps(line).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
             progress(min(start + AT_ONCE, len(examples)), len(examples))
     return {
-        "unread": why,
+        "unread": found.why_not,
         "latency": measure_latency(policy, teacher, student, examples, load) if task.latency else None,
-        "about": _facts(task, policy, "different" if why else "same", str(device)),
+        "about": _facts(task, policy, found.tokenizer, str(device)),
     }
 
 

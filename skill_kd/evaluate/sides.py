@@ -26,7 +26,7 @@ Words = list[list[list[str]]]
 KERNEL_ORDERS = (1, 2)
 """Word n-grams of the kernel behind diversity, recall and precision. Longer n-grams almost never repeat."""
 REST = 4
-"""Words after the budget that tell the teacher's responses apart, as a multiple of the budget."""
+"""Words after the budget that choose the narrow half, as a multiple of the budget."""
 OPENING = 5
 """Number of words in an opening."""
 
@@ -96,8 +96,8 @@ def _stock_openings(words: Words) -> Flags:
 def budget(teacher: Sequence[Side], others: Sequence[Side], most: int) -> int:
     """Return the number of words that all sides are cut to: ``most``, or less if responses are short.
 
-    It is at most every side's 10% quantile of usable lengths, and at most half of the teacher's median length. The
-    words after the budget tell the teacher's responses apart (`narrow_half`).
+    It is at most every side's 10% quantile of usable lengths, and at most half of the teacher's median length, because
+    `narrow_half` needs the words after the budget.
     """
     import numpy as np
 
@@ -110,10 +110,10 @@ def budget(teacher: Sequence[Side], others: Sequence[Side], most: int) -> int:
 
 
 def narrow_half(words: Words, budget: int) -> NDArray[intp]:
-    """Return the indices [N, K] of a narrow half of each prompt's 2K rows: one row and its K - 1 nearest neighbours.
+    """Return the indices [N, K] of a narrow half of each prompt's 2K rows: one row and its K - 1 nearest neighbors.
 
-    Similarity is taken from the words *after* the budget. The narrow half is the positive control of metrics that read
-    the words up to the budget. If those words chose it, chance alone would make it narrow, and even a metric that
+    Similarity is computed from the words *after* the budget. The narrow half is the positive control of metrics that
+    read the words up to the budget. If those words chose it, it would be narrow by chance alone, and even a metric that
     cannot detect lost modes would seem to work.
     """
     import numpy as np

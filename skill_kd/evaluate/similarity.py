@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 ORDERS = (1, 2, 3, 4)
 ROUNDING = 1e-9
-NEIGHBOURS = 2
-"""k of k-nearest-neighbour recall: a response's radius reaches its second nearest neighbour."""
+NEIGHBORS = 2
+"""k of k-nearest-neighbor recall: a response's radius reaches its second nearest neighbor."""
 
 
 def kernel(words_NR: Sequence[Sequence[Sequence[str]]], orders: Sequence[int] = ORDERS) -> Array:
@@ -85,10 +85,10 @@ def vendi(kernel_NRR: Array) -> Array:
     return score
 
 
-def covered(across_NRK: Array, own_NKK: Array, neighbours: int = NEIGHBOURS) -> Array:
-    """Return [N]: the share of R rows that lie within the radius of at least one of K others.
+def covered(across_NRK: Array, own_NKK: Array, neighbors: int = NEIGHBORS) -> Array:
+    """Return [N]: the share of R rows that are within the radius of at least one of K others.
 
-    The radius is the distance to the k-th nearest neighbour among the others (arXiv 1904.06991, 2402.10693). It never
+    The radius is the distance to the k-th nearest neighbor among the others (arXiv 1904.06991, 2402.10693). It never
     reaches a row with similarity 0.
 
     Args:
@@ -99,7 +99,7 @@ def covered(across_NRK: Array, own_NKK: Array, neighbours: int = NEIGHBOURS) -> 
 
     size = own_NKK.shape[-1]
     strangers = np.where(np.eye(size, dtype=bool), -1, own_NKK)
-    reach_NK = np.sort(strangers, axis=-1)[:, :, -min(neighbours, size - 1)]
+    reach_NK = np.sort(strangers, axis=-1)[:, :, -min(neighbors, size - 1)]
     reach_NK = np.maximum(reach_NK - ROUNDING, ROUNDING)
     share: Array = (across_NRK >= reach_NK[:, None, :]).any(-1).mean(-1)
     return share

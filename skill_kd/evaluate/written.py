@@ -32,16 +32,16 @@ class Written:
     """Folder with ``evaluation.json``."""
     report: Path
     card: Path | None
-    """None if the student has no folder, or the card has no free place."""
+    """None if the student has no folder, or if the card cannot be written anywhere."""
 
     @property
-    def told(self) -> str:
-        """All files in one line, and the reason if the card is in another place."""
-        text = f"the report is {self.report}, its figures evaluation.json beside it"
+    def summary(self) -> str:
+        """All files in one line, and the reason if the card is not the student's README.md."""
+        text = f"the report is {self.report}, with evaluation.json next to it"
         if self.card is None:
             return text
-        elsewhere = "" if self.card.name == "README.md" else ", for the student's README.md is another's, or read-only"
-        return f"{text}; the model card is {self.card}{elsewhere}"
+        elsewhere = ", because the student's README.md was written or edited by a person, or is read-only"
+        return f"{text}; the model card is {self.card}{'' if self.card.name == 'README.md' else elsewhere}"
 
 
 def write_all(found: EvaluationResult, folder: Path, subject: Subject | None) -> Written:
@@ -51,7 +51,7 @@ def write_all(found: EvaluationResult, folder: Path, subject: Subject | None) ->
         UsageError: the folder cannot be written.
     """
     document, report = found.to_json(), folder / "report.html"
-    with refusing_unwritable(f"'{folder}'", "take another --out"):
+    with refusing_unwritable(f"'{folder}'", "choose another --out"):
         found.write(folder / "evaluation.json")
         write_atomically(report, decision_page(document))
     card = None

@@ -1,6 +1,6 @@
 """The decision table: an objective for each need, and remedies for each finding.
 
-`advise`, `diagnose` and, as Markdown, SKILL.md use it. A remedy is a proposal for a pilot, not a certainty.
+`advise` and `diagnose` use it, and SKILL.md shows it as Markdown. A remedy is a proposal for a pilot, not a certainty.
 """
 
 from skill_kd.guidance.advice import Advice, advise

@@ -18,20 +18,20 @@ Settings = tuple[tuple[str, object, str], ...]
 
 @dataclass(frozen=True)
 class Advice:
-    """A recommended start. ``skeleton`` and ``beside`` are valid specs; the user fills in models and data."""
+    """A recommended start. ``skeleton`` and ``alternative`` are valid specs; the user fills in models and data."""
 
     objective: str
     settings: Settings
     why: tuple[str, ...]
     would_change: tuple[str, ...]
     skeleton: dict[str, Any]
-    beside: dict[str, Any] | None = None
-    """The same spec with another objective, to train on the same budget as a comparison."""
+    alternative: dict[str, Any] | None = None
+    """The same spec with another objective, to train on the same budget for comparison."""
 
     @property
     def specs(self) -> tuple[dict[str, Any], ...]:
         """The one or two specs to train."""
-        return (self.skeleton,) if self.beside is None else (self.skeleton, self.beside)
+        return (self.skeleton,) if self.alternative is None else (self.skeleton, self.alternative)
 
     def write(self, folder: Path) -> list[Path]:
         """Write the specs into ``folder`` with `write_specs`."""
@@ -54,8 +54,8 @@ class Advice:
         lines = [f"objective  {self.objective}", *(f"  why      {each}" for each in self.why), "", "start with"]
         lines += [f"  {path:<{width}}  {_plain(value):<10} {why}" for path, value, why in self.settings]
         lines += ["", "what would change this", *(f"  - {each}" for each in self.would_change)]
-        if self.beside is not None:
-            lines += ["", f"train beside it, on the same budget: {_of(self.beside)}"]
+        if self.alternative is not None:
+            lines += ["", f"for comparison, also train on the same budget: {_of(self.alternative)}"]
         return "\n".join([*lines, *(["", "# a spec to fill in", self.yaml().rstrip()] if spec else [])])
 
 
@@ -75,7 +75,7 @@ def advise(
 
     Args:
         matters: ``coverage`` (many valid answers, pass@k), ``precision`` (no odd tokens), or ``balanced``.
-        teacher: ``logits`` (weights here), ``served`` (an endpoint with log-probabilities), ``text`` (text only).
+        teacher: ``logits`` (local weights), ``served`` (an endpoint with log-probabilities), ``text`` (text only).
         budget: training time: ``small``, ``normal`` or ``large``.
         output_tokens: length of a long response, in tokens.
         prompts: number of training prompts, if known.
@@ -95,50 +95,50 @@ def advise(
     )
     for value, known, name in given:
         if value not in get_args(known):
-            raise UsageError(f"{name}: '{value}' is unknown; take one of: {', '.join(get_args(known))}")
+            raise UsageError(f"{name}: '{value}' is unknown; use one of: {', '.join(get_args(known))}")
     if seen is not None and seen not in BY_KEY:
-        raise UsageError(f"seen: '{seen}' is unknown; take one of: {', '.join(BY_KEY)}")
+        raise UsageError(f"seen: '{seen}' is unknown; use one of: {', '.join(BY_KEY)}")
     if output_tokens < 1 or (prompts is not None and prompts < 1):
         raise UsageError(f"output_tokens {output_tokens} and prompts {prompts} must be above 0")
     if chosen := next((path for path in changes or {} if path.startswith("distill.objective")), None):
-        raise UsageError(f"{chosen}: the objective is what advise chooses; change it in the spec that it writes")
+        raise UsageError(f"{chosen}: advise chooses the objective; change it in the spec that advise writes")
     choice = next(each for each in CHOICES if each.fits(matters, teacher, budget, output_tokens > LONG))
     settings = _settings(choice, matters, teacher, budget, output_tokens, prompts, lora)
     settings = _with_changes(settings, changes or {})
-    # On-policy training corrects the student's samples, so these must be worth correcting first.
-    pair = [each for each in (choice.objective, choice.beside) if each is not None]
+    # On-policy training corrects the student's samples. A warm start first makes these samples good enough.
+    pair = [each for each in (choice.objective, choice.alternative) if each is not None]
     sampled = any(each["kind"] in ("minillm", *ON_POLICY) for each in pair)
     warm = sampled and not distilled
     spec = _filled(choice.objective, teacher, lora, warm, settings)
-    beside = _filled(choice.beside, teacher, lora, warm, settings) if choice.beside else None
+    alternative = _filled(choice.alternative, teacher, lora, warm, settings) if choice.alternative else None
     why, would_change = [choice.why], [choice.unless]
     if distilled and sampled:
-        why.append("no warm start: it would cost updates, and the student's samples are worth correcting already")
+        why.append("no warm start: it would cost updates, and the samples of a distilled student are good enough")
         would_change.append(DISTILLED)
     if seen is not None:
-        why.append(f"seen before: {BY_KEY[seen].seen}; it means: {BY_KEY[seen].means}")
+        why.append(f"seen in an earlier student: {BY_KEY[seen].seen}; it means: {BY_KEY[seen].means}")
         would_change.append(f"counter-evidence: {BY_KEY[seen].against}")
-        # The pair may already be the pilot: if the finding turns `beside` into the choice itself, nothing changes.
+        # The pair may already be the pilot: if the remedy turns `alternative` into the choice itself, nothing changes.
         changed = pilot(spec, seen)
-        known = pilot(beside, seen) if beside is not None else None
+        known = pilot(alternative, seen) if alternative is not None else None
         if changed is not None and (known is None or known[1] != choice.objective):
             path, new, after = changed
             settings = (*settings, (path, new, f"against '{seen}'"))
-            spec, beside = after, spec
+            spec, alternative = after, spec
             if "name" not in (changes or {}):
                 spec["name"] = f"against-{seen}".replace("_", "-")
-    would_change.append("the student without distillation is as good: always compare with it")
-    if beside is not None and beside["name"] == spec["name"]:  # a person named both
-        beside["name"] = f"{beside['name']}-beside"
-    for each in (spec, beside):
+    would_change.append("the undistilled student is as good: always compare with it")
+    if alternative is not None and alternative["name"] == spec["name"]:  # the user set one name for both
+        alternative["name"] = f"{alternative['name']}-alternative"
+    for each in (spec, alternative):
         if each is not None:
             parse_spec(each, source=f"spec '{each['name']}'")
-    return Advice(_of(spec), settings, tuple(why), tuple(would_change), spec, beside)
+    return Advice(_of(spec), settings, tuple(why), tuple(would_change), spec, alternative)
 
 
 DISTILLED = (
-    "coverage stays as it was: a student seldom samples what an earlier run made it drop, so start again from the "
-    "student as it was before (judgement)"
+    "coverage is already lost: a student rarely samples the modes that an earlier run removed, so start again from the "
+    "undistilled student (judgment)"
 )
 
 
@@ -157,12 +157,12 @@ def _filled(
 
 
 def _with_changes(settings: Settings, changes: Mapping[str, object]) -> Settings:
-    """Return the settings with the user's values in place of ours."""
-    told = {path: (path, value, "as you say") for path, value in changes.items()}
-    return (*(told.pop(each[0], each) for each in settings), *told.values())
+    """Return the settings, with the user's values instead of the defaults."""
+    given = {path: (path, value, "set by you") for path, value in changes.items()}
+    return (*(given.pop(each[0], each) for each in settings), *given.values())
 
 
-RATES = "for 1B and more, where 2e-5 went well and 4e-5 did not; 0.1B took 1e-4 (examples/demo.yaml)"
+RATES = "for 1B and more, where 2e-5 worked and 4e-5 did not; 0.1B used 1e-4 (examples/demo.yaml)"
 
 
 def _settings(
@@ -176,13 +176,13 @@ def _settings(
     few = prompts is not None and prompts < 1000
     return (
         ("training.learning_rate", rate, "for adapters" if lora else RATES),
-        ("distill.updates", updates, f"a {budget} budget; read the held-out curve and stop when it is flat"),
-        ("rollout.max_new_tokens", tokens, "as long as the answers: samples that are cut teach not to stop"),
-        ("rollout.temperature", 1.0, "the distribution that is trained"),
-        ("rollout.prompts", 16 if budget == "small" else 64, "sampled together; a multiple of the batch"),
-        ("data.held_out", 0.2 if few else 0.05, "few prompts" if few else "enough to measure with"),
-        ("checkpoint.best_by", best, "the figure that matches what matters"),
-        ("evaluation.policy", policy, "200 prompts × 8 samples give a verdict, fewer than 50 none"),
+        ("distill.updates", updates, f"a {budget} budget; look at the held-out curve and stop when it is flat"),
+        ("rollout.max_new_tokens", tokens, "as long as the answers: truncated samples teach the student not to stop"),
+        ("rollout.temperature", 1.0, "samples from the distribution that is trained"),
+        ("rollout.prompts", 16 if budget == "small" else 64, "sampled together; a multiple of the batch size"),
+        ("data.held_out", 0.2 if few else 0.05, "there are few prompts" if few else "enough prompts to measure with"),
+        ("checkpoint.best_by", best, "the held-out measure that matches what matters"),
+        ("evaluation.policy", policy, "200 prompts × 8 samples give a verdict, fewer than 50 prompts do not"),
     )
 
 

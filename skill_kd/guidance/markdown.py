@@ -7,7 +7,7 @@ from skill_kd.guidance.table import CHOICES, FINDINGS
 
 def objectives_markdown() -> str:
     """Return the table of needs as Markdown, for SKILL.md."""
-    lines = ["| what you have and need | objective | beside it | why | what would change it |", "|---|---|---|---|---|"]
+    lines = ["| need | objective | compare with | why | what would change it |", "|---|---|---|---|---|"]
     for choice in CHOICES:
         need = [
             " or ".join(f"{word} {each}" for each in given)
@@ -15,8 +15,8 @@ def objectives_markdown() -> str:
             if given
         ] + (["long answers"] if choice.long else [])
         named = ", ".join(need) or "otherwise (the default)"
-        beside = f"`{choice.beside['kind']}`" if choice.beside else "–"
-        lines.append(f"| {named} | `{choice.objective['kind']}` | {beside} | {choice.why} | {choice.unless} |")
+        other = f"`{choice.alternative['kind']}`" if choice.alternative else "–"
+        lines.append(f"| {named} | `{choice.objective['kind']}` | {other} | {choice.why} | {choice.unless} |")
     return "\n".join(lines) + "\n"
 
 

@@ -73,7 +73,7 @@ def _place(spec: Values, path: str) -> tuple[Values, str]:
 def pilot(spec: Mapping[str, Any], key: str) -> tuple[str, object, Values] | None:
     """Return path, new value and changed spec of the first remedy that fits ``spec`` and is valid, or None.
 
-    Exactly one knob differs.
+    Exactly one key differs.
     """
     before = parse_spec(spec).hash
     for knob in (knob for remedy in BY_KEY[key].remedies for knob in remedy.knobs):
@@ -105,7 +105,7 @@ def write_specs(specs: tuple[Values, ...], folder: Path) -> list[Path]:
         texts = {folder / f"{each['name']}.yaml": yaml.safe_dump(each, sort_keys=False) for each in specs}
         for path, text in texts.items():
             if path.exists() and path.read_text(encoding="utf-8") != text:
-                raise UsageError(f"'{path}' is there and differs; move it away, or take another --out")
+                raise UsageError(f"'{path}' exists with other content; move it away, or choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
             write_atomically(path, text)

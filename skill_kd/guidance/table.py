@@ -1,7 +1,7 @@
 """The decision table: findings with their remedies, and needs with their objective.
 
-Frozen data. Numbers such as 2306.08543 are arXiv ids, listed in references/citations.md. "judgement" marks what nobody
-measured, "ours" what benchmarks/ measured.
+Frozen data. Numbers such as 2306.08543 are arXiv ids, listed in references/citations.md. "judgment" marks a claim that
+nobody measured, "ours" a claim that benchmarks/ measured.
 """
 
 from __future__ import annotations
@@ -58,19 +58,19 @@ _OFF = ("forward_kl", "skew_kl", "adaptive_kl", "total_variation")
 _TEXT = ("sft", "sequence_kd")
 _SHARE = (
     "2404.02657 finds neither mode-seeking nor mean-seeking in LLM distillation: both directions share their optimum "
-    "after enough epochs, and fit head and tail in a different order before."
+    "after enough epochs; before that, they fit head and tail in a different order."
 )
 _DISPUTED = (
-    "2510.20817, on KL-regularised RL, not on distillation: coverage follows the regularisation strength and the "
-    "rewards more than the direction."
+    "2510.20817, on KL-regularized RL, not on distillation: coverage depends more on the regularization strength and "
+    "the rewards than on the direction."
 )
 _COVERAGE = (
-    "2603.07079: Pass@8 +1.4 to +5.1 with Qwen3 Base on six mathematics sets; "
+    "2603.07079: Pass@8 +1.4 to +5.1 with Qwen3 Base on six mathematics benchmarks; "
     "2605.16826: more forward KL keeps entropy, in mathematics"
 )
 
 _TOWARD_COVERAGE = Remedy(
-    "move toward forward KL: where the teacher is undecided (entropy_aware), or β 1 → .5 or 0",
+    "move toward forward KL: entropy_aware (forward KL where the teacher is uncertain), or lower β from 1 to .5 or 0",
     "pilot",
     _COVERAGE,
     (
@@ -82,7 +82,7 @@ _TOWARD_COVERAGE = Remedy(
     ),
 )
 _TEMPERATURE = Remedy(
-    "raise the serving temperature or top-p, and look again",
+    "raise the serving temperature or top-p, and measure again",
     "serving",
     "2004.02990: temperature restores form more than content",
 )
@@ -100,28 +100,28 @@ _MORE_ON_POLICY = Remedy(
 FINDINGS = (
     Finding(
         "sameness",
-        "completions are too narrow: answers became alike (by logs or by eye, nothing measured against the teacher)",
-        "the student sharpened, or dropped modes; prompts that never repeat cannot tell which: replay 50 prompts × 8",
+        "completions are too narrow: answers became similar (seen in logs, not measured against the teacher)",
+        "the student sharpened or lost modes; to find out which, replay 50 prompts with 8 samples each",
         (_TEMPERATURE, _TOWARD_COVERAGE),
-        f"The teacher may be as narrow: compare with its logs. {_SHARE} {_DISPUTED}",
+        f"The teacher may be equally narrow: compare with its logs. {_SHARE} {_DISPUTED}",
     ),
     Finding(
         "sharpened",
-        "both KLs alike, student entropy / teacher entropy < 1",
-        "sharpened: the modes are there, with too little mass outside the first choice",
+        "both KLs are similar, student entropy / teacher entropy < 1",
+        "sharpened: the modes are kept, but too little probability is outside the likeliest token",
         (_TEMPERATURE, _TOWARD_COVERAGE),
         f"A temperature that restores the entropy need not restore the content (2004.02990). {_SHARE}",
     ),
     Finding(
         "lost_modes",
-        "forward_kl ≫ reverse_kl, recall lost against the null",
-        "modes of the teacher were dropped; no serving setting brings them back",
+        "forward_kl ≫ reverse_kl, recall below that of the teacher's own halves",
+        "the student lost modes of the teacher; no serving setting restores them",
         (
             _TOWARD_COVERAGE,
             Remedy(
                 "with MiniLLM: coverage_weight .5, forward KL on the teacher's samples",
                 "pilot",
-                "ours: forward KL −.03 nats in 16 updates. Not in 2306.08543, whose L_PT protects other tasks",
+                "ours: forward KL −.03 nats in 16 updates. It is not in 2306.08543; its L_PT protects other tasks",
                 (Knob(("minillm",), "objective.coverage_weight", 0.5),),
             ),
         ),
@@ -130,17 +130,17 @@ FINDINGS = (
     Finding(
         "loops",
         "loops, repetition, answers that compress too well",
-        "early degeneration or reward hacking; a falling reverse KL does not exclude it",
+        "early degeneration or reward hacking; a falling reverse KL does not rule it out",
         (
             Remedy(
-                "check that the end of sequence is trained and served (pad = eos, stop tokens)",
+                "check that the end-of-sequence token is trained and served (pad = eos, stop tokens)",
                 "serving",
                 "trl PR 6357",
             ),
             Remedy(
-                "more teacher-mixed sampling, length normalisation; off-policy: more of the student's own samples",
+                "more teacher-mixed sampling, length normalization; off-policy: more of the student's own samples",
                 "pilot",
-                "2306.08543: validation Rouge-L 27.4, without mixing 22.3, without normalisation 17.4; "
+                "2306.08543: validation Rouge-L 27.4, without mixing 22.3, without normalization 17.4; "
                 "2604.08527: a mixture of rollouts",
                 (
                     Knob(("minillm",), "objective.length_normalization", True),
@@ -151,18 +151,18 @@ FINDINGS = (
                 ),
             ),
         ),
-        "A stability cure, not a coverage cure: the weights correct the mixture away. Greedy decoding loops by itself.",
+        "This helps stability, not coverage: the weights correct for the mixture. Greedy decoding alone can loop.",
     ),
     Finding(
         "length",
-        "answers grew, shrank, or are cut by the limit",
-        "length inflation or collapse, or an end of sequence that was not learnt",
+        "answers became longer or shorter, or are cut by the limit",
+        "length inflation or collapse, or the student did not learn the end-of-sequence token",
         (
             Remedy("check the serving limit, the stop tokens and the chat template", "serving", "trl PR 6357"),
             Remedy(
-                "on-policy: mix in responses that are not the student's; with MiniLLM keep length normalisation",
+                "on-policy: mix in responses of the teacher or the data; with MiniLLM keep length normalization",
                 "pilot",
-                "2604.08527 stops inflation by a mixture of rollouts and a reference constraint, which we lack; "
+                "2604.08527 stops inflation by a mixture of rollouts and a reference constraint, which we do not have; "
                 "2306.08543 (Eq 6)",
                 (
                     Knob(("minillm",), "objective.length_normalization", True),
@@ -172,30 +172,30 @@ FINDINGS = (
             Remedy(
                 "let rollouts end by themselves: a larger max_new_tokens",
                 "pilot",
-                "judgement",
+                "judgment",
                 (Knob(("minillm", *ON_POLICY, *_OFF, *_TEXT), "rollout.max_new_tokens", 2, scale=True),),
             ),
         ),
-        "Length follows the prompts: a mix of longer questions looks the same.",
+        "Length depends on the prompts: longer questions look the same.",
     ),
     Finding(
         "refusals",
-        "refusals or hedges, more than the teacher's",
-        "the prompts or the data, before the objective",
+        "more refusals or hedges than the teacher",
+        "check the prompts and the data before the objective",
         (
-            Remedy("compare the prompt mix and the system prompt with those trained on", "serving", "judgement"),
-            Remedy("take out refusals from the training responses where the teacher answers", "data", "judgement"),
+            Remedy("compare the prompt mix and the system prompt with those of training", "serving", "judgment"),
+            Remedy("remove refusals from the training responses if the teacher answers", "data", "judgment"),
         ),
-        "The teacher refuses them too, or policy changed on purpose. Patterns miss refusals in other words.",
+        "The teacher may refuse them too, or the policy may have changed on purpose. The patterns miss other wordings.",
     ),
     Finding(
         "imprecise",
         "low precision, odd tokens, student entropy / teacher entropy > 1",
-        "over-smoothed: the student puts mass where the teacher has little",
+        "over-smoothed: the student gives probability to tokens that are unlikely for the teacher",
         (
-            Remedy("lower the serving temperature or top-p", "serving", "judgement"),
+            Remedy("lower the serving temperature or top-p", "serving", "judgment"),
             Remedy(
-                "toward reverse or skew KL, on the student's own samples",
+                "move toward reverse or skew KL, on the student's own samples",
                 "pilot",
                 "2306.08543, 2402.03898",
                 (
@@ -211,13 +211,13 @@ FINDINGS = (
     Finding(
         "exposure",
         "ExAccErr rises along the answer, forward_kl on teacher prefixes is fine",
-        "exposure bias: good on the teacher's prefixes, lost on its own",
+        "exposure bias: good on the teacher's prefixes, bad on the student's own",
         (_MORE_ON_POLICY,),
-        "The published code for ExAccErr shows one index only: look at the whole curve with its interval.",
+        "The published code for ExAccErr shows only one index: look at the whole curve with its interval.",
     ),
     Finding(
         "teacher_narrow",
-        "the teacher's answers are as alike",
+        "the teacher's answers are equally similar",
         "the objective is not the cause",
         (
             Remedy(
@@ -226,7 +226,7 @@ FINDINGS = (
                 "2504.05228: within a family, larger models are often less diverse",
             ),
         ),
-        "Different temperatures or prompts on the two sides look the same.",
+        "Different temperatures or prompts for teacher and student look the same.",
     ),
 )
 BY_KEY = {finding.key: finding for finding in FINDINGS}
@@ -247,7 +247,7 @@ class Choice:
     why: str
     unless: str
     """Conditions that would change this choice."""
-    beside: Mapping[str, object] | None
+    alternative: Mapping[str, object] | None
     """The objective to compare with, on the same budget; None if the teacher gives only text."""
 
     def fits(self, matters: str, teacher: str, budget: str, long: bool) -> bool:
@@ -258,35 +258,35 @@ class Choice:
 
 CHOICES = (
     Choice(None, ("text",), None, None, {"kind": "sequence_kd"},
-           "a teacher that gives text only can be imitated, not compared with",
-           "log-probabilities: on-policy objectives compare the student with the teacher at every token",
+           "the student can only imitate the teacher's text",
+           "a teacher with log-probabilities: on-policy objectives compare both models at every token",
            None),
     Choice(("coverage",), ("served",), None, None, {"kind": "forward_kl", "responses": "teacher"},
-           "covers the teacher; top-k targets alone are biased (2503.16870), one class for the rest is our answer",
-           "the teacher's weights here: entropy_aware reads the whole distribution",
+           "covers the teacher; top-k targets alone are biased (2503.16870), so we add one class for all other tokens",
+           "local teacher weights: entropy_aware reads the whole distribution",
            {"kind": "reverse_kl"}),
     Choice(None, ("served",), None, None, {"kind": "reverse_kl"},
-           "one scoring call for each sample of the student; teacher mixing would need one for each token",
-           "the teacher's weights here: minillm adds what a token does to later ones",
+           "one scoring call per student sample; teacher mixing would need one per token",
+           "local teacher weights: minillm also counts the effect of a token on later ones",
            {"kind": "forward_kl", "responses": "teacher"}),
     Choice(("coverage",), None, ("small",), None, {"kind": "forward_kl", "responses": "teacher"},
-           "no sampling by the student; that it keeps modes most cheaply is our judgement",
-           "a larger budget: entropy_aware corrects the student's own prefixes too",
+           "no sampling by the student; the cheapest way to keep modes (our judgment)",
+           "a larger budget: entropy_aware also corrects the student's own prefixes",
            {"kind": "adaptive_kl"}),
     Choice(("coverage",), None, None, None, {"kind": "entropy_aware"},
-           "reverse KL, plus forward KL where the teacher is undecided (2603.07079: Pass@8 +1.4 to +5.1, mathematics)",
-           "short answers or offline data: forward_kl is simpler and, in our judgement, covers as much",
+           "reverse KL, plus forward KL where the teacher is uncertain (2603.07079: Pass@8 +1.4 to +5.1, mathematics)",
+           "short answers or offline data: forward_kl is simpler and covers as much (our judgment)",
            {"kind": "minillm"}),
     Choice(None, None, ("small",), None, {"kind": "adaptive_kl"},
            "both directions, weighted by head and tail, without sampling (2404.02657)",
-           "a larger budget: minillm, on-policy",
+           "a larger budget: minillm, which is on-policy",
            {"kind": "forward_kl", "responses": "teacher"}),
     Choice(None, None, None, True, {"kind": "entropy_aware"},
-           "long answers need much forward KL, else entropy collapses and length inflates (2605.16826, mathematics)",
-           "answers under 512 tokens: minillm; the one beside it, without forward KL, kept entropy and length as well",
+           "without much forward KL, entropy collapses and long answers grow longer (2605.16826, mathematics)",
+           "answers under 512 tokens (minillm), or reverse_kl also kept entropy and length",
            {"kind": "reverse_kl"}),
     Choice(None, None, None, None, {"kind": "minillm"},
            "the student's samples, judged over whole responses (2306.08543: Rouge-L 24.6, SFT 23.3; GPT-2 120M, Dolly)",
-           "NO-GO on coverage, or the one beside it kept more at little cost",
+           "NO-GO on coverage, or entropy_aware kept more coverage at little cost",
            {"kind": "entropy_aware"}),
 )  # fmt: skip

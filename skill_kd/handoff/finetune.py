@@ -26,9 +26,9 @@ def finetune(run: FinishedRun, lock: Lock, python: str | None, *, force: bool) -
         TrainingFailedError: the script failed.
         InterruptedRunError: a signal stopped it.
     """
-    python, out, quantisations = python or sys.executable, run.folder / OUT, gguf.among(run.handoff.export)
+    python, out, quantizations = python or sys.executable, run.folder / OUT, gguf.among(run.handoff.export)
     _refuse_unready(run.folder, python, force)
-    gguf.refuse_missing(quantisations)
+    gguf.refuse_missing(quantizations)
     log = run.folder / LOG
     ending = supervise(
         [python, str(run.folder / SCRIPT)],
@@ -38,7 +38,7 @@ def finetune(run: FinishedRun, lock: Lock, python: str | None, *, force: bool) -
         on_start=lock.name_holder,
     )
     _refuse_failure(ending, log)
-    for each in quantisations:
+    for each in quantizations:
         gguf.convert(out / MERGED, out / gguf.file_name(FINETUNED, each), each, run.prober)
     checks: list[Check] = run.ask("finetuned", out=str(out))["checks"]
     return checks
@@ -47,12 +47,12 @@ def finetune(run: FinishedRun, lock: Lock, python: str | None, *, force: bool) -
 def _refuse_unready(folder: Path, python: str, force: bool) -> None:
     out, data = folder / OUT, folder / DATA
     if not data.exists():
-        raise UsageError(f"no data to fine-tune on; name it in handoff.data or --data, or write '{data}'")
+        raise UsageError(f"there is no data to fine-tune on; set handoff.data or --data, or write '{data}'")
     if out.exists() and not force:
-        raise UsageError(f"'{out}' holds an earlier fine-tune; move it away, or overwrite it with --force")
+        raise UsageError(f"'{out}' has an earlier fine-tune; move it away, or overwrite it with --force")
     if interpreter.version(python, "unsloth") is None:
         raise MissingRequirementError(
-            f"'{python}' has no Unsloth; use --python to name an interpreter that has it, or install it: "
+            f"'{python}' has no Unsloth; give an interpreter that has it with --python, or install it: "
             + "\n  ".join([f"with a GPU: {' && '.join(SETUP)}", f"without: {' && '.join(SETUP_CPU)}"])
         )
 
@@ -75,7 +75,7 @@ def measured_drift(run: FinishedRun) -> dict[str, dict[str, float]]:
     """
     merged = run.folder / OUT / MERGED
     if not merged.is_dir():
-        raise UsageError("it needs 'merged' in handoff.export")
+        raise UsageError("handoff.export does not have 'merged'; add it")
     answer = run.ask("measure", folders={"student": str(run.student), "finetuned": str(merged)})
-    figures: dict[str, dict[str, float]] = answer["figures"]
-    return figures
+    measures: dict[str, dict[str, float]] = answer["measures"]
+    return measures

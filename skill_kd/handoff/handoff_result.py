@@ -22,13 +22,15 @@ class HandoffResult:
     kept: list[str] = field(default_factory=list)
     """Edited files, which the hand-off left unchanged."""
     checks: list[Check] = field(default_factory=list)
-    figures: dict[str, dict[str, float]] = field(default_factory=dict)
+    measures: dict[str, dict[str, float]] = field(default_factory=dict)
     """Held-out measures of ``student`` and ``finetuned``, on the run's prompts and teacher samples."""
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return the document that ``--json`` prints."""
-        return {**asdict(self), "folder": str(self.folder)}
+        fields = asdict(self)
+        fields["figures"] = fields.pop("measures")
+        return {**fields, "folder": str(self.folder)}
 
     def failed(self) -> list[str]:
         """Return one line for each check that failed."""
@@ -44,9 +46,9 @@ class HandoffResult:
         return "\n".join(lines)
 
     def _drift(self) -> list[str]:
-        if "finetuned" not in self.figures:
+        if "finetuned" not in self.measures:
             return []
-        before, after = self.figures["student"], self.figures["finetuned"]
+        before, after = self.measures["student"], self.measures["finetuned"]
         names = [name for name in before if name in after and name.removesuffix("_topk") in SHOWN]
         rows = [(name, before[name], after[name], after[name] - before[name]) for name in names]
         lines = [f"{name:<18} {old:>9.3f} {new:>10.3f} {change:>+8.3f}" for name, old, new, change in rows]

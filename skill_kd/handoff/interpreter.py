@@ -19,9 +19,9 @@ PROBE = Path(__file__).with_name("probe")
 
 
 def with_torch(named: str | None) -> str:
-    """Return the interpreter that answers questions about models: this one, or ``named`` if this one lacks torch.
+    """Return the interpreter that answers questions about models: this one, or ``named`` if this one has no torch.
 
-    It is never the program that a manifest names, since a run folder may come from somebody else.
+    It is never the program in a manifest, because a run folder may come from somebody else.
     """
     return sys.executable if named is None or find_spec("torch") is not None else named
 
@@ -35,7 +35,7 @@ def ask(python: str, question: dict[str, Any], where: Path) -> dict[str, Any]:
     """Run the probe in a subprocess, started in ``where``, and return its answer to ``question``.
 
     Raises:
-        UsageError: data or a model cannot be used. The message is that of the probe.
+        UsageError: data or a model cannot be used. The message comes from the probe.
         MissingRequirementError: a model, a package or the interpreter is missing.
         SkillKDError: the probe crashed.
     """
@@ -58,7 +58,7 @@ def _kd_files() -> dict[str, bytes]:
 
 def _probe_files() -> dict[str, bytes]:
     files = {f"handoff/probe/{path.name}": path.read_bytes() for path in PROBE.glob("*.py")}
-    # Without the first file, a skill_kd that is installed in that interpreter would be imported instead.
+    # Without its own __init__.py, an installed skill_kd of another version would be imported instead.
     return {"__init__.py": b"", "handoff/__init__.py": b"", **files}
 
 
@@ -80,11 +80,11 @@ def _run(command: list[str], where: Path, packages: Path) -> None:
         return
     said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
     reason = next((line for line in reversed(said) if line.startswith("error: ")), said[-1]).removeprefix("error: ")
-    # The probe does not train, so exit code 6 (no memory) is a crash here.
+    # The probe does not train, so exit code 6 (training failed) is a crash here.
     if done.returncode != ExitCode.TRAINING and (known := error_for(done.returncode, reason)):
         raise known
     if reason.startswith(("ModuleNotFoundError", "ImportError")):
-        raise MissingRequirementError(f"'{command[0]}' lacks a package: {reason}")
+        raise MissingRequirementError(f"a package is missing in '{command[0]}': {reason}")
     raise SkillKDError(f"'{command[0]}' could not check the student: {reason}")
 
 
@@ -97,7 +97,7 @@ def version(python: str, distribution: str) -> str | None:
     code = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
     try:
         done = subprocess.run(  # noqa: S603 -- our own text, no shell
-            [python, "-c", code, distribution], capture_output=True, encoding="utf-8", check=False
+            [python, "-P", "-c", code, distribution], capture_output=True, encoding="utf-8", check=False
         )
     except OSError as error:
         raise MissingRequirementError(f"cannot start '{python}': {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""The record of a hand-off, ``manifest.json``: the origin of the student, of the measures and of each file."""
+"""The record of a hand-off, ``manifest.json``: where the student, the measures and each file come from."""
 
 from __future__ import annotations
 
@@ -67,5 +67,5 @@ def _outcome(result: HandoffResult) -> dict[str, Any]:
     return {
         "written": {name: sha256(result.folder / name) for name in result.written},
         "checks": result.checks,
-        "drift": result.figures,
+        "drift": result.measures,
     }

@@ -23,7 +23,7 @@ UNKNOWN_LENGTH = 2048
 """Assumed tokens of the longest row while there is no data."""
 
 
-def hand_on(
+def hand_off(
     run: Path,
     *,
     data: Path | None = None,
@@ -31,9 +31,9 @@ def hand_on(
     python: str | None = None,
     max_steps: int = -1,
     drift: bool = True,
-    quantisations: Sequence[str] = (),
+    quantizations: Sequence[str] = (),
     force: bool = False,
-    tell: Callable[[str], None] = lambda _note: None,
+    notify: Callable[[str], None] = lambda _note: None,
 ) -> HandoffResult:
     """Verify the student of ``run``, and write the fine-tuning step into its ``handoff/``.
 
@@ -41,12 +41,12 @@ def hand_on(
         run: folder of a finished run.
         data: fine-tuning data, instead of the spec's ``handoff.data``.
         execute: also run the step, load its exports, and measure the drift.
-        python: the interpreter that has Unsloth; this one by default.
+        python: the interpreter with Unsloth; this one by default.
         max_steps: optimizer steps of a trial; -1 means ``handoff.epochs``.
-        drift: let ``execute`` take the held-out measures again. They need the teacher.
-        quantisations: GGUF files to make of the distilled student, for example ``q8_0``.
+        drift: let ``execute`` take the held-out measures again. This needs the teacher.
+        quantizations: GGUF files to make of the distilled student, for example ``q8_0``.
         force: overwrite edited files and an earlier fine-tune.
-        tell: receives a line before each step that may take long.
+        notify: receives a line before each step that may take long.
 
     Raises:
         UsageError: the run is not finished, a check of its student failed, or the data cannot be used.
@@ -55,23 +55,23 @@ def hand_on(
         RunLockedError, InterruptedRunError: as for ``skill_kd.run``.
     """
     finished = FinishedRun.read(run, data, python)
-    gguf.refuse_missing(list(quantisations))
-    with refusing_unwritable(f"'{finished.folder}'", "free space there"), locked(run) as lock:
-        findings = verify(finished, tell)
+    gguf.refuse_missing(list(quantizations))
+    with refusing_unwritable(f"'{finished.folder}'", "fix that"), locked(run) as lock:
+        findings = verify(finished, notify)
         result = HandoffResult(finished.folder, checks=[*findings.checks], notes=notes(finished, findings))
         _write(_texts(finished, findings, max_steps), result, force)
-        for each in quantisations:
-            tell(f"making and reading back {gguf.file_name(STUDENT, each)}")
+        for each in quantizations:
+            notify(f"making and reading back {gguf.file_name(STUDENT, each)}")
             _quantize(finished, each, result)
         if execute:
-            tell("fine-tuning, and checking what it exports")
+            notify("fine-tuning, and checking what it exports")
             result.checks += finetune(finished, lock, python, force=force)
             write_record(finished, findings, result)
             _refuse(result, "the fine-tune's exports failed their checks: ", "\n  ")
             if drift:
-                tell("taking the held-out measures of both students")
+                notify("taking the held-out measures of both students")
                 _measure(finished, result)
-        tell("writing the record, with a hash of every file")
+        notify("writing the record, with a hash of every file")
         write_record(finished, findings, result)
     return result
 
@@ -103,10 +103,10 @@ def _edited(path: Path, text: str, written: str | None) -> bool:
     return path.exists() and sha256(path) != written and path.read_text("utf-8") != text
 
 
-def _quantize(run: FinishedRun, quantisation: str, result: HandoffResult) -> None:
+def _quantize(run: FinishedRun, quantization: str, result: HandoffResult) -> None:
     """Make a GGUF file of the distilled student, and check it."""
-    file = run.folder / gguf.file_name(STUDENT, quantisation)
-    gguf.convert(run.student, file, quantisation, run.prober)
+    file = run.folder / gguf.file_name(STUDENT, quantization)
+    gguf.convert(run.student, file, quantization, run.prober)
     result.checks += run.ask("gguf", file=str(file))["checks"]
     result.written.append(file.name)
     _refuse(result, "", "; ")
@@ -120,6 +120,6 @@ def _refuse(result: HandoffResult, opening: str, between: str) -> None:
 def _measure(run: FinishedRun, result: HandoffResult) -> None:
     """Measure the drift. Add a note if that is not possible."""
     try:
-        result.figures = measured_drift(run)
+        result.measures = measured_drift(run)
     except (MissingRequirementError, UsageError) as error:
         result.notes.append(f"drift was not measured: {error}")

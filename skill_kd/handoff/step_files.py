@@ -20,7 +20,7 @@ OUT, MERGED, FINETUNED = "out", "merged", "finetuned"
 """The folder where the script saves, the 16-bit folder in it, and the stem of its GGUF files."""
 BATCH, ACCUMULATE = 2, 4
 RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
-"""Learning rates by method. That of adapters is ten times that of full training."""
+"""Learning rates by method. The rate of adapters is ten times the rate of full training."""
 WARMUP = 5
 """Warm-up steps of the learning rate, as in Unsloth's examples. Below 50 steps it is a tenth of them."""
 
@@ -53,7 +53,7 @@ class FinetuneTask:
 
     @property
     def max_tokens(self) -> int:
-        """The length limit of rows in tokens. No row reaches past it."""
+        """The length limit of rows in tokens. No row is longer."""
         return 64 * math.ceil(max(self.longest, 1) / 64)
 
     @property
@@ -107,8 +107,8 @@ def script(task: FinetuneTask) -> str:
     lines = (templates_folder() / TEMPLATE).read_text(encoding="utf-8").split("\n")
     marked = [number for number, line in enumerate(lines) if line == f"CONFIG = Config()  {MARKER}"]
     assert len(marked) == 1, f"{TEMPLATE} needs exactly one marked line"
-    told = "\n".join(f"    {name}={literal(value)}," for name, value in task.values().items())
-    lines[marked[0]] = f"CONFIG = Config(  {MARKER}\n{told}\n)"
+    values = "\n".join(f"    {name}={literal(value)}," for name, value in task.values().items())
+    lines[marked[0]] = f"CONFIG = Config(  {MARKER}\n{values}\n)"
     return "\n".join(lines)
 
 
@@ -146,7 +146,7 @@ def cli_config(task: FinetuneTask) -> str:
 
 
 def notebook(text: str) -> str:
-    """Return an .ipynb that writes the script to a file and runs it, since only a file knows its folder."""
+    """Return an .ipynb that writes the script to a file and runs it, because the script needs its own path."""
     head = "# Fine-tune the distilled student with Unsloth\n\nPut `student/` and this folder next to each other."
     try_it = 'from transformers import pipeline\n\nanswer = pipeline("text-generation", "out/merged")\n'
     cells = [
@@ -180,7 +180,7 @@ _TURN = '{{ if eq .Role "%s" }}%s{{ .Content }}%s{{ end }}'
 def modelfile(task: FinetuneTask) -> str:
     """Return a Modelfile for the first GGUF file of the fine-tuned model.
 
-    If the chat template is a plain sequence of turns, the Modelfile spells it out. Otherwise Ollama reads the file's.
+    If the chat template is a plain sequence of turns, the Modelfile has it. Otherwise Ollama uses the GGUF file's own.
     """
     assert task.spec.handoff is not None
     file = gguf.file_name(FINETUNED, gguf.among(task.spec.handoff.export)[0])

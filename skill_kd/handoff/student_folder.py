@@ -1,4 +1,4 @@
-"""The checks of a student's folder that need no loading: it is complete, and its files agree."""
+"""The checks of a student's folder that do not load the model: it is complete, and its files are consistent."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def standalone(folder: Path) -> list[Check]:
         UsageError: the folder does not exist, or has no readable config.
     """
     if not folder.is_dir():
-        raise UsageError(f"'{folder}' is missing; the run exported no student, so start it again under another name")
+        raise UsageError(f"'{folder}' is missing; the run exported no student, so start it again with another name")
     names = sorted(path.name for path in folder.iterdir())
     missing = [name for name in NEEDED if name not in names]
     foreign = [name for name in names if name.endswith(FOREIGN) or name == "adapter_config.json"]
@@ -43,7 +43,7 @@ def standalone(folder: Path) -> list[Check]:
     return [
         _check("files", not missing, f"missing: {', '.join(missing)}" if missing else ", ".join(NEEDED)),
         _check("safetensors only", bool(found) and not foreign, ", ".join(foreign) or f"{len(found)} dtype"),
-        _check("stands alone", not linked and not odd, ", ".join([*linked, *odd]) or "no link, no code, no adapter"),
+        _check("standalone", not linked and not odd, ", ".join([*linked, *odd]) or "no link, no code, no adapter"),
         _check("dtype", found == {stated}, f"config says {stated}, weights are {', '.join(sorted(found)) or 'absent'}"),
     ]
 

@@ -1,4 +1,4 @@
-"""The checks before a hand-off, of the student's folder, its chat template and the fine-tuning data."""
+"""The checks before a hand-off: the student's folder, its chat template and the fine-tuning data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class StudentFindings:
     """Context length of the student in tokens; None if its config sets no limit."""
     teachers: list[dict[str, str | None]]
     student: list[dict[str, str | None]]
-    """Model, revision and commit. The student is that before training."""
+    """Model, revision and commit of the student before training."""
     metrics: dict[str, float]
     """Held-out measures of the exported weights."""
     rows: list[dict[str, object]] = field(default_factory=list)
@@ -35,18 +35,18 @@ class StudentFindings:
     """Number of tokens of the longest row; None without data."""
 
 
-def verify(run: FinishedRun, tell: Callable[[str], None]) -> StudentFindings:
-    """Check the student and the data. ``checks`` also has those of the folder. ``tell`` receives a line for each step.
+def verify(run: FinishedRun, notify: Callable[[str], None]) -> StudentFindings:
+    """Check the student and the data. ``checks`` includes those of the folder. ``notify`` receives a line for each step.
 
     Raises:
         UsageError: a check failed, or the data does not suit the student.
         MissingRequirementError: as for ``FinishedRun.ask``.
     """
-    tell("checking the student's files")
+    notify("checking the student's files")
     checks = standalone(run.student)
     _refuse_failed(run, checks)
     run.folder.mkdir(exist_ok=True)
-    tell("loading the student, and comparing it with its checkpoint and the model before training")
+    notify("loading the student, and comparing it with its checkpoint and the model before training")
     checkpoint = run.best_checkpoint and str(run.best_checkpoint)
     answer = run.ask("student", checkpoint=checkpoint, data=_data(run))
     findings = StudentFindings(**{**answer, "checks": [*checks, *answer["checks"]]})
@@ -57,14 +57,14 @@ def verify(run: FinishedRun, tell: Callable[[str], None]) -> StudentFindings:
 
 def notes(run: FinishedRun, findings: StudentFindings) -> list[str]:
     """Return the notes for a person about a verified student."""
-    judged = f"is {run.verdict}" if run.verdict else f"was not asked: skill-kd evaluate {run.path}"
-    quality = f"these checks are about files, not about quality; the gate's verdict {judged}"
+    missing = f"there is no verdict of the gate yet, run: skill-kd evaluate {run.path}"
+    verdict = f"the gate's verdict is {run.verdict}" if run.verdict else missing
     found = []
     if findings.longest is None:
-        found.append(f"handoff.data names no data; put rows of messages into {run.folder / DATA}")
+        found.append(f"handoff.data is not set; put rows of messages into {run.folder / DATA}")
     if run.handoff.ollama and findings.parts and "note" in findings.parts:
         found.append(f"Modelfile: {findings.parts['note']}")
-    return [*found, quality]
+    return [*found, f"these checks are about files, not about quality; {verdict}"]
 
 
 def _data(run: FinishedRun) -> str | None:
@@ -83,8 +83,8 @@ def _refuse_unsuited(run: FinishedRun, findings: StudentFindings) -> None:
         raise UsageError(f"the tokenizer in '{run.student}' has no chat template; add one, and run handoff again")
     if run.handoff.responses_only and findings.parts is None:
         raise UsageError(
-            "handoff.responses_only: the chat template is not a plain sequence of turns, so responses cannot be found; "
-            "set it to false"
+            "handoff.responses_only: the chat template is not a plain sequence of turns, so the responses cannot be "
+            "found; set responses_only to false"
         )
     if run.handoff.method != "full" and not findings.targets:
         raise UsageError(
@@ -93,4 +93,6 @@ def _refuse_unsuited(run: FinishedRun, findings: StudentFindings) -> None:
         )
     longest, positions = findings.longest or 0, findings.positions
     if positions is not None and longest > positions:
-        raise UsageError(f"handoff.data has a row of {longest} tokens, and the student reads {positions}; shorten it")
+        raise UsageError(
+            f"handoff.data has a row of {longest} tokens, but the student reads at most {positions}; shorten the row"
+        )

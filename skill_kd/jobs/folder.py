@@ -26,12 +26,12 @@ def write_folder(text: str, folder: Path, force: bool = False) -> None:
             is then unchanged.
     """
     if not force and (edited := edited_parts(folder)):
-        raise UsageError(f"{' and '.join(edited)} in '{folder}' edited since generated; --force writes over the edits")
+        raise UsageError(f"'{folder}' contains edits in {' and '.join(edited)}; use --force to overwrite them")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         fill_folder(text, folder)
     except OSError as error:
-        raise UsageError(f"cannot write '{folder}': {error.strerror}; free or choose another folder") from error
+        raise UsageError(f"cannot write '{folder}': {error.strerror}; fix that, or choose another folder") from error
 
 
 def fill_folder(text: str, folder: Path) -> None:

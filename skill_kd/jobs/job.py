@@ -12,6 +12,8 @@ from skill_kd.backend import Backend
 from skill_kd.errors import SpecError, UsageError
 from skill_kd.files import write_or_refuse
 from skill_kd.jobs.folder import KD, SCRIPT, drift, edited_parts, fill_folder, to_notebook, write_folder
+from skill_kd.kd.dataset.reading import read_examples
+from skill_kd.kd.errors import ScriptError
 from skill_kd.render import is_edited, read_config, read_stamp
 from skill_kd.spec import SelfTrain, Spec
 from skill_kd.spec.file import parse_spec
@@ -24,7 +26,7 @@ NOTEBOOK = "train.ipynb"
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is checked but not started; nothing is written yet."""
+    """A run that was checked but not started. Nothing is written yet."""
 
     spec: Spec
     backend: Backend
@@ -36,7 +38,7 @@ class Job:
 
     @property
     def missing(self) -> list[str]:
-        """Requirements of the script that this environment lacks."""
+        """Requirements of the script that are not installed."""
         return plugins.missing(self.backend)
 
     @property
@@ -72,6 +74,22 @@ def accepted_backend(spec: Spec) -> Backend:
     return backend
 
 
+def check_data(spec: Spec) -> None:
+    """Read the files of prompts that are on this machine, so that a format is refused before a run starts.
+
+    Parquet files, hub data sets and files that are elsewhere are left to the run.
+
+    Raises:
+        SpecError: a file or too many of its rows cannot be used. The message is that of the run.
+    """
+    for name, source in (("train", spec.data.train), ("held_out", spec.data.held_out)):
+        if isinstance(source, str) and Path(source).is_file() and Path(source).suffix != ".parquet":
+            try:
+                read_examples(source, spec.data.split, spec.data.max_bad_rows)
+            except ScriptError as error:
+                raise SpecError(f"data.{name}: {error}") from error
+
+
 def summary(spec: Spec) -> str:
     """Return a few lines that summarize a spec."""
     served, grown = spec.teacher.served, spec.student.from_teacher
@@ -104,15 +122,15 @@ def generate(spec: Spec, target: Path, *, notebook: bool = False, force: bool = 
     """
     backend = accepted_backend(spec)
     text = backend.render(spec)
-    beside = {NOTEBOOK: to_notebook(text)} if notebook else backend.files(spec)
-    changed = [name for name, content in beside.items() if _file_drift(target / name, content) == "changed"]
+    extra = {NOTEBOOK: to_notebook(text)} if notebook else backend.files(spec)
+    changed = [name for name, content in extra.items() if _file_drift(target / name, content) == "changed"]
     if changed and not force:
-        raise UsageError(f"{' and '.join(changed)} in '{target}' would change; --force writes over what is there")
+        raise UsageError(f"'{target}' has other versions of {' and '.join(changed)}; use --force to overwrite them")
     if not notebook:
         write_folder(text, target, force)
-    for name, content in beside.items():
+    for name, content in extra.items():
         write_or_refuse(target / name, content)
-    return [target / name for name in (*([] if notebook else [SCRIPT, KD]), *beside)]
+    return [target / name for name in (*([] if notebook else [SCRIPT, KD]), *extra)]
 
 
 def check_generated(spec: Spec, target: Path, *, notebook: bool = False) -> None:
@@ -123,12 +141,12 @@ def check_generated(spec: Spec, target: Path, *, notebook: bool = False) -> None
     """
     backend = accepted_backend(spec)
     text = backend.render(spec)
-    beside = {NOTEBOOK: to_notebook(text)} if notebook else backend.files(spec)
-    states = {name: _file_drift(target / name, content) for name, content in beside.items()}
+    extra = {NOTEBOOK: to_notebook(text)} if notebook else backend.files(spec)
+    states = {name: _file_drift(target / name, content) for name, content in extra.items()}
     differing = [] if notebook else drift(target, text)
     differing += [f"{name}: {state}" for name, state in states.items() if state]
     if differing:
-        raise UsageError(f"'{target}' is not what the spec generates: " + "\n  ".join(differing))
+        raise UsageError(f"'{target}' differs from what the spec generates: " + "\n  ".join(differing))
 
 
 def _file_drift(path: Path, content: str) -> str | None:
@@ -157,7 +175,7 @@ def prepare_script(script: Path, runs: Path = RUNS, name: str | None = None) -> 
         raise UsageError(f"cannot read script '{script}': {reason}") from error
     stamp = read_stamp(text)
     if not script.with_name(KD).is_dir():
-        raise UsageError(f"'{script}' has no kd/ beside it; copy the whole generated folder")
+        raise UsageError(f"there is no kd/ next to '{script}'; copy the whole generated folder")
     values = read_config(text, str(script)) | {"backend": stamp.backend} | ({"name": name} if name else {})
     spec = parse_spec(values, source=f"CONFIG in {script}")
     edited = is_edited(text) or f"{KD}/" in edited_parts(script.parent)

@@ -20,7 +20,7 @@ Status = Literal["running", "done", "failed", "interrupted"]
 NAME = "manifest.json"
 LOCK_NAME = ".lock"
 _LOCKED_BYTE = 1 << 20
-"""Offset of the byte that Windows locks. Locked bytes are unreadable, so it lies far after the process id."""
+"""Offset of the byte that Windows locks. Locked bytes are unreadable, so it is far behind the process id."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class Manifest:
             values = json.loads(path.read_text(encoding="utf-8"))
             manifest = cls(**{**values, "command": tuple(values["command"])})
         except OSError as error:
-            raise UsageError(f"'{folder}' is no run folder: cannot read '{path}': {error.strerror}") from error
+            raise UsageError(f"'{folder}' is not a run folder: cannot read '{path}': {error.strerror}") from error
         except (ValueError, TypeError, KeyError) as error:
             raise UsageError(
-                f"'{path}' was not written by this skill-kd; begin a new run under another name"
+                f"'{path}' was not written by this skill-kd; start a new run with another --name"
             ) from error
         if manifest.status not in get_args(Status):
-            raise UsageError(f"'{path}' has the unknown status '{manifest.status}'; begin a new run under another name")
+            raise UsageError(f"'{path}': unknown status '{manifest.status}'; start a new run with another --name")
         return manifest
 
 

@@ -44,13 +44,13 @@ class Ending:
     """The signal that was passed on, SIGINT or SIGTERM; None if there was none."""
     last_words: str
     """Its last ``error: `` line without the prefix, else its last line, else an empty string."""
-    told: bool
-    """True if ``last_words`` come from an ``error: `` line, which was already shown on stderr."""
+    printed: bool
+    """True if ``last_words`` come from an ``error: `` line, which was already printed on stderr."""
 
     @property
     def out_of_memory(self) -> bool:
         """True if the trainer reported that it ran out of memory. Its exit code is that of any failed training."""
-        return self.told and self.last_words.startswith(OUT_OF_MEMORY)
+        return self.printed and self.last_words.startswith(OUT_OF_MEMORY)
 
 
 def supervise(

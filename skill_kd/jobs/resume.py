@@ -37,7 +37,7 @@ class Longer:
     script: str
     """The run's ``train.py`` with the new number. Nothing else in it differs."""
 
-    def told(self, name: str) -> str:
+    def described(self, name: str) -> str:
         """Return a sentence for the user, which states the learning rate."""
         rate = {
             "constant": "the learning rate stays as it is",
@@ -64,11 +64,11 @@ def earlier(job: Job, resume: bool) -> Earlier | None:
     """
     if not resume:
         if os.path.lexists(job.folder):
-            mend = "resume with --resume, or take" if job.folder.is_dir() else "move what is in the way, or take"
-            raise UsageError(f"run folder '{job.folder}' exists; {mend} another --name")
+            fix = "resume with --resume, or choose" if job.folder.is_dir() else "move that file away, or choose"
+            raise UsageError(f"run folder '{job.folder}' exists; {fix} another --name")
         return None
     if not job.folder.is_dir():
-        raise UsageError(f"no run folder '{job.folder}' to resume; start it without --resume")
+        raise UsageError(f"run folder '{job.folder}' does not exist, so it cannot be resumed; start without --resume")
     manifest = Manifest.read(job.folder)
     text = (job.folder / SCRIPT).read_bytes().decode(errors="replace")
     longer = _longer(job, manifest, text)
@@ -129,11 +129,11 @@ def _began(job: Job) -> Spec | None:
 def _another_spec(job: Job, manifest: Manifest) -> SpecError:
     before, after = read_values(job.folder / RESOLVED), job.spec.model_dump(mode="json")
     keys = [key for key in after if not isinstance(before, dict) or before.get(key) != after[key]]
-    named = ", ".join(f"'{key}'" for key in keys) or f"what version {__version__} added to it"
+    named = ", ".join(f"'{key}'" for key in keys) or f"keys that version {__version__} added"
     further = f"; {_from_student(job)}" if manifest.status == "done" else ""
     return SpecError(
-        f"'{job.folder}' was started with another spec, differing in {named}; "
-        f"undo the change, or begin a new run with another --name{further}"
+        f"'{job.folder}' was started with another spec; the difference is in {named}; "
+        f"undo the change, or start a new run with another --name{further}"
     )
 
 
@@ -149,7 +149,7 @@ def _refuse_edited(folder: Path, manifest: Manifest, text: str) -> None:
         edited = f"{KD}/"
     if edited:
         new = f"skill-kd run {folder / SCRIPT} --name NEW"
-        raise UsageError(f"'{folder}/{edited}' was edited since the run began; to run it so: {new}")
+        raise UsageError(f"'{folder}/{edited}' was edited since the run began; to run the edited script: {new}")
 
 
 def _refuse_other_script(script: Path, folder: Path, accepted: set[str]) -> None:
@@ -159,4 +159,4 @@ def _refuse_other_script(script: Path, folder: Path, accepted: set[str]) -> None
         other = KD
     if other:
         run = folder / (KD if other == KD else SCRIPT)
-        raise UsageError(f"'{run}' is not '{script.with_name(other)}' any more; begin a new run with another --name")
+        raise UsageError(f"'{run}' differs from '{script.with_name(other)}'; start a new run with another --name")

@@ -35,7 +35,7 @@ from skill_kd.jobs.student import STUDENT, BrokenStudent, check_student
 from skill_kd.kd.errors import LESS_MEMORY
 from skill_kd.spec import Spec
 
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 """Receives notes for the user."""
 
 
@@ -90,14 +90,14 @@ def start(
     *,
     resume: bool = False,
     on_event: Callable[[Event], None] | None = None,
-    tell: Tell = lambda _note: None,
+    notify: Notify = lambda _note: None,
 ) -> RunResult:
     """Run ``job`` to its end. ``on_event`` receives each line of ``metrics.jsonl`` when it is written.
 
     A run that is done is not started again, unless its student is missing or its last stage now has more updates.
 
     Raises:
-        UsageError: the folder exists (with ``resume``: does not) or cannot be written, or the script refuses its data.
+        UsageError: the folder exists (with ``resume``: is missing) or is not writable, or the script refuses its data.
         SpecError: the run was started with another spec.
         MissingRequirementError: a package, a model or a server is missing.
         RunLockedError: another process uses the folder.
@@ -108,7 +108,7 @@ def start(
         install = job.backend.install(missing)
         raise MissingRequirementError(f"backend '{job.backend.name}' needs {', '.join(missing)}; install: {install}")
     command = job.command(resume)
-    with refusing_unwritable(f"run folder '{job.folder}'", "free or choose another folder"):
+    with refusing_unwritable(f"run folder '{job.folder}'", "fix that, or choose another folder"):
         found = earlier(job, resume)
         if found is None:
             manifest, longer = _make_folder(job, command), None
@@ -125,7 +125,7 @@ def start(
             manifest.write(job.folder)
             if longer is not None:
                 lengthen(job, longer)
-                tell(longer.told(job.spec.name))
+                notify(longer.described(job.spec.name))
             return _train(job.folder, manifest, lock, on_event)
 
 
@@ -189,7 +189,7 @@ def _train(where: Path, manifest: Manifest, lock: Lock, on_event: Callable[[Even
             on_event=on_event,
         )
         if error := _failure(ending):
-            error.told = ending.told and str(error) == ending.last_words
+            error.printed = ending.printed and str(error) == ending.last_words
             error.add_note(f"log: {log}")
             raise error
         _refuse_broken(where / STUDENT, log)
@@ -224,7 +224,7 @@ def _ended(manifest: Manifest, error: BaseException) -> Manifest:
 
 def _failure(ending: Ending) -> SkillKDError | None:
     """Return the error of a failed run. A signal is a negative code, or 128 + number after a launcher."""
-    code, words = ending.returncode, ending.last_words or f"exit code {ending.returncode}, without a word"
+    code, words = ending.returncode, ending.last_words or f"exit code {ending.returncode} and no output"
     if code == 0:
         return None
     if ending.out_of_memory and code in {ExitCode.CRASH, ExitCode.TRAINING}:  # 1 through a launcher
@@ -238,5 +238,5 @@ def _failure(ending: Ending) -> SkillKDError | None:
     if number == getattr(signal, "SIGKILL", None):
         return OutOfMemoryError(f"killed, probably out of memory: {LESS_MEMORY}")
     if code < 0:
-        return TrainingFailedError(f"killed by {signal.Signals(number).name}; its last words: {words}")
+        return TrainingFailedError(f"killed by {signal.Signals(number).name}; last output: {words}")
     return TrainingFailedError(words)

@@ -93,7 +93,7 @@ class Served(Section):
 
 
 class Teacher(Section):
-    """The model to learn from, loaded here (``model``) or queried over HTTP (``served``)."""
+    """The model to learn from: loaded here (``model``), or queried over HTTP (``served``)."""
 
     model: str | tuple[WeightedModel, ...] | None = None
     revision: str | None = None
@@ -102,6 +102,7 @@ class Teacher(Section):
     cache_gb: float = 4.0
     trust_remote_code: bool = False
     served: Served | None = None
+    max_unusable: float = 0.1
 
 
 class FromTeacher(Section):

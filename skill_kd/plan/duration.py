@@ -2,8 +2,8 @@
 
 Training and prefill are bound by arithmetic: 2 FLOP per weight and token forward, twice that backward. Decoding reads
 all weights and the key-value cache for every token, and launches each layer's kernels. Processes exchange weights and
-gradients; no overlap with computation is assumed. The share of its peak that a device reaches is an assumption, so each
-time is a range, not one number.
+gradients; no overlap with computation is assumed. The share of the peak speed that a device reaches is an assumption,
+so each time is a range, not one number.
 """
 
 from __future__ import annotations

@@ -36,10 +36,10 @@ HARD_LABEL_COPIES = 1
 """Additional tensors for a hard-label term."""
 
 WHOLE_COPIES = 2
-"""Additional tensors if the response positions are selected from whole rows of both models."""
+"""Additional tensors for the response positions, selected from whole rows of both models."""
 
 SERVED_COPIES = 6.3
-"""Tensors for any loss on a server's top log-probs, whose tail is summed over the vocabulary."""
+"""Tensors for any loss on a server's top log-probs. Their tail is summed over the vocabulary."""
 
 TEACHER_COPIES = 3.5
 """Number of float32 tensors [rows, T, V] alive while a teacher's logits become log-probs."""
@@ -62,7 +62,7 @@ def in_chunks(setup: Setup, stage: Stage) -> bool:
     return not (setup.adapts_head or (several and trains_on_teacher(stage)))
 
 
-def told(setup: Setup, stage: Stage) -> Part:
+def teacher_output(setup: Setup, stage: Stage) -> Part:
     """Return the teacher's output for a micro-batch: hidden states, or an ensemble's log-probs."""
     teachers = read_teachers(setup, stage)
     if len(teachers) > 1:
@@ -85,7 +85,7 @@ def scored_logits(setup: Setup) -> Part:
 
 
 def measured_logits(setup: Setup) -> Part:
-    """Return the logits alive in a held-out measure, which processes as many rows as fit into a chunk, at least one."""
+    """Return the logits alive in a held-out measure. It processes as many rows as fit into a chunk, at least one."""
     rows = max(1, min(setup.rows, CHUNK_BYTES // (4 * setup.vocabulary * setup.new)))
     members = len(setup.teachers)
     copies = MEASURE_COPIES if members < 2 else 1 + 2 * members + TEACHER_COPIES
@@ -104,7 +104,7 @@ def loss_parts(setup: Setup, stage: Stage, *, on_cpu: bool) -> tuple[Part, ...]:
 def head_gradient(setup: Setup, stage: Stage) -> Part:
     """Return the float32 gradient sum that a chunked loss keeps for the LM head, in addition to its gradient."""
     table = setup.student.vocab_size * setup.student.hidden_size
-    return Part("output matrix's gradient", 4 * table * (not setup.spec.student.lora and in_chunks(setup, stage)))
+    return Part("LM head gradient", 4 * table * (not setup.spec.student.lora and in_chunks(setup, stage)))
 
 
 def _logits_bytes(setup: Setup, rows: int) -> int:
@@ -153,5 +153,5 @@ def _chunk_parts(setup: Setup, stage: Stage, on_cpu: bool) -> tuple[Part, ...]:
         head_gradient(setup, stage),
         Part("logits", outputs + int(_copies(setup, stage) * block)),
         Part("hidden states", tokens * scored),
-        Part("copies of output matrices", setup.vocabulary * matrices),
+        Part("copies of LM heads", setup.vocabulary * matrices),
     )

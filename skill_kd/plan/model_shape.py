@@ -57,7 +57,7 @@ class ModelConfig:
     learned_positions: int = 0
     """Rows of a learned position table; 0 for rotary positions, which have no weights."""
     eager_attention: bool = False
-    """True if attention scores are soft-capped, which SDPA cannot do: the [tokens, tokens] matrix is in memory."""
+    """True if attention scores are soft-capped. SDPA cannot do this, so the [tokens, tokens] matrix is in memory."""
     experts: int = 0
     active_experts: int = 0
     """Experts that each token visits."""
@@ -141,8 +141,8 @@ def with_layers(config: ModelConfig, layers: int | tuple[int, ...]) -> ModelConf
     highest = layers if isinstance(layers, int) else max(layers) + 1
     if highest > config.layers:
         raise UsageError(
-            f"student.from_teacher.layers: {layers if isinstance(layers, int) else list(layers)} asks for more than "
-            f"the teacher's {config.layers} layers; the last is {config.layers - 1}"
+            f"student.from_teacher.layers: {layers if isinstance(layers, int) else list(layers)} is more than the "
+            f"teacher's {config.layers} layers; the last layer is {config.layers - 1}"
         )
     if isinstance(layers, int):
         first = (layers + 1) // 2
@@ -218,6 +218,10 @@ def parse_config(values: Mapping[str, object], source: str) -> ModelConfig:
     return _shape(model_type, family, _Sizes(sizes, f"{source} ({model_type})"), vision)
 
 
+_MOST_LAYERS = 10_000
+"""More layers than any model has. The plan's work grows with the layers, so a larger number is refused first."""
+
+
 class _Sizes:
     """Values of a config, checked on access."""
 
@@ -227,9 +231,17 @@ class _Sizes:
     def count(self, key: str, default: int | None = None) -> int:
         value = self.values.get(key, default)
         if value is None:
-            raise UsageError(f"the config of {self.source} has no '{key}'; its size cannot be planned")
+            raise UsageError(f"the config of {self.source} has no '{key}', so the size of the model is unknown")
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise UsageError(f"the config of {self.source} says {key}: {value!r}, which is no whole number of them")
+            raise UsageError(f"the config of {self.source} has {key}: {value!r}, which is not a whole number")
+        return value
+
+    def layers(self) -> int:
+        value = self.count("num_hidden_layers")
+        if value > _MOST_LAYERS:
+            raise UsageError(
+                f"the config of {self.source} says num_hidden_layers: {value}; at most {_MOST_LAYERS} can be planned"
+            )
         return value
 
     def positions(self) -> int:
@@ -244,13 +256,13 @@ class _Sizes:
 def _shape(model_type: str, family: _Family, sizes: _Sizes, vision: int) -> ModelConfig:
     hidden, heads = sizes.count("hidden_size"), sizes.count("num_attention_heads")
     if not hidden or not heads:
-        raise UsageError(f"the config of {sizes.source} has {heads} heads of a hidden size of {hidden}")
+        raise UsageError(f"the config of {sizes.source} has {heads} heads and a hidden size of {hidden}; 0 is invalid")
     positions = sizes.positions()
     attention_bias = family.bias == "all" or (family.bias == "config" and sizes.flag("attention_bias"))
     config = ModelConfig(
         model_type=model_type,
         hidden_size=hidden,
-        layers=sizes.count("num_hidden_layers"),
+        layers=sizes.layers(),
         heads=heads,
         kv_heads=sizes.count("num_key_value_heads", heads),
         head_dim=sizes.count("head_dim", hidden // heads),
@@ -280,7 +292,7 @@ def _mixture(config: ModelConfig, sizes: _Sizes) -> ModelConfig:
         return config
     step = max(sizes.count("decoder_sparse_step", 1), 1)
     listed = sizes.values.get("mlp_only_layers")
-    named = listed if isinstance(listed, list) else []
+    named = {layer for layer in listed if isinstance(layer, int)} if isinstance(listed, list) else set()
     return replace(
         config,
         experts=experts,

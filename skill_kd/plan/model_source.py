@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from skill_kd.errors import MissingRequirementError, UsageError
+from skill_kd.kd.model.families import refusal
 from skill_kd.plan.model_shape import Linear, ModelConfig, parse_config, with_layers
 
 __all__ = ["Linear", "ModelConfig", "parse_config", "read_config", "with_layers"]
@@ -40,7 +41,7 @@ def read_config(model: str, revision: str | None = None) -> ModelConfig:
         revision: commit, tag or branch of a hub id.
 
     Raises:
-        UsageError: there is no such folder, model or revision, or its config is invalid.
+        UsageError: there is no such folder, model or revision, its config is invalid, or its family cannot be trained.
         MissingRequirementError: the hub is unavailable: offline, no network, gated, or no ``huggingface_hub``.
     """
     if model.startswith("package:"):
@@ -49,7 +50,7 @@ def read_config(model: str, revision: str | None = None) -> ModelConfig:
     if folder.is_dir():
         return _read_file(folder / "config.json", model)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith((".", "/", "~")):
-        raise UsageError(f"model '{model}' is neither a folder here nor a hub id such as Qwen/Qwen3-0.6B")
+        raise UsageError(f"model '{model}' is neither a local folder nor a hub id such as Qwen/Qwen3-0.6B")
     cached = _cached(model, revision)
     return _read_file(cached or _download(model, revision), model)
 
@@ -57,7 +58,7 @@ def read_config(model: str, revision: str | None = None) -> ModelConfig:
 def _packaged(model: str) -> ModelConfig:
     name = model.removeprefix("package:")
     if name not in _PACKAGED:
-        raise UsageError(f"model '{model}': no such packaged teacher; known: package:{', package:'.join(_PACKAGED)}")
+        raise UsageError(f"model '{model}' is not a packaged teacher; known: package:{', package:'.join(_PACKAGED)}")
     return _PACKAGED[name]
 
 
@@ -70,7 +71,9 @@ def _read_file(path: Path, model: str) -> ModelConfig:
         reason = (error.strerror if isinstance(error, OSError) else None) or "not JSON"
         raise UsageError(f"model '{model}': cannot read {path}: {reason}") from error
     if not isinstance(values, dict):
-        raise UsageError(f"model '{model}': {path} holds {type(values).__name__}, not an object")
+        raise UsageError(f"model '{model}': {path} is not a JSON object")
+    if refused := refusal(values):
+        raise UsageError(f"model '{model}': {refused}; take another model")
     return parse_config(values, model)
 
 
@@ -115,12 +118,12 @@ def _download(model: str, revision: str | None) -> Path:
         ) from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise UsageError(
-            f"model '{model}' is no folder here and not on the hub; check the name (a private one needs HF_TOKEN)"
+            f"model '{model}' is not a local folder and not on the hub; check the name (a private one needs HF_TOKEN)"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise UsageError(f"model '{model}' has no revision '{revision}' on the hub") from error
     except errors.EntryNotFoundError as error:
-        raise UsageError(f"model '{model}' has no config.json on the hub; it is no transformers model") from error
+        raise UsageError(f"model '{model}' has no config.json on the hub; it is not a transformers model") from error
     except Exception as error:  # from httpx, requests or the hub, depending on its version
         raise MissingRequirementError(
             f"model '{model}' is not in the local hub cache and the hub cannot be reached "

@@ -40,14 +40,14 @@ class Plan:
     """Phases that could hold the peak, the highest first."""
     device: Device | None
     reserve: int
-    """Bytes of the device reserved for uncounted memory: context, libraries, fragmentation."""
+    """Bytes of the device reserved for memory that is not planned: context, libraries, fragmentation."""
     stages: tuple[StageTime, ...]
     processes: int
     price_per_hour: float | None
     changes: tuple[Change, ...]
     """Single changes that help, the cheapest first; empty if the plan fits."""
     recipe: Change | None
-    """The cheapest changes that together make the plan fit; None if it fits or if none found do."""
+    """The cheapest changes that together make the plan fit; None if it already fits or if no changes are enough."""
     problems: tuple[str, ...]
     """Problems other than memory that would stop the run."""
     notes: tuple[str, ...]
@@ -126,7 +126,7 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield _described("student", plan.student) + f", {_count(plan.trainable_parameters)} trained"
     yield from (_described("teacher", teacher) for teacher in plan.teachers)
     highest = plan.phases[0]
-    yield f"\nmemory of each process: {gigabytes(plan.peak)} at its peak, the {highest.name}"
+    yield f"\nmemory per process: {gigabytes(plan.peak)} at the peak ({highest.name})"
     for part in sorted(highest.parts, key=lambda part: -part.bytes):
         share = part.bytes / max(plan.peak, 1)
         yield f"  {part.name:<28}{gigabytes(part.bytes):>10}  {share:>4.0%}"
@@ -142,9 +142,9 @@ def _lines(plan: Plan) -> Iterator[str]:
 def _fit(plan: Plan) -> Iterator[str]:
     if plan.device is None:
         return
-    room = f"{plan.device.name}, {gigabytes(plan.device.memory)} less {gigabytes(plan.reserve)} kept in reserve"
+    room = f"{plan.device.name} ({gigabytes(plan.device.memory)}, of which {gigabytes(plan.reserve)} are reserved)"
     if plan.fits is None:
-        yield "\nwhether it fits this machine is unknown: its memory could not be read"
+        yield "\nunknown if it fits this machine: its memory could not be read"
     elif plan.fits:
         yield f"\nfits {room}"
     else:
@@ -153,7 +153,7 @@ def _fit(plan: Plan) -> Iterator[str]:
             f"  {change!s:<58}{gigabytes(change.peak):>10}{'  fits' if change.fits else ''}" for change in plan.changes
         )
         if plan.recipe is None:
-            yield "  no combination of these fits; take a larger device or a smaller student or teacher"
+            yield "  no combination of these fits; use a larger device, or a smaller student or teacher"
         elif len(plan.recipe.settings) > 1 or not any(change.fits for change in plan.changes):
             yield f"  together, {gigabytes(plan.recipe.peak)}: {plan.recipe}"
 
@@ -165,12 +165,12 @@ def _time(plan: Plan) -> Iterator[str]:
     yield f"\ntime on {plan.processes} × {plan.device.name}: {total}"
     for stage in plan.stages:
         if (spread := _spread(stage.seconds)) is None:
-            yield f"  {stage.stage:<12} unknown: it counts epochs, and how many rows there are cannot be told from here"
+            yield f"  {stage.stage:<12} unknown: its length is in epochs; give the number of training rows with --rows"
             continue
         tasks = ", ".join(f"{task.name} {task.seconds / (stage.seconds or 1):.0%}" for task in stage.tasks)
         yield f"  {stage.stage:<12} {stage.updates} updates, {_hours(spread)} ({tasks})"
     if plan.cost:
-        yield f"cost: {plan.cost[0]:.2f} … {plan.cost[1]:.2f} at {plan.price_per_hour:g} an hour for each device"
+        yield f"cost: {plan.cost[0]:.2f} … {plan.cost[1]:.2f} at {plan.price_per_hour:g} per device and hour"
 
 
 def _described(role: str, config: ModelConfig) -> str:
@@ -199,7 +199,7 @@ def _hours(spread: tuple[float, float]) -> str:
 
 
 def _rounded(value: float) -> str:
-    """Round to two digits; a range of a factor of four justifies no more."""
+    """Round to two digits; the range is a factor of four wide, so more digits would mean nothing."""
     return f"{value:.2g}" if value < 10 else f"{float(f'{value:.2g}'):.0f}"
 
 

@@ -25,18 +25,18 @@ def plan(
 
     Args:
         spec: the run; prompts and responses are assumed to have their longest lengths.
-        device: a name of ``known_devices``; without it, time and fit are unknown.
+        device: a name from ``known_devices``; without it, the plan has no time and no fit.
         price_per_hour: price of one device.
-        rows: number of training rows, if a local file does not give it.
+        rows: number of training rows, if they are not in a local file.
 
     Raises:
         UsageError: the device or a model is unknown, the price is below 0, or ``rows`` is below 1.
         MissingRequirementError: a config must come from the hub, and the hub is unavailable.
     """
     if price_per_hour is not None and not 0 <= price_per_hour < float("inf"):
-        raise UsageError(f"price_per_hour: {price_per_hour} is no price; give one of 0 or more")
+        raise UsageError(f"price_per_hour: {price_per_hour} is not a price; give 0 or more")
     if rows is not None and rows < 1:
-        raise UsageError(f"rows: {rows} is no number of training rows; give 1 or more")
+        raise UsageError(f"rows: {rows} is not a number of training rows; give 1 or more")
     found = find_device(device) if device else None
     setup, on_cpu = read_setup(spec), device is not None and found is not None and found.name == "cpu"
 
@@ -71,7 +71,7 @@ def _problems(setup: Setup, device: Device | None) -> Iterator[str]:
         if config.max_positions is not None and setup.length > config.max_positions:
             yield (
                 f"data.max_prompt_tokens {setup.prompt} + rollout.max_new_tokens {setup.new} is {setup.length} tokens, "
-                f"{whose} has {config.max_positions} positions; lower one of the two"
+                f"but {whose} has {config.max_positions} positions; lower one of the two"
             )
     if device is None:
         return
@@ -80,21 +80,21 @@ def _problems(setup: Setup, device: Device | None) -> Iterator[str]:
         yield f"{quantized[0]}.quantization: {getattr(spec, quantized[0]).quantization} needs a GPU; set it to null"
     if not device.has_bf16 and 2 in (setup.compute_bytes, DTYPE_BYTES[spec.teacher.dtype]):
         yield (
-            f"{device.name} has no bfloat16 units, so bfloat16 is emulated, many times slower; set training.precision: "
-            "fp32, student.dtype: float32 and teacher.dtype: float32"
+            f"{device.name} has no bfloat16 units and emulates bfloat16, which is many times slower; set "
+            "training.precision: fp32, student.dtype: float32 and teacher.dtype: float32"
         )
 
 
 def _notes(setup: Setup) -> Iterator[str]:
-    yield "counted for the built-in trainer, at the longest prompts and responses the spec allows"
-    yield "times assume what a device reaches of its peak; read them as a range"
+    yield "the numbers are for the built-in trainer, with the longest prompts and responses that the spec allows"
+    yield "times assume a share of the device's peak speed; read them as a range"
     if setup.spec.teacher.served is not None:
-        yield "the served teacher's own memory and time are not counted"
+        yield "the memory and time of the served teacher are not included"
     if setup.spec.launch.shard_teacher:
         yield (
-            "each pass of a teacher in shards gathers its blocks from all processes, a pass for every token it writes: "
-            "let it score, and write beforehand"
+            "a sharded teacher gathers its blocks from all processes in each forward pass, and sampling needs one pass "
+            "per token: use it to score, and sample its responses before the run"
         )
     for whose, config in [("student", setup.student), *(("teacher", teacher) for teacher in setup.teachers)]:
         if config.approximate:
-            yield f"the {whose}'s type '{config.model_type}' is counted by the Llama formula: approximate"
+            yield f"the {whose}'s model type '{config.model_type}' is unknown; its size is a Llama-like estimate"

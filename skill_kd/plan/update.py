@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from skill_kd.plan.loss import ensemble_logits, head_gradient, loss_parts, read_teachers, told
+from skill_kd.plan.loss import ensemble_logits, head_gradient, loss_parts, read_teachers, teacher_output
 from skill_kd.plan.model_source import ModelConfig
 from skill_kd.plan.setup import DTYPE_BYTES, Setup, extra_terms
 from skill_kd.plan.weights import Part, Phase, forward_weights, gradients, lasting
@@ -29,11 +29,11 @@ def update_phases(setup: Setup, *, on_cpu: bool) -> Iterator[Phase]:
 
 def _micro_batch(setup: Setup, stage: Stage, on_cpu: bool) -> Iterator[Phase]:
     """Yield the phases of a forward and backward pass, without the lasting parts."""
-    grown, cast, known = gradients(setup), forward_weights(setup), told(setup, stage)
+    grown, cast, known = gradients(setup), forward_weights(setup), teacher_output(setup, stage)
     # A backward pass allocates the gradients, unless an earlier pass or DDP's buckets already did.
     again = setup.spec.training.accumulate > 1 or extra_terms(stage) > 0
     before = grown if again or setup.spec.launch.strategy == "ddp" else Part("gradients", 0)
-    # The trainer frees the teacher's output only when it has the next one.
+    # The trainer keeps the teacher's output until it has the next one.
     if teachers := read_teachers(setup, stage):
         passing = Part("teacher activations", max(_passing(config, setup) for config in teachers))
         old = (known,) if again else ()

@@ -1,6 +1,6 @@
-"""Proof by enumeration: is a loss's expected gradient that of KL(student ‖ teacher)? If not, what is it?
+"""Proof by enumeration: compare a loss's expected gradient with that of KL(student ‖ teacher) and of known losses.
 
-``enumeration`` computes expectations, ``known`` lists common losses, ``judging`` compares. All need torch.
+``enumeration`` computes expectations, ``known`` lists common losses, ``judging`` compares. All three need torch.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from skill_kd.prove.verdict import Verdict
 
 
 def prove(loss: str, *, seeds: int = 4, teacher_mixes: Sequence[float] = (0.0, 0.2, 0.5)) -> Verdict:
-    """Load the loss that ``module:function`` or ``path/to/file.py:function`` names, and judge it.
+    """Load a loss by ``module:function`` or ``path/to/file.py:function``, and judge it.
 
     Raises:
-        UsageError: it cannot be loaded or called.
+        UsageError: the loss cannot be loaded or called.
         MissingRequirementError: torch is not installed.
     """
     try:
         from skill_kd.prove.judging import judge
     except ModuleNotFoundError as error:
-        raise MissingRequirementError(f"prove computes with torch ({error}); pip install torch") from error
+        raise MissingRequirementError(f"prove needs torch ({error}); pip install torch") from error
     return judge(load_loss(loss), loss, seeds, teacher_mixes)

@@ -1,7 +1,7 @@
 """Proof by enumeration: the expected gradient of a policy-gradient loss, computed over every possible response.
 
 The policies are tabular: a row of parameters per prefix, softmax over the vocabulary. All values are float64 and exact
-except for rounding, so that bias shows as a difference, not as noise.
+except for rounding, so any bias is visible as a difference without noise.
 
 Shape letters: N responses (all of them), T the longest length, V vocabulary, S prefixes.
 """
@@ -18,12 +18,12 @@ EOS = 0
 """The end-of-sequence and pad token of every enumeration."""
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""(student_logp_BTV, teacher_logp_BTV, ids_BT, mask_BT, behaviour_logp_BT) -> loss_BT, or its sum over T, loss_B."""
+"""(student_logp_BTV, teacher_logp_BTV, ids_BT, mask_BT, behavior_logp_BT) -> loss_BT, or its sum over T, loss_B."""
 
 
 @dataclass(frozen=True)
 class AllResponses:
-    """Every response over a vocabulary: each ends with its first ``eos``, or is cut at T tokens."""
+    """All responses over a vocabulary. Each ends with its first ``eos``, or is cut at T tokens."""
 
     ids_NT: Tensor
     """long; ``eos`` again after the end, so that every proof includes a pad equal to EOS."""
@@ -105,18 +105,18 @@ def expected_gradient(
     """Return E_{y ~ p̃}[∇ Σ_t loss_t(y)], the expected gradient [S, V] of a step on fresh samples.
 
     Args:
-        loss: gets all responses as one batch, so its rows must not depend on one another.
-        teacher_mix: α of p̃ = αp + (1 − α)q, which is passed as ``behaviour_logp``; None samples from q and passes None.
+        loss: gets all responses as one batch, so its rows must not depend on each other.
+        teacher_mix: α of p̃ = αp + (1 − α)q, which is passed as ``behavior_logp``; None samples from q and passes None.
     """
     student_SV = student_SV.detach().requires_grad_()
-    behaviour_NT = mixture_logp(student_SV, teacher_SV, responses, teacher_mix or 0.0).detach()
-    probability_N = behaviour_NT.sum(dim=1).exp()
+    behavior_NT = mixture_logp(student_SV, teacher_SV, responses, teacher_mix or 0.0).detach()
+    probability_N = behavior_NT.sum(dim=1).exp()
     loss_NT = loss(
         next_token_logp(student_SV, responses),
         next_token_logp(teacher_SV, responses).detach(),
         responses.ids_NT,
         responses.mask_NT,
-        None if teacher_mix is None else behaviour_NT,
+        None if teacher_mix is None else behavior_NT,
     )
     (gradient_SV,) = torch.autograd.grad(
         (probability_N * loss_NT.reshape(len(probability_N), -1).sum(dim=1)).sum(), student_SV
@@ -132,17 +132,17 @@ def gradient_variance(
     The loss must return loss_NT and send no gradient to masked positions.
     """
     logits_NTV = student_SV.detach()[responses.prefix_NT].requires_grad_()
-    behaviour_NT = mixture_logp(student_SV, teacher_SV, responses, teacher_mix or 0.0).detach()
+    behavior_NT = mixture_logp(student_SV, teacher_SV, responses, teacher_mix or 0.0).detach()
     loss_NT = loss(
         logits_NTV.log_softmax(dim=-1),
         next_token_logp(teacher_SV, responses).detach(),
         responses.ids_NT,
         responses.mask_NT,
-        None if teacher_mix is None else behaviour_NT,
+        None if teacher_mix is None else behavior_NT,
     )
     # A response meets each prefix once, so gradients by position equal gradients by row of parameters.
     (gradient_NTV,) = torch.autograd.grad(loss_NT.sum(), logits_NTV)
-    second_moment = (behaviour_NT.sum(dim=1).exp() * gradient_NTV.square().sum(dim=(1, 2))).sum()
+    second_moment = (behavior_NT.sum(dim=1).exp() * gradient_NTV.square().sum(dim=(1, 2))).sum()
     mean_SV = expected_gradient(loss, student_SV, teacher_SV, responses, teacher_mix)
     return float(second_moment - mean_SV.square().sum())
 

@@ -24,18 +24,18 @@ from skill_kd.prove.verdict import SENTENCES, Case, Kind, Verdict
 
 VOCABULARY, LENGTH = 4, 3
 TOLERANCE = 1e-5
-"""Largest relative error that passes. Float32 inside a loss stays below it; known biases are 100 times larger."""
+"""Largest relative error that passes. The rounding of float32 stays below it; known biases are 100 times larger."""
 
 
 def judge(loss: Loss, name: str, seeds: int, teacher_mixes: Sequence[float]) -> Verdict:
     """Compare ``loss`` with the exact gradient over all responses of up to 3 tokens of a vocabulary of 4, EOS included.
 
     Args:
-        loss: (student_logp_BTV, teacher_logp_BTV, ids_BT, mask_BT, behaviour_logp_BT or None) -> loss_BT, or its sum
+        loss: (student_logp_BTV, teacher_logp_BTV, ids_BT, mask_BT, behavior_logp_BT or None) -> loss_BT, or its sum
             over T, or over all. Float64, T = 3, V = 4. It is called with one row at a time. A mean over tokens is
             therefore over one response's own tokens, and a scalar is the loss of one response.
         seeds: number of pairs of random policies.
-        teacher_mixes: each α of the sampler (Eq 4); at 0 the loss gets None for ``behaviour_logp_BT``.
+        teacher_mixes: each α of the sampler (Eq 4); at 0 the loss gets None for ``behavior_logp_BT``.
 
     Raises:
         UsageError: the loss raises an error, or returns a value without gradient.
@@ -60,7 +60,7 @@ def _judged(rowwise: Loss, name: str, seeds: int, teacher_mixes: Sequence[float]
         kind = "forward_kl"
     says = SENTENCES[kind].format(step=cases[0].step)
     if matter:
-        says += "; masked positions reach its gradient"
+        says += "; masked positions affect its gradient"
     return Verdict(name, kind, says, same_as, f"{nearest} (cosine {likeness[nearest][0]:.3f})", matter, cases)
 
 
@@ -116,11 +116,11 @@ def policies(responses: AllResponses, seed: int) -> tuple[Tensor, Tensor]:
 def row_by_row(loss: Loss, name: str) -> Loss:
     """Return the loss as loss_B: it is called with one row at a time, and its result is summed."""
 
-    def rowwise(student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behaviour: Tensor | None) -> Tensor:
+    def rowwise(student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behavior: Tensor | None) -> Tensor:
         def of_row(row: int) -> Tensor:
             # Copies, so that a loss that writes into its arguments cannot affect other rows.
             at = slice(row, row + 1)
-            given = None if behaviour is None else behaviour[at].clone()
+            given = None if behavior is None else behavior[at].clone()
             return loss(student[at], teacher[at].clone(), ids[at].clone(), mask[at].clone(), given).sum()
 
         try:
@@ -128,12 +128,14 @@ def row_by_row(loss: Loss, name: str) -> Loss:
         except Exception as error:  # a user's loss may raise anything
             words = " ".join(str(error).split())
             raise UsageError(
-                f"{name} raised {type(error).__name__}: {words}; it is called with log-probabilities "
+                f"{name} raised {type(error).__name__}: {words}. Its arguments are log-probabilities "
                 f"[1, {ids.shape[1]}, {student.shape[2]}] of student and teacher, ids and mask [1, {ids.shape[1]}], "
-                "and log-probabilities of the ids under the sampler, or None, and must return a tensor"
+                "and the sampler's log-probabilities of the ids or None. It must return a tensor"
             ) from error
         if not total.requires_grad:
-            raise UsageError(f"{name} returns a loss without gradient; compute it from its first argument, undetached")
+            raise UsageError(
+                f"{name} returns a loss without gradient; compute it from its first argument, and do not detach that"
+            )
         return total
 
     return rowwise
@@ -142,8 +144,8 @@ def row_by_row(loss: Loss, name: str) -> Loss:
 def _inside(loss: Loss) -> Loss:
     """Return the loss without its gradient at masked positions."""
 
-    def inside(student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behaviour: Tensor | None) -> Tensor:
-        return loss(torch.where(mask.unsqueeze(-1), student, student.detach()), teacher, ids, mask, behaviour)
+    def inside(student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behavior: Tensor | None) -> Tensor:
+        return loss(torch.where(mask.unsqueeze(-1), student, student.detach()), teacher, ids, mask, behavior)
 
     return inside
 
@@ -181,14 +183,14 @@ def _masked_positions_matter(loss: Loss, responses: AllResponses, teacher_mix: f
     """Return True if masked positions get gradient, or if their values change the gradient elsewhere."""
     mask = responses.mask_NT
     student, teacher = policies(responses, 0)
-    behaviour = mixture_logp(student, teacher, responses, teacher_mix) if teacher_mix else None
+    behavior = mixture_logp(student, teacher, responses, teacher_mix) if teacher_mix else None
     clean = [next_token_logp(theta, responses) for theta in (student, teacher)]
     noise = torch.randn(clean[0].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     dirty = [torch.where(mask.unsqueeze(-1), logp, noise.log_softmax(dim=-1)) for logp in clean]
     dirty_ids = responses.ids_NT.masked_fill(~mask, 1)
-    dirty_behaviour = behaviour.masked_fill(~mask, -3.0) if behaviour is not None else None
+    dirty_behavior = behavior.masked_fill(~mask, -3.0) if behavior is not None else None
     gradients: list[Tensor] = []
-    for pair, ids, logp in ((clean, responses.ids_NT, behaviour), (dirty, dirty_ids, dirty_behaviour)):
+    for pair, ids, logp in ((clean, responses.ids_NT, behavior), (dirty, dirty_ids, dirty_behavior)):
         leaf = pair[0].detach().requires_grad_()
         gradients += torch.autograd.grad(loss(leaf, pair[1], ids, mask, logp).sum(), leaf)
     reached = any(bool(gradient[~mask].any()) for gradient in gradients)

@@ -19,15 +19,15 @@ def load_loss(name: str) -> Loss:
     """Import and return the function ``name``. It can import modules from the folder of its file.
 
     Raises:
-        UsageError: the name has another form, or the module or the function cannot be loaded.
+        UsageError: the name has a different form, or the module or the function cannot be loaded.
     """
     source, colon, function = name.rpartition(":")
     if not (colon and source and function.isidentifier()):
-        raise UsageError(f"{name!r} names no loss; write module:function or path/to/file.py:function")
+        raise UsageError(f"{name!r} is not the name of a loss; write module:function or path/to/file.py:function")
     found = getattr(_module(source), function, None)
     if not callable(found):
-        lack = "has no function" if found is None else "has, but not as a function,"
-        raise UsageError(f"{source} {lack} {function!r}; name one that takes log-probabilities and returns a loss")
+        problem = f"has no function {function!r}" if found is None else f"has {function!r}, which is not a function"
+        raise UsageError(f"{source} {problem}; name a function that takes log-probabilities and returns a loss")
     loss: Loss = found
     return loss
 

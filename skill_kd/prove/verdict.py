@@ -10,10 +10,10 @@ from typing import Literal
 Kind = Literal["exact", "step_size", "forward_kl", "on_policy_only", "zero", "wrong_sign", "not_finite", "biased"]
 SENTENCES: dict[Kind, str] = {
     "exact": "exact: its expected gradient is that of KL(student ‖ teacher)",
-    "step_size": "exact but for a constant step size: the gradient of KL(student ‖ teacher) times {step:.4g}",
+    "step_size": "exact up to a constant step size: the gradient of KL(student ‖ teacher) times {step:.4g}",
     "forward_kl": "the direction is swapped: this is forward KL, KL(teacher ‖ student), not KL(student ‖ teacher)",
-    "on_policy_only": "exact on the student's own samples, biased once the teacher mixes in: its weights are not right",
-    "zero": "on the student's own samples its expected gradient is 0: nothing is learnt but noise",
+    "on_policy_only": "exact on the student's own samples, biased with teacher-mixed samples: its weights are wrong",
+    "zero": "on the student's own samples its expected gradient is 0: the student learns nothing from it",
     "wrong_sign": "the sign is wrong: a step increases KL(student ‖ teacher)",
     "not_finite": "its gradient is not finite",
     "biased": "biased: its expected gradient is not that of KL(student ‖ teacher)",
@@ -61,9 +61,10 @@ class Verdict:
 
     def table(self) -> str:
         """Return the verdict for people."""
-        yes = "matter, and must not" if self.masked_positions_matter else "do not matter"
-        head = [("loss", self.loss), ("verdict", self.says), ("same gradient as", self.same_as or "no loss known here")]
-        head += [("points most like", self.nearest)] * (self.same_as is None) + [("masked positions", yes)]
+        masked = "affect the gradient, but must not" if self.masked_positions_matter else "do not affect the gradient"
+        same = self.same_as or "none of the known losses"
+        head = [("loss", self.loss), ("verdict", self.says), ("same gradient as", same)]
+        head += [("most similar to", self.nearest)] * (self.same_as is None) + [("masked positions", masked)]
         columns = ("teacher_mix", "error", "cosine", "cosine with forward KL", "step size", "gradient at q = p")
         rows = [columns, *(self._row(mix) for mix in dict.fromkeys(case.teacher_mix for case in self.cases))]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

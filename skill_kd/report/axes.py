@@ -93,7 +93,7 @@ def shown_position(value: Position) -> object:
 
 
 def fitting(text: str, width: float, size: float = 13) -> str:
-    """Return ``text`` cut, with an ellipsis, to fit ``width`` pixels of a sans-serif font of ``size``."""
+    """Return ``text``, shortened with an ellipsis to fit ``width`` pixels in a sans-serif font of ``size``."""
     taken, kept = 0.0, 0
     for kept, char in enumerate(text):
         taken += size * _em(char)

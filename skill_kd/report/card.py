@@ -15,14 +15,14 @@ import yaml
 from skill_kd.files import write_atomically
 from skill_kd.report.evaluation import setting
 from skill_kd.report.evaluation_document import EvaluationDocument, MetricRow, Reproduction
-from skill_kd.report.figures import shown
 from skill_kd.report.markup import clean
+from skill_kd.report.metrics import shown
 from skill_kd.report.numbers import finite, number, size
 from skill_kd.report.shown_document import SIDES, SIDES_AND_BASELINE, Latency, ModelSpeed, Side
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>&|~$@]|:(?=//)|\.(?<=www\.))", re.IGNORECASE)
 _FIRST = re.compile(r"^(\d*)([#+\-=.)])(?=[#+\-=.)]*(?:\s|$))")
-"""Characters that start a heading, a list or a rule at the beginning of a line."""
+"""Characters that start a heading, a list or a horizontal rule at the beginning of a line."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class TrainingFacts:
 
     teacher: str | None = None
     base_model: str | None = None
-    """Hub id, which the hub links; never a folder."""
+    """Hub id, which the hub turns into a link; never a folder."""
     objective: str | None = None
-    """In plain words: "reverse KL on the student's own samples (MiniLLM)"."""
+    """As text, for example "warm start with forward kl, then distill with minillm"."""
     dataset: str | None = None
     license: str | None = None
     language: Sequence[str] = ()
@@ -41,7 +41,7 @@ class TrainingFacts:
 
 
 def model_card(evaluation: EvaluationDocument, name: str, training: TrainingFacts | None = None) -> str:
-    """Return the card of the student ``name``: YAML front matter with a ``model-index``, then plain words."""
+    """Return the card of the student ``name``: YAML front matter with a ``model-index``, then text."""
     made = training or TrainingFacts()
     front = yaml.safe_dump(_front_matter(evaluation, name, made), sort_keys=False, allow_unicode=True, width=10**6)
     parts = [
@@ -54,9 +54,9 @@ def model_card(evaluation: EvaluationDocument, name: str, training: TrainingFact
         _metrics(evaluation),
         "## Speed",
         _speed(evaluation["latency"]),
-        "## Known not covered",
+        "## What is not covered",
         "\n".join(f"- {plain(each)}" for each in evaluation["known_not_covered"])
-        or "Nothing is listed, which is not nothing.",
+        or "Nothing is listed here. This does not mean that the evaluation covers everything.",
         "## How this was measured",
         _measured(evaluation["reproduction"]),
     ]
@@ -105,18 +105,18 @@ def _results(evaluation: EvaluationDocument) -> dict[str, object] | None:
 
 def _verdict(evaluation: EvaluationDocument) -> str:
     policy = plain(evaluation["reproduction"]["policy_name"])
-    return f"**{plain(evaluation['verdict'])}** under the policy {policy}. {plain(evaluation['sentence'])}"
+    return f"**{plain(evaluation['verdict'])}** with the policy {policy}. {plain(evaluation['sentence'])}"
 
 
 def _origin(made: TrainingFacts) -> str:
-    told = [
+    facts = [
         made.teacher and f"It was distilled from {plain(made.teacher)}",
         made.base_model and f"it started as {plain(made.base_model)}",
         made.objective and f"the objective was {plain(made.objective)}",
         made.dataset and f"the prompts came from {plain(made.dataset)}",
         made.spec_hash and f"the hash of the spec is `{plain(made.spec_hash)}`",
     ]
-    words = "; ".join(each for each in told if each)
+    words = "; ".join(each for each in facts if each)
     about = "A language model made by knowledge distillation with skill-kd."
     return f"{about} {words[0].upper()}{words[1:]}." if words else about
 
@@ -129,13 +129,13 @@ def _metrics(evaluation: EvaluationDocument) -> str:
         for metric in evaluation["metrics"]
         if finite(metric["estimate"]) is not None
     ]
-    names = ("Figure", "Estimate", "95% bounds, one-sided each", "Margin", "Teacher", "Student", "Before", "Outcome")
+    names = ("Metric", "Estimate", "One-sided 95% bounds", "Margin", "Teacher", "Student", "Undistilled", "Outcome")
     head = f"| {' | '.join(names)} |\n| --- | {'---: | ' * 6}--- |"
     absent = [metric for metric in evaluation["metrics"] if metric["outcome"] == "not_measured"]
     absent = [metric for metric in absent if metric["role"] == "blocking"]
     missing = [f"- Not measured: {plain(metric['title'])}. {plain(metric['reason'])}." for metric in absent]
-    told = "\n".join([head, *rows]) if rows else "Not measured."
-    return "\n\n".join([told, *(["\n".join(missing)] if missing else [])])
+    table = "\n".join([head, *rows]) if rows else "Not measured."
+    return "\n\n".join([table, *(["\n".join(missing)] if missing else [])])
 
 
 def _levels(metric: MetricRow) -> str:
@@ -162,22 +162,25 @@ def _pace(who: Side, side: ModelSpeed) -> str:
 
 
 def _measured(facts: Reproduction) -> str:
-    told = f"{facts['prompts']} prompts, {facts['samples']} samples each, seed {facts['seed']}, {facts['time']}."
-    where = "The whole report is `report.html` in the evaluation's folder."
-    return f"{plain(told)} Policy hash `{plain(facts['policy_hash'])}`. {where}"
+    setup = f"{facts['prompts']} prompts, {facts['samples']} samples each, seed {facts['seed']}, {facts['time']}."
+    where = "The full report is `report.html` in the evaluation's folder."
+    return f"{plain(setup)} Policy hash `{plain(facts['policy_hash'])}`. {where}"
 
 
 # --- on disk ----------------------------------------------------------------------------------------------------------
 
-_MARK = "<!-- Written by skill-kd evaluate, which replaces it; edited, it is left alone. SHA-256 of what stands above: "
+_MARK = "<!-- Written by skill-kd evaluate. It replaces this file, unless you edit it. SHA-256 of the text above: "
+_OLD_MARK = (
+    "<!-- Written by skill-kd evaluate, which replaces it; edited, it is left alone. SHA-256 of what stands above: "
+)
 
 
 def write_card(card: str, student: Path, other: Path) -> Path | None:
     """Write the card as ``README.md`` in the student's folder, and return its path.
 
     A file that a person wrote or edited is never replaced. The card is then ``MODEL_CARD.md`` next to it. If that is
-    taken too, or the student's folder cannot be written, it is ``MODEL_CARD.md`` in ``other``. The result is None if no
-    place is free.
+    taken too, or the student's folder cannot be written, it is ``MODEL_CARD.md`` in ``other``. The result is None if
+    the card cannot be written anywhere.
     """
     whole = f"{card}\n{_MARK}{_sha256(card)} -->\n"
     for path in (student / "README.md", student / "MODEL_CARD.md", other / "MODEL_CARD.md"):
@@ -190,10 +193,11 @@ def write_card(card: str, student: Path, other: Path) -> Path | None:
 
 def _ours(path: Path) -> bool:
     try:
-        card, found, rest = path.read_bytes().decode().rpartition(f"\n{_MARK}")
+        text = path.read_bytes().decode()
     except UnicodeDecodeError:
         return False
-    return bool(found) and rest == f"{_sha256(card)} -->\n"
+    parts = (text.rpartition(f"\n{mark}") for mark in (_MARK, _OLD_MARK))
+    return any(found and rest == f"{_sha256(card)} -->\n" for card, found, rest in parts)
 
 
 def _sha256(text: str) -> str:

@@ -17,7 +17,7 @@ Number = float | None
 
 @dataclass(frozen=True)
 class Mark:
-    """A labelled place on an axis: a change point, a margin, the teacher's value."""
+    """A labeled position on an axis: a change point, a margin, the teacher's value."""
 
     at: Position
     label: str
@@ -65,10 +65,10 @@ _SHAPES = ("M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0", "M-4 -4h8v8h-8z", "M0 -5L5 4H-5
 
 
 def point(x: float, y: float, series: int, hint: str, class_: str = "") -> Markup:
-    """Return a mark whose shape and colour both identify its series; hovering shows ``hint``."""
-    colour = class_ or f"s{series % 4}"
+    """Return a mark whose shape and color both identify its series; hovering shows ``hint``."""
+    color = class_ or f"s{series % 4}"
     place = f"translate({x:g} {y:g})"
-    return tag("path", tag("title", hint), d=_SHAPES[series % len(_SHAPES)], transform=place, class_=f"m {colour}")
+    return tag("path", tag("title", hint), d=_SHAPES[series % len(_SHAPES)], transform=place, class_=f"m {color}")
 
 
 def arrow(x: float, y: float, way: int, class_: str) -> Markup:

@@ -13,9 +13,9 @@ from skill_kd.report.evaluation_document import (
     MetricRow,
     Verdict,
 )
-from skill_kd.report.figures import figures, shown
 from skill_kd.report.harness import harness
 from skill_kd.report.markup import Child, Markup, clean, join, tag
+from skill_kd.report.metrics import metric_parts, shown
 from skill_kd.report.numbers import MISSING, finite, number, percent, size
 from skill_kd.report.page import (
     PageSection,
@@ -50,7 +50,7 @@ def decision_page(evaluation: EvaluationDocument) -> str:
     banner = verdict(word, TONES[word], _sentence(evaluation))
     head = join([tag("h1", title), banner, *_warnings(evaluation["warnings"])])
     sections = [
-        PageSection("figures", "What the verdict rests on", figures(evaluation["metrics"]), "Figures"),
+        PageSection("metrics", "Metrics behind the verdict", metric_parts(evaluation["metrics"]), "Metrics"),
         PageSection("trade", "Quality against coverage, by temperature", _trade(evaluation), "By temperature"),
         *harness(evaluation["harness"]),
         PageSection("speed", "Speed and memory", _speed(evaluation["latency"]), "Speed"),
@@ -58,11 +58,11 @@ def decision_page(evaluation: EvaluationDocument) -> str:
         PageSection("lost", "Lost modes", _lost(evaluation["lost_modes"]), "Lost modes"),
         PageSection("flagged", "Flagged responses", _flagged(evaluation["examples"]), "Flagged"),
         PageSection("curves", "Lengths and curves", _curves(evaluation), "Curves"),
-        PageSection("uncovered", "Known not covered", [_or_none(evaluation["known_not_covered"])], "Not covered"),
-        PageSection("repeat", "To repeat this", _reproduction(evaluation), "Reproduction"),
+        PageSection("uncovered", "What is not covered", [_or_none(evaluation["known_not_covered"])], "Not covered"),
+        PageSection("repeat", "Reproduction", _reproduction(evaluation)),
     ]
     made = f"skill-kd {reproduction['versions'].get('skill_kd', '')}, {reproduction['time']}"
-    foot = f"{made}. This file loads nothing from a network."
+    foot = f"{made}. This file loads nothing from the network."
     return page(f"{word}: {title}", head, sections, data=evaluation, foot=foot)
 
 
@@ -72,9 +72,7 @@ def _sentence(evaluation: EvaluationDocument) -> str:
 
 
 def _warnings(warnings: Sequence[str]) -> list[Markup]:
-    return (
-        [tag("div", tag("strong", "Before you rely on this"), bullets(warnings), class_="notice")] if warnings else []
-    )
+    return [tag("div", tag("strong", "Warnings"), bullets(warnings), class_="notice")] if warnings else []
 
 
 def _or_none(items: Sequence[Child]) -> Markup:
@@ -91,9 +89,9 @@ def _trade(evaluation: EvaluationDocument) -> list[Markup]:
         if finite(each["coverage"]) is not None and finite(each["quality"]) is not None
     ]
     if not spots:
-        return [paragraph("Not drawn: the curve takes samples at several temperatures."), *_judge(evaluation["judge"])]
+        return [paragraph("Not drawn: the curve needs samples at several temperatures."), *_judge(evaluation["judge"])]
     spots.sort(key=lambda spot: spot.series != "teacher")
-    about = "Each point is one sampling temperature; up and to the right is better. The axes do not start at zero."
+    about = "Each point is one sampling temperature. Up and to the right is better. The axes do not start at zero."
     return [
         scatter_plot("Quality against coverage", about, spots, x="coverage", y="quality"),
         *_judge(evaluation["judge"]),
@@ -103,11 +101,13 @@ def _trade(evaluation: EvaluationDocument) -> list[Markup]:
 def _judge(judge: JudgeCounts | None) -> list[Markup]:
     if judge is None:
         return []
-    told = (
+    text = (
         f"The judge {judge['model']} preferred the student {judge['wins']} times and the teacher {judge['losses']} "
-        f"times; {judge['ties']} ties, {judge['inconsistent']} answers changed with the order and do not count."
+        f"times, with {judge['ties']} ties. {judge['inconsistent']} answers changed with the order of the two "
+        "responses; each of them counts as a tie. On "
+        f"{judge.get('unusable', 0)} prompts its answers could not be used; those do not count."
     )
-    return [paragraph(told)]
+    return [paragraph(text)]
 
 
 def _speed(latency: Latency | None) -> list[Markup]:
@@ -116,7 +116,7 @@ def _speed(latency: Latency | None) -> list[Markup]:
     cost = latency["cost_per_1k"]
     columns = [
         Column("Model"),
-        *(Column(name, numeric=True) for name in ("p50, s", "least", "most", "p95, s", "Tokens/s", "Memory")),
+        *(Column(name, numeric=True) for name in ("p50, s", "Low", "High", "p95, s", "Tokens/s", "Memory")),
     ]
     columns += [Column(f"Cost per 1k requests, {cost['currency']}", numeric=True)] if cost else []
     rows = [
@@ -135,13 +135,13 @@ def _speed(latency: Latency | None) -> list[Markup]:
         for memory in [side["memory_bytes"]]
     ]
     costs = [] if cost else [paragraph("Cost was not measured.")]
-    about = "Least and most are the 95% bounds of the median. Both models were asked in turn."
+    about = "Low and high are the 95% bounds of the median (p50). The two models took turns."
     return [table(f"Latency per request on {setting(latency)}", columns, rows), paragraph(about), *costs]
 
 
 def setting(latency: Latency) -> str:
-    """Return how, and on which device, latency was measured."""
-    load = "" if latency["load"] is None else f", load {number(latency['load'], 1)} before all began"
+    """Return the hardware and the settings of the latency measurement, as text."""
+    load = "" if latency["load"] is None else f", load {number(latency['load'], 1)} before the evaluation"
     dtypes = latency["dtypes"]
     return (
         f"{latency['hardware']}, batch {latency['batch']}, {latency['concurrency']} at a time, "
@@ -152,7 +152,7 @@ def setting(latency: Latency) -> str:
 def _slices(evaluation: EvaluationDocument) -> list[Markup]:
     slices, metrics = evaluation["slices"], {metric["name"]: metric for metric in evaluation["metrics"]}
     if not slices:
-        return [paragraph("The prompts name no slices.")]
+        return [paragraph("No slice has enough prompts.")]
     names = [name for name in metrics if any(finite(each["figures"].get(name)) is not None for each in slices)]
     names = [name for name in names if metrics[name]["role"] == "blocking"] or names
     columns = [
@@ -163,7 +163,7 @@ def _slices(evaluation: EvaluationDocument) -> list[Markup]:
     rows = [[each["name"], each["prompts"], *_slice_cells(each["figures"], names, metrics)] for each in slices]
     return [
         table(
-            "Slices, worst first. Few prompts make a slice noisy: no interval is claimed here.",
+            "Slices, worst first. Slices with few prompts are noisy, so no intervals are shown.",
             columns,
             rows,
             filtered=True,
@@ -182,11 +182,9 @@ def _slice_cells(
 
 def _lost(modes: Sequence[LostMode]) -> list[Markup]:
     if not modes:
-        return [paragraph("No response of the teacher was found that no sample of the student comes near.")]
-    told = paragraph(
-        "Responses of the teacher that no sample of the student comes near, and what the student says instead."
-    )
-    return [told, *_first_three([_pair(mode, f"recall {percent(mode['recall'], 0)}") for mode in modes])]
+        return [paragraph("No lost modes were found.")]
+    about = paragraph("Teacher responses that are far from every student response, and the student's responses.")
+    return [about, *_first_three([_pair(mode, f"recall {percent(mode['recall'], 0)}") for mode in modes])]
 
 
 def _flagged(examples: Sequence[FlaggedExample]) -> list[Markup]:
@@ -225,12 +223,12 @@ def _lengths(lengths: Lengths | None) -> Markup:
 
 def _exposure(curve: ExposureCurve | None) -> list[Markup]:
     if curve is None:
-        return [paragraph("Exposure bias was not measured: it takes both models.")]
+        return [paragraph("Exposure bias was not measured: it needs both models.")]
     lines = [
         Line("teacher's prefixes", curve["positions"], curve["teacher_prefixes"]),
         Line("student's own prefixes", curve["positions"], curve["student_prefixes"], curve["low"], curve["high"]),
     ]
-    about = "Forward KL of the next token by position. Rising on its own prefixes only: errors feed on themselves."
+    about = "Forward KL of the next token by position. If only the student's own prefixes rise, its errors accumulate."
     return [line_plot("Exposure bias", about, lines, x="position, tokens", y=f"excess KL, {curve['unit']}", zero=True)]
 
 
@@ -238,8 +236,8 @@ def _calibration(curve: CalibrationCurve | None) -> list[Markup]:
     if curve is None:
         return []
     about = (
-        "How often the student's token is right, by how sure it is; on the diagonal it is as sure as it should be. "
-        f"Expected calibration error {number(curve['ece'])}, teacher {number(curve['teacher_ece'])}."
+        "Accuracy of the student's likeliest next token, by its confidence. On the diagonal, both are equal. "
+        f"Expected calibration error: student {number(curve['ece'])}, teacher {number(curve['teacher_ece'])}."
     )
     line = Line("student", curve["confidence"], curve["accuracy"])
     plot = line_plot("Calibration", about, [line], x="confidence", y="accuracy", zero=True, diagonal=True)
@@ -268,12 +266,13 @@ def _reproduction(evaluation: EvaluationDocument) -> list[Markup]:
         ("Decoding", ", ".join(f"{key} {value}" for key, value in decoding) or "not recorded"),
         (
             "Samples",
-            f"{facts['prompts']} prompts, {facts['samples']} of the student each, first {facts['word_budget']} words",
+            f"{facts['prompts']} prompts, {facts['samples']} student responses each, {facts['word_budget']} words "
+            "compared",
         ),
         ("Seed", f"{facts['seed']}, {facts['resamples']} resamples"),
         ("Features", facts["features"]),
         ("Versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if version)),
-        ("Made", f"{facts['time']}, {number(facts['seconds'])} s"),
+        ("Created", f"{facts['time']}, {number(facts['seconds'])} s"),
         ("Reason code", tag("code", evaluation["reason_code"])),
     ]
     files = [[each["role"], each["name"], each["rows"], Cell(tag("code", each["sha256"]))] for each in facts["files"]]
@@ -281,5 +280,5 @@ def _reproduction(evaluation: EvaluationDocument) -> list[Markup]:
     return [
         pairs(items),
         table("Files read", ["Role", "Name", Column("Rows", numeric=True), "SHA-256"], files),
-        folded("The whole policy", policy),
+        folded("Full policy", policy),
     ]

@@ -26,7 +26,7 @@ Form = Literal["difference", "ratio", "retention", "value"]
 """The formula that combines student, teacher and control, each a mean over prompts.
 
 difference: student − teacher. ratio: student / teacher. value: student.
-retention: (student − control) / (teacher − control), which is 1 like the teacher and 0 like the collapsed teacher.
+retention: (student − control) / (teacher − control); 1 is like the teacher, 0 like the collapsed teacher.
 """
 
 
@@ -135,10 +135,10 @@ class ModelFacts(TypedDict):
 
 
 class Reproduction(ModelFacts):
-    """Everything that determines the result, and the time of the evaluation."""
+    """All facts that determine the result, and the time of the evaluation."""
 
     policy: dict[str, object]
-    """The whole policy, as its model dumps it."""
+    """The full policy, as a dump of its model."""
     policy_name: str
     policy_hash: str
     files: list[FileRead]

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness results on the decision page: both models' scores, and the student's retention."""
+"""Results of lm-evaluation-harness on the decision page: both models' scores, and the student's retention."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from skill_kd.report.shown_document import SIDES, HarnessComparison, HarnessRow
 from skill_kd.report.tables import Cell, Column, table
 
 _ABOUT = (
-    "Shown, and no part of the verdict. Retention is student ÷ teacher (where less is better, teacher ÷ student): 1 "
-    "like the teacher. It counts what chance alone would score as well, so near chance it flatters. Low and high are "
-    "one-sided 95% bounds that take both models' errors for independent; on the same questions they are too wide "
-    "rather than too narrow."
+    "These results do not affect the verdict. Retention is student ÷ teacher, or teacher ÷ student if lower is better; "
+    "1 is like the teacher. It includes the score of guessing, so it is too favorable near chance. Low and high are "
+    "one-sided 95% bounds. They treat the errors of both models as independent; if both answered the same questions, "
+    "the bounds are wider than necessary."
 )
 _NUMBERS = ("Teacher", "Student", "Difference", "Low", "High", "Retention", "Low", "High", "Questions")
 
@@ -29,9 +29,9 @@ def harness(results: HarnessComparison | None) -> list[PageSection]:
         paragraph(_ABOUT),
         table("Scores with their standard errors, and retention", columns, rows, filtered=len(rows) > 8),
         paragraph(f"Read from lm-evaluation-harness: {models}."),
-        *([paragraph(f"Only one of the two files has: {', '.join(left)}.")] if left else []),
+        *([paragraph(f"Tasks in only one of the two files: {', '.join(left)}.")] if left else []),
     ]
-    return [PageSection("harness", "Tasks of the harness", content, "Harness")]
+    return [PageSection("harness", "Results of lm-evaluation-harness", content, "Harness")]
 
 
 def _row(each: HarnessRow) -> list[object]:

@@ -1,4 +1,4 @@
-"""HTML and SVG as values: everything but `Markup` is escaped, and only this module creates `Markup`."""
+"""HTML and SVG as values. Everything except `Markup` is escaped, and only this module creates `Markup`."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def _attribute(key: str, value: object) -> str:
     if value is None or value is False:
         return ""
     if key == "href" and not str(value).startswith("#"):
-        raise ValueError(f"href {value!r} leads out of the page")
+        raise ValueError(f"href {value!r} is not a link within the page")
     return f" {key}" if value is True else f' {key}="{escape(value)}"'
 
 
 def inline(name: str, source: str) -> Markup:
     """Return our own style sheet or script as an element; ``source`` must not contain user text."""
     if "</" in source:
-        raise ValueError(f"a {name} must not hold '</'")
+        raise ValueError(f"a {name} must not contain '</'")
     return Markup(f"<{name}>{source}</{name}>")
 
 

@@ -13,7 +13,7 @@ POLICY = (
     f"default-src 'none'; style-src {source_hash(STYLE)}; script-src {source_hash(SCRIPT)}; "
     "base-uri 'none'; form-action 'none'"
 )
-"""No network, and no scripts or styles but ours, whatever text the page contains."""
+"""No network, and only our own script and style sheet, whatever text the page contains."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def pairs(items: Sequence[tuple[Child, Child]]) -> Markup:
 
 
 def folded(summary: Child, *content: Child) -> Markup:
-    """Return content that opens on a click, and in print."""
+    """Return content that is folded on screen until a click, and open in print."""
     return tag("details", tag("summary", summary), *content)
 
 

@@ -104,15 +104,15 @@ def _change(across: Scale, change: Mark, top: float, bottom: float) -> list[Mark
 
 
 def _series(index: int, each: Line, across: Scale, up: Scale) -> list[Markup]:
-    colour, marks, rows = f"s{index % 4}", list[Markup](), each.rows()
+    color, marks, rows = f"s{index % 4}", list[Markup](), each.rows()
     for _, run in groupby(rows, key=lambda row: row[1] is None):
         places = [(across(at), up(value)) for at, value, *_ in run if value is not None]
-        marks += [path(places, f"l {colour}")] if each.joined and len(places) > 1 else []
+        marks += [path(places, f"l {color}")] if each.joined and len(places) > 1 else []
     for at, value, low, high in rows:
         if value is None:
             continue
         if low is not None and high is not None:
-            marks.append(line(across(at), up(low), across(at), up(high), f"ci {colour}"))
+            marks.append(line(across(at), up(low), across(at), up(high), f"ci {color}"))
         marks.append(point(across(at), up(value), index, f"{each.name}, {shown_position(at)}: {number(value)}"))
     return marks
 
@@ -129,7 +129,7 @@ def _line_table(title: str, lines: Sequence[Line], x: str, y: str) -> Markup:
 
 
 def scatter_plot(title: str, description: str, spots: Sequence[Spot], *, x: str, y: str, joined: bool = True) -> Markup:
-    """Return a plot of labelled points. The axis titles carry units; the axes need not start at 0."""
+    """Return a plot of labeled points. The axis titles carry units; the axes need not start at 0."""
     top, bottom = 68, 380
     names = list(dict.fromkeys(spot.series for spot in spots))
     across, up = scale([s.x for s in spots], LEFT, WIDTH - RIGHT), scale([s.y for s in spots], bottom, top)

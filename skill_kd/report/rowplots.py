@@ -20,7 +20,7 @@ _ROW, _EDGE = 42, 16
 
 @dataclass(frozen=True)
 class Interval:
-    """A row of a forest plot, in the units of its axis. ``shown`` is the same in words, at the right."""
+    """A row of a forest plot, in the units of its axis. ``shown`` is the text at the right end of the row."""
 
     label: str
     estimate: Number
@@ -57,7 +57,7 @@ def forest_plot(
     drawing += chain(*(_reference(x, each, top, bottom) for each in lines))
     drawing += chain(*(_interval(row, x, top + _ROW * index) for index, row in enumerate(rows)))
     numbers = (Column(name, numeric=True) for name in ("Estimate", "Low", "High"))
-    columns = [Column("Row"), *numbers, Column("In its own unit"), Column("Outcome")]
+    columns = [Column("Row"), *numbers, Column("With its unit"), Column("Outcome")]
     data = [[row.label, row.estimate, row.low, row.high, row.shown, row.status] for row in rows]
     return figure(
         title, description, bottom + 46, drawing, table(f"{title}: numbers, on the plot's axis", columns, data)
@@ -71,19 +71,19 @@ def _reference(x: Scale, each: Mark, top: float, bottom: float) -> list[Markup]:
 
 
 def _interval(row: Interval, x: Scale, top: float) -> list[Markup]:
-    y, colour = top + 29, row.status or "plain"
+    y, color = top + 29, row.status or "plain"
     marks = [
         words(_EDGE, top + 16, row.label, 350, "h"),
         words(WIDTH - _EDGE, top + 16, row.shown, 280, "h t", "end"),
     ]
     low, high, estimate = finite(row.low), finite(row.high), finite(row.estimate)
     if low is not None and high is not None:
-        marks.append(line(x(low), y, x(high), y, f"ci {colour}"))
+        marks.append(line(x(low), y, x(high), y, f"ci {color}"))
         for end in (low, high):
             way = x.outside(end)
-            marks.append(arrow(x(end), y, way, colour) if way else line(x(end), y - 5, x(end), y + 5, f"ci {colour}"))
+            marks.append(arrow(x(end), y, way, color) if way else line(x(end), y - 5, x(end), y + 5, f"ci {color}"))
     if estimate is not None and not x.outside(estimate):
-        marks.append(point(x(estimate), y, 1, f"{row.label}: {row.shown}", colour))
+        marks.append(point(x(estimate), y, 1, f"{row.label}: {row.shown}", color))
     return marks
 
 

@@ -3,9 +3,9 @@
 The keys are frozen. None means not measured.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: Python 3.11 does not find NotRequired in string annotations.
 
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 Better = Literal["high", "low"]
 Side = Literal["teacher", "student"]
@@ -98,13 +98,18 @@ class Curves(TypedDict):
 
 
 class JudgeCounts(TypedDict):
-    """A pairwise judge's answers on the student. ``inconsistent`` answers changed with the order."""
+    """A pairwise judge's answers on the student, as numbers of prompts.
+
+    ``inconsistent`` answers changed with the order. ``unusable`` ones had no text or no verdict.
+    """
 
     model: str
     wins: int
     losses: int
     ties: int
     inconsistent: int
+    unusable: NotRequired[int]
+    """Missing in documents that are older than this key."""
 
 
 class HarnessModel(TypedDict):
@@ -144,4 +149,4 @@ class HarnessComparison(TypedDict):
     student: HarnessModel
     rows: list[HarnessRow]
     left_out: list[str]
-    """Tasks that are missing in one of the two files."""
+    """Tasks that are in only one of the two files."""

@@ -48,7 +48,7 @@ def check_teacher(teacher: Teacher, student: Student, stages: tuple[Stage, ...],
         return
     if student.from_teacher is not None:
         raise refuse(
-            "student.from_teacher needs the teacher's weights, and teacher.served gives none; set student.model"
+            "student.from_teacher needs the teacher's weights, and teacher.served provides none; set student.model"
         )
     for stage in stages:
         _check_served(teacher.served, stage)
@@ -58,15 +58,15 @@ def _check_served(served: Served, stage: Stage) -> None:
     objective = objective_of(stage)
     if reads_teacher(stage) and served.top_logprobs == 0:
         kind = (objective or stage).kind
-        fix = "take kind: sequence_kd" if objective else "drop that stage"
+        fix = "use kind: sequence_kd" if objective else "drop that stage"
         raise refuse(
-            f"'{kind}' reads the teacher's probabilities, and teacher.served gives text only; "
+            f"'{kind}' reads the teacher's probabilities, and teacher.served provides only text; "
             f"set served.top_logprobs, or {fix}"
         )
     if isinstance(objective, Divergence) and objective.temperature != 1:
         raise refuse(
             f"temperature: {objective.temperature} needs the teacher's whole distribution, and top_logprobs: "
-            f"{served.top_logprobs} gives only the likeliest tokens at temperature 1; set temperature: 1, "
+            f"{served.top_logprobs} provides only the likeliest tokens at temperature 1; set temperature: 1, "
             "or load the teacher with teacher.model"
         )
     if isinstance(objective, MiniLLM) and objective.teacher_mix > 0:
@@ -77,7 +77,7 @@ def _check_served(served: Served, stage: Stage) -> None:
     if isinstance(objective, MiniLLM) and objective.estimator == "exact":
         raise refuse(
             f"top_logprobs: {served.top_logprobs} of the whole vocabulary makes estimator: exact biased; "
-            "load the teacher with teacher.model, or take estimator: paper"
+            "load the teacher with teacher.model, or use estimator: paper"
         )
 
 
@@ -86,8 +86,8 @@ def check_batches(training: Training, launch: Launch, rollout: Rollout, stages: 
     share = training.accumulate * launch.processes
     if training.batch_size % share:
         raise refuse(
-            f"training.batch_size {training.batch_size} does not divide over accumulate {training.accumulate} "
-            f"× launch.processes {launch.processes}; take a multiple of {share}"
+            f"training.batch_size {training.batch_size} is not divisible by accumulate {training.accumulate} "
+            f"× launch.processes {launch.processes}; use a multiple of {share}"
         )
     if any(map(on_policy, stages)) and rollout.prompts % training.batch_size:
         raise refuse(
@@ -115,10 +115,10 @@ def check_exact(stages: tuple[Stage, ...], rollout: Rollout, training: Training,
     }
     for field, (value, fits, fix) in broken_by.items():
         if not fits:
-            raise refuse(f"{field}: {value} makes estimator: exact biased; set it to {fix}, or take estimator: paper")
+            raise refuse(f"{field}: {value} makes estimator: exact biased; set it to {fix}, or use estimator: paper")
 
 
 def check_sampling(rollout: Rollout, stages: tuple[Stage, ...]) -> None:
     """Refuse temperature 0 if a stage is on-policy: its samples must come from a distribution."""
     if rollout.temperature == 0 and any(map(on_policy, stages)):
-        raise refuse("rollout.temperature: 0 always gives the same response; on-policy stages need a value above 0")
+        raise refuse("rollout.temperature: 0 always samples the same response; on-policy stages need a value above 0")

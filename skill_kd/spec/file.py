@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -16,14 +17,18 @@ from skill_kd.spec import Spec
 from skill_kd.spec.mistakes import mistakes
 
 MAX_BYTES = 64 * 1024
-"""Largest spec file. A spec takes a few KiB; a much larger file is probably data, and YAML is slow to parse."""
+"""Maximum size of a spec file. A much larger file than a few KiB is probably data, and YAML is slow to parse."""
 
 MAX_ALIASES = 16
-"""Most YAML aliases in a spec. Nested aliases multiply: a few lines can expand to more nodes than fit in memory."""
+"""Maximum number of YAML aliases. Nested aliases multiply: a few lines can expand to more nodes than fit in memory."""
+
+
+_LONG_KEY = re.compile(r"""[\w-]+["']?(?:[ \t]*\.[ \t]*["']?[\w-]+["']?){16}""", re.ASCII)
+"""A TOML key of more than 16 parts. A spec needs three, and tomllib's memory is quadratic in their number."""
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """A safe loader that refuses many aliases and duplicate keys, of which YAML silently keeps the last."""
+    """A safe loader that refuses many aliases, and duplicate keys. YAML would silently keep the last one."""
 
     aliases = 0
 
@@ -43,7 +48,7 @@ class _StrictLoader(yaml.SafeLoader):
             if not isinstance(key, Hashable):
                 break  # the safe loader refuses it
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key '{key}'", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -56,7 +61,7 @@ def read_values(path: Path) -> Any:
     """
     parse = _PARSERS.get(path.suffix.lower())
     if parse is None:
-        raise SpecError(f"spec '{path}' ends in '{path.suffix}'; use .yaml, .json or .toml")
+        raise SpecError(f"spec '{path}' has the suffix '{path.suffix}'; use .yaml, .json or .toml")
     text = _read_text(path)
     try:
         return parse(text)
@@ -97,11 +102,18 @@ def _parse_json(text: str) -> Any:
     return json.loads(text, object_pairs_hook=_unique_keys)
 
 
+def _parse_toml(text: str) -> Any:
+    if found := _LONG_KEY.search(text):
+        line = text.count("\n", 0, found.start()) + 1
+        raise ValueError(f"line {line}: a key or value of more than 16 parts joined by dots")
+    return tomllib.loads(text)
+
+
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in pairs:
         if key in values:
-            raise ValueError(f"key '{key}' stands twice")
+            raise ValueError(f"duplicate key '{key}'")
         values[key] = value
     return values
 
@@ -110,7 +122,7 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     ".yaml": _parse_yaml,
     ".yml": _parse_yaml,
     ".json": _parse_json,
-    ".toml": tomllib.loads,
+    ".toml": _parse_toml,
 }
 
 
@@ -122,8 +134,8 @@ def load_spec(path: Path, **overrides: object) -> Spec:
     """
     values = read_values(path)
     if not isinstance(values, dict):
-        found = "nothing" if values is None else f"{type(values).__name__}, not a mapping"
-        raise SpecError(f"spec '{path}' holds {found}; start with 'name: …'")
+        found = "is empty" if values is None else f"contains {type(values).__name__}, not a mapping"
+        raise SpecError(f"spec '{path}' {found}; start with 'name: …'")
     return parse_spec({**values, **overrides}, source=str(path))
 
 
@@ -131,7 +143,7 @@ def parse_spec(values: object, source: str = "spec") -> Spec:
     """Validate ``values``.
 
     Raises:
-        SpecError: the values are invalid; the message is pydantic's report in plain words.
+        SpecError: the values are invalid; the message has one line for each mistake.
     """
     try:
         return Spec.model_validate(values)

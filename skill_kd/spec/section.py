@@ -6,8 +6,10 @@ import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
+
+from skill_kd.kd.addresses import holds_credentials
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -15,13 +17,22 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 LearningRate = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
-Url = Annotated[str, Field(pattern=r"^https?://")]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 def refuse(message: str) -> PydanticCustomError:
     """Return an error with ``message``. Pydantic would read braces in a plain message as a template."""
     return PydanticCustomError("refused", "{message}", {"message": message})
+
+
+def _without_credentials(value: object) -> object:
+    """Refuse an address with a password. The message does not repeat it, because messages end up in logs."""
+    if isinstance(value, str) and holds_credentials(value):
+        raise refuse("holds a user name or password; drop them, and name the variable of a key in 'api_key_env'")
+    return value
+
+
+Url = Annotated[str, BeforeValidator(_without_credentials), Field(pattern=r"^https?://")]
 
 
 def _explain_kind(schema: dict[str, Any]) -> None:
@@ -31,7 +42,7 @@ def _explain_kind(schema: dict[str, Any]) -> None:
 
 
 class Section(BaseModel):
-    """Base of every section: frozen, refuses infinite numbers, answers an unknown key with the nearest known one."""
+    """Base of every section. It is frozen, refuses infinite numbers, and suggests a key for an unknown one."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -53,10 +64,5 @@ class Section(BaseModel):
                     raise refuse(f"unknown key {name!r}; {known}")
                 if isinstance(value, bool) and cls.model_fields[key].annotation is not bool:
                     # Pydantic would read true as 1, and YAML reads a bare yes or on as true.
-                    raise refuse(f"{key}: {str(value).lower()} is a yes or no, and this key does not take one")
+                    raise refuse(f"{key}: {str(value).lower()} is a boolean, and this key does not accept one")
         return values
-
-
-def names_user(url: str) -> bool:
-    """Return True if ``url`` has a user name or a password."""
-    return "@" in url.split("/")[2]

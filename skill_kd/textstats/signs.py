@@ -25,7 +25,7 @@ _RULERS = frozenset("-=_*~#.|:+ \t\n\r")
 
 
 def looping(text: str) -> bool:
-    """Return True if a person would call the text a loop.
+    """Return True if the text is a loop by the judgment of a person.
 
     It repeats itself (`repetition` above `LOOPING`), ends in one phrase three times or more over 12 words or 40
     characters, or contains one character 40 times in a row. Rules of ``-``, ``=`` and the like need 200.

@@ -66,26 +66,32 @@ def test_what_it_can_do_has_no_problems(changes: dict[str, object]) -> None:
     [
         (
             {"student": {"model": "a/b", "quantization": "4bit", "lora": {}}, "launch": {"strategy": "fsdp2"}},
-            "launch.strategy: fsdp2 cannot shard student.quantization: 4bit; take strategy: ddp",
+            "launch.strategy: fsdp2 cannot shard student.quantization: 4bit; use strategy: ddp",
         ),
         (
             {"training": {"on_bad_loss": "roll_back"}, "launch": {"strategy": "deepspeed"}},
-            "training.on_bad_loss: roll_back, and DeepSpeed does not give back gradients",
+            "training.on_bad_loss: roll_back is not possible with DeepSpeed",
         ),
         (
             {"student": {"model": "a/b", "quantization": "8bit", "lora": {}}, "launch": {"strategy": "deepspeed"}},
             "launch.strategy: deepspeed cannot shard student.quantization: 8bit",
         ),
-        ({"student": {**GROWN, "quantization": "4bit", "lora": {}}}, "student.quantization: 4bit with from_teacher"),
-        ({"rollout": {"engine": "vllm"}}, "rollout.engine: vllm keeps no probability of what it samples"),
+        (
+            {"student": {**GROWN, "quantization": "4bit", "lora": {}}},
+            "student.quantization: 4bit is not possible with from_teacher",
+        ),
+        ({"rollout": {"engine": "vllm"}}, "rollout.engine: vllm does not return the probabilities"),
         ({"student": {"model": "a/b", "dtype": "float16"}}, "student.dtype: float16 needs a loss scaler"),
-        ({"teacher": {"model": "./no-such"}}, "teacher.model: './no-such' is no folder here"),
-        ({"teacher": {"model": [{"model": "a/b"}, {"model": "no-such/"}]}}, "teacher.model.1.model: 'no-such/' is no"),
-        ({"student": {"model": "/no/such"}}, "student.model: '/no/such' is no folder here"),
-        ({"student": {"model": "~/no-such"}}, "student.model: '~/no-such' is no folder here"),
+        ({"teacher": {"model": "./no-such"}}, "teacher.model: there is no folder './no-such'"),
+        (
+            {"teacher": {"model": [{"model": "a/b"}, {"model": "no-such/"}]}},
+            "teacher.model.1.model: there is no folder 'no-such/'",
+        ),
+        ({"student": {"model": "/no/such"}}, "student.model: there is no folder '/no/such'"),
+        ({"student": {"model": "~/no-such"}}, "student.model: there is no folder '~/no-such'"),
     ],
 )
-def test_each_problem_names_field_value_and_mend(changes: dict[str, object], problem: str) -> None:
+def test_each_problem_names_field_value_and_fix(changes: dict[str, object], problem: str) -> None:
     [found] = BACKEND.check(spec_with(**changes))
     assert problem in found
     assert "\n" not in found
@@ -99,12 +105,18 @@ def test_each_problem_names_field_value_and_mend(changes: dict[str, object], pro
 def test_lengths_above_the_models_context_are_named_with_numbers(tmp_path: Path, config: dict[str, object]) -> None:
     model = model_folder(tmp_path / "model", **config)
     [problem] = BACKEND.check(spec_with(student={"model": model}))
-    assert "reads 511 tokens" in problem
-    assert "data.max_prompt_tokens 256 + rollout.max_new_tokens 256 make 512; take off 1" in problem
+    assert "has a context of 511 tokens" in problem
+    assert "data.max_prompt_tokens 256 + rollout.max_new_tokens 256 is 512; lower them by 1" in problem
+
+
+def test_a_local_model_of_a_family_that_cannot_be_trained_is_refused(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model", model_type="bart")
+    (problem,) = BACKEND.check(spec_with(teacher={"model": folder}))
+    assert problem.startswith(f"teacher.model: {folder!r}: models of type 'bart' cannot be trained here, because ")
 
 
 @pytest.mark.parametrize("config", [{"max_position_embeddings": 512}, {}, {"n_positions": None}, {"text_config": 1}])
-def test_lengths_that_fit_or_cannot_be_known_are_no_problem(tmp_path: Path, config: dict[str, object]) -> None:
+def test_lengths_that_fit_or_are_unknown_are_accepted(tmp_path: Path, config: dict[str, object]) -> None:
     assert BACKEND.check(spec_with(teacher={"model": model_folder(tmp_path / "model", **config)})) == []
 
 
@@ -125,6 +137,14 @@ def test_one_process_is_started_plainly(strategy: str) -> None:
     assert BACKEND.command(SCRIPT, spec_with(launch={"strategy": strategy})) == [sys.executable, str(SCRIPT)]
 
 
+def test_a_package_in_the_working_folder_is_not_imported(tmp_path: Path) -> None:
+    (tmp_path / "accelerate").mkdir()
+    (tmp_path / "accelerate" / "__init__.py").write_text("raise SystemExit('the working folder was imported')\n")
+    launcher = BACKEND.command(SCRIPT, spec_with(launch={"processes": 2, "strategy": "ddp"}))[:4]
+    done = subprocess.run([*launcher, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, "--num_processes" in done.stdout) == (0, True), done.stderr
+
+
 @pytest.mark.parametrize(
     ("launch", "expected"),
     [
@@ -140,8 +160,8 @@ def test_accelerate_understands_the_command(launch: dict[str, object], expected:
 
     spec = spec_with(launch=launch, training={"accumulate": 4, "max_grad_norm": 0.5})
     command = BACKEND.command(SCRIPT, spec)
-    assert command[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
-    parsed = launch_command_parser().parse_args([*command[3:], "--resume"])
+    assert command[:4] == [sys.executable, "-P", "-m", "accelerate.commands.launch"]
+    parsed = launch_command_parser().parse_args([*command[4:], "--resume"])
     _validate_launch_command(parsed)
     assert {key: getattr(parsed, key) for key in expected} == expected
     assert (parsed.training_script, parsed.training_script_args) == (str(SCRIPT), ["--resume"])
@@ -150,7 +170,7 @@ def test_accelerate_understands_the_command(launch: dict[str, object], expected:
 
 def test_several_machines_are_started_by_a_script_on_each(tmp_path: Path) -> None:
     spec = spec_with(launch={"nodes": 2, "processes": 4, "strategy": "ddp"})
-    with pytest.raises(UsageError, match=r"nodes: 2: .*skill-kd generate writes launch\.sh"):
+    with pytest.raises(UsageError, match=r"nodes: 2, .*`skill-kd generate` writes launch\.sh"):
         BACKEND.command(SCRIPT, spec)
     assert set(BACKEND.files(spec)) == {"accelerate.yaml", "launch.sh"}
     assert BACKEND.files(spec_with(launch={"strategy": "ddp"})) == {}

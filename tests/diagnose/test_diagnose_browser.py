@@ -1,4 +1,4 @@
-"""The diagnosis page in a real headless Chromium, made from a log that tries to leave every place it is put in."""
+"""The diagnosis page in a headless Chromium, made from a log whose every text tries to inject HTML."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from skill_kd.diagnose.report.diagnosis_page import write_page
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(PROGRAM is None, reason="no Chromium here; install Debian's package `chromium`"),
+    pytest.mark.skipif(PROGRAM is None, reason="Chromium is missing; install Debian's package `chromium`"),
 ]
 
 WORDS = [a + b for a, b in itertools.product("bdfglm", ("an", "el", "ir", "om", "ut", "ax"))]
 
 
 def attacked(path: Path) -> Path:
-    """A log whose answers begin alike from the ninth day on, with the attack; names and settings attack as well."""
+    """Write a log whose answers begin with the attack from the ninth day on; its settings have the attack too."""
     draw = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
         for day, number in itertools.product(range(14), range(100)):
@@ -63,7 +63,7 @@ def tab(browser: Chromium, page: Path) -> Chromium:
     return browser
 
 
-def test_it_renders_without_a_complaint_and_asks_for_nothing(tab: Chromium, page: Path) -> None:
+def test_it_renders_without_errors_and_requests(tab: Chromium, page: Path) -> None:
     assert tab.errors == []
     assert tab.requests == [page.as_uri()]
     assert tab.ask("document.querySelector('h1').getBoundingClientRect().height") > 10
@@ -93,7 +93,7 @@ def test_the_page_is_never_wider_than_the_window(tab: Chromium, width: int) -> N
     assert tab.ask("document.documentElement.scrollWidth") == width
 
 
-def test_no_words_of_a_plot_leave_it(tab: Chromium) -> None:
+def test_the_text_of_a_plot_stays_inside_the_plot(tab: Chromium) -> None:
     ask = """[...document.querySelectorAll("svg text")].filter(each => {
       const own = each.getBoundingClientRect(), all = each.ownerSVGElement.getBoundingClientRect();
       return own.left < all.left || own.right > all.right || own.top < all.top || own.bottom > all.bottom;

@@ -1,4 +1,4 @@
-"""From a log to a diagnosis: planted damage and its twins, what is printed and written, and what never is."""
+"""From a log to a diagnosis: planted damage and its twins, printed text, written files, privacy."""
 
 from __future__ import annotations
 
@@ -66,9 +66,10 @@ def test_a_confounded_twin_raises_no_alarm_and_is_explained(folder: Path, twin: 
     found = diagnosed(written(folder, twin=twin))
     assert not found.findings
     assert any(twin in sign.explained_by for sign in found.explained)
+    assert "like for like" not in found.table()  # the difference that is shown is that of all answers
 
 
-def test_a_healthy_log_raises_no_alarm_and_says_what_would_have_been_seen(folder: Path) -> None:
+def test_a_healthy_log_raises_no_alarm_and_names_the_smallest_detectable_change(folder: Path) -> None:
     found = diagnosed(written(folder))
     assert found.status == "nothing found"
     assert not found.explained
@@ -91,20 +92,20 @@ def test_against_the_teachers_log(folder: Path) -> None:
     assert not diagnose([str(written(folder, seed=6))], baseline=[str(teacher)]).findings
 
 
-def test_a_teacher_as_narrow_is_told(folder: Path) -> None:
+def test_a_note_says_that_the_teacher_is_as_narrow(folder: Path) -> None:
     student, teacher = written(folder, damage="modes"), written(folder, damage="modes", at=-1)
     found = diagnose([str(student)], baseline=[str(teacher)])
     assert any("objective is not the cause" in note for note in found.notes)
 
 
-def test_a_teacher_alike_in_what_did_not_change_is_not_told(folder: Path) -> None:
+def test_no_note_says_so_if_the_teacher_is_as_narrow_by_another_detector(folder: Path) -> None:
     student, teacher = written(folder, damage="loops"), written(folder, seed=5)
     found = diagnose([str(student)], baseline=[str(teacher)])
     assert found.findings
     assert not any("objective is not the cause" in note for note in found.notes)
 
 
-def test_too_little_is_never_healthy(tmp_path: Path) -> None:
+def test_too_little_data_is_never_called_healthy(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text('{"time": "2026-01-01T00:00:00Z", "prompt": "a", "output": "b"}\n' * 30, encoding="utf-8")
     found = diagnose([str(log)])
@@ -135,9 +136,9 @@ def test_json_has_iso_dates_and_no_nan(folder: Path) -> None:
     assert document["findings"][0]["remedies"][0]["takes"] == "serving"
 
 
-def test_the_table_names_what_was_read_and_what_to_do(folder: Path) -> None:
+def test_the_table_names_the_format_and_the_remedies(folder: Path) -> None:
     text = diagnosed(written(folder, damage="boilerplate")).table()
-    assert "as generic (--format says otherwise)" in text
+    assert "as generic (--format overrides it)" in text
     assert "50 prompts" in text
     assert "2004.02990" in text
     assert "could be" in text
@@ -156,7 +157,7 @@ HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script> call m
 
 
 def hostile(tmp_path: Path, folder: Path) -> Path:
-    """A log in which the damage itself is hostile, and full of secrets."""
+    """Return a log whose damage contains HTML and secrets."""
     path = tmp_path / "hostile.jsonl"
     rows = [json.loads(line) for line in written(folder, damage="boilerplate").read_text(encoding="utf-8").splitlines()]
     for number, row in enumerate(rows):
@@ -169,7 +170,7 @@ def hostile(tmp_path: Path, folder: Path) -> Path:
     return path
 
 
-def test_no_text_of_the_log_unless_asked_for_and_then_redacted(tmp_path: Path, folder: Path) -> None:
+def test_text_of_the_log_is_shown_only_on_request_and_redacted(tmp_path: Path, folder: Path) -> None:
     path = hostile(tmp_path, folder)
     quiet, loud = diagnose([str(path)]), diagnose([str(path)], examples=True)
     assert quiet.findings[0].key == "sameness"
@@ -189,7 +190,7 @@ def test_no_text_of_the_log_unless_asked_for_and_then_redacted(tmp_path: Path, f
 
 
 def test_advice_never_comes_from_the_log(tmp_path: Path, folder: Path) -> None:
-    """The same damage with other words gives the same recommendation, letter for letter."""
+    """The same damage with other words gives exactly the same recommendation."""
     one = diagnose([str(hostile(tmp_path, folder))]).to_json()["findings"]
     two = diagnosed(written(folder, damage="boilerplate")).to_json()["findings"]
     assert isinstance(one, list)
@@ -205,7 +206,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_the_pilot_differs_in_one_knob_and_both_specs_are_valid(tmp_path: Path, folder: Path) -> None:
+def test_the_specs_of_a_pilot_are_valid_and_differ_in_one_setting(tmp_path: Path, folder: Path) -> None:
     found = diagnose([str(written(folder, damage="boilerplate"))], spec=minimal_spec(), out=tmp_path)
     assert found.pilot is not None
     one, two = (load_spec(path).model_dump() for path in found.pilot.files)
@@ -219,7 +220,7 @@ def test_the_pilot_differs_in_one_knob_and_both_specs_are_valid(tmp_path: Path, 
     assert found.pilot.path in found.table()
 
 
-def test_a_spec_without_a_knob_for_the_finding_gets_no_pilot(tmp_path: Path, folder: Path) -> None:
+def test_a_spec_without_a_setting_for_the_finding_gets_no_pilot(tmp_path: Path, folder: Path) -> None:
     values = minimal_spec().model_dump(mode="json", exclude_unset=True)
     spec = parse_spec({**values, "stages": [{"kind": "distill", "objective": {"kind": "forward_kl"}}]})
     found = diagnose([str(written(folder, damage="boilerplate"))], spec=spec, out=tmp_path)
@@ -227,7 +228,7 @@ def test_a_spec_without_a_knob_for_the_finding_gets_no_pilot(tmp_path: Path, fol
     assert not list(tmp_path.iterdir())
 
 
-def test_the_replay_plan_holds_whole_prompts(tmp_path: Path, folder: Path) -> None:
+def test_the_replay_plan_has_whole_prompts(tmp_path: Path, folder: Path) -> None:
     plan = tmp_path / "replay.jsonl"
     log = written(folder, damage="boilerplate")
     diagnose([str(log)], replay=plan)
@@ -240,7 +241,7 @@ def test_the_replay_plan_holds_whole_prompts(tmp_path: Path, folder: Path) -> No
     assert mode(plan) == 0o600
 
 
-def test_a_log_without_prompts_has_nothing_to_replay_and_says_what_was_not_checked(
+def test_a_log_without_prompts_has_nothing_to_replay_and_names_unchecked_explanations(
     tmp_path: Path, folder: Path
 ) -> None:
     log = tmp_path / "log"
@@ -254,7 +255,7 @@ def test_a_log_without_prompts_has_nothing_to_replay_and_says_what_was_not_check
     assert any("temperature" in each for each in finding.could_be)
 
 
-def test_the_page_is_private_and_holds_the_series(tmp_path: Path, folder: Path) -> None:
+def test_the_page_is_private_and_has_the_series(tmp_path: Path, folder: Path) -> None:
     path = tmp_path / "deep" / "page.html"
     path.parent.mkdir()
     found = diagnosed(written(folder, damage="loops"))
@@ -272,7 +273,7 @@ def test_a_file_that_cannot_be_written_is_named(folder: Path) -> None:
 
 
 def test_prompts_that_differ_in_a_number_are_different_prompts(tmp_path: Path) -> None:
-    """Were they one prompt, no pair of answers would be left to compare, and sameness would pass for health."""
+    """If they counted as one prompt, there would be no pairs to compare, and sameness would not be found."""
     draw, words = (
         random.Random(0),
         [a + b for a, b in itertools.product("bdfglm", ("an", "el", "ir", "om", "ut", "ax"))],

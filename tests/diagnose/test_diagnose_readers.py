@@ -1,4 +1,4 @@
-"""Each format, by a fixture made from its public description; and every reader against whatever JSON can hold."""
+"""Each format by a small log made from its public description; all readers with random JSON; batches."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from hypothesis import strategies as st
 
 from skill_kd.cli import cli
 from skill_kd.diagnose.changes.scan import Options, Scan, scan
-from skill_kd.diagnose.formats.readers import FORMATS, Fields, detect, parse, reader
-from skill_kd.diagnose.formats.rows import BAD, DROPS, LogRow, asked, number, seconds, text_of
+from skill_kd.diagnose.formats.readers import BAD, DROPS, FORMATS, detect, parse, reader
 from skill_kd.diagnose.formats.sources import LogSource
 from skill_kd.errors import UsageError
+from skill_kd.kd.dataset.formats import streams
+from skill_kd.kd.dataset.formats import table as formats
+from skill_kd.kd.dataset.formats.conversation import Call, text_of, turns_of
+from skill_kd.kd.dataset.formats.generic import Fields
+from skill_kd.kd.dataset.formats.values import number, seconds
 
 LOGS = Path(__file__).parents[1] / "data" / "logs"
 GIVEN = Fields(prompt="q.text", output="a.texts", time="at", temperature="cfg.t")
@@ -29,8 +33,8 @@ def lines_of(name: str) -> list[bytes]:
     return [line for block in blocks for line in block.lines.split(b"\n") if line.strip()]
 
 
-def read(name: str, fields: Fields | None = None) -> tuple[str, list[LogRow], list[str]]:
-    """The detected format, the rows, and why the other lines hold none."""
+def read(name: str, fields: Fields | None = None) -> tuple[str, list[Call], list[str]]:
+    """Return the detected format, the answers, and the reasons that other lines have none."""
     lines, fields = lines_of(name), fields or Fields()
     kind = detect(lines, fields)
     found = [reader(kind, fields)(parse(line)) for line in lines]
@@ -49,7 +53,7 @@ CASES: dict[str, tuple[str, list[tuple[str, str | None]], list[str]]] = {
             ("The Aare.", "Name a river."),
             ("A bridge.", "What is this?"),
             ("Seven days.", "How long is a week?"),
-            *[("Red.", "A colour?"), ("Blue.", "A colour?")] * 2,
+            *[("Red.", "A color?"), ("Blue.", "A color?")] * 2,
         ],
         ["tool call without text", "served from a cache", "failed call"],
     ),
@@ -109,6 +113,60 @@ CASES: dict[str, tuple[str, list[tuple[str, str | None]], list[str]]] = {
         [("A noble metal.", None), ("A noble gas.", "What is argon?")],
         ["request without its answer"],
     ),
+    "anthropic.jsonl": (
+        "anthropic",
+        [("A ball of ice and dust.", "What is a comet?"), ("A star is", None), ("A moon.", None)],
+        ["failed call", "tool call without text"],
+    ),
+    "ollama.jsonl": (
+        "ollama",
+        [("A tall plant.", None), ("A plant without flowers.", "What is a fern?"), ("A small plant.", None)],
+        ["tool call without text"],
+    ),
+    "litellm.jsonl": (
+        "litellm",
+        [("Curved glass.", "What is a lens?"), ("Frozen water.", "What is ice?")],
+        ["tool call without text", "served from a cache", "failed call", "not a model call", "redacted"],
+    ),
+    "helicone.jsonl": (
+        "helicone",
+        [("A round part.", "What is a wheel?")],
+        ["failed call", "tool call without text", "request without its answer"],
+    ),
+    "weave.jsonl": (
+        "weave",
+        [("A hit instrument.", "What is a drum?"), ("A plucked instrument.", "What is a lute?")],
+        ["not a model call", "failed call"],
+    ),
+    "braintrust.jsonl": (
+        "braintrust",
+        [("Falling water.", "What is rain?"), ("Falling ice.", "What is snow?")],
+        ["not a model call", "tool call without text", "failed call"],
+    ),
+    "otel_openllmetry.jsonl": (
+        "otel",
+        [("A threaded pin.", "What is a bolt?"), ("A threaded ring.", "What is a nut?")],
+        ["tool call without text", "not a model call", "request without its answer", "failed call"],
+    ),
+    "vercel.jsonl": (
+        "vercel",
+        [("Pressed wool.", "What is felt?"), ("A fine thread.", "What is silk?")],
+        ["not a model call", "tool call without text", "failed call", "not a model call"],
+    ),
+    "openinference.jsonl": (
+        "openinference",
+        [
+            ("A toy that flies.", "What is a kite?"),
+            ("A vehicle on runners.", "What is a sled?"),
+            ("A flat boat.", "What is a raft?"),
+        ],
+        ["not a model call", "tool call without text", "failed call", "redacted"],
+    ),
+    "mlflow.jsonl": (
+        "mlflow",
+        [("A round dish.", "What is a bowl?"), ("A pot for flowers.", "What is a vase?")],
+        ["not a model call", "failed call"],
+    ),
     "generic_usual.jsonl": (
         "generic",
         [("Soft limestone.", "What is chalk?"), ("Hard quartz.", "What is flint?")],
@@ -118,7 +176,7 @@ CASES: dict[str, tuple[str, list[tuple[str, str | None]], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_format_is_told_by_its_content_and_read(name: str) -> None:
+def test_a_format_is_detected_by_its_content_and_read(name: str) -> None:
     kind, rows, reasons = read(name)
     assert kind == CASES[name][0]
     assert [(row.output, row.prompt) for row in rows] == CASES[name][1]
@@ -128,12 +186,12 @@ def test_a_format_is_told_by_its_content_and_read(name: str) -> None:
 REFERENCE = (LOGS.parents[2] / "references" / "diagnosis.md").read_text(encoding="utf-8")
 HELP = next(str(option.help) for option in cli.commands["diagnose"].params if option.name == "format_name")
 HOMES: dict[str, Collection[str]] = {
-    "its reader to _READ in skill_kd/diagnose/formats/readers.py": FORMATS,
+    "its class to FORMATS in skill_kd/kd/dataset/formats/table.py": FORMATS,
     "a log to tests/data/logs, and what it holds to CASES here": {kind for kind, _, _ in CASES.values()},
     "its name to the help of --format in skill_kd/cli/diagnose.py": re.findall(r"[\w-]+", HELP),
     "a row to 'What it reads' in references/diagnosis.md": re.findall(r"^\| `([\w-]+)` \|", REFERENCE, re.MULTILINE),
 }
-"""What to add for a new format, and the formats that have it."""
+"""The requirements on a new format, and the formats that meet them."""
 
 
 def lacking(name: str) -> list[str]:
@@ -151,7 +209,9 @@ def test_a_new_format_gets_the_names_of_its_homes() -> None:
 
 
 def test_settings_and_times_are_read() -> None:
-    logs = ("openai_proxy.jsonl", "langsmith_runs.jsonl", "langfuse_table.json", "otel_spans.jsonl", "otel_otlp.jsonl")
+    logs = ("openai_proxy.jsonl", "langsmith_runs.jsonl", "langfuse_table.json", "otel_spans.jsonl", "otel_otlp.jsonl",
+            "anthropic.jsonl", "litellm.jsonl", "helicone.jsonl", "weave.jsonl", "otel_openllmetry.jsonl",
+            "vercel.jsonl", "openinference.jsonl", "mlflow.jsonl", "braintrust.jsonl")  # fmt: skip
     for name in logs:
         row = read(name)[1][0]
         assert (row.model, row.temperature, row.max_tokens) == ("student-1", 0.7, 200), name
@@ -183,7 +243,7 @@ def test_given_fields_make_a_log_generic_and_reach_into_it() -> None:
     assert rows[0].time == 1767603660  # one hour before UTC
 
 
-def test_a_server_text_log_is_answered_with_what_to_log_instead() -> None:
+def test_a_text_log_of_a_server_is_refused_with_advice() -> None:
     with pytest.raises(UsageError, match="proxy"):
         read("vllm.log")
 
@@ -197,7 +257,7 @@ def test_unknown_formats_and_misplaced_fields_are_refused() -> None:
         detect([b'{"a": 1}', b'{"b": 2}'], Fields())
 
 
-def test_what_was_written_twice_counts_once() -> None:
+def test_a_call_that_was_written_twice_counts_once() -> None:
     done = scan([str(LOGS / "openai_proxy.jsonl")], Options())
     assert done.rows == 6
     assert done.drops["written twice"] == 2
@@ -234,7 +294,7 @@ def test_a_batchs_answers_get_their_prompts_from_its_input(order: tuple[str, str
     assert setting[:3] == ("student-1", "0.7", "200")
     assert setting[3] != sampled(done)["Oslo is the capital of"][1][3]  # it has a system prompt
     assert sampled(done)["Oslo is the capital of"][0] is None
-    assert done.lines == 4  # the input's lines are no lines of the log
+    assert done.lines == 4  # lines of the input are not lines of the log
     assert done.drops == {"failed call": 2}
     assert any(f"by custom_id from '{INPUT}'; 3 answers have no request" in note for note in done.notes)
 
@@ -244,7 +304,7 @@ def test_a_packed_input_is_joined_too(tmp_path: Path) -> None:
     assert sampled(done)["Bern."][0] == "Capital of Switzerland?"
 
 
-def test_an_id_that_two_requests_share_is_joined_to_neither(tmp_path: Path) -> None:
+def test_an_answer_is_not_joined_if_two_requests_share_its_id(tmp_path: Path) -> None:
     record = json.loads(Path(INPUT).read_text())
     same, other = tmp_path / "same.jsonl", tmp_path / "other.jsonl"
     same.write_text(json.dumps(record) + "\n")
@@ -253,22 +313,22 @@ def test_an_id_that_two_requests_share_is_joined_to_neither(tmp_path: Path) -> N
     other.write_text(json.dumps(record) + "\n")
     done = scan([INPUT, str(other), OUTPUT], Options())
     assert sampled(done)["Bern."][0] is None
-    assert any("4 answers have no request of theirs alone" in note for note in done.notes)
+    assert any("4 answers have no request there, or more than one" in note for note in done.notes)
 
 
 @pytest.mark.parametrize("paths", [(OUTPUT,), (OUTPUT, str(LOGS / "generic_usual.jsonl")), (OUTPUT, OUTPUT)])
-def test_without_an_input_the_answers_stand_alone(paths: tuple[str, ...]) -> None:
+def test_without_an_input_the_answers_have_no_prompts(paths: tuple[str, ...]) -> None:
     done = scan(paths, Options())
     assert sampled(done)["Bern."][0] is None
     assert not any("custom_id" in note for note in done.notes)
 
 
-def test_inputs_alone_are_no_log() -> None:
-    with pytest.raises(UsageError, match="no line holds an answer"):
+def test_inputs_without_outputs_are_refused() -> None:
+    with pytest.raises(UsageError, match="no line has an answer"):
         scan([INPUT, INPUT], Options())
 
 
-def test_broken_lines_of_either_file_are_counted_where_they_count(tmp_path: Path) -> None:
+def test_broken_lines_count_in_the_output_but_not_in_the_input(tmp_path: Path) -> None:
     broken = tmp_path / "in.jsonl"
     broken.write_bytes(Path(INPUT).read_bytes() + b'{"custom_id": "q-2", "body": \n[1]\n\xff\n')
     answers_ = tmp_path / "out.jsonl"
@@ -304,21 +364,23 @@ def test_times(value: Any, expected: float | None) -> None:
     assert found == expected or (found is not None and expected is not None and abs(found - expected) < 1)
 
 
-def test_numbers_are_finite_or_nothing() -> None:
+def test_numbers_that_are_not_finite_are_ignored() -> None:
     assert [number(each) for each in (1, "0.5", float("nan"), "inf", True, None, "x", 10**400)] == [
         1.0, 0.5, None, None, None, None, None, None,
     ]  # fmt: skip
 
 
-def test_content_of_many_shapes() -> None:
+def test_the_text_of_content_in_many_shapes() -> None:
     parts = [
         {"type": "text", "text": "a"},
         {"type": "image_url", "image_url": {"url": "u"}},
         {"type": "text", "content": "b"},
     ]
     assert text_of(parts) == "a\nb"
-    assert asked([{"role": "developer", "content": "s"}, {"role": "user", "content": parts}]) == ("a\nb", "s")
-    assert asked({"messages": [{"role": "human", "content": "q"}]}) == ("q", None)
+    call = Call(turns_of([{"role": "developer", "content": "s"}, {"role": "user", "content": parts}]))
+    assert (call.prompt, call.system) == ("a\nb", "s")
+    call = Call(turns_of({"messages": [{"role": "human", "content": "q"}]}))
+    assert (call.prompt, call.system) == ("q", None)
 
 
 def test_nan_and_lone_surrogates_are_read() -> None:
@@ -327,12 +389,21 @@ def test_nan_and_lone_surrogates_are_read() -> None:
         parse(b"[" * 100_000)
 
 
+def test_a_row_that_is_nested_deeply_is_in_no_format() -> None:
+    attributes: dict[str, Any] = {}
+    for _ in range(5000):
+        attributes = {"a": attributes}
+    assert formats.detect([{"attributes": attributes}]) is None
+
+
 KEYS = sorted(
     {key for name in CASES for line in lines_of(name) for key in json.loads(line)}
     | {"role", "content", "parts", "kwargs", "key", "value", "spans", "choices", "attributes", "body", "delta", "text"}
+    | {"index", "content_block", "thinking", "tool_calls", "function"}
     | {"scopeSpans", "resourceSpans", "arrayValue", "values", "gen_ai.output.messages", "generations", "object"}
 )
-WORDS = ["chat.completion", "response", "x.chunk", "llm", "GENERATION", "user", "assistant", "gen_ai.choice", "[[]]"]
+WORDS = ["message_start", "content_block_start", "content_block_delta", "response.created", "response.completed"]
+WORDS += ["chat.completion", "response", "x.chunk", "llm", "GENERATION", "user", "assistant", "gen_ai.choice", "[[]]"]
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 LEAVES |= st.sampled_from([*WORDS, '{"a": [1]}'])
 RECORDS = st.dictionaries(
@@ -344,10 +415,15 @@ RECORDS = st.dictionaries(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(record=RECORDS)
-def test_no_reader_is_surprised_by_a_record(record: dict[str, Any]) -> None:
-    """A reader answers with rows or a known reason, or raises what `scan` counts as an unreadable record."""
+def test_every_reader_survives_any_record(record: dict[str, Any]) -> None:
+    """A reader returns answers or a known reason, or raises an error that ``scan`` counts as an unreadable line.
+
+    Detection raises nothing, and neither does joining streams.
+    """
+    formats.detect([record])
+    streams.joined([record, record])
     for kind in FORMATS:
         try:
             found = reader(kind, Fields())(record)

@@ -1,4 +1,4 @@
-"""Logs as they lie on disks: encodings, compression, line ends, damage, size. Nothing crashes."""
+"""Files of any encoding, compression, layout and size, and damaged ones. Nothing crashes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from skill_kd.diagnose.changes.measures import measure_all
 from skill_kd.diagnose.changes.scan import Options, Scan, scan, window_unit
 from skill_kd.diagnose.changes.windows import Windows
 from skill_kd.diagnose.formats import lines as splitting
-from skill_kd.diagnose.formats.readers import FORMATS, Fields
-from skill_kd.diagnose.formats.rows import BAD, DROPS
+from skill_kd.diagnose.formats.readers import BAD, DROPS, FORMATS
 from skill_kd.errors import ExitCode, MissingRequirementError, SkillKDError, UsageError
+from skill_kd.kd.dataset.formats.generic import Fields
 
 TAILS = ("", ' one " and {', "[ a \\", '\\"}', "\t")
 ROWS = [
@@ -79,7 +79,7 @@ SAME_ROWS = {
 
 
 @pytest.mark.parametrize("content", SAME_ROWS.values(), ids=SAME_ROWS)
-def test_the_same_rows_whatever_holds_them(save: Save, content: bytes) -> None:
+def test_every_encoding_and_layout_gives_the_same_rows(save: Save, content: bytes) -> None:
     done = scan([save("log", content)], Options())
     assert done.rows == len(ROWS)
     assert outputs(done) == EVERY
@@ -102,14 +102,14 @@ def test_a_last_line_that_was_cut_is_counted_and_the_rest_is_read(save: Save) ->
     assert done.drops["not JSON"] == 1
 
 
-def test_a_packed_file_that_was_cut_off_tells_so(save: Save) -> None:
+def test_a_compressed_file_that_was_cut_off_gives_a_note(save: Save) -> None:
     rows = "".join(json.dumps({**row, "pad": os.urandom(300).hex()}) + "\n" for row in ROWS * 20)
     done = scan([save("log.gz", gzip.compress(rows.encode())[:-2000])], Options())
     assert 0 < done.rows < 20 * len(ROWS)
     assert any("cut off" in note for note in done.notes)
 
 
-def test_nan_and_lone_surrogates_do_no_harm(save: Save) -> None:
+def test_nan_and_lone_surrogates_are_accepted(save: Save) -> None:
     bad = b'{"time": "2026-01-01T00:00:00Z", "prompt": "p", "temperature": NaN, "output": "x \\ud800 y"}\n'
     raw = b'{"time": "2026-01-01T00:00:00Z", "prompt": "p", "output": "x \xed\xa0\x80 \xff y"}\n'
     done = scan([save("log", TEXT.encode() + bad + raw)], Options())
@@ -117,7 +117,7 @@ def test_nan_and_lone_surrogates_do_no_harm(save: Save) -> None:
     assert not done.bad
 
 
-def test_a_line_of_a_hundred_megabytes_is_left_out_in_little_memory(tmp_path: Path) -> None:
+def test_a_line_of_a_hundred_megabytes_is_skipped_in_little_memory(tmp_path: Path) -> None:
     path = tmp_path / "log"
     with path.open("wb") as file:
         file.write(TEXT.encode() + b'{"output": "')
@@ -133,7 +133,7 @@ def test_a_line_of_a_hundred_megabytes_is_left_out_in_little_memory(tmp_path: Pa
     assert peak < 60 << 20
 
 
-def test_one_huge_element_of_an_array_is_left_out(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_huge_element_of_an_array_is_skipped(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splitting, "LONGEST", 10_000)
     rows = [*ROWS[:20], {"output": "x" * 50_000}, *ROWS[20:]]
     text = json.dumps(rows).encode()
@@ -145,7 +145,7 @@ def test_one_huge_element_of_an_array_is_left_out(save: Save, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "empty"),
         (b"\n \n\n", "empty"),
@@ -154,7 +154,7 @@ def test_one_huge_element_of_an_array_is_left_out(save: Save, monkeypatch: pytes
         (b'{"a": 1}\n' * 50, "known format"),
         (b"[]", "."),
         (b"[1, 2, 3]", "."),
-        (b'{"output": ""}\n' * 50, "no line holds an answer"),
+        (b'{"output": ""}\n' * 50, "no line has an answer"),
         ((TEXT + "broken {\n" * 3).encode(), "3 of 43 lines could not be read"),
         (gzip.compress(b"", mtime=0)[:15], "empty"),
         (b"\x28\xb5\x2f\xfd" + b"junk" * 30, "."),
@@ -175,8 +175,8 @@ def test_one_huge_element_of_an_array_is_left_out(save: Save, monkeypatch: pytes
         "torn object",
     ],
 )
-def test_what_is_no_basis_is_refused(save: Save, content: bytes, told: str) -> None:
-    with pytest.raises(SkillKDError, match=told) as caught:
+def test_unusable_logs_are_refused(save: Save, content: bytes, message: str) -> None:
+    with pytest.raises(SkillKDError, match=message) as caught:
         scan([save("log", content)], Options())
     assert caught.value.exit_code in (ExitCode.USAGE, ExitCode.ENVIRONMENT)
 
@@ -188,7 +188,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
         scan([str(tmp_path)], Options())
 
 
-def test_an_empty_file_among_others_is_a_note(save: Save) -> None:
+def test_an_empty_file_among_others_gives_a_note(save: Save) -> None:
     done = scan([save("a", b""), save("b", TEXT.encode())], Options())
     assert done.rows == len(ROWS)
     assert any("empty" in note for note in done.notes)
@@ -210,13 +210,15 @@ def test_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
         assert scan(["-"], Options()).rows == len(ROWS)
 
 
-def test_zstd_is_read_or_answered_with_the_install_line(save: Save) -> None:
+def test_zstd_is_read(save: Save) -> None:
     zstandard = pytest.importorskip("zstandard", reason="without it the other half is tested below")
     done = scan([save("log.zst", zstandard.compress(TEXT.encode()))], Options())
     assert outputs(done) == EVERY
 
 
-def test_zstd_without_a_package(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zstd_without_a_package_is_answered_with_the_install_command(
+    save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("zstandard", "compression", "compression.zstd"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingRequirementError, match="pip install zstandard") as caught:
@@ -224,7 +226,7 @@ def test_zstd_without_a_package(save: Save, monkeypatch: pytest.MonkeyPatch) -> 
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
 
 
-def test_several_processes_give_what_one_gives(save: Save) -> None:
+def test_several_processes_give_the_same_result_as_one(save: Save) -> None:
     rows = [{**row, "prompt": f"{row['prompt']} {n}", "pad": "x" * 3000} for n, row in enumerate(ROWS * 40)]
     path = save("log", "".join(json.dumps(row) + "\n" for row in rows).encode())
     one, two = scan([path], Options(jobs=1)), scan([path], Options(jobs=2))
@@ -236,9 +238,7 @@ def test_several_processes_give_what_one_gives(save: Save) -> None:
         assert here.hashes == there.hashes
 
 
-def test_windows_are_measured_alike_by_one_process_and_by_several(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_processes_measure_windows_like_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ("I'm sorry, I can't help. ", "As an AI, it depends. ", "again and again " * 40, "", "x" * 500)
     with (tmp_path / "log").open("w", encoding="utf-8") as file:
         for n in range(2400):
@@ -269,7 +269,7 @@ def test_without_times_windows_are_counted_in_lines(save: Save) -> None:
     assert isinstance(done.windows, Windows)
 
 
-def test_what_a_window_may_be() -> None:
+def test_values_of_window() -> None:
     assert (window_unit("day"), window_unit("500")) == ("day", 500)
     for wrong in ("week", "0", "-5", "1.5", "", "٣"):
         with pytest.raises(UsageError, match="window"):

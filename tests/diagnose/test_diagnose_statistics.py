@@ -1,4 +1,4 @@
-"""The statistics under a diagnosis, against closed forms, simulation and brute force."""
+"""The statistics of a diagnosis, compared with closed forms, simulations and brute force."""
 
 from __future__ import annotations
 
@@ -33,11 +33,15 @@ from skill_kd.diagnose.changes.windows import (
     length_bin,
     text_hash,
 )
-from skill_kd.diagnose.formats.rows import LogRow
 from skill_kd.diagnose.report.redact import redact, salted
 from skill_kd.guidance import BY_KEY as GUIDANCE
+from skill_kd.kd.dataset.formats.conversation import Call, Turn
 
 SETTING = ("m", "1", "9", "s")
+
+
+def call(output: str, prompt: str, time: float | None = None) -> Call:
+    return Call((Turn("user", prompt),), Turn("assistant", output), time, "stop")
 
 
 def table(*windows: dict[str, Sequence[float]]) -> list[dict[object, StratumSums]]:
@@ -87,8 +91,8 @@ def test_a_step_is_found_where_it_is() -> None:
     assert step.interval()[0] < 1.0 < step.interval()[1]
 
 
-def test_a_change_of_the_mix_alone_is_no_step_within_strata() -> None:
-    """Simpson's case: each stratum stays as it is, and the total moves."""
+def test_a_change_of_the_mix_alone_is_not_a_step_within_strata() -> None:
+    """Simpson's paradox: no stratum changes, but the total does."""
     draw = random.Random(5)
 
     def window(share: int) -> dict[str, list[float]]:
@@ -105,14 +109,14 @@ def test_a_change_of_the_mix_alone_is_no_step_within_strata() -> None:
     assert within.p > 0.01
 
 
-def test_strata_without_a_common_side_tell_nothing() -> None:
+def test_strata_that_are_on_one_side_only_have_no_weight() -> None:
     parts = table(*[{"old": [0.0, 0.1] * 20}] * 5, *[{"new": [3.0, 3.1] * 20}] * 5)
     assert step_at(parts, 5, row_variance(parts)).weight == 0
     assert step_at(parts, 5, row_variance(parts)).p == 1
 
 
-def test_days_that_differ_for_no_reason_raise_few_alarms() -> None:
-    """Whole days scatter far more than their rows would: without the dispersion nearly every log would alarm."""
+def test_random_differences_between_days_raise_few_alarms() -> None:
+    """Days scatter more than their answers do. Without the dispersion, nearly every log would raise an alarm."""
     alarms = 0
     for seed in range(200):
         draw = random.Random(seed)
@@ -122,7 +126,7 @@ def test_days_that_differ_for_no_reason_raise_few_alarms() -> None:
     assert alarms <= 20  # 5 % of 200 is 10
 
 
-def test_a_handful_of_rare_events_is_no_change() -> None:
+def test_a_few_rare_events_are_not_a_change() -> None:
     parts: list[dict[str, Sequence[float]]] = [{"a": [0.0] * 250} for _ in range(20)]
     parts[-1] = {"a": [0.0] * 247 + [1.0] * 3}
     step = change_point(table(*parts), BY_KEY["refusals"].least_variance)
@@ -145,7 +149,7 @@ def answer(group: int, prompt: int, **more: object) -> MeasuredAnswer:
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=2, max_size=12))
 def test_matches_by_brute_force(pairs: list[tuple[int, int]]) -> None:
-    """Of all ordered pairs of answers to different prompts, those in one group; prompt 0 is unknown, so different."""
+    """Counts ordered pairs of answers to different prompts that are in one group. Prompt 0 is unknown, so different."""
     members = [answer(group, prompt) for group, prompt in pairs]
     expected = []
     for number, (group, prompt) in enumerate(pairs):
@@ -167,7 +171,7 @@ def test_the_chance_of_a_match_does_not_grow_with_the_sample() -> None:
 
 
 def test_the_spread_of_matches_is_that_of_their_mean() -> None:
-    """The cell's variance / n must predict how the mean scatters over samples: pairs are not independent."""
+    """Pairs are not independent; the variance of the cell / n must still predict the scatter of the mean."""
     draw, means, predicted = random.Random(2), [], []
     for _ in range(400):
         members = [answer(draw.choice([0, 0, 0, 0, 1]), number + 1) for number in range(100)]
@@ -180,7 +184,7 @@ def test_the_spread_of_matches_is_that_of_their_mean() -> None:
 
 
 def test_matches_under_one_mix_do_not_follow_the_prompts() -> None:
-    """One kind of prompt is answered with one text. When it is asked for four times as often, plain matches rise."""
+    """One kind of prompt has one answer. If it becomes four times as frequent, plain matches rise."""
     draw = random.Random(8)
 
     def window(share: float) -> WindowSample:
@@ -198,7 +202,7 @@ def test_matches_under_one_mix_do_not_follow_the_prompts() -> None:
     assert abs(like.difference) < 0.1 * plain.difference
 
 
-def test_a_sameness_across_kinds_of_prompts_is_seen_under_one_mix() -> None:
+def test_equal_answers_to_different_kinds_of_prompts_count_under_one_mix() -> None:
     draw = random.Random(9)
 
     def window(share: float) -> WindowSample:
@@ -222,13 +226,13 @@ def test_every_detector_belongs_to_a_finding() -> None:
 def fill(rows: Sequence[tuple[str, str, float]]) -> Window:
     window = Window()
     for output, prompt, priority in rows:
-        window.add(LogRow(output, prompt, finish="stop"), SETTING, priority)
+        window.add(call(output, prompt), SETTING, priority)
     return window
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 900), st.integers(1, 899))
-def test_a_window_is_the_same_however_its_rows_were_shared_out(seed: int, n: int, cut: int) -> None:
+def test_a_window_does_not_depend_on_how_its_answers_were_distributed(seed: int, n: int, cut: int) -> None:
     draw = random.Random(seed)
     rows = [
         (f"answer {draw.randrange(40)} " + "y" * draw.randrange(9), "abcdefghij"[draw.randrange(10)], draw.random())
@@ -269,7 +273,7 @@ def test_hash_sampling_keeps_the_share_of_repeats(monkeypatch: pytest.MonkeyPatc
 def test_too_many_windows_become_wider() -> None:
     windows = Windows("day")
     for day in range(20_000, 20_000 + 3 * MOST_WINDOWS):
-        windows.add(LogRow(f"answer {day}", "p", time=day * 86400.0 + 5), day, 0.5)
+        windows.add(call(f"answer {day}", "p", day * 86400.0 + 5), day, 0.5)
     assert len(windows) <= MOST_WINDOWS
     assert windows.shift == 2
     assert sum(window.rows for _, window in windows) == 3 * MOST_WINDOWS
@@ -297,7 +301,7 @@ def test_prompts_of_different_kinds_get_different_topics() -> None:
     window = Window()
     for number in range(240):
         prompt = f"please {kinds[number % 3]} {draw.choice(['tomato', 'paris', 'server', 'violin'])} {number}"
-        window.add(LogRow("x", prompt), SETTING, number / 240)
+        window.add(call("x", prompt), SETTING, number / 240)
     sample = measure(0, window.rows, window.sample)
     assign_topics([sample])
     owners: dict[int, set[str]] = {}
@@ -340,7 +344,7 @@ def test_redaction_leaves_plain_text() -> None:
     assert redact(text) == text
 
 
-def test_ids_mean_nothing_outside_a_report() -> None:
+def test_ids_differ_between_reports() -> None:
     assert salted(b"one")(5) == salted(b"one")(5) != salted(b"two")(5)
     assert salted()(5) != salted()(5)
 

@@ -1,4 +1,4 @@
-"""What the documents tell people to type exists: verbs, options, keys of a spec and their values, links."""
+"""The documents name only verbs, options, keys and values of a spec, and links that exist."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def named(path: Path) -> str:
 
 
 def codes(path: Path) -> Iterator[str]:
-    """Each line of a block of code that is no Python, and each `code` within lines."""
+    """Yield each line of a code block that is not Python, and each `code` within lines."""
     language: str | None = None
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.lstrip().startswith("```"):

@@ -91,9 +91,9 @@ def test_a_right_reverse_kl_passes_and_the_published_one_fails(outputs: Path) ->
         assert graded("loss-reverse", outputs) == [False]
 
 
-def test_the_published_loss_is_told_to_be_swapped(outputs: Path) -> None:
+def test_the_swapped_direction_of_the_published_loss_is_found(outputs: Path) -> None:
     """Under its own signature, by the proof that a user of the skill is sent to."""
-    asked = "\ndef asked(student, teacher, ids, mask, behaviour):\n    return reverse_kl_loss(student, teacher)\n"
+    asked = "\ndef asked(student, teacher, ids, mask, sampled_logp):\n    return reverse_kl_loss(student, teacher)\n"
     (outputs / "losses.py").write_text(PUBLISHED + asked)
     passed, evidence = graders.loss_proved(outputs, "losses.py", "asked", ["exact", "step_size", "on_policy_only"])
     assert not passed
@@ -135,9 +135,11 @@ def test_a_review_must_name_what_was_wrong(outputs: Path) -> None:
 
 
 def test_a_proof_passes_the_exact_loss_and_no_forward_one(outputs: Path) -> None:
-    signature = "def sequence_reverse_kl(student, teacher, ids, mask, behaviour):\n"
+    signature = "def sequence_reverse_kl(student, teacher, ids, mask, sampled_logp):\n"
     exact = "from skill_kd.kd.losses.estimators import minillm_exact as exact\n"
-    (outputs / "losses.py").write_text(f"{exact}{signature}    return exact(student, teacher, ids, mask, behaviour)\n")
+    (outputs / "losses.py").write_text(
+        f"{exact}{signature}    return exact(student, teacher, ids, mask, sampled_logp)\n"
+    )
     assert graded("loss-minillm", outputs) == [True]
     forward = "    return -(teacher.exp() * student).sum(-1) * mask\n"
     (outputs / "losses.py").write_text(f"{signature}{forward}")
@@ -252,7 +254,9 @@ def test_a_script_must_bring_the_student_nearer_to_the_teacher(tmp_path: Path, o
 
 
 @pytest.mark.parametrize(("dtype", "passed"), [("bfloat16", True), ("float32", False)])
-def test_what_is_handed_on_is_a_16_bit_folder(tmp_path: Path, outputs: Path, dtype: str, passed: bool) -> None:
+def test_the_student_of_the_handoff_must_be_a_16_bit_folder(
+    tmp_path: Path, outputs: Path, dtype: str, passed: bool
+) -> None:
     """The teacher itself is near enough to the teacher."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -406,7 +410,7 @@ def test_a_trigger_counts_as_right_when_the_skill_is_read_where_it_should(tmp_pa
     agent.write_text("import sys\nprint('skills/knowledge-distillation' if 'istil' in sys.stdin.read() else 'no')\n")
     args = ["--agent", f"{sys.executable} {agent}", "--config", "ours", "--out", str(tmp_path / "out"), "--triggers"]
     assert runner.main(args) == 0
-    assert not aggregate.read(tmp_path / "out")[0], "they are no cases"
+    assert not aggregate.read(tmp_path / "out")[0], "they are not cases"
     scores, _ = aggregate.read(tmp_path / "out", "trigger")
     queries = json.loads((EVALS / "triggers.json").read_text())
     right = [("istil" in each["query"]) == each["should_trigger"] for each in queries]

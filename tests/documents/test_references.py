@@ -1,4 +1,4 @@
-"""What is generated from the code has not drifted from it. test_docs.py follows the links."""
+"""Generated documents have not drifted from the code. test_docs.py follows the links."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_reference_of_the_spec_has_not_drifted() -> None:
     assert done.stdout == REFERENCE.read_bytes(), "run: python dev/make_spec_reference.py > references/spec.md"
 
 
-def test_check_tells_drift_by_its_exit_code(tmp_path: Path) -> None:
+def test_check_reports_drift_by_its_exit_code(tmp_path: Path) -> None:
     script, copy = tmp_path / "dev" / SCRIPT.name, tmp_path / "references" / "spec.md"
     script.parent.mkdir()
     copy.parent.mkdir()
@@ -149,7 +149,7 @@ def test_the_check_of_the_directions_is_ten_lines_and_prints_the_right_ones() ->
     found = re.search(r"```python\n(.*?)```.*?```text\n(.*?)```", objectives(), re.DOTALL)
     assert found is not None
     assert len(found[1].splitlines()) == 10
-    printed = re.findall(r"(\w+) KL: centre (-?[\d.]+), width ([\d.]+)", found[2])
+    printed = re.findall(r"(\w+) KL: center (-?[\d.]+), width ([\d.]+)", found[2])
     figures = {name: (float(center), float(width)) for name, center, width in printed}
     assert abs(figures["forward"][0]) < 2
     assert figures["forward"][1] > 3
@@ -189,7 +189,7 @@ EXACTNESS = {
 
 
 def mislabelled(option: str) -> Iterator[str]:
-    """What is wrong with the rows of one option of MiniLLM."""
+    """Yield the problems in the rows of one option of MiniLLM."""
     text, description = section("MiniLLM: what is exact and what is not"), (EXACTNESS[option] or "").lower()
     for key in ("estimator: exact", "estimator: paper") if option == "estimator" else (option,):
         rows = rows_of(text, key)
@@ -205,17 +205,17 @@ def mislabelled(option: str) -> Iterator[str]:
             yield f"{key}: no reason is given"
 
 
-def test_every_option_of_minillm_is_labelled_alike_here_and_in_the_spec() -> None:
+def test_every_option_of_minillm_is_labeled_alike_here_and_in_the_spec() -> None:
     assert EXACTNESS
     failures = [failure for option in EXACTNESS for failure in mislabelled(option)]
     assert not failures, "\n".join(failures)
 
 
-def test_which_one_when_is_told_once() -> None:
-    """By the table of guidance; the evidence beside it may name no objective as a choice that the table does not."""
+def test_the_choice_of_an_objective_is_documented_once() -> None:
+    """The table of guidance decides. The evidence next to it may not name a choice that the table lacks."""
     text = section("Which one when")
     assert "(../SKILL.md#which-objective)" in text
-    chosen = {str(each["kind"]) for choice in CHOICES for each in (choice.objective, choice.beside) if each}
+    chosen = {str(each["kind"]) for choice in CHOICES for each in (choice.objective, choice.alternative) if each}
     kinds = {kind.model_fields["kind"].default for kind in get_args(get_args(Objective)[0])}
     assert set(re.findall(r"`(\w+)`", text)) & kinds <= chosen
     warm = {str(advise(teacher=teacher).skeleton["stages"][0]["objective"]["kind"]) for teacher in ("logits", "served")}
@@ -240,6 +240,7 @@ def test_the_objectives_are_short_and_begin_with_their_contents() -> None:
         "make_honesty.py",
         "make_estimators.py",
         "make_objectives.py",
+        "make_models.py",
     ],
 )
 def test_a_generated_table_is_what_its_script_makes(script: str) -> None:

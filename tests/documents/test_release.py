@@ -48,7 +48,7 @@ def test_every_action_is_pinned_to_a_commit_and_says_which_version_that_is() -> 
 
 
 def open_doors(path: Path) -> Iterator[str]:
-    """What in a workflow gives more than a job asked for, or runs text from outside."""
+    """Yield the parts of a workflow that give a job extra rights, or that run text from outside."""
     text = path.read_text(encoding="utf-8")
     if yaml.safe_load(text).get("permissions") != {}:
         yield f"{path.name}: has rights for all jobs"
@@ -131,7 +131,7 @@ def test_an_issue_form_has_what_the_site_needs(path: Path) -> None:
 
 @pytest.fixture
 def dist() -> Path:
-    """What a release consists of; CI makes it, and says where."""
+    """The files of a release, which CI makes; it passes their folder."""
     folder = os.environ.get("SKILL_KD_DIST")
     if not folder:
         pytest.skip("needs what dev/release.sh makes: SKILL_KD_DIST=dist")

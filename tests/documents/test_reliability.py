@@ -22,7 +22,7 @@ def functions_of(file: str) -> set[str]:
 
 
 def flaw(row: str) -> str | None:
-    """What is wrong with a row, or None."""
+    """Return the problem of a row, or None."""
     cells = [cell.strip() for cell in row.strip("|").split(" | ")]
     if len(cells) not in {3, 5}:
         return f"{len(cells)} cells"
@@ -61,7 +61,7 @@ def test_the_figures_are_those_of_the_study() -> None:
     assert share < 0.03
 
 
-def test_the_hour_is_told_as_it_was() -> None:
+def test_the_documented_hour_matches_the_result() -> None:
     soak = json.loads((TESTS.parent / "benchmarks" / "results" / "soak.json").read_text(encoding="utf-8"))
     text = " ".join(TEXT.split())
     most = soak["least_and_most"]["bytes"][1]

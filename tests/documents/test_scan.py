@@ -53,7 +53,7 @@ def test_an_answer_without_a_finding_fails(tmp_path: Path) -> None:
     assert "not found: DATA_EXFIL_NETWORK_REQUESTS" in said
 
 
-def test_a_scanner_that_finds_nothing_at_all_is_no_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scanner_that_misses_the_planted_finding_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each scanner is played by a script; the second time skillscan finds what was planted."""
     blind = '{"findings": [], "results": [], "errors": []}'
     sees = f'case "$2" in */planted/*) echo \'{blind}\';; *) echo \'{{"findings": [{{"rule_id": "X"}}]}}\';; esac'

@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[2]
 TEXT = (REPOSITORY / "SKILL.md").read_text(encoding="utf-8")
 _, FRONT, BODY = TEXT.split("---\n", 2)
 FIELDS = {"name", "description", "license", "compatibility", "metadata", "allowed-tools"}
-ROOMS = "references|scripts|dev|examples|templates|plugins|evals|skill_kd|docs|benchmarks|tests"
+FOLDERS = "references|scripts|dev|examples|templates|plugins|evals|skill_kd|docs|benchmarks|tests"
 
 
 def front() -> dict[str, Any]:
@@ -58,7 +58,7 @@ def test_the_body_is_short() -> None:
 
 
 def test_every_path_that_it_names_exists() -> None:
-    named = set(re.findall(rf"(?<![\w/.-])((?:{ROOMS})/[\w./-]*\w)", BODY))
+    named = set(re.findall(rf"(?<![\w/.-])((?:{FOLDERS})/[\w./-]*\w)", BODY))
     named |= set(re.findall(r"\]\(([^)#:]+)\)", BODY))
     assert named
     assert not {name for name in named if not (REPOSITORY / name).exists()}
@@ -113,7 +113,7 @@ def test_the_check_of_the_directions_is_ten_lines_and_any_python_prints_the_righ
     assert len(code.splitlines()) == 10
     isolated = [sys.executable, "-I", "-S", "-c", code]  # no package of any environment is to be had
     printed = subprocess.run(isolated, capture_output=True, text=True, check=True).stdout
-    figures = {name: (float(x), float(w)) for name, x, w in re.findall(r"(\w+): centre (\S+), width (\S+)", printed)}
+    figures = {name: (float(x), float(w)) for name, x, w in re.findall(r"(\w+): center (\S+), width (\S+)", printed)}
     assert abs(figures["forward_kl"][0]) < 2
     assert figures["forward_kl"][1] > 3
     assert figures["reverse_kl"] == (-4, 1)

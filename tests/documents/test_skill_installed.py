@@ -44,7 +44,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository of what lies here now, committed or not, without what git ignores."""
     if not (REPOSITORY / ".git").exists():
-        pytest.skip("this is no git checkout")
+        pytest.skip("this is not a git checkout")
     folder = tmp_path_factory.mktemp("source")
     listed = git(REPOSITORY, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     for name in filter(None, listed.split("\0")):
@@ -120,7 +120,7 @@ def test_the_repository_is_small_and_holds_one_skill(
 
 
 def installed(project: Path, agent: str) -> dict[str, bytes]:
-    """What one agent finds."""
+    """The skill as one agent finds it."""
     return files((project / agent / "skills" / NAME).resolve())
 
 

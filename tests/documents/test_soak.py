@@ -24,7 +24,7 @@ leak = {
     "files": lambda: open(os.devnull),
     "bytes": lambda: bytearray(b"x") * (1 << 20),
 }[sys.argv[1]]
-kept = [bytearray(1 << 26)]  # beside which what Python itself takes is little
+kept = [bytearray(1 << 26)]  # much more than Python itself takes
 while True:
     if (leaked := leak()) is not None:
         kept.append(leaked)

@@ -1,4 +1,4 @@
-"""The verb: what it prints, where, and with which exit code it ends."""
+"""The verb `evaluate`: its output and its exit codes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif("evaluate" not in cli.cli.commands, reason="the 
 
 
 def words(prompt: int, row: int, modes: int) -> str:
-    """One of some modes of answers, each with words of its own."""
+    """Return an answer in one of ``modes`` modes, each with different words."""
     draw = random.Random(f"{prompt}.{row}")
     mode = draw.randrange(modes)
     own = [f"p{prompt}m{mode}w{w}" for w in range(25)]
@@ -36,23 +36,21 @@ def evaluate(folder: Path, *more: str, modes: int = 6, prompts: int = 60) -> int
     return cli.main(["evaluate", *both, "--set", "resamples=300", "--out", str(folder / "out"), *more])
 
 
-def test_a_student_like_its_teacher_ends_with_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_student_like_its_teacher_exits_with_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(tmp_path) == 0
     printed = capsys.readouterr()
     assert printed.out.startswith("GO: all ")
     assert str(tmp_path / "out") in printed.err
 
 
-def test_a_student_of_one_mode_ends_with_3_and_says_so_in_json(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_student_of_one_mode_exits_with_3_and_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(tmp_path, "--json", modes=1) == 3
-    told = json.loads(capsys.readouterr().out)
-    assert (told["verdict"], told["exit_code"]) == ("NO-GO", 3)
-    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == told
+    document = json.loads(capsys.readouterr().out)
+    assert (document["verdict"], document["exit_code"]) == ("NO-GO", 3)
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == document
 
 
-def test_few_prompts_end_with_4(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_few_prompts_exit_with_4(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(tmp_path, prompts=10) == 4
     assert capsys.readouterr().out.startswith("INCONCLUSIVE: too few prompts")
 
@@ -66,7 +64,7 @@ def test_few_prompts_end_with_4(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["x", "--set", "recall"], "write KEY=VALUE"),
     ],
 )
-def test_a_mistake_ends_with_2_and_one_message(
+def test_usage_error_exits_with_2_and_one_message(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["evaluate", *arguments]) == 2

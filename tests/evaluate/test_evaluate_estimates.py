@@ -45,7 +45,7 @@ def plain_bca(values, confidence: float = 0.95, resamples: int = 20_000):
     return bound(1 - confidence), bound(confidence)
 
 
-def test_bounds_of_a_skewed_difference_are_bca() -> None:
+def test_bounds_of_a_skewed_difference_equal_plain_bca() -> None:
     rng = np.random.default_rng(0)
     student, teacher = rng.exponential(1, 80), rng.normal(0, 0.2, 80)
     found = bounds(Columns(student, teacher), "difference")
@@ -56,7 +56,7 @@ def test_bounds_of_a_skewed_difference_are_bca() -> None:
     assert found.high - found.value > found.value - found.low  # a skewed mean is further off upwards
 
 
-def test_each_bound_holds_as_often_as_it_says() -> None:
+def test_each_bound_has_its_nominal_coverage() -> None:
     rng = np.random.default_rng(3)
     missed = {"low": 0, "high": 0}
     runs = 400
@@ -69,20 +69,20 @@ def test_each_bound_holds_as_often_as_it_says() -> None:
     assert all(0.017 < count / runs < 0.083 for count in missed.values()), missed
 
 
-def test_forms_read_student_teacher_and_the_narrow_half_as_they_say() -> None:
+def test_each_form_combines_student_teacher_and_narrow_half() -> None:
     columns = Columns(np.array([3.0, 5.0]), np.array([4.0, 6.0]), narrow=np.array([2.0, 2.0]))
     values = {form: bounds(columns, form).value for form in ("difference", "ratio", "retention", "value")}
     assert values == pytest.approx({"difference": -1, "ratio": 0.8, "retention": 2 / 3, "value": 4})
 
 
-def test_without_any_spread_the_rule_of_three_stands_in() -> None:
+def test_rule_of_three_applies_without_spread() -> None:
     nothing = np.zeros(200)
     found = bounds(Columns(nothing, nothing), "difference")
     assert found is not None
     assert (found.low, found.high) == pytest.approx((-3 / 1600, 3 / 1600))
 
 
-def test_one_event_is_not_told_more_surely_than_none() -> None:
+def test_one_event_has_no_narrower_bounds_than_none() -> None:
     none, one = np.zeros(200), np.zeros(200)
     one[3] = 1 / 8
     without, with_one = bounds(Columns(none, none), "difference"), bounds(Columns(one, none), "difference")
@@ -100,16 +100,16 @@ def test_one_event_is_not_told_more_surely_than_none() -> None:
         ([1.0], [1.0], "difference"),
     ],
 )
-def test_what_is_undefined_has_no_estimate(student: list[float], teacher: list[float], form: str) -> None:
+def test_undefined_statistic_has_no_estimate(student: list[float], teacher: list[float], form: str) -> None:
     assert bounds(Columns(np.array(student), np.array(teacher)), form) is None
 
 
-def test_a_teacher_like_its_narrow_half_leaves_nothing_to_retain() -> None:
+def test_teacher_like_its_narrow_half_has_no_retention() -> None:
     same = np.ones(60)
     assert bounds(Columns(same, same, narrow=same), "retention") is None
 
 
-def test_prompts_of_one_cluster_are_one_piece_of_evidence() -> None:
+def test_prompts_of_one_cluster_count_once() -> None:
     rng = np.random.default_rng(5)
     once = rng.normal(0, 1, 100)
     thrice = np.repeat(once, 3)
@@ -124,7 +124,7 @@ def test_prompts_of_one_cluster_are_one_piece_of_evidence() -> None:
     assert careless.error < 0.7 * clustered.error
 
 
-def test_a_prompt_without_a_cluster_is_its_own_even_if_named_like_its_number() -> None:
+def test_unlabeled_prompt_does_not_join_a_cluster_named_like_its_index() -> None:
     values = np.array([0.0, 1.0, 5.0, 2.0])
     found = bounds(Columns(values, np.zeros(4)), "difference", clusters=[None, "0", None, "2"])
     assert found is not None
@@ -132,12 +132,12 @@ def test_a_prompt_without_a_cluster_is_its_own_even_if_named_like_its_number() -
 
 
 @pytest.mark.parametrize(("delta", "needed"), [(0.10, 39), (0.05, 155)])
-def test_prompts_needed_are_those_of_the_sample_size_formula(delta: float, needed: int) -> None:
+def test_prompts_needed_follow_the_sample_size_formula(delta: float, needed: int) -> None:
     prompts = 100
     found = Estimate(0.0, 0.0, 0.0, error=0.25 / math.sqrt(prompts))
     assert prompts_needed(found, 0.0, -delta, prompts) == needed
     assert found.detectable() == pytest.approx(2.487 * 0.025)
 
 
-def test_a_margin_at_the_target_needs_more_prompts_than_there_are() -> None:
+def test_margin_at_the_target_needs_infinitely_many_prompts() -> None:
     assert prompts_needed(Estimate(0.0, 0.0, 0.0, 0.1), 1.0, 1.0, 100) is None

@@ -1,4 +1,4 @@
-"""Outcomes and verdicts: what passes, what fails, what is not known; and that nothing unknown ever passes."""
+"""Outcomes and verdicts: pass, fail and unknown. An unknown outcome never passes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from skill_kd.evaluate.policy import PRESETS, GatePolicy, Rule, Rules, make_poli
 
 
 def only(**rules: Rule) -> GatePolicy:
-    """A policy in which the given rules alone have a say."""
+    """Return a policy in which only the given rules can block."""
     silent = {name: Rule() for name in Rules.model_fields}
     return GatePolicy(rules=Rules(**{**silent, **rules}), resamples=500)
 
@@ -46,29 +46,29 @@ def judged(name: str, columns: Columns | None, margin: float) -> gate.Metric:
 @pytest.mark.parametrize(
     ("shift", "outcome"), [(0.0, "pass"), (-0.02, "pass"), (-0.05, "uncertain"), (-0.055, "uncertain"), (-0.08, "fail")]
 )
-def test_a_bound_decides_and_not_the_estimate(shift: float, outcome: str) -> None:
+def test_bound_decides_the_outcome(shift: float, outcome: str) -> None:
     # The standard error is .01, so a bound is about .016 off.
     metric = judged("quality", Columns(around(0.5 + shift, 0.14), np.full(200, 0.5)), -0.05)
     assert metric.outcome == outcome
 
 
 @pytest.mark.parametrize(("rise", "outcome"), [(0.0, "pass"), (0.02, "uncertain"), (0.06, "fail")])
-def test_where_less_is_better_the_other_bound_decides(rise: float, outcome: str) -> None:
+def test_upper_bound_decides_if_lower_is_better(rise: float, outcome: str) -> None:
     assert judged("loops", Columns(around(0.02 + rise, 0.05), np.full(200, 0.02)), 0.02).outcome == outcome
 
 
-def test_what_was_not_measured_says_why() -> None:
+def test_unmeasured_metric_has_a_reason() -> None:
     metric = judged("coverage", None, -0.03)
     assert (metric.outcome, metric.reason) == ("not_measured", "for a reason")
 
 
-def test_a_figure_that_is_no_number_is_not_measured() -> None:
+def test_nan_value_makes_a_metric_unmeasured() -> None:
     broken = around(0.5, 0.1)
     broken[7] = math.nan
     assert judged("quality", Columns(broken, np.full(200, 0.5)), -0.05).outcome == "not_measured"
 
 
-def test_a_control_that_would_pass_makes_the_metric_blind() -> None:
+def test_passing_control_makes_the_metric_insensitive() -> None:
     teacher = around(0.9, 0.1, seed=1)
     student = around(0.9, 0.1, seed=2)
     seeing = judged("recall", Columns(student, teacher, control=around(0.4, 0.1)), 0.9)
@@ -78,14 +78,14 @@ def test_a_control_that_would_pass_makes_the_metric_blind() -> None:
 
 
 @pytest.mark.parametrize(("narrow", "outcome"), [(4.0, "pass"), (4.88, "insensitive"), (4.999, "insensitive")])
-def test_a_teacher_hardly_wider_than_its_narrow_half_has_no_unit_of_diversity(narrow: float, outcome: str) -> None:
+def test_small_gap_between_teacher_and_narrow_half_is_insensitive(narrow: float, outcome: str) -> None:
     # At 4.88 the unit, .12 with a standard error of .04 to .05, is above 0 but too coarse to divide by.
     teacher, student = around(5, 0.5, seed=1), around(5, 0.5, seed=2)
     columns = Columns(student, teacher, narrow=around(narrow, 0.5, seed=3))
     assert judged("retention", columns, 0.7).outcome == outcome
 
 
-def test_constant_scores_tell_nothing() -> None:
+def test_constant_scores_are_insensitive() -> None:
     same = np.full(200, 0.5)
     assert judged("quality", Columns(same, same, control=same), -0.03).outcome == "insensitive"
 
@@ -115,13 +115,13 @@ def test_go_needs_every_blocking_metric() -> None:
     ("outcome", "reason"),
     [("uncertain", "uncertain"), ("insensitive", "metric_insensitive"), ("not_measured", "not_measured")],
 )
-def test_whatever_is_not_known_is_inconclusive(outcome: str, reason: str) -> None:
+def test_unknown_blocking_outcome_is_inconclusive(outcome: str, reason: str) -> None:
     found = verdict(metric("recall", "pass"), metric("precision", outcome))
     assert (found.verdict, found.reason_code, found.exit_code) == ("INCONCLUSIVE", reason, 4)
     assert found.binding == "precision"
 
 
-def test_one_failure_decides_whatever_else_is_unknown_and_the_worst_is_named() -> None:
+def test_one_failure_gives_no_go_and_the_worst_is_named() -> None:
     metrics = [metric("recall", "fail", -2), metric("precision", "fail", -9), metric("retention", "insensitive")]
     found = verdict(*metrics)
     assert (found.verdict, found.reason_code, found.binding, found.exit_code) == (
@@ -137,18 +137,18 @@ def test_one_failure_decides_whatever_else_is_unknown_and_the_worst_is_named() -
     ("prompts", "samples", "reason"),
     [(49, 8, "too_few_prompts"), (1, 8, "too_few_prompts"), (200, 3, "too_few_samples")],
 )
-def test_too_little_evidence_gives_no_verdict_however_it_looks(prompts: int, samples: int, reason: str) -> None:
+def test_too_little_evidence_is_inconclusive(prompts: int, samples: int, reason: str) -> None:
     for outcome in ("pass", "fail"):
         found = verdict(metric("recall", outcome), prompts=prompts, samples=samples)
         assert (found.verdict, found.reason_code) == ("INCONCLUSIVE", reason)
 
 
-def test_an_advisory_metric_stops_nobody() -> None:
+def test_failed_advisory_metric_does_not_block() -> None:
     failing = gate.Metric("length", KINDS["length"], "advisory", 0.9, "fail", Estimate(0.1, 0.1, 0.1, 0.1))
     assert verdict(metric("recall", "pass"), failing).verdict == "GO"
 
 
-def test_a_policy_that_blocks_nothing_lets_nothing_through() -> None:
+def test_policy_without_blocking_metrics_is_inconclusive() -> None:
     assert verdict().verdict == "INCONCLUSIVE"
 
 
@@ -157,7 +157,7 @@ OUTCOMES = st.sampled_from(["pass", "fail", "uncertain", "insensitive", "not_mea
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(OUTCOMES, min_size=1, max_size=6), st.integers(0, 300), st.integers(0, 8))
-def test_go_is_said_only_when_all_is_known_and_passes(outcomes: list[str], prompts: int, samples: int) -> None:
+def test_go_only_if_all_blocking_metrics_pass(outcomes: list[str], prompts: int, samples: int) -> None:
     names = list(KINDS)
     found = verdict(*(metric(names[i], each) for i, each in enumerate(outcomes)), prompts=prompts, samples=samples)
     if found.verdict == "GO":
@@ -171,7 +171,7 @@ def test_go_is_said_only_when_all_is_known_and_passes(outcomes: list[str], promp
 # --- policies ---------------------------------------------------------------------------------------------------------
 
 
-def test_presets_block_what_they_are_for() -> None:
+def test_presets_block_their_metrics() -> None:
     blocked = {name: set(policy.blocking) for name, policy in PRESETS.items()}
     assert "coverage" not in blocked["text-only"]
     assert "quality" not in blocked["text-only"]
@@ -180,13 +180,13 @@ def test_presets_block_what_they_are_for() -> None:
     assert {"loops", "refusals", "precision"} <= set.intersection(*blocked.values())
 
 
-def test_the_hash_is_of_what_the_policy_says() -> None:
+def test_hash_depends_on_every_setting() -> None:
     assert make_policy("assistant").hash == PRESETS["assistant"].hash
     hashes = {policy.hash for policy in PRESETS.values()} | {make_policy("assistant", {"recall.margin": 0.8}).hash}
     assert len(hashes) == 5
 
 
-def test_changes_are_laid_over_a_preset() -> None:
+def test_changes_override_a_preset() -> None:
     changes = given_values(["recall.margin=0.8", "samples=4", "quality.role=advisory"])
     policy = make_policy("assistant", changes)
     assert (policy.rules.recall.margin, policy.samples, policy.rules.quality.role) == (0.8, 4, "advisory")
@@ -196,22 +196,22 @@ def test_changes_are_laid_over_a_preset() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"recal.margin": 0.8}, "'recal.margin' names no setting"),
+        ({"recal.margin": 0.8}, "'recal.margin' is not a setting"),
         ({"recall.margn": 0.8}, "did you mean 'margin'"),
         ({"sample": 4}, "did you mean 'samples'"),
         ({"samples": 1}, "samples"),
         ({"recall": 0.8}, "recall"),
         ({"recall.margin": float("nan")}, "margin"),
         ({"recall.role": "blocks"}, "role"),
-        ({"rules": {}}, "no single setting"),
+        ({"rules": {}}, "not a single setting"),
     ],
 )
-def test_a_change_that_means_nothing_is_refused(changes: dict[str, object], said: str) -> None:
+def test_invalid_change_is_refused(changes: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         make_policy("assistant", changes)
 
 
-def test_an_unknown_preset_and_a_pair_without_a_value_are_refused() -> None:
+def test_unknown_preset_and_pair_without_value_are_refused() -> None:
     with pytest.raises(UsageError, match="'lenient' is unknown; known: assistant"):
         make_policy("lenient")
     with pytest.raises(UsageError, match="write KEY=VALUE"):

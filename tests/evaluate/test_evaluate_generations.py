@@ -1,4 +1,4 @@
-"""Saved generations: what is read, what is refused and how, and how two sides are brought together."""
+"""Saved generations: reading, refusing invalid rows, and pairing teacher and student."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rows_of(prompts: int, responses: int, **more: object) -> list[dict[str, obje
     return [{"prompt": f"p{n}", "response": f"r{k}", **more} for n in range(prompts) for k in range(responses)]
 
 
-def test_rows_of_one_prompt_belong_together_whatever_their_spacing_and_order(tmp_path: Path) -> None:
+def test_rows_are_grouped_by_prompt_ignoring_spacing_and_order(tmp_path: Path) -> None:
     path = written(
         tmp_path / "t.jsonl",
         {"prompt": "a  b", "response": "1"},
@@ -44,7 +44,7 @@ def test_rows_of_one_prompt_belong_together_whatever_their_spacing_and_order(tmp
     assert found.rows == 3
 
 
-def test_messages_are_a_prompt_and_a_bare_prompt_is_one_user_turn() -> None:
+def test_prompt_text_equals_one_user_turn() -> None:
     bare = prompt_key({"prompt": "hi there"})
     assert prompt_key({"messages": [{"role": "user", "content": "hi  there"}]}) == bare
     answered = [{"role": "user", "content": "hi there"}, {"role": "assistant", "content": "hello"}]
@@ -52,18 +52,18 @@ def test_messages_are_a_prompt_and_a_bare_prompt_is_one_user_turn() -> None:
     assert prompt_key({"messages": [{"role": "system", "content": "be brief"}, *answered]}) != bare
 
 
-def test_more_rows_than_wanted_are_counted_and_left_out(tmp_path: Path) -> None:
+def test_surplus_rows_are_counted_and_ignored(tmp_path: Path) -> None:
     found = read_generations(written(tmp_path / "t.jsonl", *rows_of(2, 5)), most=3)
     assert found.rows == 10
     assert [len(p.responses) for p in found.prompts.values()] == [3, 3]
 
 
-def test_an_empty_response_is_a_response(tmp_path: Path) -> None:
+def test_empty_response_is_kept(tmp_path: Path) -> None:
     found = read_generations(written(tmp_path / "t.jsonl", {"prompt": "p", "response": ""}), most=3)
     assert found.prompts[prompt_key({"prompt": "p"})].responses == [""]
 
 
-def test_separators_inside_strings_marks_and_lone_surrogates_are_read(tmp_path: Path) -> None:
+def test_line_separators_bom_and_lone_surrogates_are_read(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_bytes(
         b'\xef\xbb\xbf{"prompt": "p", "response": "a\xe2\x80\xa8b"}\r\n\n{"prompt": "p", "response": "\\ud800x"}'
@@ -77,29 +77,29 @@ def test_separators_inside_strings_marks_and_lone_surrogates_are_read(tmp_path: 
     [
         (b"", "is empty"),
         (b"\n \n", "is empty"),
-        (b"[1]\n", "line 1 is no JSON object"),
-        (b'{"prompt": "p", "response": "r"}\n{"prompt": "p", "resp', "line 2 is no JSON"),
+        (b"[1]\n", "line 1 is not a JSON object"),
+        (b'{"prompt": "p", "response": "r"}\n{"prompt": "p", "resp', "line 2 is not JSON"),
         (b'{"prompt": "p"}\n', "line 1: 'response' is missing"),
-        (b'{"prompt": "p", "response": null}\n', "'response' is missing or no text"),
-        (b'{"prompt": "p", "response": NaN}\n', "'response' is missing or no text"),
+        (b'{"prompt": "p", "response": null}\n', "'response' is missing or not a string"),
+        (b'{"prompt": "p", "response": NaN}\n', "'response' is missing or not a string"),
         (b'{"prompt": " ", "response": "r"}\n', "'prompt' is missing, empty"),
         (b'{"response": "r"}\n', "'prompt' is missing"),
-        (b'{"messages": "hi", "response": "r"}\n', "'messages' needs role and content"),
+        (b'{"messages": "hi", "response": "r"}\n', "each turn of 'messages' needs 'role' and 'content'"),
         (b'{"messages": [{"role": "assistant", "content": "x"}], "response": "r"}\n', "no turn before the answer"),
-        (b'{"prompt": "p", "response": "r", "reference": [1]}\n', "'reference' is no text"),
-        (b'{"prompt": "p", "response": "r", "reference": " "}\n', "'reference' is no text"),
-        (b"\xff\xfe{\n", "no JSON"),
-        (b"[" * 100_000 + b"\n", "no JSON|nested too deeply"),
+        (b'{"prompt": "p", "response": "r", "reference": [1]}\n', "'reference' is not a string"),
+        (b'{"prompt": "p", "response": "r", "reference": " "}\n', "'reference' is not a string"),
+        (b"\xff\xfe{\n", "not JSON"),
+        (b"[" * 100_000 + b"\n", "not JSON|nested too deeply"),
     ],
 )
-def test_what_cannot_be_used_is_refused_with_its_line(tmp_path: Path, content: bytes, said: str) -> None:
+def test_invalid_row_is_refused_with_its_line(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "t.jsonl"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=said):
         read_generations(path, most=3)
 
 
-def test_a_huge_file_is_read_in_little_memory(tmp_path: Path) -> None:
+def test_large_file_is_read_in_little_memory(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     with path.open("w") as file:
         for number in range(100):
@@ -112,7 +112,7 @@ def test_a_huge_file_is_read_in_little_memory(tmp_path: Path) -> None:
     assert peak < 16 * 2**20
 
 
-def test_a_line_without_end_is_refused_before_it_is_read_whole(tmp_path: Path) -> None:
+def test_endless_line_is_refused_before_it_is_read_completely(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     with path.open("wb") as file:
         file.truncate(LONGEST_LINE + 2)
@@ -120,12 +120,12 @@ def test_a_line_without_end_is_refused_before_it_is_read_whole(tmp_path: Path) -
         next(read_rows(path))
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot read .*none\.jsonl"):
         read_generations(tmp_path / "none.jsonl", most=3)
 
 
-def test_training_prompts_among_the_evaluated_are_refused(tmp_path: Path) -> None:
+def test_overlap_with_training_prompts_is_refused(tmp_path: Path) -> None:
     training = written(
         tmp_path / "train.jsonl",
         {"messages": [{"role": "user", "content": "p1 "}, {"role": "assistant", "content": "x"}]},
@@ -147,29 +147,29 @@ def sides(folder: Path, teacher: list[dict[str, object]], student: list[dict[str
     )
 
 
-def test_both_sides_get_the_same_count_and_the_teacher_twice_as_many(tmp_path: Path) -> None:
+def test_student_gets_k_responses_and_teacher_2k(tmp_path: Path) -> None:
     samples = pair(*sides(tmp_path, rows_of(3, 10), rows_of(3, 9)), samples=8)
     assert samples.count == 5
     assert [len(row) for row in samples.teacher] == [10] * 3
     assert "K is 5, not 8" in samples.notes[0]
 
 
-def test_a_student_that_leaves_prompts_out_is_refused(tmp_path: Path) -> None:
+def test_student_without_some_prompts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"'s\.jsonl' lacks 2 of the 4 prompts of 't\.jsonl' \('p2'; 'p3'\)"):
         pair(*sides(tmp_path, rows_of(4, 2), rows_of(2, 1)), samples=1)
 
 
-def test_further_prompts_of_the_student_are_left_out_and_told(tmp_path: Path) -> None:
+def test_extra_student_prompts_are_ignored_with_a_note(tmp_path: Path) -> None:
     samples = pair(*sides(tmp_path, rows_of(2, 2), rows_of(4, 1)), samples=1)
     assert len(samples.student) == 2
-    assert samples.notes == ("2 prompts of 's.jsonl' are not in 't.jsonl' and are left out",)
+    assert samples.notes == ("2 prompts of 's.jsonl' are not in 't.jsonl' and are ignored",)
 
 
-def test_one_teacher_response_a_prompt_leaves_nothing_to_compare(tmp_path: Path) -> None:
+def test_one_teacher_response_per_prompt_gives_k_0(tmp_path: Path) -> None:
     assert pair(*sides(tmp_path, rows_of(2, 1), rows_of(2, 4)), samples=4).count == 0
 
 
-def test_rows_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_rows_are_written_atomically(tmp_path: Path) -> None:
     path = written(tmp_path / "t.jsonl", {"old": 1})
     with pytest.raises(ValueError, match="JSON compliant"):
         write_rows(path, [{"new": 1}, {"bad": float("nan")}])

@@ -35,7 +35,7 @@ def rows(teacher: Path = TEACHER, student: Path = STUDENT) -> dict[tuple[str, st
     return {(row["task"], row["metric"], row["filter"]): row for row in found}
 
 
-def test_every_shared_figure_stands_once_with_both_sides() -> None:
+def test_every_shared_score_has_one_row() -> None:
     found = harness_results.compare(TEACHER, STUDENT)
     assert [(row["task"], row["metric"], row["filter"]) for row in found["rows"]] == [
         ("rivers", "acc", "none"),
@@ -51,21 +51,21 @@ def test_every_shared_figure_stands_once_with_both_sides() -> None:
     assert (row["samples"], row["better"], row["reason"]) == (500, "high", None)
 
 
-def test_retention_is_one_like_the_teacher_whichever_way_is_better() -> None:
+def test_retention_of_1_means_like_the_teacher_in_both_directions() -> None:
     found = rows()
     assert found["rivers", "acc", "none"]["retention"] == pytest.approx(0.9)
     assert found["letters", "word_perplexity", "none"]["retention"] == pytest.approx(12 / 15)
     assert found["letters", "word_perplexity", "none"]["low"] is None  # no error was given
 
 
-def test_the_bounds_of_a_difference_are_those_of_independent_errors() -> None:
+def test_bounds_of_a_difference_use_independent_errors() -> None:
     row = rows()["rivers", "acc", "none"]
     reach = 1.645 * math.sqrt(0.018**2 + 0.02**2)
     assert row["difference"] == pytest.approx(-0.08)
     assert (row["difference_low"], row["difference_high"]) == pytest.approx((-0.08 - reach, -0.08 + reach))
 
 
-def test_the_bounds_of_a_ratio_hold_as_often_as_they_say() -> None:
+def test_bounds_of_a_ratio_have_their_nominal_coverage() -> None:
     draw, missed, runs = random.Random(1), [0, 0], 4000
     for _ in range(runs):
         bounds = ratio_bounds(draw.gauss(0.3, 0.04), 0.04, draw.gauss(0.5, 0.06), 0.06)
@@ -76,7 +76,7 @@ def test_the_bounds_of_a_ratio_hold_as_often_as_they_say() -> None:
     assert all(0.04 < count / runs < 0.06 for count in missed), missed
 
 
-def test_a_teacher_near_zero_has_no_bounds_to_divide_by() -> None:
+def test_teacher_score_near_zero_gives_no_ratio_bounds() -> None:
     assert ratio_bounds(0.1, 0.01, 0.1, 0.07) is None
 
 
@@ -89,17 +89,17 @@ def at(document: dict[str, Any], *keys: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("keys", "value", "said"),
     [
-        (("versions", "rivers"), 2.0, "another version: 1.0 and 2.0"),
-        (("n-shot", "rivers"), 5, "another number of shots: 0 and 5"),
-        (("n-samples", "rivers", "effective"), 100, "another number of questions: 500 and 100"),
-        (("results", "rivers", "acc,none"), float("nan"), "no finite number"),
-        (("results", "rivers", "acc,none"), "many", "no finite number"),
-        (("results", "rivers", "acc,none"), True, "no finite number"),
-        (("results", "rivers", "acc,none"), 10**400, "no finite number"),
-        (("results", "rivers", "acc,none"), -0.5, "a ratio needs positive figures"),
+        (("versions", "rivers"), 2.0, "the version differs: 1.0 and 2.0"),
+        (("n-shot", "rivers"), 5, "the number of shots differs: 0 and 5"),
+        (("n-samples", "rivers", "effective"), 100, "the number of questions differs: 500 and 100"),
+        (("results", "rivers", "acc,none"), float("nan"), "a score is not a finite number"),
+        (("results", "rivers", "acc,none"), "many", "a score is not a finite number"),
+        (("results", "rivers", "acc,none"), True, "a score is not a finite number"),
+        (("results", "rivers", "acc,none"), 10**400, "a score is not a finite number"),
+        (("results", "rivers", "acc,none"), -0.5, "a ratio needs positive scores"),
     ],
 )
-def test_what_cannot_be_compared_keeps_its_figures_and_says_why(
+def test_incomparable_row_keeps_its_scores_and_has_a_reason(
     keys: tuple[str, ...], value: object, said: str, tmp_path: Path
 ) -> None:
     row = rows(student=changed(tmp_path, lambda document: at(document, *keys, value=value)))["rivers", "acc", "none"]
@@ -109,37 +109,37 @@ def test_what_cannot_be_compared_keeps_its_figures_and_says_why(
     json.dumps(row, allow_nan=False)
 
 
-def test_other_questions_are_told_by_their_hash(tmp_path: Path) -> None:
+def test_different_questions_are_detected_by_their_hash(tmp_path: Path) -> None:
     def answer(document: dict[str, Any]) -> None:
         document["task_hashes"] = {"rivers": document["model_name"][0] * 64}
 
     (tmp_path / "t").mkdir()
     teacher, student = changed(tmp_path / "t", answer, TEACHER), changed(tmp_path, answer)
-    assert "another hash of the questions" in rows(teacher, student)["rivers", "acc", "none"]["reason"]
+    assert "the hash of the questions differs" in rows(teacher, student)["rivers", "acc", "none"]["reason"]
 
 
-def test_a_direction_that_is_not_told_is_not_guessed(tmp_path: Path) -> None:
+def test_unknown_direction_gives_no_retention(tmp_path: Path) -> None:
     teacher = changed(tmp_path, lambda document: document.pop("higher_is_better"), TEACHER)
     row = rows(teacher)["rivers", "acc", "none"]
     assert row["retention"] is None
-    assert "more is better" in row["reason"]
+    assert "a higher score is better" in row["reason"]
     assert row["difference"] == pytest.approx(-0.08)
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "is no JSON"),
-        (b"{", "is no JSON"),
-        (b"\xff\xfe", "is no JSON"),
-        (b"[" * 100_000, "is no JSON"),
-        (b"[]", "holds no results"),
-        (b'{"results": 3}', "holds no results"),
-        (b'{"results": {"arc": {"acc": 0.5}}}', "holds no results of lm-evaluation-harness 0.4"),
-        (b'{"results": {"other": {"acc,none": 0.5}}}', "has no figure of"),
+        (b"", "is not JSON"),
+        (b"{", "is not JSON"),
+        (b"\xff\xfe", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[]", "has no results"),
+        (b'{"results": 3}', "has no results"),
+        (b'{"results": {"arc": {"acc": 0.5}}}', "has no results of lm-evaluation-harness 0.4"),
+        (b'{"results": {"other": {"acc,none": 0.5}}}', "has none of the scores in"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named_with_the_mend(content: bytes, said: str, tmp_path: Path) -> None:
+def test_invalid_file_is_named_with_the_fix(content: bytes, said: str, tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=said) as caught:
@@ -147,7 +147,7 @@ def test_a_file_that_cannot_be_used_is_named_with_the_mend(content: bytes, said:
     assert "results.json" in str(caught.value)
 
 
-def test_missing_huge_and_equal_files_are_refused(tmp_path: Path) -> None:
+def test_missing_large_and_equal_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot read .*none\.json"):
         harness_results.compare(tmp_path / "none.json", STUDENT)
     huge = tmp_path / "huge.json"
@@ -155,28 +155,28 @@ def test_missing_huge_and_equal_files_are_refused(tmp_path: Path) -> None:
         file.truncate(harness_results.LARGEST + 1)
     with pytest.raises(UsageError, match="larger than"):
         harness_results.compare(huge, STUDENT)
-    with pytest.raises(UsageError, match="hold the same"):
+    with pytest.raises(UsageError, match="have the same content"):
         harness_results.compare(STUDENT, STUDENT)
 
 
 # --- the verb ---------------------------------------------------------------------------------------------------------
 
 
-def test_alone_they_are_shown_and_decide_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_harness_results_alone_are_inconclusive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert cli.main(["evaluate", "--harness-results", str(TEACHER), str(STUDENT), "-o", str(out)]) == 4
     printed = capsys.readouterr().out
     assert printed.startswith("INCONCLUSIVE: ")
-    assert "decide nothing" in printed
+    assert "do not affect the verdict" in printed
     assert "rivers acc" in printed
-    told = json.loads((out / "evaluation.json").read_text())
-    assert told["harness"] == harness_results.compare(TEACHER, STUDENT)
+    document = json.loads((out / "evaluation.json").read_text())
+    assert document["harness"] == harness_results.compare(TEACHER, STUDENT)
     page = (out / "report.html").read_text()
     assert page.count("0.800 ± 0.018") == 1
     assert "0.900" in page.partition('id="harness"')[2].partition("</section>")[0]
 
 
-def test_a_hostile_task_name_stays_one_line_and_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hostile_task_name_stays_one_line_of_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = "evil\x1b[31m\nGO: all pass<img src=x onerror=alert(1)>"
 
     def rename(document: dict[str, Any]) -> None:
@@ -192,7 +192,7 @@ def test_a_hostile_task_name_stays_one_line_and_text(tmp_path: Path, capsys: pyt
     assert "<img" not in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_a_bad_file_is_refused_before_anything_is_sampled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_file_is_refused_before_sampling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = ["--harness-results", str(tmp_path / "none.json"), str(STUDENT)]
     assert cli.main(["evaluate", "a-student", "--teacher", "t", "--prompts", "p.jsonl", *files]) == 2
     printed = capsys.readouterr()

@@ -34,13 +34,13 @@ PLANTED = {"boilerplate opening", "10% refusals"}
 
 
 @pytest.mark.parametrize("preset", ["text-only", "assistant"])
-def test_a_student_like_its_teacher_passes_at_any_length_and_damage_does_not(preset: str) -> None:
+def test_student_like_its_teacher_passes_at_any_length_and_damaged_student_does_not(preset: str) -> None:
     judged = played(*EIGHT, *sorted(PLANTED))
     verdicts = {name: benchmark().verdict(metrics, preset).verdict for name, metrics in judged.items()}
     assert {name for name, verdict in verdicts.items() if verdict == "GO"} == set(benchmark().HARMLESS)
 
 
-def test_the_metric_that_stops_a_student_is_the_one_that_sees_its_damage() -> None:
+def test_metric_that_measures_the_damage_decides() -> None:
     judged = played(*EIGHT, *sorted(PLANTED))
     binding = {name: benchmark().verdict(metrics, "text-only").binding for name, metrics in judged.items()}
     assert binding["15% loops"] == "loops"
@@ -50,7 +50,7 @@ def test_the_metric_that_stops_a_student_is_the_one_that_sees_its_damage() -> No
     assert binding["temperature 0.8"] == "retention"
 
 
-def test_where_words_hardly_tell_modes_the_gate_says_so() -> None:
+def test_modes_that_words_do_not_show_are_inconclusive() -> None:
     world = benchmark().WORLDS[-1]
     judged = benchmark().simulate(SEED, {"12 to 3 modes": benchmark().CONDITIONS["12 to 3 modes"]}, world)
     found = benchmark().verdict(judged["12 to 3 modes"], "text-only")
@@ -61,19 +61,19 @@ def test_where_words_hardly_tell_modes_the_gate_says_so() -> None:
 # --- the synthetic teacher itself -------------------------------------------------------------------------------------
 
 
-def test_its_samples_have_the_probabilities_it_says() -> None:
+def test_samples_match_the_stated_probabilities() -> None:
     Teacher, Condition = benchmark().SyntheticTeacher, benchmark().Condition
     teacher = Teacher(3, prompts=2, modes=4)
     for condition in (Condition(), Condition(modes=1), Condition(temperature=0.5)):
         ids, lengths = teacher.ids(condition, 4000, 1)
-        told, _ = next(iter(teacher.reading(condition, ids[:, :1], lengths[:, :1], 1)))
-        words = told[0, :-1] / told[0, :-1].sum()
+        probabilities, _ = next(iter(teacher.reading(condition, ids[:, :1], lengths[:, :1], 1)))
+        words = probabilities[0, :-1] / probabilities[0, :-1].sum()
         seen = np.bincount(ids[0, :, 0], minlength=len(words)) / 4000
         spread = np.sqrt(words * (1 - words) / 4000)
         assert (np.abs(seen - words) < 5 * spread + 1e-3).all()
 
 
-def test_coverage_of_the_teacher_is_its_nucleus_and_damage_takes_from_it() -> None:
+def test_teacher_covers_its_nucleus_and_damage_reduces_coverage() -> None:
     Teacher, Condition = benchmark().SyntheticTeacher, benchmark().Condition
     teacher = Teacher(4, prompts=10)
     student, own = teacher.coverage(Condition(), 2)

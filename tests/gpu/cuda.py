@@ -1,4 +1,4 @@
-"""What the tests on CUDA devices share: why one cannot run here, a spec that trains in seconds, and its run."""
+"""Shared parts of the tests on CUDA devices: the reason to skip one, a spec that trains in seconds, and its run."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def start(spec_values: dict[str, Any], folder: Path, **environment: str) -> subp
 
 
 def train(spec_values: dict[str, Any], folder: Path, **environment: str) -> list[dict[str, Any]]:
-    """Run it to its end; return the events it told."""
+    """Run it to its end, and return its events."""
     done = start(spec_values, folder, **environment)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

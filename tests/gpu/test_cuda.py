@@ -44,7 +44,7 @@ def test_a_quantized_teacher_is_another_one_and_a_near_one(quantization: str, mo
 
 
 @needs()
-def test_too_little_memory_is_told_in_one_message(models: Path, tmp_path: Path) -> None:
+def test_too_little_memory_is_one_message(models: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import torch\ntorch.cuda.set_per_process_memory_fraction(1e-6)\n")
     done = start(values(models), tmp_path / "run", PYTHONPATH=str(tmp_path))
     assert done.returncode == 6, done.stderr

@@ -12,7 +12,7 @@ import pytest
 import torch
 from cuda import REPOSITORY, first_measure, losses, needs, train, values
 
-from skill_kd.handoff import hand_on
+from skill_kd.handoff import hand_off
 from skill_kd.jobs.run import run
 from skill_kd.spec.file import parse_spec
 
@@ -31,7 +31,7 @@ def unsloth(models: Path, student: dict[str, Any], **sections: Any) -> dict[str,
 
 
 @pytest.mark.parametrize("name", STUDENTS)
-def test_a_run_trains_and_exports_a_student_that_is_handed_on(name: str, models: Path, tmp_path: Path) -> None:
+def test_a_run_trains_exports_and_passes_handoff(name: str, models: Path, tmp_path: Path) -> None:
     method = {"4bit": "qlora", "16bit": "lora", "full": "full"}[name]
     handoff = {"method": method, "data": str(REPOSITORY / "examples/data/chat.jsonl"), "export": ["merged"]}
     folder = run(parse_spec(unsloth(models, STUDENTS[name], handoff=handoff)), tmp_path).folder
@@ -39,9 +39,9 @@ def test_a_run_trains_and_exports_a_student_that_is_handed_on(name: str, models:
     assert config["dtype"] == "bfloat16"
     assert "quantization_config" not in config
     assert (folder / "compiled").is_dir()
-    result = hand_on(folder, execute=True, max_steps=3)
+    result = hand_off(folder, execute=True, max_steps=3)
     assert not result.failed(), result.table()
-    assert result.figures["student"]["forward_kl"] > 0
+    assert result.measures["student"]["forward_kl"] > 0
 
 
 def test_the_first_losses_are_those_of_the_built_in_backend(models: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The one decision table: every advice is a valid spec, every pilot one change."""
+"""The decision table: advice is always a valid spec, and a pilot is one valid change."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def ask(need: tuple[Any, ...], seen: str | None = None) -> Any:
 
 
 @pytest.mark.parametrize("seen", [None, *BY_KEY])
-def test_every_advice_is_a_valid_spec(seen: str | None) -> None:
+def test_advice_is_always_a_valid_spec(seen: str | None) -> None:
     for need in NEEDS:
         advice = ask(need, seen)
         spec = parse_spec(advice.skeleton)
@@ -51,7 +51,7 @@ def test_every_advice_is_a_valid_spec(seen: str | None) -> None:
         assert advice.would_change
 
 
-def test_every_setting_is_what_the_skeleton_says() -> None:
+def test_settings_equal_the_values_in_the_skeleton() -> None:
     for need in NEEDS:
         advice = ask(need)
         for path, value, _ in advice.settings:
@@ -76,11 +76,11 @@ def test_every_setting_is_what_the_skeleton_says() -> None:
         ({"teacher": "served", "matters": "coverage"}, "forward_kl"),
     ],
 )
-def test_the_objective_for_a_need(need: dict[str, Any], objective: str) -> None:
+def test_objective_for_a_need(need: dict[str, Any], objective: str) -> None:
     assert advise(**need).objective == objective
 
 
-def test_a_teacher_of_text_is_never_asked_for_probabilities() -> None:
+def test_text_only_teacher_gets_no_probability_objective() -> None:
     for need, seen in itertools.product(NEEDS, (None, *BY_KEY)):
         if need[1] == "text":
             assert all(
@@ -88,18 +88,18 @@ def test_a_teacher_of_text_is_never_asked_for_probabilities() -> None:
             )
 
 
-def test_what_was_seen_changes_the_advice() -> None:
+def test_finding_changes_the_advice() -> None:
     advice = advise(seen="lost_modes")
     assert ("distill.objective", {"kind": "entropy_aware"}, "against 'lost_modes'") in advice.settings
     assert [spec["name"] for spec in advice.specs] == ["against-lost-modes", "minillm"]
-    assert any("seen before" in each for each in advice.why)
+    assert any("seen in an earlier student" in each for each in advice.why)
     assert any("2404.02657" in each for each in advice.would_change)
 
 
-def test_the_pair_differs_in_its_objective_alone() -> None:
+def test_two_specs_differ_only_in_their_objective() -> None:
     for need, seen in itertools.product(NEEDS, (None, "sameness", "loops")):
         advice = ask(need, seen)
-        if advice.beside is None:
+        if advice.alternative is None:
             assert need[1] == "text"
             continue
         ours, theirs = (parse_spec(each).model_dump(mode="json") for each in advice.specs)
@@ -107,24 +107,27 @@ def test_the_pair_differs_in_its_objective_alone() -> None:
         distill = [next(stage for stage in each["stages"] if stage["kind"] == "distill") for each in (ours, theirs)]
         path, _, why = advice.settings[-1]
         if why.startswith("against") and not path.startswith("distill.objective"):
-            continue  # a remedy that is no objective, such as more of the student's own samples
+            continue  # a remedy other than an objective, such as more of the student's own samples
         assert distill[0].pop("objective") != distill[1].pop("objective")
         del ours["name"], theirs["name"]
         assert ours == theirs
 
 
-def test_what_a_person_tells_stands_in_both_specs() -> None:
-    told = {"student.model": "S", "distill.updates": 7, "warm_start.epochs": 0.5, "handoff.data": "sft.jsonl"}
-    advice = advise(matters="coverage", changes=told)
+def test_given_values_are_in_both_specs() -> None:
+    given = {"student.model": "S", "distill.updates": 7, "warm_start.epochs": 0.5, "handoff.data": "sft.jsonl"}
+    advice = advise(matters="coverage", changes=given)
     for spec in map(parse_spec, advice.specs):
         warm, distill = spec.stages
         assert (spec.student.model, distill.updates, warm.epochs) == ("S", 7, 0.5)
         assert spec.handoff is not None
         assert spec.handoff.data == "sft.jsonl"
-    assert ("distill.updates", 7, "as you say") in advice.settings
+    assert ("distill.updates", 7, "set by you") in advice.settings
     for seen in (None, "sameness", "loops"):
-        assert [spec["name"] for spec in advise(changes={"name": "mine"}, seen=seen).specs] == ["mine", "mine-beside"]
-    with pytest.raises(UsageError, match="the objective is what advise chooses"):
+        assert [spec["name"] for spec in advise(changes={"name": "mine"}, seen=seen).specs] == [
+            "mine",
+            "mine-alternative",
+        ]
+    with pytest.raises(UsageError, match="advise chooses the objective"):
         advise(changes={"distill.objective.coverage_weight": 0.5})
     assert [path for path, *_ in advice.settings].count("distill.updates") == 1
     for wrong in ({"data.trian": "x"}, {"name.first": "x"}, {"distill.updates": "many"}):
@@ -133,13 +136,13 @@ def test_what_a_person_tells_stands_in_both_specs() -> None:
 
 
 @pytest.mark.parametrize("matters", ["balanced", "coverage"])
-def test_too_narrow_is_answered_with_one_pair_however_it_is_asked(matters: str) -> None:
+def test_sameness_gives_the_same_pair_for_every_need(matters: str) -> None:
     advice = advise(matters=matters, distilled=True, seen="sameness")
     kinds = [spec["stages"][-1]["objective"]["kind"] for spec in advice.specs]
     assert kinds == ["entropy_aware", "minillm"]
 
 
-def test_a_student_that_was_distilled_needs_no_warm_start() -> None:
+def test_distilled_student_needs_no_warm_start() -> None:
     advice = advise(seen="sameness", distilled=True)
     assert all([stage["kind"] for stage in spec["stages"]] == ["distill"] for spec in advice.specs)
     assert any("start again" in each for each in advice.would_change)
@@ -147,13 +150,13 @@ def test_a_student_that_was_distilled_needs_no_warm_start() -> None:
         advise(distilled=True, changes={"warm_start.epochs": 1})
 
 
-def test_both_specs_are_written_and_nothing_is_written_over(tmp_path: Path) -> None:
+def test_both_specs_are_written_and_no_file_is_overwritten(tmp_path: Path) -> None:
     advice = advise(matters="coverage")
     paths = advice.write(tmp_path / "specs")
     assert [path.name for path in paths] == ["entropy-aware.yaml", "minillm.yaml"]
     assert [load_spec(path).name for path in paths] == ["entropy-aware", "minillm"]
     assert advice.write(tmp_path / "specs") == paths
-    with pytest.raises(UsageError, match="is there and differs"):
+    with pytest.raises(UsageError, match="exists with other content"):
         advise(matters="coverage", budget="large").write(tmp_path / "specs")
     assert sorted(path.name for path in (tmp_path / "specs").iterdir()) == ["entropy-aware.yaml", "minillm.yaml"]
     (tmp_path / "file").write_text("")
@@ -172,7 +175,7 @@ def test_both_specs_are_written_and_nothing_is_written_over(tmp_path: Path) -> N
         {"prompts": 0},
     ],
 )
-def test_unknown_needs_are_refused_with_the_known_ones(wrong: dict[str, Any]) -> None:
+def test_unknown_need_is_refused_with_the_known_ones(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"one of|above 0"):
         advise(**wrong)
 
@@ -201,7 +204,7 @@ def leaves(values: Any, path: str = "") -> dict[str, Any]:
 
 
 def wrong_pilot(objective: str, finding: str) -> str | None:
-    """What is wrong with the pilot of a finding, or None."""
+    """Return the error in the pilot of a finding, or None."""
     spec = plain(objective)
     untouched = json.dumps(spec)
     changed = pilot(spec, finding)
@@ -222,7 +225,7 @@ def wrong_pilot(objective: str, finding: str) -> str | None:
     return f"{', '.join(outside)} changed besides {path}" if outside else None
 
 
-def test_a_pilot_is_one_change_and_valid() -> None:
+def test_pilot_is_one_valid_change() -> None:
     pairs = list(itertools.product(objectives(), BY_KEY))
     assert pairs
     failures = [
@@ -233,12 +236,12 @@ def test_a_pilot_is_one_change_and_valid() -> None:
     assert not failures, "\n".join(failures)
 
 
-def test_findings_of_data_have_no_knob() -> None:
+def test_findings_about_data_have_no_knob() -> None:
     for finding in ("refusals", "teacher_narrow"):
         assert all(pilot(plain(objective), finding) is None for objective in objectives())
 
 
-def test_the_objectives_named_exist() -> None:
+def test_named_objectives_exist() -> None:
     known = set(objectives())
     assert {str(choice.objective["kind"]) for choice in CHOICES} <= known
     knobs = [knob for finding in FINDINGS for remedy in finding.remedies for knob in remedy.knobs]
@@ -248,14 +251,14 @@ def test_the_objectives_named_exist() -> None:
     assert Spec
 
 
-def test_remedies_stand_cheapest_first() -> None:
+def test_remedies_are_sorted_cheapest_first() -> None:
     order = ["serving", "data", "pilot"]
     for finding in FINDINGS:
         costs = [order.index(remedy.cost) for remedy in finding.remedies]
         assert costs == sorted(costs), finding.key
 
 
-def test_the_table_as_markdown() -> None:
+def test_table_as_markdown() -> None:
     for text, rows in ((objectives_markdown(), CHOICES), (findings_markdown(), FINDINGS)):
         lines = text.strip().split("\n")
         assert len(lines) == len(rows) + 2
@@ -268,7 +271,7 @@ def test_long_answers_are_trained_with_forward_kl_too() -> None:
     assert [spec["stages"][-1]["objective"]["kind"] for spec in advice.specs] == ["entropy_aware", "reverse_kl"]
 
 
-def test_length_is_first_answered_by_a_mixture_of_rollouts() -> None:
+def test_first_remedy_for_length_is_a_mixture_of_rollouts() -> None:
     mixed = pilot(plain("reverse_kl"), "length")
     assert mixed is not None
     assert mixed[:2] == ("distill.objective.on_policy", 0.5)
@@ -277,15 +280,15 @@ def test_length_is_first_answered_by_a_mixture_of_rollouts() -> None:
     assert longer[0] == "rollout.max_new_tokens"
 
 
-def test_directions_are_the_right_way_round() -> None:
-    """Coverage is bought with forward KL, precision with reverse KL."""
+def test_directions_match_the_goal() -> None:
+    """Remedies move toward forward KL for coverage and toward reverse KL for precision."""
     narrow = pilot(plain("minillm"), "lost_modes")
     assert narrow is not None
     assert narrow[:2] == ("distill.objective", {"kind": "entropy_aware"})
     jsd = pilot(plain("jsd"), "lost_modes")
     assert jsd is not None
     assert isinstance(jsd[1], float)
-    assert jsd[1] < 0.5  # beta towards 0 is forward KL in spec.py
+    assert jsd[1] < 0.5  # a beta near 0 is forward KL in spec.py
     precise = pilot(plain("forward_kl"), "imprecise")
     assert precise is not None
     assert precise[1] == {"kind": "reverse_kl"}

@@ -41,7 +41,7 @@ NO_TURNS = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
         (None, None),
     ],
 )
-def test_the_parts_of_a_chat_template(template: str | None, parts: tuple[str, str] | None) -> None:
+def test_parts_of_a_chat_template(template: str | None, parts: tuple[str, str] | None) -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = template
     found = template_parts(tokenizer)
@@ -49,7 +49,7 @@ def test_the_parts_of_a_chat_template(template: str | None, parts: tuple[str, st
 
 
 def ollama(template: str, messages: list[dict[str, str]]) -> str:
-    """What Ollama makes of the few constructs our Modelfile uses."""
+    """Render the few constructs of our Modelfile as Ollama does."""
     template = re.sub(
         r'\{\{ if ne \(index \.Messages 0\)\.Role "system" \}\}(.*?)\{\{ end \}\}',
         lambda match: match[1] if messages[0]["role"] != "system" else "",
@@ -64,7 +64,7 @@ def ollama(template: str, messages: list[dict[str, str]]) -> str:
 
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, DEFAULT_SYSTEM])
 @pytest.mark.parametrize("roles", [("user",), ("system", "user"), ("user", "assistant", "user")])
-def test_ollama_writes_what_the_chat_template_writes(template: str, roles: tuple[str, ...]) -> None:
+def test_ollama_template_equals_the_chat_template(template: str, roles: tuple[str, ...]) -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = template
     handoff = Handoff(export=("gguf-q4_k_m",), ollama=True)
@@ -77,7 +77,7 @@ def test_ollama_writes_what_the_chat_template_writes(template: str, roles: tuple
     assert ollama(text.split('"""')[1], messages) == expected
 
 
-def test_a_template_with_ollamas_own_braces_is_left_out() -> None:
+def test_template_with_double_braces_is_left_out() -> None:
     parts = {"instruction_part": "{{ .System }}", "before_system": "", "after_assistant": "<|im_end|>"}
     handoff = Handoff(export=("gguf-q8_0",), ollama=True)
     assert "{{" not in modelfile(FinetuneTask(minimal_spec().model_copy(update={"handoff": handoff}), parts, 10, 1))

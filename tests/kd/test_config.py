@@ -75,7 +75,7 @@ def test_a_file_that_is_not_an_object_is_refused(text: str, tmp_path: Path) -> N
         Config.read(path)
 
 
-def test_the_generated_part_has_not_drifted_and_check_tells_where_it_has(tmp_path: Path) -> None:
+def test_the_generated_part_has_not_drifted_and_check_reports_drift(tmp_path: Path) -> None:
     (tmp_path / "dev").mkdir()
     for name in ("generated.py", "make_config.py"):
         (tmp_path / "dev" / name).write_bytes((REPOSITORY / "dev" / name).read_bytes())

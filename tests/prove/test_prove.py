@@ -1,4 +1,4 @@
-"""prove: the exact estimator on real transformers, by every response there is; and verdicts on losses of users."""
+"""prove: the exact estimator on transformers, over all possible responses; and verdicts on users' losses."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ torch.set_num_threads(1)
 
 EOS, CPU = 0, torch.device("cpu")
 PROMPTS = ((3,), (1, 2, 3, 1))
-"""Of different lengths, so that one is padded on the left."""
+"""Prompts of different lengths, so that one is padded on the left."""
 SHAPES = {"4 tokens, length 4": (4, 4), "5 tokens, length 3": (5, 3)}
 
 
 def transformer(vocabulary: int, seed: int) -> LlamaForCausalLM:
-    """A random Llama in float64 throughout: its own norm computes in float32."""
+    """Return a random Llama in float64. Its norm is replaced, because the original computes in float32."""
     shape = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = LlamaConfig(vocab_size=vocabulary, num_key_value_heads=1, initializer_range=0.5, **shape)
     torch.manual_seed(seed)
@@ -70,7 +70,7 @@ def alone(model: nn.Module, prompt: tuple[int, ...], response: tuple[int, ...]) 
 
 
 def weighted(estimator: Estimator) -> Estimator:
-    """Return the estimator with each row's positions times a share, which stands where labels of the data do."""
+    """Return the estimator with each row's positions times a weight, which is passed as ``from_data_B``."""
 
     def loss(student_logp: Tensor, teacher_logp: Tensor, ids: Tensor, *given: Tensor) -> Tensor:
         *weights, share = given
@@ -98,7 +98,7 @@ class Enumerated:
         kl = torch.stack(terms).sum() / len(PROMPTS)
         self.gradient = torch.autograd.grad(kl, list(self.student.parameters()))
 
-    def behaviour(self, teacher_mix: float) -> list[Tensor]:
+    def behavior(self, teacher_mix: float) -> list[Tensor]:
         pairs = zip(self.logq, self.logp, strict=True)
         return [(teacher_mix * p.exp() + (1 - teacher_mix) * q.exp()).log() for q, p in pairs]
 
@@ -107,7 +107,7 @@ class Enumerated:
 
         That is from hidden states, in chunks; ``dense`` has all log-probabilities at once, as a served teacher needs.
         """
-        drawn_with = self.behaviour(objective.teacher_mix)
+        drawn_with = self.behavior(objective.teacher_mix)
         rows = [
             Row(prompt, response, (True,) * len(response), "student", tuple(logp.tolist()))
             for (prompt, response), logp in zip(self.pairs, drawn_with, strict=True)
@@ -144,7 +144,7 @@ def exact(teacher_mix: float) -> Objective:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("teacher_mix", [0.0, 0.2, 0.5])
 @pytest.mark.parametrize("dense", [False, True], ids=["hidden states", "log-probabilities"])
-def test_exact_follows_the_gradient_of_reverse_kl_on_a_transformer(
+def test_exact_has_the_gradient_of_reverse_kl_on_a_transformer(
     shape: str, seed: int, teacher_mix: float, dense: bool
 ) -> None:
     world = enumerated(shape, seed)
@@ -155,7 +155,7 @@ def test_exact_follows_the_gradient_of_reverse_kl_on_a_transformer(
 
 
 @pytest.mark.parametrize("teacher_mix", [0.0, 0.5])
-def test_a_transformer_that_is_its_own_teacher_has_no_gradient(teacher_mix: float) -> None:
+def test_transformer_as_its_own_teacher_has_no_gradient(teacher_mix: float) -> None:
     shape = "4 tokens, length 4"
     world = Enumerated(*SHAPES[shape], seed=0)
     world.logp = world.logq
@@ -163,7 +163,7 @@ def test_a_transformer_that_is_its_own_teacher_has_no_gradient(teacher_mix: floa
         torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-12)
 
 
-def test_the_papers_estimator_is_biased_on_a_transformer_as_well() -> None:
+def test_paper_estimator_is_biased_on_a_transformer() -> None:
     world = enumerated("4 tokens, length 4", 0)
     paper = build_objective(config.MiniLLM.of(MiniLLM(estimator="paper").model_dump()))
     expected, gradient = (
@@ -173,7 +173,7 @@ def test_the_papers_estimator_is_biased_on_a_transformer_as_well() -> None:
     assert 0.3 < float(torch.cosine_similarity(gradient, expected, dim=0)) < 0.99
 
 
-def test_the_sampler_reports_the_mixture_of_two_transformers() -> None:
+def test_sampler_reports_the_log_probs_of_the_mixture() -> None:
     student, teacher = transformer(5, 1), transformer(5, 51)
     uniform, coins = uniforms([(1, row) for row in range(4)], 6), uniforms([("coins",)], 6)[0]
     prompts, mask = pad_left([*PROMPTS, *PROMPTS], EOS)
@@ -203,7 +203,7 @@ EXPECTED = {
     "Single + Long, per-decision weights (`exact`)": "exact",
     "Single + Long, whole-sequence weight": "exact",
     "Eq 2, whole-sequence weight": "exact",
-    "Eq 5 to the letter, Π_{≤t} on token t": "on_policy_only",
+    "Eq 5 taken literally, Π_{≤t} on token t": "on_policy_only",
     "per-token weight w_t": "on_policy_only",
     "K1 back-propagated": "zero",
     "forward KL on sampled prefixes": "forward_kl",
@@ -212,7 +212,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_every_known_loss_gets_its_verdict_and_is_recognised(name: str) -> None:
+def test_known_loss_gets_its_verdict_and_is_recognized(name: str) -> None:
     verdict = judge(KNOWN[name])
     assert verdict.kind == EXPECTED.get(name, "biased")
     twins = [known for known, expected in EXPECTED.items() if expected == "exact"]
@@ -220,30 +220,30 @@ def test_every_known_loss_gets_its_verdict_and_is_recognised(name: str) -> None:
     assert verdict.masked_positions_matter is (name == "`exact`, pads trained")
 
 
-def published(student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behaviour: Tensor | None) -> Tensor:
-    """What a widely read guide calls reverse KL: the teacher's cross-entropy, batchmean, without a mask."""
+def published(student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behavior: Tensor | None) -> Tensor:
+    """Return the "reverse KL" of a widely copied guide: cross-entropy with the teacher, batchmean, without a mask."""
     return -(teacher.exp() * student).sum() / len(student)
 
 
 def published_policy_gradient(
-    student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behaviour: Tensor | None
+    student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behavior: Tensor | None
 ) -> Tensor:
-    """Its policy gradient: minus the mean of what the student gives the sampled tokens."""
+    """Return the same guide's policy gradient: minus the mean log-probability of the sampled tokens."""
     return -token_logp(student, ids).mean()
 
 
 @pytest.mark.parametrize("loss", [published, published_policy_gradient])
-def test_the_published_wrong_losses_fail_with_their_direction_named(loss: Any) -> None:
+def test_published_wrong_loss_fails_as_swapped_direction(loss: Any) -> None:
     verdict = judge(loss, "published")
     assert verdict.kind == "forward_kl"
     assert not verdict.exact
     assert "swapped" in verdict.says
     assert "KL(teacher ‖ student), not KL(student ‖ teacher)" in verdict.says
     assert verdict.masked_positions_matter
-    assert "masked positions reach its gradient" in verdict.says
+    assert "masked positions affect its gradient" in verdict.says
 
 
-def test_a_loss_of_the_teachers_samples_alone_is_forward_kl() -> None:
+def test_loss_on_teacher_samples_is_forward_kl() -> None:
     """Sequence-level distillation: no gradient on the student's own samples, that of KL(p ‖ q) on the teacher's."""
 
     def imitation(*given: Tensor) -> Tensor:
@@ -254,24 +254,24 @@ def test_a_loss_of_the_teachers_samples_alone_is_forward_kl() -> None:
 
 
 @pytest.mark.parametrize("factor", [0.25, 3.0])
-def test_a_constant_factor_is_only_a_step_size(factor: float) -> None:
+def test_constant_factor_is_a_step_size(factor: float) -> None:
     verdict = judge(lambda *given: factor * minillm_exact(*given))
     assert (verdict.kind, verdict.exact) == ("step_size", True)
     assert verdict.says.endswith(f"times {factor:g}")
 
 
-def test_a_factor_that_depends_on_the_policies_is_a_bias() -> None:
+def test_factor_that_depends_on_the_policies_is_a_bias() -> None:
     def adaptive(*given: Tensor) -> Tensor:
         return minillm_exact(*given) * (1 + given[1][0, 0, 0].exp())
 
     assert kind(adaptive) == "biased"
 
 
-def test_a_negative_factor_is_a_wrong_sign() -> None:
+def test_negative_factor_is_a_wrong_sign() -> None:
     assert kind(lambda *given: -minillm_exact(*given)) == "wrong_sign"
 
 
-def test_a_mean_over_each_responses_tokens_is_recognised_as_length_normalisation() -> None:
+def test_mean_over_tokens_is_recognized() -> None:
     def mean(*given: Tensor) -> Tensor:
         return minillm_exact(*given).sum() / given[3].sum()
 
@@ -279,7 +279,7 @@ def test_a_mean_over_each_responses_tokens_is_recognised_as_length_normalisation
 
 
 @pytest.mark.parametrize("form", ["[B, T]", "[B]", "scalar"])
-def test_a_loss_may_be_summed_over_tokens_or_over_all(form: str) -> None:
+def test_loss_may_be_summed_over_tokens_or_over_everything(form: str) -> None:
     def loss(*given: Tensor) -> Tensor:
         loss_BT = minillm_exact(*given)
         return {"[B, T]": loss_BT, "[B]": loss_BT.sum(dim=1), "scalar": loss_BT.sum()}[form]
@@ -287,14 +287,14 @@ def test_a_loss_may_be_summed_over_tokens_or_over_all(form: str) -> None:
     assert kind(loss) == "exact"
 
 
-def test_float32_inside_a_loss_is_no_bias() -> None:
+def test_float32_inside_a_loss_is_not_a_bias() -> None:
     def narrow(*given: Tensor) -> Tensor:
         return minillm_exact(*(g.float() if g is not None and g.is_floating_point() else g for g in given))
 
     assert kind(narrow) == "exact"
 
 
-def test_what_is_exact_on_policy_passes_when_no_teacher_mixes_in() -> None:
+def test_on_policy_loss_is_exact_without_teacher_mixing() -> None:
     def unweighted(*given: Tensor) -> Tensor:
         return minillm_exact(*given[:4])
 
@@ -302,17 +302,17 @@ def test_what_is_exact_on_policy_passes_when_no_teacher_mixes_in() -> None:
     assert kind(unweighted, 0.0) == "exact"
 
 
-def test_a_return_from_the_next_token_on_that_carries_gradient_adds_variance_and_no_bias() -> None:
-    def undetached(student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behaviour: Tensor | None) -> Tensor:
+def test_undetached_return_from_the_next_token_adds_variance_but_no_bias() -> None:
+    def undetached(student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, behavior: Tensor | None) -> Tensor:
         reward = torch.where(mask, token_logp(teacher, ids) - token_logp(student, ids), 0.0)
         later = suffix_sum(reward) - reward
         pull = torch.where(mask, (later.detach() - later) * token_logp(student, ids), 0.0)
-        return minillm_exact(student, teacher, ids, mask, behaviour) + pull
+        return minillm_exact(student, teacher, ids, mask, behavior) + pull
 
     assert kind(undetached, 0.0) == "exact"
 
 
-def test_garbage_read_at_masked_positions_is_found_though_no_gradient_goes_there() -> None:
+def test_values_at_masked_positions_are_detected_without_gradient_there() -> None:
     def leaky(*given: Tensor) -> Tensor:
         return minillm_exact(*given) * (1 + given[0][:, -1:, 0].detach())
 
@@ -320,14 +320,14 @@ def test_garbage_read_at_masked_positions_is_found_though_no_gradient_goes_there
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_gradient_that_is_no_number_is_told(value: float) -> None:
+def test_gradient_that_is_not_finite_is_reported(value: float) -> None:
     verdict = judge(lambda *given: value * minillm_exact(*given), "mine", seeds=1)
     assert verdict.kind == "not_finite"
     assert not verdict.exact
     json.loads(json.dumps(verdict.to_json(), allow_nan=False))
 
 
-def test_a_loss_that_writes_into_its_arguments_spoils_no_other_row() -> None:
+def test_loss_that_writes_into_its_arguments_affects_only_its_row() -> None:
     def greedy(*given: Tensor) -> Tensor:
         loss_BT = minillm_exact(*given)
         given[2].zero_()
@@ -336,7 +336,7 @@ def test_a_loss_that_writes_into_its_arguments_spoils_no_other_row() -> None:
     assert kind(greedy) == "exact"
 
 
-def test_a_loss_that_spoils_its_own_backward_pass_is_told() -> None:
+def test_loss_with_a_failing_backward_pass_is_reported() -> None:
     def spoiling(*given: Tensor) -> Tensor:
         loss_BT = minillm_exact(*given)
         given[3].zero_()
@@ -355,14 +355,14 @@ def test_a_loss_that_spoils_its_own_backward_pass_is_told() -> None:
         (lambda *given: given[0].detach(), "without gradient"),
     ],
 )
-def test_a_loss_that_cannot_be_called_says_how_it_is_called(loss: Any, words: str) -> None:
+def test_loss_that_cannot_be_called_names_the_arguments(loss: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words) as refused:
         judge(loss, "mine:loss", seeds=1)
     assert str(refused.value).startswith("mine:loss")
     assert "\n" not in str(refused.value)
 
 
-def test_the_table_tells_the_worst_and_the_range() -> None:
+def test_table_shows_the_largest_error_and_the_range() -> None:
     verdict = judge(KNOWN["Single alone (`reverse_kl`, on-policy)"], "mine", seeds=3)
     head, _, body = verdict.table().partition("\n\n")
     assert "verdict           biased" in head
@@ -372,7 +372,7 @@ def test_the_table_tells_the_worst_and_the_range() -> None:
     assert f"{min(cosines):.3f} … {max(cosines):.3f}" in body.splitlines()[1]
 
 
-def test_json_holds_every_case() -> None:
+def test_json_has_every_case() -> None:
     document = json.loads(json.dumps(judge(minillm_exact).to_json()))
     assert (document["kind"], document["exact"], document["loss"]) == ("exact", True, "mine")
     assert [(case["teacher_mix"], case["seed"]) for case in document["cases"]] == [
@@ -389,7 +389,7 @@ MINE = """
 from helper_of_{name} import scale
 from skill_kd.kd.losses.divergences import reverse_kl
 
-def single(student, teacher, ids, mask, behaviour):
+def single(student, teacher, ids, mask, behavior):
     return scale(reverse_kl(student, teacher)) * mask
 
 not_a_function = 3
@@ -398,7 +398,7 @@ not_a_function = 3
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a loss of one's own, and a module beside it that it imports; the name differs for each test."""
+    """Return a folder with a user's loss and a module that the loss imports; the names differ for each test."""
     name = f"mine_{abs(hash(tmp_path))}"
     (tmp_path / f"{name}.py").write_text(MINE.format(name=name))
     (tmp_path / f"helper_of_{name}.py").write_text("def scale(x):\n    return x\n")
@@ -413,7 +413,7 @@ def module_of(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("form", ["module", "file", "path"])
-def test_a_loss_is_found_by_module_or_by_file(form: str, folder: Path) -> None:
+def test_loss_is_loaded_by_module_or_by_file(form: str, folder: Path) -> None:
     name = module_of(folder)
     source = {"module": name, "file": f"{name}.py", "path": str(folder / f"{name}.py")}[form]
     loss = load_loss(f"{source}:single")
@@ -423,9 +423,9 @@ def test_a_loss_is_found_by_module_or_by_file(form: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("just_a_name", "names no loss"),
-        (":single", "names no loss"),
-        ("MODULE:", "names no loss"),
+        ("just_a_name", "is not the name of a loss"),
+        (":single", "is not the name of a loss"),
+        ("MODULE:", "is not the name of a loss"),
         ("MODULE:nothing_here", "has no function 'nothing_here'"),
         ("MODULE:not_a_function", "'not_a_function'"),
         ("no_such_module_at_all:single", "ModuleNotFoundError"),
@@ -433,7 +433,7 @@ def test_a_loss_is_found_by_module_or_by_file(form: str, folder: Path) -> None:
         ("broken_MODULE:single", "SystemExit: stop here"),
     ],
 )
-def test_what_cannot_be_loaded_is_told_in_one_line(name: str, words: str, folder: Path) -> None:
+def test_loading_error_is_one_line(name: str, words: str, folder: Path) -> None:
     with pytest.raises(UsageError, match=words) as refused:
         load_loss(name.replace("MODULE", module_of(folder)))
     assert "\n" not in str(refused.value)
@@ -448,21 +448,21 @@ def test_what_cannot_be_loaded_is_told_in_one_line(name: str, words: str, folder
         ("skill_kd.kd.losses.estimators:log_weights", ExitCode.USAGE),
     ],
 )
-def test_the_verb_ends_with_its_exit_code(name: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verb_exits_with_its_code(name: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prove", name, "--seeds", "1", "--json"]) == code
     document = json.loads(capsys.readouterr().out)
     assert document["exit_code" if "errors" in document else "exact"] in (code, code == ExitCode.OK)
 
 
-def test_the_verb_prints_the_table_and_takes_the_mixes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_verb_prints_the_table_for_the_given_mixes(capsys: pytest.CaptureFixture[str]) -> None:
     name = "skill_kd.prove.known:eq_5"
     assert main(["prove", name, "--seeds", "1", "--teacher-mix", "0"]) == ExitCode.OK
     assert "verdict           exact" in capsys.readouterr().out
     assert main(["prove", name, "--seeds", "1", "--teacher-mix", "0", "--teacher-mix", "0.3"]) == ExitCode.NO_GO
 
 
-def test_without_torch_the_verb_says_so() -> None:
-    """On a laptop that only plans and generates."""
+def test_verb_without_torch_names_torch() -> None:
+    """A machine that only plans and generates has no torch."""
     ask = "import sys; sys.modules['torch'] = None\nfrom skill_kd.cli import main\nsys.exit(main(['prove', 'a:b']))"
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False)
     assert done.returncode == ExitCode.ENVIRONMENT

@@ -1,4 +1,4 @@
-"""The types of evaluation.json describe what is written: a key or a value of another type is a failure here."""
+"""The types of evaluation.json match the written files: an unknown key or a value of another type fails."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ HARNESS = Path(__file__).parents[1] / "data" / "harness"
 
 
 @pytest.mark.parametrize("made", [document, bare])
-def test_the_made_up_documents_are_of_the_type(made: Callable[[], dict[str, Any]]) -> None:
+def test_example_documents_match_the_type(made: Callable[[], dict[str, Any]]) -> None:
     assert not problems(made(), EvaluationDocument)
 
 
-def test_imported_results_are_of_the_type(tmp_path: Path) -> None:
+def test_imported_results_match_the_type(tmp_path: Path) -> None:
     pytest.importorskip("scipy")
     asked = Request(harness_results=(HARNESS / "teacher.json", HARNESS / "student.json"), out=tmp_path)
-    told = evaluate(asked)[0].to_json()
-    assert told["harness"] is not None
-    assert not problems(told, EvaluationDocument)
+    found = evaluate(asked)[0].to_json()
+    assert found["harness"] is not None
+    assert not problems(found, EvaluationDocument)
 
 
 def drop(found: dict[str, Any]) -> None:
@@ -53,7 +53,7 @@ def retype(found: dict[str, Any]) -> None:
         (retype, "document.slices[0].figures['recall']: '0.5'"),
     ],
 )
-def test_the_check_finds_what_is_not_of_the_type(change: Callable[[dict[str, Any]], None], said: str) -> None:
+def test_check_finds_type_errors(change: Callable[[dict[str, Any]], None], said: str) -> None:
     found = document()
     change(found)
     assert any(each.startswith(said) for each in problems(found, EvaluationDocument))

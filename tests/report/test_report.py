@@ -1,4 +1,4 @@
-"""The one look of evaluate and diagnose: structure, escaping, honest axes. What a browser makes of it is told apart."""
+"""The pages of evaluate and diagnose: structure, escaping, honest axes. test_report_browser.py renders them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from skill_kd.report import page as pages
 from skill_kd.report.axes import fitting, nice_step, scale
 from skill_kd.report.evaluation import decision_page
-from skill_kd.report.figures import shown
 from skill_kd.report.markup import Markup, clean, data_block, escape, inline, join, tag
+from skill_kd.report.metrics import shown
 from skill_kd.report.numbers import finite, number, percent, points, size
 from skill_kd.report.page import PageSection, page
 from skill_kd.report.plots import Line, Mark, Spot, histogram, line_plot, scatter_plot
@@ -33,7 +33,7 @@ VOID = {"meta", "br", "input"}
 
 
 class Read(HTMLParser):
-    """Reads a page back: its elements with their attributes, their text, and whether every one was closed in order."""
+    """Parse a page: its elements with their attributes, and their text. Fail if an element is not closed in order."""
 
     def __init__(self, source: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -70,7 +70,7 @@ def svgs(source: str) -> list[ET.Element]:
 
 
 @given(WILD, WILD)
-def test_wild_text_stays_text_in_content_and_in_attributes(content: str, value: str) -> None:
+def test_any_text_is_escaped_in_content_and_attributes(content: str, value: str) -> None:
     read = Read(tag("p", content, title=value))
     assert [name for name, _ in read.elements] == ["p"]
     assert read.text() == clean(content)
@@ -79,7 +79,7 @@ def test_wild_text_stays_text_in_content_and_in_attributes(content: str, value: 
     assert tag("p", content).encode("utf-8")
 
 
-def test_only_markup_passes() -> None:
+def test_only_markup_is_not_escaped() -> None:
     bold = tag("b", "x")
     assert tag("p", bold) == "<p><b>x</b></p>"
     assert tag("p", f"{bold}") == "<p>&lt;b&gt;x&lt;/b&gt;</p>"
@@ -88,7 +88,7 @@ def test_only_markup_passes() -> None:
     assert escape(None) == "None"
 
 
-def test_controls_surrogates_and_overrides_are_replaced() -> None:
+def test_control_characters_surrogates_and_overrides_are_replaced() -> None:
     assert clean("a\x00b\x1b[31m\ud800\u202e\ufffe\x85") == "a\ufffdb\ufffd[31m\ufffd\ufffd\ufffd\ufffd"
     assert clean("tab\tand\r\nnewline") == "tab\tand\nnewline"
 
@@ -98,17 +98,17 @@ def test_attributes() -> None:
         '<input hidden class="a b" aria-label="&quot;">'
     )
     for outside in ("https://example.org", "javascript:alert(1)", "//example.org", ""):
-        with pytest.raises(ValueError, match="leads out"):
+        with pytest.raises(ValueError, match="not a link within the page"):
             tag("a", "x", href=outside)
 
 
-def test_our_own_script_cannot_hold_what_ends_it() -> None:
-    with pytest.raises(ValueError, match="must not hold"):
+def test_inline_script_with_an_end_tag_is_refused() -> None:
+    with pytest.raises(ValueError, match="must not contain"):
         inline("script", "x = '</p>'")
 
 
 @given(st.recursive(st.none() | WILD | st.integers() | st.booleans(), lambda x: st.lists(x) | st.dictionaries(WILD, x)))
-def test_a_data_block_is_json_that_nothing_breaks_out_of(value: object) -> None:
+def test_data_block_is_json_without_markup_characters(value: object) -> None:
     block = data_block("data", value)
     read = Read(block)
     assert [name for name, _ in read.elements] == ["script"]
@@ -118,7 +118,7 @@ def test_a_data_block_is_json_that_nothing_breaks_out_of(value: object) -> None:
     assert not set(inside) & set("<>&\u2028\u2029")
 
 
-def test_a_data_block_refuses_what_is_no_json() -> None:
+def test_data_block_refuses_nan() -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         data_block("data", [math.nan])
 
@@ -148,7 +148,7 @@ def test_digits_signs_and_units() -> None:
 
 
 @given(NUMBERS)
-def test_any_value_can_be_written(value: object) -> None:
+def test_any_value_can_be_formatted(value: object) -> None:
     for write_it in (number, percent, points, size):
         assert write_it(value)
     assert (number(value) == "–") == (finite(value) is None)
@@ -160,7 +160,7 @@ FINITE = st.floats(-1e190, 1e190)
 
 
 @given(st.lists(FINITE, min_size=1, max_size=6), st.booleans())
-def test_an_axis_holds_all_values_and_keeps_their_order(values: list[float], tight: bool) -> None:
+def test_axis_encloses_all_values_in_order(values: list[float], tight: bool) -> None:
     axis = scale(values, 100, 500, tight=tight)
     unseen = 1e-9 * max(map(abs, values))
     assert axis.low <= min(values) + unseen
@@ -178,21 +178,21 @@ def test_ticks_are_round_and_evenly_spaced() -> None:
     assert nice_step(7) == 10
 
 
-def test_a_time_axis_has_dates_at_midnight() -> None:
+def test_time_axis_has_ticks_at_midnight() -> None:
     start = datetime(2026, 1, 30, 12, tzinfo=UTC)
     axis = scale([start + timedelta(days=day) for day in range(4)], 0, 300)
     assert [label for _, label in axis.ticks] == ["2026-01-31", "2026-02-01", "2026-02-02"]
     assert axis(datetime(2026, 2, 1)) == 150  # without a zone it is UTC
 
 
-def test_outside_an_axis_is_told() -> None:
+def test_values_outside_an_axis_are_detected() -> None:
     axis = scale([0.0, 1.0], 0, 100)
     assert (axis.outside(-1), axis.outside(0.5), axis.outside(2)) == (-1, 0, 1)
     assert axis(7) == 100
 
 
 @given(WILD, st.integers(10, 400))
-def test_a_label_is_cut_to_its_room(label: str, room: int) -> None:
+def test_label_is_cut_to_its_width(label: str, room: int) -> None:
     cut = fitting(label, room)
     assert cut == label or (cut.endswith("…") and label.startswith(cut[:-1]))
     assert len(cut) * 13 * 0.5 <= room + 13
@@ -201,7 +201,7 @@ def test_a_label_is_cut_to_its_room(label: str, room: int) -> None:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_table_shows_numbers_aligned_and_sorts_by_their_values() -> None:
+def test_table_aligns_numbers_and_has_sort_values() -> None:
     made = table(
         "Things",
         ["Name", Column("Share", numeric=True, digits=2)],
@@ -217,12 +217,12 @@ def test_a_table_shows_numbers_aligned_and_sorts_by_their_values() -> None:
     assert [a["scope"] for a in heads] == ["col", "col", "row", "row", "row"]
 
 
-def test_a_row_must_have_a_value_for_every_column() -> None:
+def test_row_needs_a_value_for_every_column() -> None:
     with pytest.raises(ValueError, match="zip"):
         table("Things", ["a", "b"], [["only one"]])
 
 
-def test_an_empty_table_says_so() -> None:
+def test_empty_table_shows_none() -> None:
     assert "None." in Read(table("Things", ["a", "b"], [])).text()
 
 
@@ -250,7 +250,7 @@ PLOTS = {
 
 
 def badly_set(plot: str) -> Iterator[str]:
-    """What is wrong with the elements of a plot."""
+    """Yield the errors in the elements of a plot."""
     read = Read(plot)
     wanted = {"figure": 1, "svg": 1, "details": 1, "table": 1, "img": 0, "script": 0}
     yield from (f"{read.count(name)} of {name}" for name, count in wanted.items() if read.count(name) != count)
@@ -268,14 +268,14 @@ def badly_set(plot: str) -> Iterator[str]:
         yield from (f"runs code by its attribute {name}" for name in attributes if name.startswith("on"))
 
 
-def test_a_plot_is_a_titled_image_with_its_numbers_under_it() -> None:
+def test_plot_is_a_titled_image_with_a_table_of_numbers() -> None:
     assert PLOTS
     failures = [f"{kind}: {failure}" for kind, plot in PLOTS.items() for failure in badly_set(plot)]
     assert not failures, "\n".join(failures)
 
 
 def outside(plot: str) -> Iterator[str]:
-    """Each place in a plot that is not within its picture."""
+    """Yield each position in a plot that is outside its view box."""
     (svg,) = svgs(plot)
     _, _, width, height = map(float, svg.attrib["viewBox"].split())
     for element in svg.iter():
@@ -288,7 +288,7 @@ def outside(plot: str) -> Iterator[str]:
                 yield f"{element.tag}: transform is {moved}"
 
 
-def test_nothing_is_drawn_outside_the_picture() -> None:
+def test_nothing_is_drawn_outside_the_view_box() -> None:
     assert PLOTS
     failures = [f"{kind}: {failure}" for kind, plot in PLOTS.items() for failure in outside(plot)]
     assert not failures, "\n".join(failures)
@@ -298,18 +298,18 @@ def marks(kind: str, class_: str) -> list[ET.Element]:
     return [element for element in svgs(PLOTS[kind])[0].iter() if class_ in element.get("class", "").split()]
 
 
-def test_a_missing_value_leaves_a_gap() -> None:
+def test_missing_value_leaves_a_gap() -> None:
     paths = [element.get("d", "") for element in marks("lines", "l") if "s0" in element.get("class", "")]
-    assert [path.count("L") for path in paths] == [1, 2]  # two points, then three; the lone last one is a mark only
+    assert [path.count("L") for path in paths] == [1, 2]  # two points, then three; the single last one has no line
     assert len([each for each in marks("lines", "m") if "s0" in each.get("class", "")]) == 6 + 1  # one in the legend
 
 
-def test_an_interval_without_its_value_is_not_drawn() -> None:
+def test_interval_without_an_estimate_is_not_drawn() -> None:
     assert len([each for each in marks("lines", "ci") if "s0" in each.get("class", "")]) == 6
 
 
 @pytest.mark.parametrize("kind", ["no point", "no scatter"])
-def test_a_plot_without_data_says_so(kind: str) -> None:
+def test_plot_without_data_shows_no_data(kind: str) -> None:
     assert "no data" in "".join(svgs(PLOTS[kind])[0].itertext())
 
 
@@ -318,7 +318,7 @@ def test_changes_and_levels_are_marked() -> None:
     assert len(marks("lines", "ref")) == 1
 
 
-def test_an_interval_beyond_the_axis_ends_in_arrows_and_not_in_caps() -> None:
+def test_interval_beyond_the_axis_ends_in_arrows() -> None:
     assert len(marks("forest", "m")) == 3  # two arrows and the estimate
     assert len(marks("forest", "ci")) == 1  # no cap at either end
 
@@ -347,7 +347,7 @@ def decision() -> str:
     return decision_page(document())
 
 
-def test_a_page_is_whole_and_its_structure_sound(decision: str) -> None:
+def test_page_structure_is_valid(decision: str) -> None:
     read = Read(decision)
     assert decision.startswith('<!doctype html>\n<html lang="en">')
     assert [read.count(name) for name in ("html", "head", "body", "header", "main", "footer", "nav", "h1")] == [1] * 8
@@ -360,7 +360,7 @@ def test_a_page_is_whole_and_its_structure_sound(decision: str) -> None:
             assert labelled in identifiers
 
 
-def test_a_page_loads_nothing_and_allows_nothing_but_its_own_style_and_script(decision: str) -> None:
+def test_page_loads_nothing_and_allows_only_its_own_style_and_script(decision: str) -> None:
     read = Read(decision)
     policy = next(a["content"] for _, a in read.elements if a.get("http-equiv") == "Content-Security-Policy")
     assert policy is not None
@@ -370,12 +370,12 @@ def test_a_page_loads_nothing_and_allows_nothing_but_its_own_style_and_script(de
         assert not {"src", "srcset", "style", "action", "background", "poster"} & set(attributes)
         assert not [name for name in attributes if name.startswith("on")]
     for address in re.findall(r"[a-z]+://[^\s\"'<&]+", decision):
-        assert address == "http://www.w3.org/2000/svg"  # the name of a language; nobody asks for it
+        assert address == "http://www.w3.org/2000/svg"  # a namespace; no browser requests it
     assert "@import" not in pages.STYLE
     assert "url(" not in pages.STYLE
 
 
-def test_hostile_text_stays_text_wherever_it_comes_from(decision: str) -> None:
+def test_hostile_text_is_escaped_in_every_field(decision: str) -> None:
     read = Read(decision)
     assert read.count("img") == 0
     assert read.count("script") == 2
@@ -385,17 +385,17 @@ def test_hostile_text_stays_text_wherever_it_comes_from(decision: str) -> None:
     assert json.loads(block) == document()
 
 
-def test_our_script_and_a_page_are_small(decision: str) -> None:
+def test_script_and_page_are_small(decision: str) -> None:
     assert len(pages.SCRIPT.encode()) < 10_000
     assert len(decision.encode()) < 150_000
 
 
-def test_the_order_of_the_decision_page(decision: str) -> None:
+def test_order_of_sections_on_the_decision_page(decision: str) -> None:
     text = Read(decision).text()
     order = [
-        "NO-GO", "Recall is .78 of", "Every figure against its margin", "Quality against coverage",
+        "NO-GO", "Recall is .78 of", "Every metric against its margin", "Quality against coverage",
         "Latency per request",
-        "Worst slices", "Lost modes", "Known not covered", "To repeat this",
+        "Worst slices", "Lost modes", "What is not covered", "Files read",
     ]  # fmt: skip
     body = text[text.index("Skip to the content") :].replace("Quality and coverage", "", 1)
     links = body.index("Reproduction")
@@ -403,7 +403,7 @@ def test_the_order_of_the_decision_page(decision: str) -> None:
     assert places == sorted(places)
 
 
-def test_the_forest_plot_puts_margins_at_minus_one_whichever_way_is_better() -> None:
+def test_forest_plot_has_margins_at_minus_one_in_both_directions() -> None:
     rows = [
         metric("a", "High is better", "score", estimate=-0.01, low=-0.02, high=0.0, margin=-0.02, null=0.0),
         metric("b", "Low is better", "share", better="low", estimate=0.02, low=0.01, high=0.04, margin=0.02, null=0.0),
@@ -419,34 +419,34 @@ def test_the_forest_plot_puts_margins_at_minus_one_whichever_way_is_better() -> 
     assert "No margin" not in cells[:18]
 
 
-def test_advisory_figures_that_were_not_measured_stand_apart(decision: str) -> None:
+def test_unmeasured_advisory_metrics_are_listed_separately(decision: str) -> None:
     read = Read(decision)
     assert ("li", "Calibration: it needs the models") in read.texts
     assert not [data for name, data in read.texts if name == "th" and data == "Calibration"]
     assert [data for name, data in read.texts if name == "th" and data.startswith("Mass of the teacher")]  # blocking
 
 
-def test_long_lists_of_texts_are_folded_after_three() -> None:
+def test_texts_after_the_third_are_folded() -> None:
     mode = document()["lost_modes"][0]
     read = Read(decision_page({**document(), "lost_modes": [mode] * 8}))
     assert ("summary", "5 more") in read.texts
 
 
-def test_slices_show_the_blocking_figures(decision: str) -> None:
+def test_slices_show_the_blocking_metrics(decision: str) -> None:
     text = Read(decision).text()
     start = text.index("Slices, worst first")
     assert "Loops" in text[start : start + 300]
     assert "Length" not in text[start : start + 300]
 
 
-def test_what_was_not_measured_is_said() -> None:
+def test_missing_measurements_are_reported() -> None:
     text = Read(decision_page(bare())).text()
     for words in ("There is one prompt.", "Not measured.", "not measured", "one prompt", "not recorded", "the student"):
         assert words in text
     assert "nan" not in text.lower().replace("finance", "")
 
 
-def test_figures_are_read_in_their_own_unit() -> None:
+def test_metrics_are_shown_with_their_unit() -> None:
     assert shown(0.93, metric("a", "", "share", form="ratio")) == "0.930"
     assert shown(0.012, metric("a", "", "share")) == "+1.2 pp"
     assert shown(0.012, metric("a", "", "share", form="value")) == "1.2%"
@@ -455,7 +455,7 @@ def test_figures_are_read_in_their_own_unit() -> None:
 
 
 @given(WILD)
-def test_any_text_can_stand_in_a_page(text: str) -> None:
+def test_any_text_can_be_in_a_page(text: str) -> None:
     made = page(text, text, [PageSection("a", text, [tag("p", text)])], data={text: text}, foot=text)
     read = Read(made)
     assert read.count("script") == 2
@@ -466,9 +466,9 @@ def test_any_text_can_stand_in_a_page(text: str) -> None:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def test_only_the_module_of_markup_makes_markup() -> None:
+def test_only_the_markup_module_creates_markup() -> None:
     folder = Path(pages.__file__).parent
     made = {path.name: path.read_text(encoding="utf-8").count("Markup(") for path in folder.glob("*.py")}
     del made["markup.py"]
-    # The one exception is a literal: the policy's quotes must reach the page as they are.
+    # The one exception is a literal: the quotes of the policy must not be escaped.
     assert {name: count for name, count in made.items() if count} == {"page.py": 1}

@@ -1,4 +1,4 @@
-"""The decision page in a real headless Chromium: what a person sees and can do."""
+"""The decision page in a headless Chromium: rendering, sorting, filtering, printing, accessibility."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ def numbers(tab: Chromium, column: int) -> list[float]:
 
 
 @pytest.mark.parametrize("name", ["report.html", "bare.html"])
-def test_it_renders_without_a_complaint_and_asks_for_nothing(browser: Chromium, folder: Path, name: str) -> None:
+def test_page_renders_without_errors_or_requests(browser: Chromium, folder: Path, name: str) -> None:
     browser.open(folder / name)
     assert browser.errors == []
     assert browser.requests == [(folder / name).as_uri()]
     assert browser.ask("document.querySelector('h1').getBoundingClientRect().height") > 10
 
 
-def test_the_driver_sees_a_refused_script(browser: Chromium, tmp_path: Path) -> None:
-    """Or the test above proves nothing."""
+def test_driver_reports_a_refused_script(browser: Chromium, tmp_path: Path) -> None:
+    """Otherwise the test above proves nothing."""
     text = decision_page(bare()).replace("</main>", "<scr" + "ipt>window.ran = 1</scr" + "ipt></main>")
     (tmp_path / "bad.html").write_text(text, encoding="utf-8")
     browser.open(tmp_path / "bad.html")
@@ -69,7 +69,7 @@ def test_the_driver_sees_a_refused_script(browser: Chromium, tmp_path: Path) -> 
     assert browser.ask("window.ran === undefined")
 
 
-def test_a_column_sorts_by_number_both_ways(tab: Chromium) -> None:
+def test_column_sorts_by_number_in_both_directions(tab: Chromium) -> None:
     press = "document.querySelectorAll('#slices thead button')[1].click()"
     state = "document.querySelectorAll('#slices thead th')[1].getAttribute('aria-sort')"
     before = numbers(tab, 1)
@@ -82,15 +82,15 @@ def test_a_column_sorts_by_number_both_ways(tab: Chromium) -> None:
     assert tab.ask(state) == "descending"
 
 
-def test_missing_figures_sort_last_both_ways(tab: Chromium) -> None:
-    estimates = "[...document.querySelectorAll('#figures > .scroll tbody tr')].map(row => row.cells[2].textContent)"
+def test_missing_values_sort_last_in_both_directions(tab: Chromium) -> None:
+    estimates = "[...document.querySelectorAll('#metrics > .scroll tbody tr')].map(row => row.cells[2].textContent)"
     assert tab.ask(estimates)[-1] != "–"
     for _ in range(2):
-        tab.ask("document.querySelectorAll('#figures > .scroll thead button')[2].click()")
+        tab.ask("document.querySelectorAll('#metrics > .scroll thead button')[2].click()")
         assert tab.ask(estimates)[-1] == "–"
 
 
-def test_a_column_sorts_from_the_keyboard(tab: Chromium) -> None:
+def test_column_sorts_from_the_keyboard(tab: Chromium) -> None:
     tab.ask("document.querySelector('#slices thead button').focus()")
     orders = []
     for _ in range(2):
@@ -116,7 +116,7 @@ def test_rows_filter_by_all_words(tab: Chromium) -> None:
     assert first_cells(tab) == everything
 
 
-def test_an_injected_completion_stays_text(tab: Chromium) -> None:
+def test_injected_completion_stays_text(tab: Chromium) -> None:
     assert tab.ask("document.images.length") == 0
     assert tab.ask("document.scripts.length") == 2
     assert tab.ask("document.querySelector('#lost pre').textContent").endswith(ATTACK)
@@ -124,13 +124,13 @@ def test_an_injected_completion_stays_text(tab: Chromium) -> None:
 
 
 @pytest.mark.parametrize("width", [360, 768, 1000, 1600])
-def test_the_page_is_never_wider_than_the_window(tab: Chromium, width: int) -> None:
+def test_page_is_never_wider_than_the_window(tab: Chromium, width: int) -> None:
     tab.look(width)
     assert tab.ask("document.documentElement.scrollWidth") == width
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_text_stands_out_from_its_ground(tab: Chromium, dark: bool) -> None:
+def test_text_has_enough_contrast(tab: Chromium, dark: bool) -> None:
     """WCAG 2.2, 1.4.3: contrast of 4.5 for text, in light and dark."""
     tab.look(dark=dark)
     ask = """(() => {
@@ -141,8 +141,8 @@ def test_text_stands_out_from_its_ground(tab: Chromium, dark: bool) -> None:
       };
       const ground = each => {
         for (; each; each = each.parentElement) {
-          const colour = getComputedStyle(each).backgroundColor;
-          if (colour !== "rgba(0, 0, 0, 0)") return light(colour);
+          const color = getComputedStyle(each).backgroundColor;
+          if (color !== "rgba(0, 0, 0, 0)") return light(color);
         }
       };
       const worst = [];
@@ -162,8 +162,8 @@ def test_text_stands_out_from_its_ground(tab: Chromium, dark: bool) -> None:
     assert ground == ("rgb(18, 22, 27)" if dark else "rgb(255, 255, 255)")
 
 
-def test_no_words_of_a_plot_leave_it(tab: Chromium) -> None:
-    """Where this machine's fonts are wider than those the room was reckoned with, too."""
+def test_text_of_a_plot_stays_inside_it(tab: Chromium) -> None:
+    """This also holds if this machine's fonts are wider than the assumed ones."""
     ask = """[...document.querySelectorAll("svg text")].filter(each => {
       const own = each.getBoundingClientRect(), all = each.ownerSVGElement.getBoundingClientRect();
       return own.left < all.left || own.right > all.right || own.top < all.top || own.bottom > all.bottom;
@@ -171,9 +171,9 @@ def test_no_words_of_a_plot_leave_it(tab: Chromium) -> None:
     assert tab.ask(ask) == []
 
 
-def test_the_labels_of_a_forest_plot_do_not_run_into_each_other(tab: Chromium) -> None:
+def test_labels_of_a_forest_plot_do_not_overlap(tab: Chromium) -> None:
     ask = """(() => {
-      const words = [...document.querySelectorAll("#figures svg text")];
+      const words = [...document.querySelectorAll("#metrics svg text")];
       const boxes = words.map(each => each.getBoundingClientRect());
       return boxes.flatMap((a, i) => boxes.slice(i + 1).filter(b =>
         a.left < b.right && b.left < a.right && a.top + 2 < b.bottom && b.top + 2 < a.bottom)).length;
@@ -181,7 +181,7 @@ def test_the_labels_of_a_forest_plot_do_not_run_into_each_other(tab: Chromium) -
     assert tab.ask(ask) == 0
 
 
-def test_printed_it_fits_the_paper_and_opens_what_is_folded(tab: Chromium) -> None:
+def test_printed_page_fits_the_paper_and_unfolds_details(tab: Chromium) -> None:
     printed = tab.pdf()
     pages = len(re.findall(rb"/Type\s*/Page\b", printed))
     assert 3 <= pages <= 20
@@ -194,7 +194,7 @@ def test_printed_it_fits_the_paper_and_opens_what_is_folded(tab: Chromium) -> No
     assert tab.ask("document.querySelectorAll('details[open]').length") == 0
 
 
-def test_a_screen_reader_finds_its_way(tab: Chromium) -> None:
+def test_page_has_landmarks_and_labels_for_screen_readers(tab: Chromium) -> None:
     nodes = tab.call("Accessibility.getFullAXTree")["nodes"]
     found = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]]
     roles = {role for role, _ in found}
@@ -205,7 +205,7 @@ def test_a_screen_reader_finds_its_way(tab: Chromium) -> None:
     assert all(name for role, name in found if role in ("button", "link", "heading", "searchbox", "table"))
 
 
-def test_without_scripts_everything_is_there(browser: Chromium, folder: Path) -> None:
+def test_page_is_complete_without_scripts(browser: Chromium, folder: Path) -> None:
     browser.call("Emulation.setScriptExecutionDisabled", value=True)
     try:
         browser.open(folder / "report.html")
@@ -216,8 +216,8 @@ def test_without_scripts_everything_is_there(browser: Chromium, folder: Path) ->
     assert not any("Filter rows" in text for text in shown if len(text) < 40)
 
 
-def test_the_picture_in_the_docs_is_small(tab: Chromium) -> None:
-    """``SKILL_KD_WRITE_PICTURE=1`` takes it anew; look at it afterwards."""
+def test_screenshot_in_the_docs_is_small(tab: Chromium) -> None:
+    """``SKILL_KD_WRITE_PICTURE=1`` takes it again; look at it afterwards."""
     if os.environ.get("SKILL_KD_WRITE_PICTURE"):
         tab.look(1000, 860)
         PICTURE.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""The model card: front matter that the hub reads, and text that stays text."""
+"""The model card: front matter that the hub can read, and escaped text."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from evaluation_document import ATTACK, bare, document
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skill_kd.report import card as cards
 from skill_kd.report.card import TrainingFacts, model_card, plain, write_card
 
 TRAINING = TrainingFacts(
@@ -29,7 +30,7 @@ TRAINING = TrainingFacts(
 
 
 def split(card: str) -> tuple[dict[str, Any], str]:
-    """Front matter and body, cut as the hub cuts them."""
+    """Return the front matter and the body, split as the hub splits them."""
     found = re.match(r"^\s*---[\r\n]+([\S\s]*?)[\r\n]+---(?:\r\n|\r|\n|$)", card)
     assert found
     front = yaml.safe_load(found[1])
@@ -37,7 +38,7 @@ def split(card: str) -> tuple[dict[str, Any], str]:
     return front, card[found.end() :]
 
 
-def test_the_front_matter_holds_every_figure_that_was_measured() -> None:
+def test_front_matter_has_every_measured_metric() -> None:
     front, _ = split(model_card(document(), "pirate", TRAINING))
     (entry,) = front["model-index"]
     (result,) = entry["results"]
@@ -52,14 +53,14 @@ def test_the_front_matter_holds_every_figure_that_was_measured() -> None:
     assert front["base_model"] == "org/a-base"
 
 
-def test_the_hub_can_read_the_card() -> None:
+def test_hub_can_read_the_card() -> None:
     hub = pytest.importorskip("huggingface_hub")
     data = hub.ModelCard(model_card(document(), "pirate", TRAINING)).data
     assert data.model_name == "pirate"
     assert {result.metric_type: result.metric_value for result in data.eval_results}["loops"] == 0.004
 
 
-def test_the_body_says_what_was_and_what_was_not_measured() -> None:
+def test_body_lists_measured_and_missing_metrics() -> None:
     _, body = split(model_card(document(), "pirate", TRAINING))
     for words in (
         "NO-GO",
@@ -71,15 +72,20 @@ def test_the_body_says_what_was_and_what_was_not_measured() -> None:
         "ab" * 32,
     ):
         assert words in body
-    told = document()
-    told["warnings"] = ["few prompts"]
-    told["metrics"][0] |= {"outcome": "insensitive", "baseline": 0.125}
-    told["metrics"][1] |= {"outcome": "not_measured", "estimate": None, "reason": "no reference", "role": "blocking"}
-    front, body = split(model_card(told, "pirate"))
+    evaluation = document()
+    evaluation["warnings"] = ["few prompts"]
+    evaluation["metrics"][0] |= {"outcome": "insensitive", "baseline": 0.125}
+    evaluation["metrics"][1] |= {
+        "outcome": "not_measured",
+        "estimate": None,
+        "reason": "no reference",
+        "role": "blocking",
+    }
+    front, body = split(model_card(evaluation, "pirate"))
     assert "\n- few prompts\n" in body
     assert "| 0.125 | insensitive |" in body
-    assert f"- Not measured: {told['metrics'][1]['title']}. no reference." in body
-    assert not [each for each in told["metrics"][:2] if f"type: {each['name']}\n" in front]
+    assert f"- Not measured: {evaluation['metrics'][1]['title']}. no reference." in body
+    assert not [each for each in evaluation["metrics"][:2] if f"type: {each['name']}\n" in front]
     _, body = split(model_card(bare(), "pirate"))
     for words in ("INCONCLUSIVE", "Latency was not measured.", "Not measured.", "Nothing is listed"):
         assert words in body
@@ -116,7 +122,7 @@ class Elements(HTMLParser):
 
 
 def changed_by(text: str) -> Iterator[str]:
-    """What a name changes in a card besides the name itself."""
+    """Yield everything in a card that a name changes, except the name itself."""
     training = TrainingFacts(text, text, text, text, text, [text], text)
     whole = {**document(), "known_not_covered": [text], "sentence": text}
     normal, _ = split(model_card(document(), "pirate", TRAINING))
@@ -130,15 +136,15 @@ def changed_by(text: str) -> Iterator[str]:
     elif not isinstance(name := front["model-index"][0]["name"], str) or name.split() != plain_words(text):
         yield f"the name becomes {name!r}"
     headings = re.findall(r"^#+ (.*)$", body, re.MULTILINE)
-    if headings[1:] != ["Verdict", "Coverage and quality", "Speed", "Known not covered", "How this was measured"]:
+    if headings[1:] != ["Verdict", "Coverage and quality", "Speed", "What is not covered", "How this was measured"]:
         yield f"the headings are {headings}"
     if found := Elements(body).found:
         yield f"the body has the elements {found}"
     unescaped = re.sub(r"\\.", "", body)
-    yield from (f"{mark} stands unescaped" for mark in ("](", "://", "www.example") if mark in unescaped)
+    yield from (f"{mark} is not escaped" for mark in ("](", "://", "www.example") if mark in unescaped)
 
 
-def test_a_hostile_name_changes_neither_the_front_matter_nor_the_structure() -> None:
+def test_hostile_name_changes_neither_front_matter_nor_structure() -> None:
     assert HOSTILE
     failures = [f"{text!a}: {failure}" for text in HOSTILE for failure in changed_by(text)]
     assert not failures, "\n".join(failures)
@@ -149,7 +155,7 @@ def plain_words(text: str) -> list[str]:
 
 
 @given(st.text(alphabet=st.characters(), max_size=60))
-def test_any_name_leaves_the_front_matter_whole(name: str) -> None:
+def test_any_name_keeps_the_front_matter_valid(name: str) -> None:
     front, body = split(model_card(document(), name, TrainingFacts(teacher=name, license=name)))
     assert front["pipeline_tag"] == "text-generation"
     assert len(front["model-index"][0]["results"][0]["metrics"]) == 8
@@ -169,7 +175,7 @@ def test_any_name_leaves_the_front_matter_whole(name: str) -> None:
         ("a|b", r"a\|b"),
     ],
 )
-def test_only_what_means_something_in_markdown_is_escaped(text: str, expected: str) -> None:
+def test_only_markdown_syntax_is_escaped(text: str, expected: str) -> None:
     assert plain(text) == expected
 
 
@@ -188,7 +194,7 @@ def put(student: Path, card: str) -> str | None:
     return None if path is None else path.relative_to(student.parent).as_posix()
 
 
-def test_our_own_card_is_replaced_and_stays_one_that_the_hub_reads(student: Path) -> None:
+def test_unedited_card_is_replaced_and_hub_can_read_it(student: Path) -> None:
     assert put(student, model_card(document(), "first")) == "student/README.md"
     assert put(student, model_card(document(), "second", TRAINING)) == "student/README.md"
     text = (student / "README.md").read_text(encoding="utf-8")
@@ -197,6 +203,13 @@ def test_our_own_card_is_replaced_and_stays_one_that_the_hub_reads(student: Path
     assert text.startswith(model_card(document(), "second", TRAINING))
     assert "first" not in body
     assert [path.name for path in student.iterdir()] == ["README.md"]
+
+
+def test_unedited_card_with_the_old_mark_is_replaced(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(cards, "_MARK", cards._OLD_MARK)
+        put(student, model_card(document(), "first"))
+    assert put(student, model_card(document(), "second")) == "student/README.md"
 
 
 EDITS: dict[str, Callable[[str], str]] = {
@@ -209,7 +222,7 @@ EDITS: dict[str, Callable[[str], str]] = {
 
 
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS.keys())
-def test_what_a_person_wrote_or_edited_is_never_replaced(edit: Callable[[str], str], student: Path) -> None:
+def test_file_written_or_edited_by_a_person_is_never_replaced(edit: Callable[[str], str], student: Path) -> None:
     put(student, model_card(document(), "first"))
     theirs = edit((student / "README.md").read_text(encoding="utf-8"))
     (student / "README.md").write_text(theirs, encoding="utf-8")
@@ -219,7 +232,7 @@ def test_what_a_person_wrote_or_edited_is_never_replaced(edit: Callable[[str], s
     assert "third" in (student / "MODEL_CARD.md").read_text(encoding="utf-8")
 
 
-def test_where_every_place_is_taken_nothing_is_written(student: Path) -> None:
+def test_nothing_is_written_if_every_path_is_taken(student: Path) -> None:
     taken = [student / "README.md", student / "MODEL_CARD.md", student.parent / "eval" / "MODEL_CARD.md"]
     for place, path in zip(["student/MODEL_CARD.md", "eval/MODEL_CARD.md", None], taken, strict=True):
         path.write_bytes(b"\xff mine")
@@ -229,13 +242,13 @@ def test_where_every_place_is_taken_nothing_is_written(student: Path) -> None:
     assert all(path.read_bytes() == b"\xff mine" for path in taken)
 
 
-def test_a_link_to_somewhere_is_anothers(student: Path) -> None:
+def test_symbolic_link_is_never_replaced(student: Path) -> None:
     os.symlink(student / "nowhere", student / "README.md")
     assert put(student, "card") == "student/MODEL_CARD.md"
     assert (student / "README.md").is_symlink()
 
 
-def test_a_folder_that_cannot_be_written_gets_its_card_beside_the_evaluation(student: Path) -> None:
+def test_read_only_folder_gets_its_card_in_the_evaluation_folder(student: Path) -> None:
     file = student.parent / "a-file"
     file.write_text("")
     assert put(file, "card") == "eval/MODEL_CARD.md"

@@ -106,7 +106,7 @@ def test_a_resolved_spec_is_read_back_unchanged(tmp_path: Path) -> None:
     assert again == spec
 
 
-def test_several_mistakes_are_told_at_once_each_on_its_line(tmp_path: Path) -> None:
+def test_several_mistakes_are_reported_at_once_each_on_its_line(tmp_path: Path) -> None:
     path = written(tmp_path, "name: a/b\nseed: -1\n" + REST)
     with pytest.raises(SpecError) as caught:
         load_spec(path)
@@ -122,7 +122,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert "No such file" in refusal(tmp_path / "nowhere.yaml")
 
 
-def test_a_folder_is_no_spec(tmp_path: Path) -> None:
+def test_a_folder_is_refused_as_a_spec(tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").mkdir()
     assert "directory" in refusal(tmp_path / "spec.yaml")
 
@@ -134,13 +134,13 @@ def test_a_forbidden_file_is_named(tmp_path: Path) -> None:
     assert "Permission denied" in refusal(path)
 
 
-def test_a_null_byte_in_the_name_is_no_crash() -> None:
+def test_a_null_byte_in_the_name_is_refused() -> None:
     with pytest.raises(SpecError, match="null byte"):
         load_spec(Path("spec\0.yaml"))
 
 
 @pytest.mark.parametrize("content", [b"\x80\x81\xff\x00", YAML.encode("utf-16"), b"\x1f\x8b\x08\x00"])
-def test_binary_and_other_encodings_are_told_from_text(tmp_path: Path, content: bytes) -> None:
+def test_binary_and_other_encodings_are_refused(tmp_path: Path, content: bytes) -> None:
     assert "not UTF-8 text" in refusal(written(tmp_path, content))
 
 
@@ -161,7 +161,7 @@ def test_the_largest_file_is_still_read(tmp_path: Path) -> None:
     assert load_spec(path).seed == 7
 
 
-# --- text that is no spec ---------------------------------------------------------------------------------------------
+# --- text without a spec --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -182,11 +182,21 @@ def test_the_largest_file_is_still_read(tmp_path: Path) -> None:
         ("spec.json", '{"name": "a",}', "line 1"),
         ("spec.json", "{'name': 'a'}", "line 1"),
         ("spec.json", '{"seed": ' + "9" * 5000 + "}", "malformed"),
+        (
+            "spec.toml",
+            "name = 'a'\n" + ".".join(["a"] * 30_000) + " = 1",
+            "line 2: a key or value of more than 16 parts",
+        ),
+        (
+            "spec.toml",
+            "name = 'a'\n" + " . ".join(["'a'"] * 20) + " = 1",
+            "line 2: a key or value of more than 16 parts",
+        ),
         ("spec.toml", 'name = "a\n', "line 1"),
         ("spec.toml", "name: a\n", "line 1"),
     ],
 )
-def test_malformed_text_is_told_with_its_place(tmp_path: Path, name: str, content: str, fragment: str) -> None:
+def test_malformed_text_is_reported_with_its_line(tmp_path: Path, name: str, content: str, fragment: str) -> None:
     message = refusal(written(tmp_path, content, name))
     assert "is malformed" in message
     assert fragment in message
@@ -206,23 +216,23 @@ def test_malformed_text_is_told_with_its_place(tmp_path: Path, name: str, conten
 )
 def test_a_key_given_twice_is_refused(tmp_path: Path, name: str, content: str) -> None:
     message = refusal(written(tmp_path, content, name))
-    assert any(words in message for words in ("stands twice", "overwrite", "'kkkk"))
+    assert any(words in message for words in ("duplicate key", "overwrite", "'kkkk"))
 
 
 @pytest.mark.parametrize(
     ("name", "content", "fragment"),
     [
-        ("spec.yaml", "", "holds nothing"),
-        ("spec.yaml", "# only a comment\n", "holds nothing"),
-        ("spec.yaml", "- name: a\n", "holds list, not a mapping"),
-        ("spec.yaml", "just text\n", "holds str, not a mapping"),
-        ("spec.yaml", "42\n", "holds int, not a mapping"),
-        ("spec.json", "null", "holds nothing"),
-        ("spec.json", "[]", "holds list, not a mapping"),
+        ("spec.yaml", "", "is empty"),
+        ("spec.yaml", "# only a comment\n", "is empty"),
+        ("spec.yaml", "- name: a\n", "contains list, not a mapping"),
+        ("spec.yaml", "just text\n", "contains str, not a mapping"),
+        ("spec.yaml", "42\n", "contains int, not a mapping"),
+        ("spec.json", "null", "is empty"),
+        ("spec.json", "[]", "contains list, not a mapping"),
         ("spec.json", "", "is malformed"),
     ],
 )
-def test_what_is_no_mapping_is_told(tmp_path: Path, name: str, content: str, fragment: str) -> None:
+def test_a_file_without_a_mapping_is_refused(tmp_path: Path, name: str, content: str, fragment: str) -> None:
     assert fragment in refusal(written(tmp_path, content, name))
 
 

@@ -1,4 +1,4 @@
-"""Text statistics against independent references written the slow way, and on text as wild as it comes."""
+"""Text statistics: compared with slow, independent reference implementations, and on arbitrary text."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def test_words(text: str, expected: list[str]) -> None:
 
 
 @given(WILD)
-def test_words_of_wild_text_hold_no_space_and_survive_normal_forms(text: str) -> None:
+def test_words_of_any_text_have_no_space_and_equal_those_of_its_normal_forms(text: str) -> None:
     found = words(text)
     assert all(word and not any(map(str.isspace, word)) and word[0].isalnum() for word in found)
     assert found == words(unicodedata.normalize("NFD", text)) == words(unicodedata.normalize("NFC", text))
 
 
 @given(st.text(alphabet=st.characters(max_codepoint=0x2BFF, categories=("L", "N", "P", "Z")), max_size=60))
-def test_the_quick_paths_agree_with_the_general_one(text: str) -> None:
+def test_fast_paths_equal_the_general_one(text: str) -> None:
     assert [*words(text), "一"] == words(f"{text} 一")
 
 
@@ -91,7 +91,7 @@ def test_the_quick_paths_agree_with_the_general_one(text: str) -> None:
 
 
 @given(WORDS, st.integers(1, 5))
-def test_repetition_counts_ngrams_seen_before(text: list[str], n: int) -> None:
+def test_repetition_counts_repeated_ngrams(text: list[str], n: int) -> None:
     seen: list[list[str]] = []
     repeated = 0
     for start in range(len(text) - n + 1):
@@ -128,16 +128,16 @@ NO_LOOPS = {
 
 
 @pytest.mark.parametrize("kind", LOOPS)
-def test_loops_are_seen(kind: str) -> None:
+def test_loops_are_detected(kind: str) -> None:
     assert looping(LOOPS[kind])
 
 
 @pytest.mark.parametrize("kind", NO_LOOPS)
-def test_what_no_person_calls_a_loop_is_none(kind: str) -> None:
+def test_other_texts_are_not_loops(kind: str) -> None:
     assert not looping(NO_LOOPS[kind])
 
 
-def test_a_loop_by_repetition_needs_sixteen_words() -> None:
+def test_repetition_needs_sixteen_words() -> None:
     text = [*"abcdefg", *"abcdefg", "x"]
     assert repetition(text) > LOOPING
     assert not looping(" ".join(text))
@@ -145,13 +145,13 @@ def test_a_loop_by_repetition_needs_sixteen_words() -> None:
 
 
 @given(WILD, st.text(alphabet=st.characters(categories=("L",)), min_size=1, max_size=12))
-def test_any_text_followed_by_a_word_forty_times_loops(text: str, word: str) -> None:
+def test_any_text_followed_by_one_word_forty_times_is_a_loop(text: str, word: str) -> None:
     looping(text)
     assert looping(text + f" {word}" * 40)
 
 
-def test_a_large_text_is_read_in_linear_time() -> None:
-    """Quadratic time on these would not end today."""
+def test_large_text_takes_linear_time() -> None:
+    """Quadratic time would take hours on these texts."""
     for text in ("'" * 10**6, "a'" * 10**6, "e\u0301" * 10**6, "\u0301" * 10**6, "x" + "_" * 10**6):
         assert words(text) is not None
         assert looping(text)
@@ -185,25 +185,25 @@ ANSWERS = [
     "AI models cannot think; they predict.",
     "The court declined to hear the case.",
     "If you are unable to log in, reset the password.",
-    PROSE * 3 + "I'm sorry, but I can't help with that.",  # behind the first 200 characters
+    PROSE * 3 + "I'm sorry, but I can't help with that.",  # after the first 200 characters
 ]
 
 
-def test_refusals_are_seen() -> None:
+def test_refusals_are_detected() -> None:
     texts = [*REFUSALS, *map(str.upper, REFUSALS)]
     assert texts
     failures = [text for text in texts if not refusal(text)]
     assert not failures, "\n".join(failures)
 
 
-def test_answers_are_no_refusals() -> None:
+def test_answers_are_not_refusals() -> None:
     assert ANSWERS
     failures = [repr(text) for text in ANSWERS if refusal(text)]
     assert not failures, "\n".join(failures)
 
 
 @given(st.binary(max_size=500))
-def test_compression_is_the_ratio_of_zlib_at_level_6(raw: bytes) -> None:
+def test_compression_is_the_ratio_of_zlib_level_6(raw: bytes) -> None:
     assert compression(raw) == (len(zlib.compress(raw, 6)) / len(raw) if raw else 1.0)
 
 
@@ -214,7 +214,7 @@ def test_repeated_text_compresses_better() -> None:
 # --- openings ---------------------------------------------------------------------------------------------------------
 
 
-def test_opening_share_names_the_most_frequent_and_breaks_ties_by_alphabet() -> None:
+def test_opening_share_is_of_the_most_frequent_opening() -> None:
     openings = [opening(words(text), 2) for text in ("Sure, here it is", "Sure, here!", "No", "b c d")]
     assert opening_share(openings) == (("sure", "here"), 0.5)
     assert opening_share([("b",), ("a",)]) == opening_share([("a",), ("b",)]) == (("a",), 0.5)
@@ -222,7 +222,7 @@ def test_opening_share_names_the_most_frequent_and_breaks_ties_by_alphabet() -> 
 
 
 @given(st.lists(st.integers(0, 10**6), max_size=30))
-def test_entropy_is_that_of_the_shares(counts: list[int]) -> None:
+def test_entropy_equals_that_of_the_shares(counts: list[int]) -> None:
     shares = np.array([count for count in counts if count], dtype=float)
     shares /= shares.sum() if shares.size else 1
     assert entropy(counts) == pytest.approx(float(-(shares * np.log(shares)).sum()), abs=1e-9)
@@ -232,13 +232,13 @@ def test_entropy_is_that_of_the_shares(counts: list[int]) -> None:
 # --- the samples of one prompt ----------------------------------------------------------------------------------------
 
 
-def test_distinct_pools_the_samples() -> None:
+def test_distinct_pools_all_samples() -> None:
     assert distinct([["a", "b", "a"], ["a", "c"]], 1) == 3 / 5
     assert distinct([["a", "b", "a"], ["a", "b"]], 2) == 2 / 3
     assert distinct([["a"], []], 2) == 0.0
 
 
-def test_ead_divides_by_the_distinct_words_expected() -> None:
+def test_ead_divides_by_the_expected_distinct_words() -> None:
     """Equation 2 of arXiv 2202.13587, term by term: the expectation of distinct draws is 1 for a uniform writer."""
     texts = [drawn(seed, 50, 100) for seed in range(3)]
     expected = 100 * (1 - (99 / 100) ** 150)
@@ -248,7 +248,7 @@ def test_ead_divides_by_the_distinct_words_expected() -> None:
     assert ead([]) == 0.0
 
 
-def test_ead_is_less_confounded_by_length_than_distinct() -> None:
+def test_ead_depends_less_on_length_than_distinct() -> None:
     short, long = [drawn(0, 50, 300)], [drawn(0, 400, 300)]
     assert ead(long, 1, 300) / ead(short, 1, 300) > 0.9
     assert distinct(long, 1) / distinct(short, 1) < 0.7
@@ -287,7 +287,7 @@ def test_vendi_counts_different_texts() -> None:
 
 
 @given(SAMPLES, st.randoms(use_true_random=False))
-def test_diversity_is_bounded_and_knows_no_order(texts: list[list[str]], order: random.Random) -> None:
+def test_diversity_is_bounded_and_independent_of_order(texts: list[list[str]], order: random.Random) -> None:
     shuffled = order.sample(texts, len(texts))
     assert 1 <= vendi(texts) <= len(texts)
     assert 0 <= distinct(texts, 1) <= 1
@@ -318,7 +318,7 @@ def test_self_bleu_is_the_mean_bleu_against_the_others(texts: list[list[str]], n
     assert self_bleu(texts, n) == pytest.approx(np.mean(expected), rel=1e-9)
 
 
-def test_self_bleu_of_twins_and_of_one() -> None:
+def test_self_bleu_of_equal_texts_and_of_one_text() -> None:
     assert self_bleu([drawn(0, 12)] * 3) == pytest.approx(1)
     assert self_bleu([drawn(0, 12)]) == 0.0
 
@@ -347,7 +347,7 @@ def test_rouge_l_of_a_text_with_itself_is_one_in_every_alphabet(text: str) -> No
 
 
 @given(SAMPLES, st.integers(0, 50))
-def test_a_budget_cuts_and_never_pads(texts: list[list[str]], budget: int) -> None:
+def test_budget_cuts_and_never_pads(texts: list[list[str]], budget: int) -> None:
     cut = at_budget(texts, budget)
     assert [len(text) for text in cut] == [min(budget, len(text)) for text in texts]
     assert all(text == whole[: len(text)] for text, whole in zip(cut, texts, strict=True))
@@ -386,7 +386,7 @@ def brute_force(texts: dict[int, list[str]], threshold: float) -> set[frozenset[
 
 
 def corpus(seed: int) -> dict[int, list[str]]:
-    """60 texts of 15 originals, edited so that pairs lie on both sides of the threshold but not within .05 of it."""
+    """Return 60 texts from 15 originals, with pairs above and below the threshold but not within .05 of it."""
     rng = random.Random(seed)
     originals = [drawn(rng.randrange(10**6), rng.choice([3, 8, 40, 120])) for _ in range(15)]
     texts: list[list[str]] = []
@@ -399,7 +399,7 @@ def corpus(seed: int) -> dict[int, list[str]]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_clusters_are_those_of_brute_force(seed: int) -> None:
+def test_clusters_equal_brute_force(seed: int) -> None:
     texts = corpus(seed)
     assert clustered(texts) == brute_force(texts, SIMILAR)
     assert clustered(texts)
@@ -425,14 +425,14 @@ def test_most_pairs_at_the_threshold_are_found_and_none_below() -> None:
     assert found / total > 0.95
 
 
-def test_the_largest_cluster_comes_first_and_keys_in_the_order_of_adding() -> None:
+def test_largest_cluster_is_first_with_keys_in_the_order_of_adding() -> None:
     index: NearDuplicates[str] = NearDuplicates()
     for key, seed in [("a", 1), ("b", 2), ("c", 2), ("d", 1), ("e", 2), ("f", 3)]:
         index.add(key, drawn(seed, 30))
     assert index.clusters() == [["b", "c", "e"], ["a", "d"]]
 
 
-def test_the_index_is_bounded_and_says_what_it_left_out() -> None:
+def test_index_is_bounded_and_counts_dropped_texts() -> None:
     index: NearDuplicates[int] = NearDuplicates(cap=3)
     index.add(0, [])
     for key in range(1, 6):
@@ -441,7 +441,7 @@ def test_the_index_is_bounded_and_says_what_it_left_out() -> None:
     assert index.dropped == 2
 
 
-def test_order_means_nothing_even_where_few_pairs_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_order_does_not_matter_with_few_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("skill_kd.textstats.duplicates._GROUPS", 1)
     monkeypatch.setattr("skill_kd.textstats.duplicates._MEMBERS", 1)
     rng = random.Random(0)
@@ -454,7 +454,7 @@ def test_order_means_nothing_even_where_few_pairs_are_compared(monkeypatch: pyte
 
 
 @given(st.lists(WILD, max_size=8))
-def test_any_text_may_be_added(texts: list[str]) -> None:
+def test_any_text_can_be_added(texts: list[str]) -> None:
     index: NearDuplicates[int] = NearDuplicates()
     for key, text in enumerate(texts * 2):
         index.add(key, words(text))
@@ -465,7 +465,7 @@ def test_any_text_may_be_added(texts: list[str]) -> None:
 # --- the module -------------------------------------------------------------------------------------------------------
 
 
-def test_ngrams_of_a_short_text_are_none() -> None:
+def test_short_text_has_no_ngrams() -> None:
     assert list(ngrams(["a", "b", "c"], 2)) == list(pairwise("abc"))
     assert list(ngrams(["a"], 2)) == []
 

@@ -1,6 +1,6 @@
-"""An example backend: it renders the built-in script and hands it to a launcher, here a cloud that is not there.
+"""An example backend: it renders the built-in script and passes it to a launcher, here an imaginary cloud.
 
-Copy it to write one for SkyPilot, Modal or Slurm: another ``main``, and a ``check`` of what that launcher cannot do.
+Copy it for SkyPilot, Modal or Slurm. Replace ``main``, and let ``check`` refuse what that launcher cannot do.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ class EchoBackend(Backend):
     requirements = TransformersBackend.requirements
 
     def check(self, spec: Spec) -> list[str]:
-        """Refuse what this cloud has not, beside what the script itself refuses."""
-        several = f"launch.nodes: {spec.launch.nodes}, and the echo cloud has one machine; set nodes: 1"
+        """Refuse what this cloud lacks, and what the script itself refuses."""
+        several = f"launch.nodes: {spec.launch.nodes}, but the echo cloud has one machine; set nodes: 1"
         return [*TransformersBackend().check(spec), *([several] if spec.launch.nodes > 1 else [])]
 
     def render(self, spec: Spec) -> str:
-        """Fill the built-in template; the header says that this backend did."""
+        """Fill the built-in template. The header names this backend."""
         return render(templates_folder() / "transformers_trainer.py", spec, self)
 
     def command(self, script: Path, spec: Spec) -> list[str]:
-        """Put the launcher before the command that the script needs anyway."""
+        """Return the built-in command with the launcher in front."""
         return [sys.executable, "-m", "skill_kd_echo", *TransformersBackend().command(script, spec)]
 
 
 @hookimpl
 def register_backends(register: Callable[[type[Backend]], None]) -> None:
-    """Bring this backend."""
+    """Register this backend."""
     register(EchoBackend)
 
 
 def main(command: list[str]) -> None:
-    """Submit a command; a real launcher would copy the run folder there and bring ``student/`` back."""
-    print("echo cloud: would submit", *command, "(there is no such cloud, so it runs here)", file=sys.stderr)  # noqa: T201
+    """Submit a command. A real launcher would copy the run folder to the cloud, and ``student/`` back."""
+    print("echo cloud: would submit", *command, "(no such cloud exists, so it runs here)", file=sys.stderr)  # noqa: T201
     os.execv(command[0], command)  # noqa: S606 -- becomes the script, so that a signal reaches it
 
 

@@ -15,8 +15,8 @@ from skill_kd.spec import JSD, Distill, ForwardKL, MiniLLM, ReverseKL, Spec
 
 __version__ = "0.1.0"
 
-BUILT_IN = "take backend: transformers"
-"""The alternative that every refusal offers."""
+BUILT_IN = "use backend: transformers"
+"""The alternative that every refusal suggests."""
 
 
 class TRLBackend(Backend):
@@ -70,13 +70,13 @@ def _objective_problems(field: str, objective: object, spec: Spec) -> Iterator[s
         yield from _divergence_problems(field, objective, spec)
     else:
         kind = getattr(objective, "kind", objective)
-        yield f"{field}.kind: TRL's trainer has no {kind}; take reverse_kl, forward_kl, jsd or minillm, or {BUILT_IN}"
+        yield f"{field}.kind: TRL's trainer has no {kind}; use reverse_kl, forward_kl, jsd or minillm, or {BUILT_IN}"
 
 
 def _divergence_problems(field: str, objective: ReverseKL | ForwardKL | JSD, spec: Spec) -> Iterator[str]:
     if objective.on_policy != 1:
         yield (
-            f"{field}.on_policy: {objective.on_policy}, and TRL trains on the student's samples alone; "
+            f"{field}.on_policy: {objective.on_policy}, but TRL trains only on the student's samples; "
             f"set on_policy: 1, or {BUILT_IN}"
         )
     if objective.hard_label_weight:
@@ -94,19 +94,19 @@ def _divergence_problems(field: str, objective: ReverseKL | ForwardKL | JSD, spe
 def _minillm_problems(field: str, objective: MiniLLM, spec: Spec) -> Iterator[str]:
     if objective.teacher_mix:
         yield (
-            f"{field}.teacher_mix: {objective.teacher_mix}, and TRL samples from the student alone, so the teacher "
-            f"cannot choose any token; set teacher_mix: 0, or {BUILT_IN}"
+            f"{field}.teacher_mix: {objective.teacher_mix}, but TRL samples only from the student; "
+            f"set teacher_mix: 0, or {BUILT_IN}"
         )
     for name in ("pt_weight", "coverage_weight"):
         if weight := getattr(objective, name):
             yield (
-                f"{field}.{name}: {weight} is a second loss on other data, and TRL's trainer has one; "
+                f"{field}.{name}: {weight} needs a second loss on other data, but TRL's trainer has one loss; "
                 f"set {name}: 0, or {BUILT_IN}"
             )
     for name in ("temperature", "top_p"):
         if (value := getattr(spec.rollout, name)) != 1:
             yield (
-                f"rollout.{name}: {value} needs the probability each token was sampled with, which TRL does not keep; "
+                f"rollout.{name}: {value} needs the probability of each sampled token, which TRL does not keep; "
                 f"with minillm set {name}: 1, or {BUILT_IN}"
             )
 
@@ -116,12 +116,12 @@ def _vllm_problems(spec: Spec) -> Iterator[str]:
     if student.from_teacher is not None:
         # TRL gives vLLM the name in the model's config, the teacher's. vLLM would load all the teacher's layers.
         yield (
-            "rollout.engine: vllm loads a student by its name, and one that student.from_teacher grows has none; "
-            "set student.model, or drop the engine"
+            "rollout.engine: vllm loads the student by its name, but a student grown with from_teacher has no name; "
+            "set student.model, or drop rollout.engine"
         )
     if student.quantization == "8bit" or (student.quantization and server):
         yield (
-            f"student.quantization: {student.quantization} cannot be handed to {'a server' if server else 'vLLM'}; "
+            f"student.quantization: {student.quantization} cannot be sent to {'a server' if server else 'vLLM'}; "
             "drop it, or drop rollout.engine: vllm"
         )
 
@@ -129,28 +129,28 @@ def _vllm_problems(spec: Spec) -> Iterator[str]:
 def _rollout_problems(spec: Spec) -> Iterator[str]:
     rollout, batch = spec.rollout, spec.training.batch_size
     if rollout.temperature <= 0:
-        yield f"rollout.temperature: {rollout.temperature} is no distribution to sample from; set it above 0"
+        yield f"rollout.temperature: {rollout.temperature} always samples the same response; set it above 0"
     if rollout.engine == "vllm":
         yield from _vllm_problems(spec)
     if rollout.inner_epochs != 1:
         yield (
-            f"rollout.inner_epochs: {rollout.inner_epochs}, and TRL takes one step for each batch of rollouts; "
+            f"rollout.inner_epochs: {rollout.inner_epochs}, but TRL takes one step per batch of rollouts; "
             f"set inner_epochs: 1, or {BUILT_IN}"
         )
     if rollout.prompts != batch:
         yield (
-            f"rollout.prompts: {rollout.prompts}, and TRL samples anew for each step; set it to training.batch_size, "
+            f"rollout.prompts: {rollout.prompts}, but TRL samples for each step; set it to training.batch_size, "
             f"{batch}, or {BUILT_IN}"
         )
     if spec.training.on_bad_loss == "roll_back":
-        yield f"training.on_bad_loss: roll_back, and TRL's loop does not go back; set on_bad_loss: stop, or {BUILT_IN}"
+        yield f"training.on_bad_loss: roll_back, but TRL's loop cannot roll back; set on_bad_loss: stop, or {BUILT_IN}"
     if spec.launch.strategy in ("fsdp2", "deepspeed"):
         yield (
-            f"launch.strategy: {spec.launch.strategy} shards the student, and this backend cannot measure and export a "
-            f"sharded one; take strategy: ddp, or {BUILT_IN}"
+            f"launch.strategy: {spec.launch.strategy} shards the student, but this backend cannot measure or export a "
+            f"sharded student; use strategy: ddp, or {BUILT_IN}"
         )
     if spec.launch.shard_teacher:
-        yield f"launch.shard_teacher: TRL reads the teacher whole on every process; drop it, or {BUILT_IN}"
+        yield f"launch.shard_teacher: TRL loads the whole teacher in every process; drop it, or {BUILT_IN}"
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
@@ -159,14 +159,14 @@ def _rollout_problems(spec: Spec) -> Iterator[str]:
 def _model_problems(spec: Spec) -> Iterator[str]:
     teacher, lora = spec.teacher.model, spec.student.lora
     if spec.teacher.served is not None:
-        yield f"teacher.served: TRL compares with a teacher that is loaded; set teacher.model, or {BUILT_IN}"
+        yield f"teacher.served: TRL needs a loaded teacher; set teacher.model, or {BUILT_IN}"
     if isinstance(teacher, tuple) and len(teacher) > 1:
-        yield f"teacher.model: {len(teacher)} teachers, and TRL learns from one; name one, or {BUILT_IN}"
+        yield f"teacher.model: {len(teacher)} teachers, but TRL uses one; list one, or {BUILT_IN}"
     elif teacher is not None and spec.student.model is not None:
         name = teacher if isinstance(teacher, str) else teacher[0].model
         yield from _vocabulary_problems(Path(name), Path(spec.student.model))
     if lora is not None and "lm_head" in ([lora.targets] if isinstance(lora.targets, str) else lora.targets):
-        yield f"student.lora.targets: TRL's loss would not see an adapter on lm_head; leave it out, or {BUILT_IN}"
+        yield f"student.lora.targets: TRL's loss ignores an adapter on lm_head; leave it out, or {BUILT_IN}"
 
 
 def _vocabulary_problems(teacher: Path, student: Path) -> Iterator[str]:
@@ -176,9 +176,9 @@ def _vocabulary_problems(teacher: Path, student: Path) -> Iterator[str]:
     if differing:
         first = differing[0]
         yield (
-            f"teacher.model: its tokenizer is another one than the student's: id {first} is {theirs[first]!r} there "
-            f"and {ours[first]!r} in the student, and TRL would train on it silently; take a teacher of the student's "
-            "family, or backend: transformers with kind: sequence_kd"
+            f"teacher.model: its tokenizer differs from the student's: id {first} is {theirs[first]!r} in the teacher "
+            f"and {ours[first]!r} in the student; use a teacher of the student's family, or backend: transformers with "
+            "kind: sequence_kd"
         )
 
 

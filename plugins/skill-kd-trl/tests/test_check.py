@@ -1,4 +1,4 @@
-"""What the backend accepts and refuses, before anything is loaded, and that it keeps the contract."""
+"""The backend accepts and refuses specs before anything is loaded, and it fulfills the contract."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_its_requirements_are_the_versions_the_tests_run_with() -> None:
 
 def test_several_processes_are_started_by_accelerate() -> None:
     command = BACKEND.command(Path("train.py"), spec_with(launch={"processes": 2, "strategy": "ddp"}))
-    assert command[1:3] == ["-m", "accelerate.commands.launch"]
+    assert command[1:4] == ["-P", "-m", "accelerate.commands.launch"]
     assert command[command.index("--num_processes") + 1] == "2"
 
 
@@ -89,74 +89,74 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "temperature 0": (
         {"objective": {"kind": "forward_kl"}, "rollout": {"temperature": 0}},
-        "rollout.temperature: 0.0 is no distribution to sample from; set it above 0",
+        "rollout.temperature: 0.0 always samples the same response; set it above 0",
     ),
     "teacher-mixed sampling": (
         {"objective": {"kind": "minillm"}},
-        "stages.0.objective.teacher_mix: 0.2, and TRL samples from the student alone, so the teacher cannot choose any "
-        "token; set teacher_mix: 0",
+        "stages.0.objective.teacher_mix: 0.2, but TRL samples only from the student; set teacher_mix: 0",
     ),
     "PT loss": (
         {"objective": {"kind": "minillm", "pt_weight": 1.0}, "data": {"pretraining": "corpus.jsonl"}},
-        "stages.0.objective.pt_weight: 1.0 is a second loss on other data, and TRL's trainer has one; set pt_weight: 0",
+        "stages.0.objective.pt_weight: 1.0 needs a second loss on other data, but TRL's trainer has one loss; "
+        "set pt_weight: 0",
     ),
     "coverage": (
         {"objective": {"kind": "minillm", "coverage_weight": 0.5}},
-        "stages.0.objective.coverage_weight: 0.5 is a second loss",
+        "stages.0.objective.coverage_weight: 0.5 needs a second loss",
     ),
     "minillm off temperature 1": (
         {"objective": {"kind": "minillm", "teacher_mix": 0}, "rollout": {"temperature": 0.7}},
-        "rollout.temperature: 0.7 needs the probability each token was sampled with, which TRL does not keep",
+        "rollout.temperature: 0.7 needs the probability of each sampled token, which TRL does not keep",
     ),
     "minillm in a nucleus": (
         {"objective": {"kind": "minillm", "teacher_mix": 0}, "rollout": {"top_p": 0.9}},
-        "rollout.top_p: 0.9 needs the probability each token was sampled with",
+        "rollout.top_p: 0.9 needs the probability of each sampled token",
     ),
     "inner epochs": (
         {"rollout": {"inner_epochs": 2}},
-        "rollout.inner_epochs: 2, and TRL takes one step for each",
+        "rollout.inner_epochs: 2, but TRL takes one step per batch",
     ),
     "rounds of rollouts": (
         {"rollout": {"prompts": 8}},
-        "rollout.prompts: 8, and TRL samples anew for each step; set it to training.batch_size, 4",
+        "rollout.prompts: 8, but TRL samples for each step; set it to training.batch_size, 4",
     ),
     "vLLM for a student without a name": (
         {"rollout": {"engine": "vllm"}, "student": {"model": None, "from_teacher": 2}},
-        "rollout.engine: vllm loads a student by its name, and one that student.from_teacher grows has none",
+        "rollout.engine: vllm loads the student by its name, but a student grown with from_teacher has no name",
     ),
     "vLLM in 8 bits": (
         {"rollout": {"engine": "vllm"}, "student": {"model": "a/c", "quantization": "8bit", "lora": {}}},
-        "student.quantization: 8bit cannot be handed to vLLM",
+        "student.quantization: 8bit cannot be sent to vLLM",
     ),
     "packed weights for a server": (
         {
             "rollout": {"engine": "vllm", "vllm_url": "http://127.0.0.1:8000"},
             "student": {"model": "a/c", "quantization": "4bit", "lora": {}},
         },
-        "student.quantization: 4bit cannot be handed to a server",
+        "student.quantization: 4bit cannot be sent to a server",
     ),
     "a roll-back": (
         {"training": {"batch_size": 4, "on_bad_loss": "roll_back"}},
-        "training.on_bad_loss: roll_back, and TRL's loop does not go back; set on_bad_loss: stop",
+        "training.on_bad_loss: roll_back, but TRL's loop cannot roll back; set on_bad_loss: stop",
     ),
     "sharding": (
         {"launch": {"processes": 2, "strategy": "fsdp2"}},
-        "launch.strategy: fsdp2 shards the student, and this backend cannot measure and export a sharded one; "
-        "take strategy: ddp",
+        "launch.strategy: fsdp2 shards the student, but this backend cannot measure or export a sharded student; "
+        "use strategy: ddp",
     ),
     "a teacher in shards": (
         {"launch": {"processes": 2, "strategy": "ddp", "shard_teacher": True}},
-        "launch.shard_teacher: TRL reads the teacher whole on every process",
+        "launch.shard_teacher: TRL loads the whole teacher in every process",
     ),
     "DeepSpeed": ({"launch": {"strategy": "deepspeed"}}, "launch.strategy: deepspeed shards the student"),
-    "served teacher": ({"teacher": SERVED}, "teacher.served: TRL compares with a teacher that is loaded"),
+    "served teacher": ({"teacher": SERVED}, "teacher.served: TRL needs a loaded teacher"),
     "several teachers": (
         {"teacher": {"model": [{"model": "a/b"}, {"model": "a/d"}]}},
-        "teacher.model: 2 teachers, and TRL learns from one; name one",
+        "teacher.model: 2 teachers, but TRL uses one; list one",
     ),
     "adapter on the head": (
         {"student": {"model": "a/c", "lora": {"targets": ["q_proj", "lm_head"]}}},
-        "student.lora.targets: TRL's loss would not see an adapter on lm_head; leave it out",
+        "student.lora.targets: TRL's loss ignores an adapter on lm_head; leave it out",
     ),
     "warm start": (
         {"stages": [{"kind": "warm_start"}, DISTILL]},
@@ -168,12 +168,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "stages.1: self_train is not part of TRL's trainer; drop the stage",
     ),
     "float16": ({"student": {"model": "a/c", "dtype": "float16"}}, "student.dtype: float16 needs a loss scaler"),
-    "no such folder": ({"teacher": {"model": "./no-such"}}, "teacher.model: './no-such' is no folder here"),
+    "no such folder": ({"teacher": {"model": "./no-such"}}, "teacher.model: there is no folder './no-such'"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_it_cannot_do_is_refused_with_the_mend(name: str) -> None:
+def test_unsupported_specs_are_refused_with_the_fix(name: str) -> None:
     sections, problem = REFUSED[name]
     problems = BACKEND.check(spec_with(**sections))
     assert any(each.startswith(problem) for each in problems), problems
@@ -187,11 +187,11 @@ def test_what_it_cannot_do_is_refused_with_the_mend(name: str) -> None:
         ({"rollout": {"max_new_tokens": 0}}, "rollout.max_new_tokens"),
         ({"rollout": {"temperature": 0}}, "rollout.temperature: 0"),
         ({"rollout": {"temperature": -1}}, "rollout.temperature"),
-        ({"rollout": {"vllm_url": "http://127.0.0.1:8000"}}, "is for engine: vllm; set that, or drop it"),
+        ({"rollout": {"vllm_url": "http://127.0.0.1:8000"}}, "applies only to engine: vllm; set that, or drop it"),
         ({"rollout": {"engine": "vllm", "vllm_url": "127.0.0.1:8000"}}, "rollout.vllm_url"),
-        ({"rollout": {"engine": "vllm", "vllm_url": "http://me:secret@127.0.0.1"}}, "'vllm_url' holds a user name"),
+        ({"rollout": {"engine": "vllm", "vllm_url": "http://me:secret@127.0.0.1"}}, "vllm_url: holds a user name"),
         ({"rollout": {"engine": "vllm", "vllm_url": "http://127.0.0.1:8000/v1"}}, "drop /v1 from its end"),
-        ({"teacher": {"model": None}}, "give exactly one of 'model' (loaded here) and 'served' (an endpoint)"),
+        ({"teacher": {"model": None}}, "set exactly one of 'model' (loaded here) and 'served' (an endpoint)"),
     ],
 )
 def test_what_trl_takes_silently_the_spec_refuses(sections: dict[str, Any], words: str) -> None:
@@ -206,7 +206,7 @@ def test_it_takes_the_example_that_all_backends_take() -> None:
     check_backend(TRLBackend, spec)
 
 
-def test_the_shortest_spec_is_told_all_it_would_have_to_change() -> None:
+def test_the_shortest_spec_gets_every_problem_at_once() -> None:
     problems = BACKEND.check(minimal_spec("trl"))
     assert [each.split(":")[0] for each in problems] == ["stages.0.objective.teacher_mix", "rollout.prompts"]
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from specs import OBJECTIVES, REPOSITORY, values
 
 from skill_kd.errors import UsageError
-from skill_kd.handoff import hand_on
+from skill_kd.handoff import hand_off
 from skill_kd.jobs.manifest import Manifest
 from skill_kd.jobs.run import run
 from skill_kd.spec.file import parse_spec
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.script
     [({}, "model.safetensors"), ({"lora": {"r": 4, "alpha": 8}}, "adapter_model.safetensors")],
     ids=["full", "lora"],
 )
-def test_the_student_of_a_trl_run_is_verified_and_handed_on(
+def test_handoff_verifies_the_student_of_a_trl_run(
     student: dict[str, Any], weights: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -33,7 +33,7 @@ def test_the_student_of_a_trl_run_is_verified_and_handed_on(
     spec = values(models, OBJECTIVES["reverse_kl"], student=student, handoff=handoff)
     folder = run(parse_spec(spec), tmp_path).folder
 
-    result = hand_on(folder)
+    result = hand_off(folder)
     assert all(each["passed"] is True for each in result.checks), result.table()
     assert {"weights", "tokens", "generation config"} <= {each["name"] for each in result.checks}
     assert "finetune.py" in result.written
@@ -52,4 +52,4 @@ def test_the_student_of_a_trl_run_is_verified_and_handed_on(
     file = folder / "checkpoints" / summary["best"] / weights
     save_file({name: 1.5 * weight for name, weight in load_file(file).items()}, file, {"format": "pt"})
     with pytest.raises(UsageError, match="weights: logits differ"):
-        hand_on(folder)
+        hand_off(folder)

@@ -98,7 +98,7 @@ def test_every_objective_trains_and_its_best_checkpoint_is_the_student(name: str
     assert not torch.equal(logits(run.folder / "student"), logits(models / "student"))
 
 
-def test_it_tells_what_the_built_in_backend_tells(models: Path, script: Any) -> None:
+def test_it_records_the_same_events_as_the_built_in_backend(models: Path, script: Any) -> None:
     spec = values(models, REVERSE)
     ours, built_in = script(spec, "trl").train(), script({**spec, "backend": "transformers"}, "built-in").train()
     for event, expected in zip(ours.events(), built_in.events(), strict=True):
@@ -116,7 +116,7 @@ def test_it_tells_what_the_built_in_backend_tells(models: Path, script: Any) -> 
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_goes_on_to_the_very_weights_of_one_that_was_not(stop: int, models: Path, script: Any) -> None:
+def test_a_stopped_run_resumes_to_the_weights_of_an_uninterrupted_one(stop: int, models: Path, script: Any) -> None:
     spec = values(models, REVERSE, checkpoint={"every": 100}, training={"schedule": "cosine", "warmup": 0.2})
     spec["stages"][0]["updates"] = 40
     whole, stopped = script(spec, "whole").train(), script(spec, "stopped")
@@ -147,7 +147,7 @@ def test_a_checkpoint_that_was_cut_off_is_not_gone_on_from(models: Path, script:
     assert run.losses[2] == run.losses[3]
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(models: Path, script: Any) -> None:
+def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(models: Path, script: Any) -> None:
     spec = values(models, REVERSE, checkpoint={"every": 1})
     spec["stages"][0] |= {"updates": 30, "learning_rate": 0.9}
     spec["training"]["max_grad_norm"] = 1e30
@@ -201,7 +201,7 @@ def test_trackers_record_what_metrics_jsonl_records(models: Path, script: Any) -
         pytest.param(
             {"rollout": {"engine": "vllm"}, "teacher": {"model": "nobody/nothing"}},
             5,
-            "rollout.engine: vllm is not installed; pip install 'trl[vllm]', or drop the key",
+            "rollout.engine: vllm is not installed; run pip install 'trl[vllm]', or drop the key",
             marks=pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed"),
         ),
         # A batch would be half as large as the spec has it, and nobody would see it.
@@ -214,7 +214,7 @@ def test_trackers_record_what_metrics_jsonl_records(models: Path, script: Any) -
                 "student": {"model": "no/body"},
             },
             2,
-            "training.precision: bf16, and this machine has no accelerator; set precision: fp32",
+            "training.precision: bf16, but this machine has no accelerator; set precision: fp32",
         ),
     ],
 )

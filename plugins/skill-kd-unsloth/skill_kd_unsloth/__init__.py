@@ -64,15 +64,15 @@ class UnslothBackend(Backend):
 def _problems(spec: Spec) -> Iterator[str]:
     if spec.launch.processes > 1 or spec.launch.strategy != "none":
         yield (
-            f"launch: {spec.launch.processes} processes with strategy {spec.launch.strategy}, and Unsloth's gradient "
-            "checkpointing trains in one alone; set processes: 1 and strategy: none, or take backend: transformers"
+            f"launch: {spec.launch.processes} processes with strategy {spec.launch.strategy}, but Unsloth's gradient "
+            "checkpointing works in one process only; set processes: 1 and strategy: none, or use backend: transformers"
         )
     if spec.student.quantization == "8bit":
-        yield "student.quantization: 8bit is not tried with Unsloth; take 4bit, or backend: transformers"
+        yield "student.quantization: 8bit was not tried with Unsloth; use 4bit, or backend: transformers"
     if spec.student.trust_remote_code:
         yield (
-            "student.trust_remote_code: Unsloth replaces a model's own code, so there is nothing to trust; "
-            "drop it, or take backend: transformers"
+            "student.trust_remote_code: Unsloth replaces a model's own code, so this has no effect; "
+            "drop it, or use backend: transformers"
         )
 
 

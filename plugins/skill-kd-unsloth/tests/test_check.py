@@ -49,7 +49,7 @@ def test_what_installs_unsloth_is_the_recipe_of_the_readme(models: Path, monkeyp
     assert UnslothBackend().install(["tqdm>=4.66"]) == "pip install 'tqdm>=4.66'"
 
 
-def test_without_bitsandbytes_a_gpu_is_told_in_one_line(models: Path, tmp_path: Path) -> None:
+def test_a_gpu_without_bitsandbytes_is_one_error_line(models: Path, tmp_path: Path) -> None:
     """The import of Unsloth itself would end in a traceback, 16 bits or not."""
     write_folder(UnslothBackend().render(parse_spec(values(models))), tmp_path / "run")
     (tmp_path / "sitecustomize.py").write_text(
@@ -62,7 +62,7 @@ def test_without_bitsandbytes_a_gpu_is_told_in_one_line(models: Path, tmp_path: 
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 5, done.stderr
-    assert done.stderr.splitlines()[-1].endswith("needs bitsandbytes, in 16 bits too; pip install bitsandbytes")
+    assert done.stderr.splitlines()[-1].endswith("needs bitsandbytes, in 16 bits too; run pip install bitsandbytes")
     assert "Traceback" not in done.stderr
 
 
@@ -86,7 +86,7 @@ def test_it_takes_full_16_bit_and_4_bit_students(student: dict[str, Any], models
         ({"student": {"lora": {"r": 4}, "quantization": "8bit"}}, "student.quantization: 8bit"),
         ({"student": {"dtype": "float16"}}, "student.dtype: float16"),
         ({"student": {"trust_remote_code": True, "revision": "0" * 40}}, "student.trust_remote_code"),
-        ({"student": {"model": "./nothing"}}, "is no folder here"),
+        ({"student": {"model": "./nothing"}}, "there is no folder"),
         ({"data": {"max_prompt_tokens": 2000}}, "reads 1024 tokens"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The fine-tuning script of the hand-off tells the trainer everything that importing Unsloth would change."""
+"""The fine-tuning script of the handoff sets everything that importing Unsloth would change."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def told_by_the_script() -> set[str]:
     return {keyword.arg for keyword in call.keywords if keyword.arg}
 
 
-def test_every_default_that_unsloth_changes_is_told() -> None:
+def test_every_default_that_unsloth_changes_is_set() -> None:
     from trl import SFTConfig
 
     changed = changed_by_unsloth() & {field.name for field in fields(SFTConfig)}
@@ -52,7 +52,7 @@ def test_every_default_that_unsloth_changes_is_told() -> None:
     assert changed - told_by_the_script() == NEVER_READ
 
 
-def test_what_else_decides_a_training_is_told() -> None:
+def test_other_settings_that_change_training_are_set() -> None:
     decisive = """max_length packing num_train_epochs max_steps lr_scheduler_type adam_beta1 adam_beta2 adam_epsilon
         max_grad_norm gradient_checkpointing data_seed eval_strategy save_strategy"""
     assert set(decisive.split()) <= told_by_the_script()

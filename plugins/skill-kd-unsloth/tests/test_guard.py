@@ -36,7 +36,7 @@ PROMPTS = [(5, 9, 30), (12, 7, 8, 40, 41, 42, 43), (6,)]
 
 @pytest.fixture(scope="module")
 def template(models: Path, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """The template as a module, in a folder of its own: Unsloth is told to write beside it."""
+    """Return the template as a module in a separate folder, because Unsloth writes next to it."""
     folder = tmp_path_factory.mktemp("template")
     source = Path(sys.modules[UnslothBackend.__module__].__file__ or "").parent / "templates" / "unsloth_trainer.py"
     script, config = folder / "unsloth_trainer.py", folder / "spec.json"
@@ -129,7 +129,7 @@ def test_logits_that_are_not_what_was_asked_for_stop_the_run(
 
     monkeypatch.setattr(watched, "forward", forward)
     template.Guard().watch(watched)
-    with pytest.raises(TrainingStopped, match="Unsloth gave logits"):
+    with pytest.raises(TrainingStopped, match="Unsloth returned logits"):
         response_logits(watched, batch(), 300)
 
 
@@ -166,7 +166,7 @@ def test_hidden_states_that_are_not_finite_stop_the_run(template: ModuleType) ->
         response_logits(watched, batch(), 300)
 
 
-def test_what_unsloth_compiles_goes_beside_the_script(template: ModuleType) -> None:
+def test_unsloth_compiles_into_the_folder_of_the_script(template: ModuleType) -> None:
     """On a CPU it compiles nothing; tests/gpu looks at the folder."""
     assert os.environ["UNSLOTH_COMPILE_LOCATION"] == str(Path(template.__file__ or "").parent / "compiled")
 
@@ -223,5 +223,5 @@ def test_a_student_that_samples_and_scores_apart_is_refused(template: ModuleType
             module.lm_head.weight.data.mul_(-1)
 
     watched.register_forward_pre_hook(scores_otherwise, with_kwargs=True)
-    with pytest.raises(TrainingStopped, match="nats a token apart"):
+    with pytest.raises(TrainingStopped, match="differ by"):
         template.check_sampling(watched, sampler, requests, accelerator)

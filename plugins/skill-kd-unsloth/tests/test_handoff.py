@@ -13,7 +13,7 @@ import pytest
 import yaml
 from specs import REPOSITORY, needs_unsloth, values
 
-from skill_kd.handoff import hand_on
+from skill_kd.handoff import hand_off
 from skill_kd.handoff.step_files import FinetuneTask, cli_config
 from skill_kd.jobs.run import run
 from skill_kd.spec import Handoff
@@ -46,7 +46,7 @@ def test_unsloth_fine_tunes_the_student_and_the_result_loads(
     backend: str, method: str, export: list[str], models: Path, tmp_path: Path
 ) -> None:
     folder = trained(models, tmp_path, backend, method=method, export=export)
-    result = hand_on(folder, execute=True, max_steps=3)
+    result = hand_off(folder, execute=True, max_steps=3)
     names = {each["name"] for each in result.checks}
     assert all(each["passed"] for each in result.checks), result.table()
     assert {"weights", "merged: loads", "merged: tokenizer", "merged: dtype", "merged: trained"} <= names
@@ -54,7 +54,7 @@ def test_unsloth_fine_tunes_the_student_and_the_result_loads(
     rates = re.findall(r"'learning_rate': '?([-.e0-9]+)", (folder / "handoff/finetune.log").read_text())
     # Unsloth's own warm-up would take the first of so few steps.
     assert float(rates[0]) == {"lora": 2e-4, "full": 2e-5}[method]
-    assert result.figures["student"]["forward_kl"] != result.figures["finetuned"]["forward_kl"]
+    assert result.measures["student"]["forward_kl"] != result.measures["finetuned"]["forward_kl"]
     config = json.loads((folder / "handoff/out/merged/config.json").read_text())
     assert (config["dtype"], config["use_cache"]) == ("bfloat16", True)
     assert config["rope_theta"] == json.loads((folder / "student/config.json").read_text())["rope_theta"]
@@ -64,7 +64,7 @@ def test_unsloth_fine_tunes_the_student_and_the_result_loads(
 def handed_on(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The hand-off's folder of a finished run."""
     folder = trained(models, tmp_path_factory.mktemp("handed_on"), "transformers", epochs=1.5)
-    return hand_on(folder).folder
+    return hand_off(folder).folder
 
 
 def dry_run(config: Path) -> subprocess.CompletedProcess[str]:
@@ -73,15 +73,15 @@ def dry_run(config: Path) -> subprocess.CompletedProcess[str]:
 
 
 def accepted(config: Path) -> dict[str, Any]:
-    """What Unsloth's CLI makes of a file; all that is written in it is in there."""
+    """Check that Unsloth's CLI reads everything that the file sets, and return its training section."""
     done = dry_run(config)
     assert done.returncode == 0, done.stderr + done.stdout
-    told, written = yaml.safe_load(done.stdout), yaml.safe_load(config.read_text())
+    parsed, written = yaml.safe_load(done.stdout), yaml.safe_load(config.read_text())
     for section in {"data", "training", "lora"} & written.keys():
-        assert {key: told[section][key] for key in written[section] if key != "output_dir"} == {
+        assert {key: parsed[section][key] for key in written[section] if key != "output_dir"} == {
             key: value for key, value in written[section].items() if key != "output_dir"
         }
-    training: dict[str, Any] = told["training"]
+    training: dict[str, Any] = parsed["training"]
     return training
 
 
@@ -94,7 +94,7 @@ def test_unsloths_own_cli_takes_the_yaml_and_refuses_what_it_does_not_know(hande
 
 
 @pytest.mark.parametrize(
-    ("handoff", "max_steps", "told"),
+    ("handoff", "max_steps", "expected"),
     [
         ({"method": "full"}, -1, {"training_type": "full", "load_in_4bit": False, "max_steps": 0, "num_epochs": 1}),
         ({"method": "qlora", "epochs": 2}, -1, {"training_type": "lora", "load_in_4bit": True, "num_epochs": 2}),
@@ -103,10 +103,10 @@ def test_unsloths_own_cli_takes_the_yaml_and_refuses_what_it_does_not_know(hande
     ids=["full", "qlora", "max_steps"],
 )
 def test_it_takes_every_method_and_a_trial_of_some_steps(
-    handoff: dict[str, Any], max_steps: int, told: dict[str, Any], handed_on: Path
+    handoff: dict[str, Any], max_steps: int, expected: dict[str, Any], handed_on: Path
 ) -> None:
     spec = load_spec(handed_on.parent / "spec.yaml").model_copy(update={"handoff": Handoff(**handoff)})
     config = handed_on / "variant.yaml"
     config.write_text(cli_config(FinetuneTask(spec, None, longest=100, rows=8, max_steps=max_steps)))
     training = accepted(config)
-    assert {key: training[key] for key in told} == told
+    assert {key: training[key] for key in expected} == expected

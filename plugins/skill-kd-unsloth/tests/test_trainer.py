@@ -37,7 +37,7 @@ class Script:
         self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "UNSLOTH_CPU_BF16": "1"}
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run it where its own leavings can be told from the run folder's."""
+        """Run it in a separate working directory, to see which files it leaves there."""
         where = self.folder.parent / "elsewhere"
         where.mkdir(exist_ok=True)
         command = [*self.command, *arguments]
@@ -94,7 +94,7 @@ def test_16_bit_adapters_with_unsloths_checkpointing(models: Path, tmp_path: Pat
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-def test_a_stopped_run_of_a_grown_student_goes_on_to_the_same_weights(models: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_of_a_grown_student_resumes_to_the_same_weights(models: Path, tmp_path: Path) -> None:
     spec = values(models, student={"model": None, "from_teacher": 2}, checkpoint={"every": 3})
     spec["stages"][0]["updates"] = 9
     whole, stopped = Script(tmp_path / "whole", spec).train(), Script(tmp_path / "stopped", spec)
@@ -129,7 +129,7 @@ def test_the_packaged_model_takes_a_step(tmp_path: Path) -> None:
     assert (run.folder / "student" / "model.safetensors").is_file()
 
 
-def test_a_model_that_is_not_there_is_told_in_one_line(models: Path, tmp_path: Path) -> None:
+def test_a_missing_model_is_one_error_line(models: Path, tmp_path: Path) -> None:
     done = Script(tmp_path / "run", values(models, student={"model": "nobody/nothing"})).run()
     assert done.returncode == 5, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")

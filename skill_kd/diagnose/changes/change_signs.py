@@ -1,4 +1,4 @@
-"""Signs from measured windows: did a detector change, when, by how much, and does something else explain it?"""
+"""Signs from measured windows: what changed, when, by how much, and if something else explains it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from skill_kd.diagnose.changes.detectors import DETECTORS, FACTORS, Detector, St
 from skill_kd.diagnose.changes.measures import MeasuredAnswer, WindowSample
 
 ALPHA = 0.05
-"""Probability of any false alarm in a whole log, shared by the detectors (Bonferroni)."""
+"""Probability of any false alarm in a whole log. The detectors share it (Bonferroni)."""
 EXPLAINED = 0.5
-"""A factor explains a change that shrinks below this share when strata of the factor are compared separately."""
+"""A factor explains a change that becomes smaller than this share within the strata of the factor."""
 SEPARABLE = 0.1
-"""If the shared strata have less than this share of the weight, the factor and the change cannot be separated."""
+"""A factor also explains a change if the strata on both sides have less than this share of the weight."""
 LOOPS = 0.03
 """A share of loops above this is a finding even without a change."""
 
@@ -45,15 +45,15 @@ class Sign:
     before: float
     after: float
     difference: float
-    """Difference within strata; for an explained change, the plain difference."""
+    """Difference within strata; for an explained change, the difference of all answers."""
     low: float
     high: float
     effect: float
-    """In margins of the detector."""
+    """Size of the change, in margins of the detector."""
     p: float
-    """Corrected for the number of places and detectors tried."""
+    """p value, corrected for the number of places and detectors tried."""
     answers: tuple[int, int]
-    """Sampled answers before and after."""
+    """Number of sampled answers before and after."""
     explained_by: tuple[str, ...] = ()
 
 
@@ -69,7 +69,7 @@ def _changed(detector: Detector, windows: Sequence[WindowSample]) -> Sign | None
     like, all_alike = cells(detector, windows), cells(detector, windows, alike, alike)
     within, plain = _significant(detector, like), _significant(detector, all_alike)
     if within is not None:
-        if plain is not None and abs(plain.at - within.at) <= SIDE:  # whole windows date it better than thin strata
+        if plain is not None and abs(plain.at - within.at) <= SIDE:  # whole windows date it better than small strata
             dated = step_at(like, plain.at, max(detector.least_variance, row_variance(like)))
             within = replace(dated, p=within.p)
         return _sign(detector, "change", windows, within)
@@ -124,7 +124,7 @@ def against_teacher(student: Sequence[WindowSample], teacher: Sequence[WindowSam
     """Compare a student's windows with its teacher's, within prompt kinds and settings.
 
     Returns:
-        The signs in which the student is worse, and the detectors of sameness by which the teacher is as bad.
+        The signs that the student is worse, and the keys of the sameness detectors that find the teacher as bad.
     """
     signs, as_bad = [], []
     windows = [*teacher, *student]
@@ -146,7 +146,7 @@ def _but_model(measured: MeasuredAnswer) -> tuple[str, ...]:
 
 
 def too_high(windows: Sequence[WindowSample]) -> list[Sign]:
-    """Return a sign if loops were frequent all the time. Every other level needs a teacher for comparison."""
+    """Return a sign if loops were frequent in the whole log. Other levels can be judged only against a teacher."""
     detector = next(each for each in DETECTORS if each.key == "loops")
     share, n = level(detector, windows)
     low, high = wilson(share * n, n) if n else (0.0, 1.0)

@@ -1,9 +1,9 @@
-"""Statistics: one change point within strata, and intervals.
+"""One change point within strata, and intervals.
 
 The model of a change at window τ: y = level of the stratum + D · [window >= τ] + noise. D compares each stratum with
-itself, before and after, weighted by n_before · n_after / (n_before + n_after). A stratum that is only on one side
-gets no weight. The row noise is scaled up by the scatter of whole windows around the model (a quasi-likelihood
-dispersion, at least 1), so that ordinary variation between days raises no alarm.
+itself, before and after, weighted by n_before · n_after / (n_before + n_after). A stratum that exists on one side only
+has no weight. The noise of single answers is multiplied by the scatter of whole windows around the model (a
+quasi-likelihood dispersion, at least 1), so that ordinary variation between days raises no alarm.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SIDE = 2
 
 @dataclass
 class StratumSums:
-    """Rows of one stratum in one window: count, sum, sum of squares."""
+    """Answers of one stratum in one window: count, sum, sum of squares."""
 
     n: float = 0.0
     total: float = 0.0
@@ -51,12 +51,12 @@ class Step:
     """Standard error, including dispersion."""
     degrees: int
     p: float
-    """Two-sided, corrected for the choice of ``at`` (Bonferroni)."""
+    """Two-sided p value, corrected for the choice of ``at`` (Bonferroni)."""
     weight: float
-    """Effective rows behind the comparison; 0 if no stratum is on both sides."""
+    """Effective number of compared answers; 0 if no stratum exists on both sides."""
 
     def interval(self) -> tuple[float, float]:
-        """Return the 95 % interval of the difference, with ``at`` taken as given."""
+        """Return the 95 % interval of the difference, as if ``at`` were known in advance."""
         half = t_quantile(0.975, self.degrees) * self.error
         return self.difference - half, self.difference + half
 
@@ -66,7 +66,7 @@ def change_point(cells: Cells, least_variance: float) -> Step | None:
 
     Args:
         cells: values by window and stratum.
-        least_variance: floor of the variance of one row, so that a few rare events do not look certain.
+        least_variance: lower bound of the variance of one answer, so that a few rare events are not significant.
     """
     if len(cells) < FEWEST_WINDOWS:
         return None
@@ -96,14 +96,21 @@ def _scores(cells: Cells) -> Iterator[tuple[int, float]]:
 
 
 def row_variance(cells: Cells) -> float:
-    """Return the variance of rows around the mean of their cell."""
+    """Return the variance of answers around the mean of their cell."""
     every = [cell for window in cells for cell in window.values() if cell.n > 1]
     free = sum(cell.n - 1 for cell in every)
     return sum(cell.squares - cell.total**2 / cell.n for cell in every) / free if free else 0.0
 
 
 def step_at(cells: Cells, at: int, spread: float, tries: int = 1) -> Step:
-    """Return the step at one place; ``spread`` is the variance of one row, ``tries`` the number of places tried."""
+    """Return the step at one place.
+
+    Args:
+        cells: values by window and stratum.
+        at: the first window after the step.
+        spread: variance of one answer.
+        tries: number of places that were tried.
+    """
     before, after = _pooled(cells[:at]), _pooled(cells[at:])
     shared = [key for key in before if key in after]
     weights = {key: before[key].n * after[key].n / (before[key].n + after[key].n) for key in shared}
@@ -133,7 +140,7 @@ def _pooled(windows: Cells) -> dict[Stratum, StratumSums]:
 
 
 def _dispersion(cells: Cells, at: int, levels: dict[Stratum, float], difference: float, spread: float) -> float:
-    """Return the scatter of whole windows around the model, in units of the row noise; at least 1."""
+    """Return the scatter of whole windows around the model, in units of the noise of answers; at least 1."""
     if not spread:
         return 1.0
     squared = used = 0.0
@@ -153,7 +160,7 @@ def _dispersion(cells: Cells, at: int, levels: dict[Stratum, float], difference:
 
 
 def t_tail(t: float, degrees: int) -> float:
-    """Return P(T > t) of Student's t, t >= 0, by the regularised incomplete beta function."""
+    """Return P(T > t) of Student's t, t >= 0, by the regularized incomplete beta function."""
     if math.isinf(t):
         return 0.0
     return 0.5 * _beta_share(degrees / (degrees + t * t), degrees / 2, 0.5)

@@ -1,7 +1,7 @@
-"""The table of detectors; each returns one value per sampled answer.
+"""The table of detectors. Each returns one value for each sampled answer.
 
 A *share* is yes or no for each answer. A *match* is the probability that another answer in the same window, to another
-prompt, is the same; it does not grow with the sample. A *mean* is a number for each answer.
+prompt, is the same; it does not depend on the size of the sample. A *mean* is a number for each answer.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Detector:
     label: str
     kind: Kind
     value: Callable[[MeasuredAnswer], float | None]
-    """The share or mean value of one answer, or for a match its group (0 for none). None skips the answer."""
+    """The value of one answer; for a match, its group (0 if it has none). None skips the answer."""
     margin: float
-    """Smallest change that matters. For a match, of its square root: the share of one repeated answer."""
+    """Smallest change that matters. For a match, of the square root, which is the share of one repeated answer."""
     direction: Direction
     finding: str
     """Key of the finding in ``skill_kd.guidance``."""
     least_variance: float
-    """Floor of one row's variance in the test for a change."""
+    """Lower bound of the variance of one answer in the test for a change."""
 
 
 DETECTORS = (
@@ -73,7 +73,7 @@ FACTORS: dict[str, tuple[Strata, Strata]] = {
     "prompt mix": (alike, prompt_kind),
     **{name: ((lambda m, place=place: m.setting[place]), alike) for place, name in enumerate(SETTINGS)},  # type: ignore[misc]
 }
-"""Confounders: factors, besides the model, that affect an answer. Strata and mix for `cells`."""
+"""Confounders: factors other than the model that affect an answer. Each has the strata and the mix for ``cells``."""
 
 Mix = Mapping[Hashable, float]
 
@@ -83,8 +83,8 @@ def cells(
 ) -> list[dict[Stratum, StratumSums]]:
     """Return sums of the detector's values by window and stratum.
 
-    ``strata`` are always kept apart. For shares and means, ``mix`` is kept apart too. Matches are about pairs: every
-    window is weighted to one mix instead, so that pairs of two kinds also count.
+    Answers of different ``strata`` are never compared. For shares and means, the same holds for ``mix``. A match is a
+    property of two answers, so every window is weighted to the same mix instead; then pairs of two kinds also count.
     """
     if detector.kind != "match":
         return [_cells(detector, window.measured, lambda m: (strata(m), mix(m))) for window in windows]
@@ -112,9 +112,9 @@ def _cells(detector: Detector, measured: Iterable[MeasuredAnswer], strata: Strat
 
 
 def _common_mix(windows: Sequence[WindowSample], mix: Strata) -> Mix:
-    """Return the largest share of each kind that is present in every beginning and every end of the log.
+    """Return the largest share of each kind that every beginning and every end of the log has.
 
-    A kind that appeared or disappeared is skipped: it changes the mix, not the model.
+    A kind that appeared or disappeared is skipped, because it changes the mix and not the model.
     """
     counts = [Counter(map(mix, window.measured)) for window in windows]
     common: dict[Hashable, float] = {}
@@ -131,7 +131,7 @@ def _common_mix(windows: Sequence[WindowSample], mix: Strata) -> Mix:
 def _match_cell(detector: Detector, members: Sequence[MeasuredAnswer], mix: Strata, reference: Mix) -> StratumSums:
     """Return the mean of all matches under the reference mix, with the effective number of answers as its weight.
 
-    Each pair counts with both members, so the deviations from the mean are doubled to give the variance of the mean.
+    Each pair counts for both of its answers, so the deviations from the mean are doubled to give its variance.
     """
     kinds = [mix(each) for each in members]
     sizes = Counter(kinds)
@@ -151,9 +151,10 @@ def _match_cell(detector: Detector, members: Sequence[MeasuredAnswer], mix: Stra
 def matches(
     detector: Detector, members: Sequence[MeasuredAnswer], mix: Mix | None = None, kinds: Sequence[Hashable] = ()
 ) -> list[float]:
-    """Return, for each member, the probability that another answer, to another prompt, matches it.
+    """Return, for each answer, the probability that another answer, to another prompt, matches it.
 
-    The other answer is drawn by its kind's share in ``mix``, then uniformly; without a mix, uniformly from all.
+    The kind of the other answer is drawn by its share in ``mix``, then the answer uniformly. Without a mix, the answer
+    is drawn uniformly from all.
     """
     if mix is None:
         mix, kinds = {0: 1.0}, [0] * len(members)
@@ -181,7 +182,7 @@ def matches(
 
 
 def level(detector: Detector, windows: Iterable[WindowSample]) -> tuple[float, int]:
-    """Return the detector's value over these windows, weighted by sampled rows, and the number of those rows."""
+    """Return the detector's mean over the sampled answers of these windows, and their number."""
     total, n = 0.0, 0
     for window in windows:
         values = (
@@ -194,7 +195,7 @@ def level(detector: Detector, windows: Iterable[WindowSample]) -> tuple[float, i
 
 
 def effect(detector: Detector, before: float, difference: float) -> float:
-    """Return the size of a change in margins; it matters above 1, and is in the harmless direction below 0."""
+    """Return the size of a change in margins. It matters above 1; below 0 it is harmless."""
     if detector.kind == "match":
         size = math.sqrt(max(0.0, before + difference)) - math.sqrt(max(0.0, before))
     else:

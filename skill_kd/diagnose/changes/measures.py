@@ -1,4 +1,4 @@
-"""Measure the sampled rows of one window: the values of each answer, and its prompt's topic."""
+"""Measure the sampled answers of a window: the values of each answer, and the topic of its prompt."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from skill_kd.diagnose.changes.windows import Sampled, Setting, Windows, length_bin, text_hash
+from skill_kd.diagnose.changes.windows import NOT_LOGGED, Sampled, Setting, Windows, length_bin, text_hash
 from skill_kd.textstats import NearDuplicates, compression, looping, opening, refusal, words
 
 OPENING = 5
 """Number of words in an opening."""
 NEAR = 120
-"""Words of an answer that are compared with other answers."""
+"""Number of words of an answer that are compared with other answers."""
 FIXED = 400
-"""Bytes of an answer that are compressed. Shorter answers are skipped, because the ratio falls with length."""
+"""Number of bytes of an answer that are compressed. Shorter answers are skipped: the ratio depends on the length."""
 
 _HEDGES = re.compile(
     r"\b(?:as an? (?:ai|language model)|it(?:'s| is) important to (?:note|remember|consider)|it(?:'s| is) worth noting"
@@ -29,7 +29,7 @@ _HEDGES = re.compile(
 
 
 def hedge(text: str) -> bool:
-    """Return True if the first or last 300 characters hedge. English phrases; compare rates, not single texts."""
+    """Return True if the first or last 300 characters have a hedge. Knows English only; use it for rates."""
     ends = text if len(text) <= 600 else f"{text[:300]} … {text[-300:]}"
     return _HEDGES.search(ends.casefold().replace("’", "'")) is not None
 
@@ -43,14 +43,14 @@ class MeasuredAnswer:
     hedge: bool
     loop: bool
     cut: bool | None
-    """True if the length limit stopped it; None if the log does not say."""
+    """True if the answer ended at the length limit; None if the log has no finish reason."""
     log_length: float
-    """ln of its characters + 1."""
+    """ln(characters + 1)."""
     compression: float | None
     opening: int
-    """Hash of the first words; 0 for a shorter text."""
+    """Hash of the first words; 0 if the text is shorter."""
     near: int
-    """Number of its near-duplicate cluster in the window; 0 for none."""
+    """Number of its cluster of near-duplicates in the window; 0 if it is in none."""
     asked: frozenset[int] = frozenset()
     """Hashed words of the prompt."""
     topic: int = 0
@@ -58,7 +58,7 @@ class MeasuredAnswer:
 
     @property
     def setting(self) -> Setting:
-        """Model, temperature, limit, system prompt."""
+        """Model version, temperature, max_tokens, system prompt."""
         return self.row.setting
 
 
@@ -69,7 +69,7 @@ class WindowSample:
     start: int
     """Days since 1970, or the number of the first line."""
     rows: int
-    """Rows of the window, from which the sample was drawn."""
+    """Number of answers in the window; the sample was drawn from them."""
     measured: list[MeasuredAnswer] = field(default_factory=list)
 
 
@@ -85,7 +85,7 @@ def measure_all(windows: Windows, jobs: int = 1) -> list[WindowSample]:
 
 
 def measure(start: int, rows: int, sample: Sequence[Sampled]) -> WindowSample:
-    """Measure every sampled row of a window."""
+    """Measure every sampled answer of a window."""
     near: NearDuplicates[int] = NearDuplicates()
     measured = []
     for number, row in enumerate(sample):
@@ -100,7 +100,7 @@ def measure(start: int, rows: int, sample: Sequence[Sampled]) -> WindowSample:
                 refusal(text),
                 hedge(text),
                 looping(text),
-                None if row.finish == "not told" else row.finish == "length",
+                None if row.finish == NOT_LOGGED else row.finish == "length",
                 math.log1p(row.characters),
                 compression(raw) if len(raw) == FIXED else None,
                 text_hash(" ".join(start_words)) if len(start_words) == OPENING else 0,
@@ -115,7 +115,7 @@ def measure(start: int, rows: int, sample: Sequence[Sampled]) -> WindowSample:
 
 
 def length_band(row: Sampled) -> int:
-    """Return the length class of a prompt, in factors of four."""
+    """Return the length class of a prompt. Each class is four times as long as the one before."""
     return length_bin(len(row.prompt)) // 16 if row.prompt else -1
 
 
@@ -123,21 +123,20 @@ def length_band(row: Sampled) -> int:
 
 TOPICS = 12
 _LEARN = 1500
-"""Number of prompts that the topics are learned from."""
+"""Largest number of prompts that the topics are learned from."""
 _WORDS = 24
 
 
 def _hashed(prompt: str) -> frozenset[int]:
-    """Hash the longest words of a prompt, which indicate its topic. Numbers count as one word."""
+    """Return hashes of the longest words of a prompt, which show its topic. All numbers count as one word."""
     found = {("0" if each.isdigit() else each) for each in words(prompt)}
     return frozenset(text_hash(each) for each in sorted(found, key=lambda each: (-len(each), each))[:_WORDS])
 
 
 def assign_topics(windows: Sequence[WindowSample]) -> int:
-    """Give every row with a prompt a topic, and return the number of topics.
+    """Give every answer with a prompt a topic, and return the number of topics.
 
-    Spherical k-means over rare words, learned from rows spread evenly over all windows. A window's mix of topics is its
-    prompt mix. Deterministic.
+    Spherical k-means over rare words, learned from answers spread evenly over all windows. The result is deterministic.
     """
     rows = [each for window in windows for each in window.measured if each.asked]
     if len({each.asked for each in rows}) < 2:
@@ -146,25 +145,25 @@ def assign_topics(windows: Sequence[WindowSample]) -> int:
     learn = [each.asked for each in rows[::step]]
     weight = _rarity(learn)
     vectors = [_vector(each, weight) for each in learn]
-    centres = _spread([each for each in vectors if each])
+    centers = _spread([each for each in vectors if each])
     for _ in range(6):
-        sums: list[dict[int, float]] = [defaultdict(float) for _ in centres]
+        sums: list[dict[int, float]] = [defaultdict(float) for _ in centers]
         for vector in vectors:
-            into = sums[_nearest(vector, centres)]
+            into = sums[_nearest(vector, centers)]
             for key, value in vector.items():
                 into[key] += value
-        centres = [_unit(each) for each in sums if each]
+        centers = [_unit(each) for each in sums if each]
     cache: dict[frozenset[int], int] = {}
     for row in rows:
         if row.asked not in cache:
             vector = _vector(row.asked, weight)
-            cache[row.asked] = 1 + _nearest(vector, centres) if vector else len(centres) + 1
+            cache[row.asked] = 1 + _nearest(vector, centers) if vector else len(centers) + 1
         row.topic = cache[row.asked]
-    return len(centres)
+    return len(centers)
 
 
 def _rarity(learn: Sequence[frozenset[int]]) -> dict[int, float]:
-    """Return inverse document frequencies. Words of a single prompt are skipped: they say nothing about the mix."""
+    """Return inverse document frequencies. Words that occur in one prompt only are skipped."""
     counts = Counter(key for each in learn for key in each)
     return {key: math.log(len(learn) / count) + 0.1 for key, count in counts.items() if count > 1}
 
@@ -179,23 +178,23 @@ def _unit(vector: dict[int, float]) -> dict[int, float]:
 
 
 def _spread(vectors: Sequence[dict[int, float]]) -> list[dict[int, float]]:
-    """Return initial centres that have little in common with each other (k-means++, seeded)."""
-    draw = random.Random(0)  # noqa: S311 -- initial centres, not a secret
-    centres = [vectors[0]] if vectors else [{}]
-    closest = [_dot(each, centres[0]) for each in vectors]
-    while len(centres) < TOPICS:
+    """Return initial centers that are far from each other (k-means++, seeded)."""
+    draw = random.Random(0)  # noqa: S311 -- initial centers, not a secret
+    centers = [vectors[0]] if vectors else [{}]
+    closest = [_dot(each, centers[0]) for each in vectors]
+    while len(centers) < TOPICS:
         far = [max(0.0, 1 - near) ** 2 for near in closest]
         if sum(far) <= 0.01 * len(vectors):
             break
-        centres.append(vectors[draw.choices(range(len(vectors)), far)[0]])
-        closest = [max(near, _dot(each, centres[-1])) for near, each in zip(closest, vectors, strict=True)]
-    return centres
+        centers.append(vectors[draw.choices(range(len(vectors)), far)[0]])
+        closest = [max(near, _dot(each, centers[-1])) for near, each in zip(closest, vectors, strict=True)]
+    return centers
 
 
-def _nearest(vector: dict[int, float], centres: Sequence[dict[int, float]]) -> int:
-    scores = [_dot(vector, centre) for centre in centres]
-    return max(range(len(centres)), key=scores.__getitem__)
+def _nearest(vector: dict[int, float], centers: Sequence[dict[int, float]]) -> int:
+    scores = [_dot(vector, center) for center in centers]
+    return max(range(len(centers)), key=scores.__getitem__)
 
 
-def _dot(vector: dict[int, float], centre: dict[int, float]) -> float:
-    return sum(value * centre[key] for key, value in vector.items() if key in centre)
+def _dot(vector: dict[int, float], center: dict[int, float]) -> float:
+    return sum(value * center[key] for key, value in vector.items() if key in center)

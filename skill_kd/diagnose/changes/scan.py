@@ -1,4 +1,4 @@
-"""Read whole logs and count every line, in this process or in several that share the blocks."""
+"""Read whole logs and count every line, in one process or in several that share the blocks."""
 
 from __future__ import annotations
 
@@ -17,10 +17,21 @@ from typing import Any
 from skill_kd.diagnose.changes.windows import Windows
 from skill_kd.diagnose.formats.batches import requests_of
 from skill_kd.diagnose.formats.lines import LONGEST, Block
-from skill_kd.diagnose.formats.readers import Fields, detect, parse, reader
-from skill_kd.diagnose.formats.rows import BAD, Rows
+from skill_kd.diagnose.formats.readers import (
+    BAD,
+    NO_TIME,
+    REDACTED,
+    UNANSWERED,
+    Answers,
+    Reader,
+    detect,
+    parse,
+    reader,
+)
 from skill_kd.diagnose.formats.sources import LogSource
 from skill_kd.errors import UsageError
+from skill_kd.kd.dataset.formats.endpoints import OpenAIBatch
+from skill_kd.kd.dataset.formats.generic import Fields
 
 MOST_BAD = 0.05
 """Share of unreadable lines above which the input is refused."""
@@ -43,7 +54,7 @@ class Options:
     seed: int = 0
     """Seed of the sample."""
     jobs: int = 1
-    """Processes that parse. If more than one, this process only reads and distributes blocks."""
+    """Number of processes that parse. If more than one, this process only reads and distributes blocks."""
 
 
 def window_unit(text: str) -> str | int:
@@ -56,20 +67,20 @@ def window_unit(text: str) -> str | int:
         return text
     if text.isascii() and text.isdigit() and int(text) > 0:
         return int(text)
-    raise UsageError(f"window '{text}' is neither 'day' nor a number of lines above 0")
+    raise UsageError(f"--window: '{text}' is not valid. Use day, or a number of lines")
 
 
 @dataclass
 class Scan:
-    """The result of reading logs."""
+    """The content of logs, counted."""
 
     windows: Windows
     rows: int = 0
-    """Answers that count."""
+    """Number of answers."""
     lines: int = 0
-    """Lines that are not blank."""
+    """Number of lines that are not blank."""
     drops: Counter[str] = field(default_factory=Counter)
-    """Lines without an answer that counts, by reason."""
+    """Number of skipped lines and answers, by reason."""
     formats: dict[str, str] = field(default_factory=dict)
     """Format by source."""
     notes: list[str] = field(default_factory=list)
@@ -101,17 +112,18 @@ def scan(paths: Sequence[str], options: Options, progress: Progress | None = Non
     """Read logs once.
 
     Raises:
-        UsageError: a log cannot be read, more than 5 % of the lines are bad, or none is usable.
+        UsageError: a log cannot be read, more than 5 % of its lines are bad, redacted or without a time, or no line
+            has an answer.
         MissingRequirementError: a log is compressed with zstd and no package for it is installed.
     """
     head = Scan(Windows(options.window))
     tasks = _tasks(paths, options, head, progress)
     started = next(tasks, None)
     if started is None:
-        raise UsageError(f"nothing to diagnose: {'; '.join(head.notes)}")
+        raise UsageError(f"the logs have no lines: {'; '.join(head.notes)}")
     if isinstance(options.window, str) and not _has_times(started, options):
         head.windows = Windows(LINES)
-        head.notes.append("the log tells no times, so windows are counted in lines")
+        head.notes.append("the log has no times that can be read, so windows are counted in lines")
     unit = head.windows.unit
     parts = _shared(started, tasks, options, unit) if options.jobs > 1 else _alone(started, tasks, options, unit)
     for part in parts:
@@ -134,7 +146,7 @@ def _tasks(paths: Sequence[str], options: Options, head: Scan, progress: Progres
             if format_name is None:
                 format_name = _detected(path, block, options.fields)
             head.formats[path] = format_name
-            whole = requests.joined(block) if requests and format_name == "openai-batch" else block
+            whole = requests.joined(block) if requests and format_name == OpenAIBatch.name else block
             yield _BlockTask(whole, format_name, f"{options.seed}/{number}/{index}", line)
             line += block.lines.count(b"\n") + 1
             if progress:
@@ -164,18 +176,31 @@ def _has_times(task: _BlockTask, options: Options) -> bool:
 
 
 def _usable(done: Scan) -> Scan:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in done.drops.most_common()) or "nothing in them"
+    reasons = ", ".join(f"{count} {reason}" for reason, count in done.drops.most_common()) or "all empty"
     if done.bad > MOST_BAD * done.lines:
         raise UsageError(
-            f"{done.bad} of {done.lines} lines could not be read ({reasons}); more than {MOST_BAD:.0%} is no basis for "
-            f"a diagnosis. Read as: {', '.join(sorted(set(done.formats.values())))}; --format says otherwise"
+            f"{done.bad} of {done.lines} lines could not be read ({reasons}); the limit is {MOST_BAD:.0%}. "
+            f"They were read as {', '.join(sorted(set(done.formats.values())))}; --format NAME overrides it"
+        )
+    redacted, without_time = done.drops[REDACTED], done.drops[NO_TIME]
+    if redacted > MOST_BAD * (done.rows + redacted):
+        raise UsageError(
+            f"{redacted} of {done.rows + redacted} answers are redacted: the logging tool replaced their texts, so the "
+            "log supports no conclusion. Log the texts (LiteLLM: turn_off_message_logging: false), or pass only logs "
+            "that have them"
+        )
+    if without_time > MOST_BAD * (done.rows + without_time):
+        raise UsageError(
+            f"{without_time} of {done.rows + without_time} answers have no time that can be read. Times are ISO 8601, "
+            "numbers since 1970, or US dates (month/day/year). Convert them, or count lines: --window 1000"
         )
     if not done.rows:
-        raise UsageError(f"no line holds an answer that counts ({done.lines} lines: {reasons})")
+        hint = "; if your logging tool leaves texts out, turn their recording on" if done.drops[UNANSWERED] else ""
+        raise UsageError(f"no line has an answer ({done.lines} lines: {reasons}){hint}")
     return done
 
 
-def _read(line: bytes, read: Callable[[Any], Rows]) -> Rows:
+def _read(line: bytes, read: Reader) -> Answers:
     try:
         record = parse(line)
         return read(record) if isinstance(record, dict) else "no known fields"
@@ -205,7 +230,7 @@ def absorb(task: _BlockTask, options: Options, into: Scan) -> None:
             if row.key is not None and row.key in seen:
                 drops["written twice"] += 1
             elif days and row.time is None:
-                drops["no time"] += 1
+                drops[NO_TIME] += 1
             else:
                 if row.key is not None:
                     seen.add(row.key)
@@ -244,7 +269,7 @@ def _shared(first: _BlockTask, rest: Iterator[_BlockTask], options: Options, uni
         for _, mine in ends:
             yield mine.recv()
     except EOFError as error:
-        raise RuntimeError("a reading process ended early; try --jobs 1") from error
+        raise RuntimeError("a process that reads the log ended early; try --jobs 1") from error
     finally:
         for worker, _ in ends:
             worker.terminate()

@@ -1,4 +1,4 @@
-"""The displayed values of each window: counts over all lines, and detectors on the sample, with intervals."""
+"""The values of each window for the report: counts over all answers, and detectors on the sample, with intervals."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ class Value:
 
 @dataclass(frozen=True)
 class Point:
-    """The displayed values of one window."""
+    """The values of one window."""
 
     start: int
     rows: int
     sampled: int
     repeated: Value
-    """Share of all answers that also answer another prompt, digits folded; over all lines."""
+    """Share of all answers that also answer another prompt, with digits folded."""
     lengths: dict[str, float]
-    """Quantiles in characters, over all lines."""
+    """Quantiles of the length of all answers, in characters."""
     finishes: dict[str, int]
-    """Finish reasons, over all lines."""
+    """Number of answers by finish reason."""
     opening_entropy: float
-    """Entropy of the sample's openings, in nats."""
+    """Entropy of the openings in the sample, in nats."""
     top_opening: float
     """Share of the most frequent opening in the sample."""
     values: dict[str, Value]
     """Values by detector, from the sample."""
 
     def to_json(self) -> dict[str, object]:
-        """Return JSON-ready values; the caller formats the start."""
+        """Return values for JSON, without the start."""
         return {key: value for key, value in asdict(self).items() if key != "start"}
 
 
 def point(window: Window, sample: WindowSample) -> Point:
-    """Return the displayed values of a window."""
+    """Return the values of a window."""
     hits, n = window.repeated()
     openings: dict[int, int] = {}
     for each in sample.measured:
@@ -72,7 +72,7 @@ def _value(detector: Detector, sample: WindowSample) -> Value:
     if detector.kind == "match":
         values = matches(detector, sample.measured) if len(sample.measured) > 1 else []
         mean, low, _ = mean_interval(values)
-        # Each pair counts with both members, so the mean's real error is twice the error from these values.
+        # Each pair counts for both of its answers, so the real error of the mean is twice that of these values.
         half = 2 * (mean - low)
         return _finite(mean, max(0.0, mean - half), min(1.0, mean + half), len(values))
     found = [float(value) for each in sample.measured if (value := detector.value(each)) is not None]
@@ -97,5 +97,5 @@ def _quantile(window: Window, share: float) -> float:
 
 
 def points(windows: Sequence[tuple[Window, WindowSample]]) -> tuple[Point, ...]:
-    """Return the displayed values of all windows."""
+    """Return the values of all windows."""
     return tuple(point(window, sample) for window, sample in windows)

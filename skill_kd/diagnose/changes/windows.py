@@ -1,7 +1,7 @@
-"""Windows of time or of lines: counts over all rows, and a bounded random sample of the rows.
+"""Windows of time or of lines: counts over all answers, and a bounded random sample of them.
 
-Windows can be merged. Processes can therefore share the work, and neighbouring windows are merged when there are too
-many. A window's content does not depend on how the rows were distributed.
+Windows can be merged, so processes can share the work, and neighboring windows become one if there are too many. The
+content of a window does not depend on how the answers were distributed over processes.
 """
 
 from __future__ import annotations
@@ -15,24 +15,26 @@ from hashlib import blake2b
 from operator import itemgetter
 from typing import NamedTuple
 
-from skill_kd.diagnose.formats.rows import LogRow
+from skill_kd.kd.dataset.formats.conversation import Call
 
 SAMPLE = 256
-"""Rows per window that the costly detectors read."""
+"""Number of answers per window that the expensive detectors read."""
 MOST_WINDOWS = 128
-"""If there are more windows, they become twice as wide."""
+"""Largest number of windows. If there are more, they become twice as wide."""
 MOST_HASHES = 4096
-"""Distinct answers counted per window. If there are more, the hash selects a random share of all answers."""
+"""Largest number of distinct answers counted per window. If there are more, a random share is counted, by hash."""
 TEXT, PROMPT = 2000, 400
-"""Characters kept of a sampled answer, and of its prompt."""
+"""Number of characters kept of a sampled answer, and of its prompt."""
 SETTINGS = ("model version", "temperature", "max_tokens", "system prompt")
+NOT_LOGGED = "not logged"
+"""Value of a setting or a finish reason that the log does not have."""
 
 Setting = tuple[str, str, str, str]
 """The settings of an answer as text, in the order of ``SETTINGS``."""
 
 
 class Sampled(NamedTuple):
-    """A sampled row: truncated texts, and the hashes of the whole texts."""
+    """A sampled answer: truncated texts, and hashes of the whole texts."""
 
     output: str
     prompt: str | None
@@ -51,28 +53,29 @@ class Window:
         self.rows = 0
         self.finishes: Counter[str] = Counter()
         self.lengths: Counter[int] = Counter()
-        """Answers by ``length_bin``."""
+        """Number of answers by ``length_bin``."""
         self.hashes: dict[int, list[int]] = {}
-        """By hash of the answer, for hashes below ``limit``: rows, one of the prompts, True if prompts differ."""
+        """For each hash of an answer below ``limit``: number of answers, hash of one prompt, True if prompts differ."""
         self.limit = 1 << 64
         self._heap: list[tuple[float, Sampled]] = []
 
-    def add(self, row: LogRow, setting: Setting, priority: float) -> None:
-        """Count a row, and keep it if its priority, random in [0, 1), is among the smallest."""
+    def add(self, call: Call, setting: Setting, priority: float) -> None:
+        """Count an answer, and keep it if its priority, random in [0, 1), is among the smallest."""
         self.rows += 1
-        finish = _FINISHES.get(row.finish or "", "other")
+        finish = _FINISHES.get(call.finish or "", "other")
         self.finishes[finish] += 1
-        characters = len(row.output)
+        output, prompt = call.output, call.prompt
+        characters = len(output)
         self.lengths[length_bin(characters)] += 1
-        output_hash, prompt_hash = text_hash(row.output), _exact_hash(row.prompt) if row.prompt else 0
+        output_hash, prompt_hash = text_hash(output), _exact_hash(prompt) if prompt else 0
         if output_hash < self.limit:
             self._count(output_hash, 1, prompt_hash, False)
             self._shrink()
         heap = self._heap
         if len(heap) < SAMPLE or -heap[0][0] > priority:
             kept = Sampled(
-                row.output[:TEXT],
-                row.prompt[:PROMPT] if row.prompt else None,
+                output[:TEXT],
+                prompt[:PROMPT] if prompt else None,
                 output_hash,
                 prompt_hash,
                 finish,
@@ -97,7 +100,7 @@ class Window:
             self.hashes = {key: entry for key, entry in self.hashes.items() if key < self.limit}
 
     def merge(self, other: Window) -> None:
-        """Add all of another window."""
+        """Add the content of another window."""
         self.rows += other.rows
         self.finishes += other.finishes
         self.lengths += other.lengths
@@ -112,13 +115,13 @@ class Window:
 
     @property
     def sample(self) -> list[Sampled]:
-        """The sampled rows; their order does not depend on the order of adding."""
+        """The sampled answers, in an order that does not depend on the order of adding."""
         return [row for _, row in sorted(self._heap, key=itemgetter(0), reverse=True)]
 
     def repeated(self) -> tuple[int, int]:
-        """Return the number of rows whose answer (digits folded) also answers another prompt, and of all rows checked.
+        """Return the number of answers that also answer another prompt, and the number of all answers checked.
 
-        Both numbers are exact up to ``MOST_HASHES`` distinct answers.
+        Digits are folded. Both numbers are exact up to ``MOST_HASHES`` distinct answers.
         """
         return sum(rows for rows, _, differ in self.hashes.values() if differ), sum(
             rows for rows, _, _ in self.hashes.values()
@@ -135,13 +138,13 @@ class Windows:
         self._windows: dict[int, Window] = {}
         self._systems: dict[str, str] = {}
 
-    def add(self, row: LogRow, line: int, priority: float) -> None:
-        """Count a row; for windows of days it must have a time."""
+    def add(self, call: Call, line: int, priority: float) -> None:
+        """Count an answer; for windows of days it must have a time."""
         if isinstance(self.unit, int):
             place = line // self.unit
         else:
-            assert row.time is not None
-            place = int(row.time // 86400)
+            assert call.time is not None
+            place = int(call.time // 86400)
         place >>= self.shift
         window = self._windows.get(place)
         if window is None:
@@ -149,22 +152,22 @@ class Windows:
             while len(self._windows) > MOST_WINDOWS:
                 self._widen(self.shift + 1)
             window = self._windows.get(place, window)
-            if place not in self._windows:  # the windows just became wider
-                return self.add(row, line, priority)
-        window.add(row, self._setting(row), priority)
+            if place not in self._windows:  # the windows became wider
+                return self.add(call, line, priority)
+        window.add(call, self._setting(call), priority)
         return None
 
-    def _setting(self, row: LogRow) -> Setting:
-        system = row.system or ""
+    def _setting(self, call: Call) -> Setting:
+        system = call.system or ""
         known = self._systems.get(system)
         if known is None:
             known = f"{text_hash(system):016x}" if system else "none"
             if len(self._systems) < 256:
                 self._systems[system] = known
         return (
-            row.model or "not told",
-            "not told" if row.temperature is None else f"{row.temperature:g}",
-            "not told" if row.max_tokens is None else f"{row.max_tokens:g}",
+            call.model or NOT_LOGGED,
+            NOT_LOGGED if call.temperature is None else f"{call.temperature:g}",
+            NOT_LOGGED if call.max_tokens is None else f"{call.max_tokens:g}",
             known,
         )
 
@@ -178,7 +181,7 @@ class Windows:
                 kept.merge(old[place])
 
     def merge(self, other: Windows) -> None:
-        """Add all windows of another object."""
+        """Add the windows of another process."""
         for each, shift in ((self, other.shift), (other, self.shift)):
             if each.shift < shift:
                 each._widen(shift)
@@ -205,7 +208,7 @@ class Windows:
 
 
 _FINISHES = {
-    **dict.fromkeys(("", "none", "null"), "not told"),
+    **dict.fromkeys(("", "none", "null"), NOT_LOGGED),
     **dict.fromkeys(("stop", "end_turn", "eos", "eos_token", "stop_sequence", "end", "complete", "completed"), "stop"),
     **dict.fromkeys(("length", "max_tokens", "max_output_tokens", "model_length", "token_limit"), "length"),
     **dict.fromkeys(("tool_calls", "tool_call", "tool_use", "function_call"), "tool call"),
@@ -217,12 +220,12 @@ _ZEROS = re.compile(rb"00+")
 
 
 def _exact_hash(text: str) -> int:
-    """Return 64 bits of a prompt. Numbers are not folded: prompts that differ only in a number are two prompts."""
+    """Return 64 bits of a prompt. Prompts that differ only in a number have different hashes."""
     return int.from_bytes(blake2b(text.strip().encode("utf-8", "replace"), digest_size=8).digest(), "little")
 
 
 def text_hash(text: str) -> int:
-    """Return 64 bits of a text, after NFC, with each number folded into one digit and outer white space removed."""
+    """Return 64 bits of a text. Numbers, white space at the ends and Unicode normalization do not change them."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
     folded = text.strip().encode("utf-8", "replace").translate(_FOLD)

@@ -1,4 +1,4 @@
-"""OpenAI batches: the output file has no prompts, so they are joined from the input file by ``custom_id``."""
+"""Join the output file of an OpenAI batch, which has no prompts, with its input file by ``custom_id``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from skill_kd.diagnose.formats.lines import Block
-from skill_kd.diagnose.formats.openai import is_batch
 from skill_kd.diagnose.formats.readers import parse
-from skill_kd.diagnose.formats.rows import mapping, name
 from skill_kd.diagnose.formats.sources import LogSource
 from skill_kd.errors import SkillKDError
+from skill_kd.kd.dataset.formats.endpoints import OpenAIBatch
+from skill_kd.kd.dataset.formats.values import mapping, name
 
 _TAKEN = ("messages", "input", "prompt", "instructions", "model", "temperature")
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
@@ -22,15 +22,15 @@ _PEEK = 20
 
 
 class Requests:
-    """Requests of batches by ``custom_id``, all in memory: a batch has at most 50,000."""
+    """The requests of batches by ``custom_id``. All are in memory: a batch has at most 50,000."""
 
     def __init__(self) -> None:
         self.inputs: list[str] = []
         """Paths of the input files."""
         self.lost = 0
-        """Answers whose request is missing or ambiguous."""
+        """Number of answers whose request is missing or ambiguous."""
         self._known: dict[str, dict[str, Any] | None] = {}
-        """None if two different requests have one id, so that the answered one is unknown."""
+        """None if two different requests have the same id."""
 
     def add(self, path: str) -> None:
         """Read an input file.
@@ -66,18 +66,18 @@ class Requests:
 
     @property
     def note(self) -> str:
-        """A note on the joined files, for the diagnosis."""
+        """Note about the joined files, for the diagnosis."""
         files = ", ".join(f"'{path}'" for path in self.inputs)
-        lost = f"; {self.lost} answers have no request of theirs alone there" if self.lost else ""
-        return f"prompts were fetched by custom_id from {files}{lost}"
+        lost = f"; {self.lost} answers have no request there, or more than one" if self.lost else ""
+        return f"prompts were joined by custom_id from {files}{lost}"
 
 
 def requests_of(paths: Sequence[str], format_name: str | None) -> Requests | None:
-    """Return the requests of the batch inputs among ``paths``; None unless there are outputs as well.
+    """Return the requests of the batch inputs in ``paths``; None unless there are outputs as well.
 
     Only plain files are checked: a pipe can be read only once.
     """
-    if len(paths) < 2 or format_name not in (None, "openai-batch"):
+    if len(paths) < 2 or format_name not in (None, OpenAIBatch.name):
         return None
     kinds = {path: _kind(path) for path in paths if Path(path).is_file()}
     if not {"input", "output"} <= set(kinds.values()):
@@ -97,7 +97,7 @@ def _kind(path: str) -> str | None:
         return None  # reported when the file is read
     lines = (line for line in block.lines.split(b"\n") if line.strip())
     records = [record for line in islice(lines, _PEEK) if (record := _record(line))]
-    if not records or not all(map(is_batch, records)):
+    if not records or not all(map(OpenAIBatch().matches, records)):
         return None
     return "output" if any("response" in record for record in records) else "input"
 

@@ -1,4 +1,4 @@
-"""Split text into blocks of lines: plain lines, JSON arrays, pretty-printed objects, CSV, streams of deltas."""
+"""Split text into blocks of lines: plain lines, JSON arrays, pretty-printed objects, tables, streams."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from skill_kd.diagnose.formats.openai import joined_lines
 from skill_kd.errors import UsageError
+from skill_kd.kd.dataset.formats.streams import Streams, is_event
 
 BLOCK = 1 << 20
-"""Bytes of one block, and of the part of a file that its layout is detected from."""
+"""Size of a block, and of the part of a file that its layout is detected from, in bytes."""
 LONGEST = 8 << 20
-"""Length limit of a line, in bytes. A longer line counts as bad."""
+"""Longest line, in bytes. A longer line counts as bad."""
 
 
 @dataclass(frozen=True)
@@ -23,31 +24,37 @@ class Block:
 
     lines: bytes
     overlong: int = 0
-    """Lines after these that were skipped because they were longer than ``LONGEST``."""
+    """Number of lines that were skipped after these, because they were longer than ``LONGEST``."""
 
 
-_LIST_INSIDE = re.compile(rb'\{\s*"(?:runs|data|observations|traces|items|results)"\s*:\s*\[')
+_LISTS = {"runs", "data", "observations", "traces", "items", "results", "events", "calls", "rows", "logs", "requests"}
+"""Names of the list of rows in an export that is one JSON object."""
+_AROUND = {
+    "object", "has_more", "first_id", "last_id", "meta", "next", "cursor", "count", "total", "error", "schema",
+    "next_page_token", "next_cursor", "nextCursor", "page", "limit",
+}  # fmt: skip
+"""Names of the other fields of such an object."""
+_DELIMITERS = (",", ";", "\t")
 
 
 def split(head: bytes, chunks: Iterator[bytes], path: str) -> Iterator[Block]:
-    """Yield the lines of a text that begins with ``head``, in any layout. ``chunks`` includes the head."""
+    """Yield the lines of a text in any layout. ``head`` is its beginning; ``chunks`` are all of it."""
     start = head.lstrip()
     first, ended, _ = start.partition(b"\n")
-    if start.startswith((b"data:", b"event:")) or b'.chunk"' in first[:4096]:
-        return _gathered(joined_lines(line for block in _lines(chunks) for line in block.lines.split(b"\n")))
+    if start.startswith((b"data:", b"event:")) or _streamed(start):
+        return _gathered(_joined(line for block in _lines(chunks) for line in block.lines.split(b"\n")))
     if start.startswith(b"["):
         return _gathered(_objects(chunks, 1))
     if start.startswith(b"{"):
-        if ended and _is_json(first):
-            return _lines(chunks)
-        if _LIST_INSIDE.match(start):
+        if _holds_list(start, first if ended else b""):
             return _gathered(_objects(chunks, 2))
-        if ended and first.strip() == b"{":
+        if ended and first.strip() == b"{" and not _is_json(first):
             return _gathered(_objects(chunks, 0))
         return _lines(chunks)
     header = first.decode("utf-8", "replace").strip()
-    if b"{" not in first and "," in header and re.fullmatch(r'[\w."@ -]+(,[\w."@ -]*)+', header):
-        return _gathered(_table(chunks, path))
+    delimiter = max(_DELIMITERS, key=header.count)
+    if re.fullmatch(rf'[\w."@ ()/-]+({delimiter}[\w."@ ()/-]*)+', header):
+        return _gathered(_table(chunks, delimiter, path))
     return _lines(chunks)
 
 
@@ -59,8 +66,78 @@ def _is_json(text: bytes) -> bool:
     return True
 
 
+def _streamed(start: bytes) -> bool:
+    """Return True if one of the first lines is an event of a stream."""
+    return any(is_event(_parsed(line)) for line in start[: 1 << 16].split(b"\n")[:20] if line.startswith(b"{"))
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _holds_list(start: bytes, first: bytes) -> bool:
+    """Return True if an object is only the envelope of a list of rows.
+
+    Args:
+        start: the beginning of the text.
+        first: its first line, or nothing if that did not end yet.
+    """
+    whole = _parsed(first)
+    if isinstance(whole, dict):
+        names = set(whole)
+        return names <= _LISTS | _AROUND and any(isinstance(whole[key], list) for key in names & _LISTS)
+    for name, opens in _outer_fields(start):
+        if name in _LISTS:
+            return opens == b"["
+        if name not in _AROUND:
+            return False
+    return False
+
+
+def _outer_fields(start: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield the names of an object's own fields with the first byte of each value."""
+    depth, place = 0, 0
+    while match := _TOKEN.search(start, place):
+        place, token = match.end(), match[0]
+        if token[:1] == b'"':
+            field = _VALUE.match(start, place)
+            if depth == 1 and field:
+                yield token[1:-1].decode("utf-8", "replace"), field[1]
+        else:
+            depth += 1 if token in b"{[" else -1
+
+
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]', re.DOTALL)
+_VALUE = re.compile(rb"\s*:\s*(.)", re.DOTALL)
+
+
+def _joined(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Turn lines of stream events (with or without ``data:``) into lines of whole answers; pass other lines through."""
+    streams = Streams()
+    for line in lines:
+        text = line.strip()
+        if text.startswith((b"event:", b"id:", b"retry:", b":")):
+            continue
+        text = text.removeprefix(b"data:").strip()
+        if text == b"[DONE]" or not text:
+            continue
+        event = _parsed(text)
+        if not isinstance(event, dict):
+            yield line
+        elif streams.takes(event):
+            for whole in streams.add(event):
+                yield json.dumps(whole).encode()
+        else:
+            yield text
+    for whole in streams.rest():
+        yield json.dumps(whole).encode()
+
+
 def _lines(chunks: Iterable[bytes]) -> Iterator[Block]:
-    """Cut after the last line end of each chunk. The rest waits for the next chunk, up to ``LONGEST`` bytes."""
+    """Yield whole lines. The rest of a chunk after its last line end is kept for the next, up to ``LONGEST`` bytes."""
     waiting: list[bytes] = []
     size, skipping = 0, False
     for chunk in chunks:
@@ -82,7 +159,7 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[Block]:
 
 
 def _gathered(lines: Iterator[bytes]) -> Iterator[Block]:
-    """Yield blocks of generated lines; an empty line marks one that was too long."""
+    """Yield generated lines as blocks; an empty line stands for one that was too long."""
     some: list[bytes] = []
     size = overlong = 0
     for line in lines:
@@ -131,15 +208,21 @@ def _objects(chunks: Iterable[bytes], level: int) -> Iterator[bytes]:
         yield b"" if overlong else buffer
 
 
-def _table(chunks: Iterable[bytes], path: str) -> Iterator[bytes]:
-    """Yield the rows of a CSV export as JSON lines. The readers parse cells that hold JSON."""
+def _table(chunks: Iterable[bytes], delimiter: str, path: str) -> Iterator[bytes]:
+    """Yield the rows of a CSV or TSV export as JSON lines. The readers parse cells that hold JSON."""
     lines = (line for block in _lines(chunks) for line in _text_lines(block.lines))
     csv.field_size_limit(LONGEST)
     try:
-        for row in csv.DictReader(lines):
-            yield json.dumps({key: value for key, value in row.items() if key and value != ""}).encode()
+        for row in csv.DictReader(lines, delimiter=delimiter):
+            cells = {key: value for key, value in row.items() if key and value}
+            if delimiter == ";":  # then a comma is the decimal point
+                cells = {key: _DECIMAL.sub(r"\1.\2", value) for key, value in cells.items()}
+            yield json.dumps(cells).encode()
     except csv.Error as error:
-        raise UsageError(f"log '{path}' looks like CSV and cannot be read as such: {error}") from error
+        raise UsageError(f"log '{path}' looks like a table but cannot be read as CSV: {error}") from error
+
+
+_DECIMAL = re.compile(r"\A(-?\d+),(\d+)\Z", re.ASCII)
 
 
 def _text_lines(lines: bytes) -> Iterator[str]:

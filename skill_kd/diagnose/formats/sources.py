@@ -1,7 +1,7 @@
-"""Read a file as blocks of lines; handles compression and encoding.
+"""Read a file as blocks of lines. Handles compression and encodings.
 
 A file is read once, forward, in chunks, so memory does not grow with its size. Only ``\\n`` ends a line: a JSON string
-may contain Unicode's other line ends.
+may contain the other line ends of Unicode.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from skill_kd.errors import MissingRequirementError, UsageError
 
 
 class LogSource:
-    """One file, or ``-`` for stdin; ``blocks`` reads it once."""
+    """One file, or ``-`` for stdin. ``blocks`` reads it once."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -47,7 +47,7 @@ class LogSource:
         if self.path == "-":
             return io.BufferedReader(io.FileIO(sys.stdin.fileno(), closefd=False), BLOCK)
         if Path(self.path).is_dir():
-            raise UsageError(f"log '{self.path}' is a folder; name its files: {self.path}/*.jsonl")
+            raise UsageError(f"log '{self.path}' is a folder; pass its files: {self.path}/*.jsonl")
         return open(self.path, "rb", buffering=BLOCK)
 
     def _text_blocks(self, raw: Any) -> Iterator[Block]:
@@ -72,7 +72,7 @@ class LogSource:
                     yield b"".join(some)
                     some = []
         except (EOFError, gzip.BadGzipFile, zlib.error, _ZstdError) as error:
-            self.notes.append(f"'{self.path}' is damaged or was cut off; what came before was read ({error})")
+            self.notes.append(f"'{self.path}' is damaged or cut off ({error}); only the part before that was read")
         yield b"".join(some)
 
 
@@ -105,7 +105,7 @@ def _zstd(raw: Any, path: str) -> Iterator[bytes]:
             import zstandard  # type: ignore[import-not-found,unused-ignore]
         except ImportError:
             raise MissingRequirementError(
-                f"log '{path}' is compressed with zstd; install what reads it: pip install zstandard"
+                f"log '{path}' is compressed with zstd, which needs a package: pip install zstandard"
             ) from None
         error, stream = zstandard.ZstdError, zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
     try:
@@ -126,7 +126,7 @@ def _in_utf8(chunks: Iterator[bytes], path: str) -> Iterator[bytes]:
             yield decode(chunk).removeprefix("\ufeff").encode("utf-8", "replace")
         return
     if b"\x00" in head[:4096]:
-        raise UsageError(f"log '{path}' is a binary file, not text; export JSON lines")
+        raise UsageError(f"log '{path}' is a binary file; export the log as JSON lines")
     yield head.removeprefix(codecs.BOM_UTF8)
     yield from chunks
 

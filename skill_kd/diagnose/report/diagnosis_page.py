@@ -30,18 +30,18 @@ def write_page(found: Diagnosis, path: Path) -> None:
 
 
 def html(found: Diagnosis) -> str:
-    """Return the page. Log text is in it only on request; it is redacted, and escaped here."""
+    """Return the page. Text of the log is in it only on request; it is redacted before and escaped here."""
     sections = [*(_finding(found, each) for each in found.findings), *_explained(found), _series(found), _input(found)]
     count = len(found.findings)
     sentence = (
         f"{count} finding{'s' * (count > 1)}: {', '.join(each.key for each in found.findings)}"
         if count
-        else "no change that the detectors could see; below stands what they would have seen"
+        else "no change that the detectors can see; see below for the smallest change that they would have detected"
     )
     head = join(
         [tag("h1", "Diagnosis of production logs"), verdict(found.status.upper(), _TONES[found.status], sentence)]
     )
-    foot = paragraph("Proposals, not certainties: nothing here was applied. Redacted text is not anonymous.")
+    foot = paragraph("These are proposals; nothing was changed. Redacted text is not anonymous.")
     return page("Diagnosis", head, sections, data=found.to_json(), foot=foot)
 
 
@@ -51,7 +51,7 @@ def _finding(found: Diagnosis, finding: LogFinding) -> PageSection:
     rows = [
         (
             sign.detector.label,
-            found.when(sign.at) if sign.at is not None else "all along",
+            found.when(sign.at) if sign.at is not None else "whole log",
             shown(sign.detector, sign.before),
             shown(sign.detector, sign.after),
             gap(sign.detector, sign.difference),
@@ -63,10 +63,10 @@ def _finding(found: Diagnosis, finding: LogFinding) -> PageSection:
     columns = ("Sign", "Since", "Before", "After", "Like for like", "95 % interval", Column("Answers", numeric=True))
     content = [
         paragraph(entry.means[:1].upper() + entry.means[1:], "."),
-        table("What was measured, on sampled answers", columns, rows),
+        table("Measured on sampled answers", columns, rows),
         *_plots(found, [sign.detector for sign in finding.signs], finding.at),
         *_phrases("Openings that became frequent", finding.openings),
-        *_phrases("Answers that are nearly the same", finding.clusters),
+        *_phrases("Answers that are nearly identical", finding.clusters),
         tag("h3", "What to try, cheapest first"),
         bullets([f"{each.do} ({each.cost}; {each.evidence})" for each in entry.remedies]),
         paragraph("Against it: ", entry.against),
@@ -108,10 +108,8 @@ def _explained(found: Diagnosis) -> list[PageSection]:
         )
         for sign in found.explained
     ]
-    content = [
-        table("Changes that vanish when like is compared with like", ("Sign", "Since", "Change", "Came with"), rows)
-    ]
-    return [PageSection("explained", "Changes that came with something else", content, "explained")]
+    content = [table("Changes that disappear like for like", ("Sign", "Since", "Change", "Explained by"), rows)]
+    return [PageSection("explained", "Changes that something else explains", content, "explained")]
 
 
 def _series(found: Diagnosis) -> PageSection:
@@ -121,7 +119,7 @@ def _series(found: Diagnosis) -> PageSection:
     lines = [
         Line(name, _times(found), [each.lengths[name] for each in found.points]) for name in found.points[0].lengths
     ]
-    lengths = line_plot("Length of all answers", "Quantiles, from every line.", lines, x=_axis(found), y="characters")
+    lengths = line_plot("Length of all answers", "Quantiles of all answers.", lines, x=_axis(found), y="characters")
     return PageSection("series", "All detectors over time", [*_plots(found, rest, None), lengths], "over time")
 
 
@@ -137,8 +135,8 @@ def _plots(found: Diagnosis, detectors: Sequence[Detector], at: int | None) -> l
         ]
         unit = {"share": "% of answers", "match": "% of pairs", "mean": detector.label}[detector.kind]
         line = Line(detector.label, _times(found), series[0], series[1], series[2])
-        told = "Sampled answers of each window, with 95 % intervals."
-        plots.append(line_plot(BY_KEY[detector.key].label, told, [line], x=_axis(found), y=unit, changes=changes))
+        note = "Sampled answers of each window, with 95 % intervals."
+        plots.append(line_plot(BY_KEY[detector.key].label, note, [line], x=_axis(found), y=unit, changes=changes))
     return plots
 
 
@@ -157,10 +155,10 @@ def _input(found: Diagnosis) -> PageSection:
     facts = [
         ("Answers", scan.rows),
         ("Lines", scan.lines),
-        ("Left out", ", ".join(f"{count} {reason}" for reason, count in scan.drops.most_common()) or "none"),
+        ("Skipped", ", ".join(f"{count} {reason}" for reason, count in scan.drops.most_common()) or "none"),
         ("Formats", ", ".join(sorted(set(scan.formats.values())))),
         ("Windows", len(found.points)),
-        ("Read closely", sum(each.sampled for each in found.points)),
+        ("Sampled", sum(each.sampled for each in found.points)),
     ]
     columns = (
         "Window",

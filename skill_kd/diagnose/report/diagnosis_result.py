@@ -24,12 +24,12 @@ class Diagnosis:
     points: tuple[Point, ...]
     """One for each window."""
     findings: tuple[LogFinding, ...]
-    """The strongest first."""
+    """Strongest first."""
     explained: tuple[Sign, ...]
-    """Changes that coincide with a change of something else."""
+    """Changes that a change of something else explains."""
     notes: tuple[str, ...]
     seen: dict[str, float | None]
-    """By detector: the smallest step that would have been detected."""
+    """Smallest step that would have been detected, by detector."""
     pilot: Pilot | None = None
     replay: str | None = None
     """File of the replay plan."""
@@ -53,7 +53,7 @@ class Diagnosis:
         return when(self.points[at].start, self.by_day)
 
     def to_json(self) -> dict[str, object]:
-        """Return everything as JSON-ready values; dates are ISO 8601, unknown numbers null."""
+        """Return all of it as values for JSON. Dates are ISO 8601, and unknown numbers are null."""
         windows = self.scan.windows
         return {
             "status": self.status,

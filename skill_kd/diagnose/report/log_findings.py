@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from skill_kd.diagnose.changes.change_signs import Sign
 from skill_kd.diagnose.changes.measures import OPENING, MeasuredAnswer, WindowSample
+from skill_kd.diagnose.changes.windows import NOT_LOGGED
 from skill_kd.diagnose.report.redact import redact
 from skill_kd.textstats import opening, words
 
@@ -18,14 +19,14 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class Phrase:
-    """An opening, or a cluster of nearly identical answers."""
+    """An opening of answers, or a cluster of nearly identical answers."""
 
     id: str
     before: float
     after: float
-    """Shares of the sampled answers before and after."""
+    """Share of the sampled answers, before and after the change."""
     topics: int
-    """Number of kinds of prompts that it answers."""
+    """Number of topics whose prompts it answers."""
     text: str | None
     """Redacted text; None unless examples were requested."""
 
@@ -36,7 +37,7 @@ class LogFinding:
 
     key: str
     signs: tuple[Sign, ...]
-    """The strongest first."""
+    """Strongest first."""
     could_be: tuple[str, ...]
     """Other possible explanations."""
     openings: tuple[Phrase, ...] = ()
@@ -59,13 +60,13 @@ def strength(sign: Sign) -> float:
 def group(
     signs: Iterable[Sign], windows: Sequence[WindowSample], name: Callable[[int], str], examples: bool
 ) -> list[LogFinding]:
-    """Return one finding for each kind of sign, the strongest first.
+    """Return one finding for each kind of sign, strongest first.
 
     Args:
         signs: signs that are not explained.
         windows: windows of the signs.
-        name: returns the id of a hash in this report.
-        examples: show redacted text.
+        name: function from a hash to its id in this report.
+        examples: include redacted text.
     """
     kinds: dict[str, list[Sign]] = defaultdict(list)
     for sign in sorted(signs, key=strength, reverse=True):
@@ -94,20 +95,20 @@ def _rows(windows: Iterable[WindowSample]) -> list[MeasuredAnswer]:
 
 
 def _could_be(signs: Sequence[Sign], windows: Sequence[WindowSample]) -> tuple[str, ...]:
-    """Return fixed sentences; no log text is in them."""
+    """Return fixed sentences, without text of the log."""
     rows = _rows(windows)
-    told = []
+    found = []
     if not any(each.row.prompt for each in rows):
-        told.append("the log has no prompts, so another prompt mix would look the same")
+        found.append("the log has no prompts, so a change of the prompts would look the same")
     for place, what in ((1, "temperature"), (2, "max_tokens"), (0, "model version")):
-        if all(each.setting[place] == "not told" for each in rows):
-            told.append(f"the log does not tell the {what}, so a change of it would look the same")
+        if all(each.setting[place] == NOT_LOGGED for each in rows):
+            found.append(f"the log does not have the {what}, so a change of it would look the same")
     if any(sign.verdict == "teacher" for sign in signs):
-        told.append("the teacher's log may come from other prompts of the same kinds")
+        found.append("the teacher's log may have other prompts of the same kinds")
     if signs[0].at is not None and len(windows) - signs[0].at <= 2:
-        told.append("only the last two windows differ: an event of those days would look the same")
-    told.append("prompts changed in a way that their words and length do not show")
-    return tuple(told)
+        found.append("only the last two windows differ, so an event on these days would look the same")
+    found.append("the prompts changed in a way that their words and length do not show")
+    return tuple(found)
 
 
 def _openings(
@@ -124,7 +125,7 @@ def _openings(
 def _clusters(
     before: Sequence[MeasuredAnswer], after: Sequence[MeasuredAnswer], name: Callable[[int], str], examples: bool
 ) -> tuple[Phrase, ...]:
-    """Return clusters, keyed by a hash of the answer, because cluster numbers are only valid within one window."""
+    """Return clusters. Their key is a hash of the answer, because a cluster's number is valid only in its window."""
     texts = {each.row.output_hash: each for each in after}
 
     def key(each: MeasuredAnswer) -> int:
@@ -160,7 +161,7 @@ def _phrases(
 
 
 def _examples(after: Sequence[MeasuredAnswer], sign: Sign) -> tuple[str, ...]:
-    """Return answers that the strongest detector flags, each text once."""
+    """Return answers that the strongest detector found, each text once."""
     detector = sign.detector
     if detector.kind == "mean":
         rows = sorted(

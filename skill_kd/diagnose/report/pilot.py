@@ -1,4 +1,4 @@
-"""The files that `diagnose` writes, private to their owner: the pilot's two specs, and prompts to replay."""
+"""The files that ``diagnose`` writes: the two specs of a pilot, and prompts to replay. Only the owner can read them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from skill_kd.spec import Spec
 from skill_kd.spec.file import parse_spec
 
 PROMPTS, SAMPLES = 50, 8
-"""Of a replay: number of prompts, and number of answers per prompt from each model."""
+"""Number of prompts of a replay, and number of answers to each from each model."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Pilot:
     before: object
     after: object
     files: tuple[Path, Path]
-    """The original spec, and the changed one."""
+    """The original spec and the changed one."""
 
 
 def write_pilot(spec: Spec, findings: Sequence[str], folder: Path) -> Pilot | None:
-    """Write the pilot of the first finding that suggests a setting for this spec; return None if none does.
+    """Write the pilot of the first finding with a remedy for this spec; return None if there is none.
 
-    Both specs are valid and share seed, budget and everything else. Their names say which is which.
+    Both specs are valid and differ in one setting and in their names.
 
     Raises:
         UsageError: the files cannot be written.
@@ -78,9 +78,9 @@ def _at(values: dict[str, Any], path: str) -> object:
 
 
 def write_replay(windows: Sequence[WindowSample], path: Path) -> int:
-    """Write a replay plan: whole prompts of the log, spread over its topics, each for 8 answers from both models.
+    """Write a replay plan: whole prompts of the log, spread over its topics, for both models to answer 8 times.
 
-    Prompts of which the sample has only a part are skipped. The prompts are log text and are not redacted.
+    Prompts that the sample truncated are skipped. The prompts are text of the log and are not redacted.
 
     Returns:
         The number of prompts.

@@ -1,4 +1,4 @@
-"""Redact log text: replace what looks like a person, a card, a machine or a key. The result is not anonymous."""
+"""Redact text of a log: replace what looks like contact data, a card, an address or a key. It is not anonymous then."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def redact(text: str, most: int = 300) -> str:
 
     Names, addresses and other identifying text stay: the result is not anonymous.
     """
-    # Read more than is shown: a secret that is cut off at the end must still match its pattern.
+    # Read more than is shown, so that a secret at the end still matches its pattern.
     text = text[: most + 400]
     text = _KEYS.sub("[key]", text)
     text = _EMAIL.sub("[email]", text)
@@ -53,6 +53,6 @@ def _luhn(digits: list[int]) -> bool:
 
 
 def salted(salt: bytes | None = None) -> Callable[[int], str]:
-    """Return a function from hashes to short ids that mean nothing outside one report."""
+    """Return a function from hashes to short ids. Without the salt, they cannot be compared between reports."""
     key = salt if salt is not None else secrets.token_bytes(16)
     return lambda value: blake2b(value.to_bytes(8, "little"), digest_size=4, key=key).hexdigest()

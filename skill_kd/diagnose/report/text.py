@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from skill_kd.diagnose.report.diagnosis_result import Diagnosis
 
 REPLAY = (
-    f"replay {PROMPTS} prompts of the log × {SAMPLES} answers each, from student and teacher, same settings: "
-    "only repeated prompts tell lost modes from sharpening"
+    f"let student and teacher answer {PROMPTS} prompts of the log {SAMPLES} times each, with the same settings; only "
+    "repeated prompts can distinguish lost modes from sharpening"
 )
 _FACTOR = {
-    "prompt mix": "people asked for other things",
-    "temperature": "the serving temperature was changed",
-    "max_tokens": "the limit of the answers was changed",
-    "system prompt": "the system prompt was changed",
-    "model version": "another model version was served from then on; compare both versions on the same prompts",
+    "prompt mix": "the prompts changed",
+    "temperature": "the serving temperature changed",
+    "max_tokens": "the length limit changed",
+    "system prompt": "the system prompt changed",
+    "model version": "another model version was served; compare both versions on the same prompts",
     "several settings together": "several settings changed together; compare them one by one",
 }
 
 
 def shown(detector: Detector, value: float) -> str:
-    """Return a detector's value for people."""
+    """Return a detector's value as text."""
     if math.isnan(value):
         return "-"
     if detector.kind == "share":
@@ -42,7 +42,7 @@ def shown(detector: Detector, value: float) -> str:
 
 
 def gap(detector: Detector, value: float) -> str:
-    """Return a difference of a detector's values for people."""
+    """Return the difference of two values of a detector as text."""
     if not math.isfinite(value):
         return "-"
     if detector.kind == "share":
@@ -53,7 +53,7 @@ def gap(detector: Detector, value: float) -> str:
 
 
 def terminal(found: Diagnosis) -> str:
-    """Return the whole diagnosis as lines."""
+    """Return the whole diagnosis as text."""
     return "\n".join(_lines(found))
 
 
@@ -66,7 +66,7 @@ def _lines(found: Diagnosis) -> Iterator[str]:
         yield from _finding(found, number, finding)
     if found.explained:
         yield ""
-        yield "changes that came with something else (no finding)"
+        yield "changes that something else explains (not findings)"
         for sign in found.explained:
             yield f"  {_change(found, sign)}"
             yield f"    {explained_in_words(sign)}"
@@ -81,23 +81,23 @@ def _lines(found: Diagnosis) -> Iterator[str]:
 def _input(found: Diagnosis) -> Iterator[str]:
     scan = found.scan
     formats = Counter(scan.formats.values())
-    yield f"read      {scan.rows} answers from {scan.lines} lines as {', '.join(formats)} (--format says otherwise)"
+    yield f"read      {scan.rows} answers from {scan.lines} lines as {', '.join(formats)} (--format overrides it)"
     if scan.drops:
-        yield f"left out  {', '.join(f'{count} {reason}' for reason, count in scan.drops.most_common())}"
+        yield f"skipped   {', '.join(f'{count} {reason}' for reason, count in scan.drops.most_common())}"
     unit = "day" if found.by_day else "line"
     span = scan.windows.width
     first, last = found.when(0), found.when(len(found.points) - 1)
     yield f"windows   {len(found.points)} of {span} {unit}{'s' * (span > 1)}, {first} to {last}"
     sampled = sum(point.sampled for point in found.points)
-    yield f"sample    {sampled} answers read closely; every line counted for hashes, lengths, finish reasons"
+    yield f"sample    {sampled} answers; hashes, lengths and finish reasons are counted on all answers"
 
 
 def _headline(found: Diagnosis) -> str:
     if found.findings:
-        return f"{len(found.findings)} finding{'s' * (len(found.findings) > 1)}, the strongest first"
+        return f"{len(found.findings)} finding{'s' * (len(found.findings) > 1)}, strongest first"
     if found.status == "too little data":
-        return "too little data: dating a change takes 6 windows and 200 answers; --baseline compares without dates"
-    return f"nothing found. A step in the middle of the log would have been seen from: {', '.join(_seen(found))}"
+        return "too little data: at least 6 windows and 200 answers are needed; --baseline compares without dates"
+    return f"nothing found. Smallest detectable change in the middle of the log: {', '.join(_seen(found))}"
 
 
 def _seen(found: Diagnosis) -> Iterator[str]:
@@ -119,7 +119,7 @@ def _finding(found: Diagnosis, number: int, finding: LogFinding) -> Iterator[str
             yield f"   {title}  {phrase.id}: {phrase.before:.1%} → {phrase.after:.1%} of answers{text}"
     yield from (f"   example  {' '.join(each.split())}" for each in finding.examples[:3])
     yield from (f"   do {place}     {each.do} [{each.evidence}]" for place, each in enumerate(entry.remedies, 1))
-    yield f"   but      {entry.against}"
+    yield f"   against  {entry.against}"
     yield f"   could be {'; '.join(finding.could_be)}"
 
 
@@ -127,10 +127,11 @@ def _change(found: Diagnosis, sign: Sign) -> str:
     label, answers = sign.detector.label, f"{sign.answers[0]} and {sign.answers[1]} sampled answers"
     if sign.verdict == "level":
         share = shown(sign.detector, sign.after)
-        return f"{label}: {share} all along, at least {sign.low:.1%} ({sign.answers[1]} sampled answers)"
+        return f"{label}: {share} in the whole log, at least {sign.low:.1%} ({sign.answers[1]} sampled answers)"
     sides = f"{shown(sign.detector, sign.before)} → {shown(sign.detector, sign.after)}"
     difference, low, high = (gap(sign.detector, each) for each in (sign.difference, sign.low, sign.high))
-    like = f"like for like {difference}, 95% interval {low} to {high}"
+    compared = "all answers" if sign.verdict == "explained" else "like for like"
+    like = f"{compared} {difference}, 95% interval {low} to {high}"
     who = "teacher → student" if sign.verdict == "teacher" else f"since {found.when(sign.at or 0)}"
     return f"{label} {who}: {sides}; {like} ({answers})"
 
@@ -139,14 +140,14 @@ def _next(found: Diagnosis) -> Iterator[str]:
     yield "next"
     yield f"  {REPLAY}{f': {found.replay}' if found.replay else ' (--replay FILE writes the prompts)'}"
     if found.pilot is None:
-        yield "  --spec SPEC writes a pilot: two specs that differ in one knob"
+        yield "  --spec SPEC writes a pilot: two specs that differ in one setting"
     else:
         one, two = found.pilot.files
         pilot = found.pilot
         yield f"  pilot against '{pilot.finding}': {pilot.path}: {pilot.before} → {pilot.after}"
-        yield f"    skill-kd run {one} && skill-kd run {two}, then evaluate both; nothing else differs"
+        yield f"    skill-kd run {one} && skill-kd run {two}, then evaluate both; they differ in nothing else"
 
 
 def explained_in_words(sign: Sign) -> str:
-    """Return the reason that a change is not a finding."""
+    """Return why a change is not a finding."""
     return "; ".join(f"{each}: {_FACTOR[each]}" for each in sign.explained_by)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from skill_kd.kd.config import Dtype
 
 UNKNOWN = re.compile("model with architecture .* is not supported")
-"""The error of transformers for a GGUF file that is sound, but of a model type that it cannot read."""
+"""The error of transformers for a valid GGUF file of a model type that it cannot read."""
 
 
 def finetuned(question: Any) -> Answer:
@@ -30,10 +30,10 @@ def finetuned(question: Any) -> Answer:
         same = ours.get_vocab() == theirs.get_vocab() and ours.chat_template == theirs.chat_template
         checks.append(check("merged: tokenizer", same, "tokens and chat template of the student"))
         checks.append(check("merged: dtype", dtype in {"bfloat16", "float16"}, dtype))
-        # Both are rounded to the same dtype. Otherwise the rounding of the merge would look like training.
+        # Both are rounded to the same dtype. Otherwise the rounding of the merged weights would look like training.
         before = rounded(load(folder, "float32"), dtype)
         moved = difference(load(merged, "float32"), before, ours)
-        checks.append(check("merged: trained", moved > 0, f"logits moved by {moved:.1e} of their size in {dtype}"))
+        checks.append(check("merged: trained", moved > 0, f"logits changed by {moved:.1e} (relative, in {dtype})"))
         checks += [_gguf_check(file, merged) for file in sorted(out.glob("*.gguf"))]
     if (adapter := out / "lora").is_dir():
         checks += _adapter_checks(folder, adapter, merged)
@@ -55,7 +55,7 @@ def _adapter_checks(folder: Path, adapter: Path, merged: Path) -> Iterator[Answe
     if merged.is_dir():
         apart = difference(model, load(merged, "float32"), load_tokenizer(folder))
         same = apart <= ROUNDING["bfloat16"]
-        yield check("lora: merged", same, f"logits differ from the merged folder's by {apart:.1e} of their size")
+        yield check("lora: merged", same, f"logits differ from the merged folder's by {apart:.1e} (relative)")
 
 
 def gguf(question: Any) -> Answer:
@@ -86,4 +86,4 @@ def _gguf_check(file: Path, folder: Path) -> Answer:
         agreed += int((p.argmax(-1) == q.argmax(-1)).sum())
         total += len(p)
     close = agreed >= total / 2 and divergence / total < 1.0
-    return check(name, close, f"KL {divergence / total:.2g} nats a token, likeliest token alike {agreed} of {total}")
+    return check(name, close, f"KL {divergence / total:.2g} nats per token, same top token at {agreed} of {total}")

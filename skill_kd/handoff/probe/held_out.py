@@ -1,4 +1,4 @@
-"""The run's held-out measures of other folders, with the same prompts, teacher samples and seeds."""
+"""Takes the run's held-out measures of other folders, with the same prompts, teacher samples and seeds."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def measure(question: Any) -> Answer:
     sampler = replace(sampler, decoding=replace(decoding, vocabulary=teacher.vocabulary))
     requests = requests_for(data.held_out_prompts, (config.seed, "held_out"))
     held_out = HeldOut(teacher, sampler, data.held_out_examples, requests, config.training.batch_size)
-    figures = {}
+    measures = {}
     for name, folder in question["folders"].items():
         model = load(Path(folder), config.student.dtype).to(device)
-        figures[name], _ = held_out.measure(model)
-    return {"figures": figures}
+        measures[name], _ = held_out.measure(model)
+    return {"measures": measures}

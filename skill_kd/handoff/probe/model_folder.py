@@ -39,7 +39,7 @@ def load(folder: Path, dtype: Dtype) -> Any:
 
 
 def load_config(folder: Path) -> Any:
-    """Load the config as the file has it. Loading a model would switch its cache on."""
+    """Load the config from the file. Loading a model would switch its cache on."""
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(folder)
@@ -96,7 +96,7 @@ def difference(model: Any, other: Any, tokenizer: Any) -> float:
 
 
 def findings(folder: Path, dtype: Dtype) -> list[Answer]:
-    """Load a folder as a user would, and check what breaks other tools."""
+    """Load a folder as a user would, and check for errors that break other tools."""
     import torch
 
     from skill_kd.kd.model.vocabulary import eos_ids

@@ -1,4 +1,4 @@
-"""Checks of the distilled student against the run that made it, and of the fine-tuning data."""
+"""Compares the distilled student with the run that trained it, and reads the fine-tuning data."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ def student(question: Any) -> Answer:
     config, folder = Config.of(question["spec"]), Path(question["folder"])
     tokenizer = load_tokenizer(folder)
     answer: Answer = {
-        "checks": [*findings(folder, config.student.dtype), *_is_the_trained_one(question, config, folder)],
+        "checks": [*findings(folder, config.student.dtype), *_compared_with_run(question, config, folder)],
         "has_template": bool(tokenizer.chat_template),
         "parts": template_parts(tokenizer, question["spec"]["data"]["chat_template_options"]),
         "targets": lora_targets(folder),
         "positions": positions(folder),
         "teachers": _revisions(question["spec"]["teacher"]),
         "student": _revisions(question["spec"]["student"]),
-        "metrics": _figures(question),
+        "metrics": _measures(question),
     }
     if question["data"]:
         answer |= _data(question, tokenizer)
     return answer
 
 
-def _is_the_trained_one(question: Any, config: Config, folder: Path) -> Iterator[Answer]:
-    """Yield the checks against the best checkpoint, whose weights the folder should hold, and the original model."""
+def _compared_with_run(question: Any, config: Config, folder: Path) -> Iterator[Answer]:
+    """Yield the checks against the best checkpoint, which should have the folder's weights, and the original model."""
     from dataclasses import replace
 
     from skill_kd.kd.errors import Missing
@@ -62,7 +62,7 @@ def _is_the_trained_one(question: Any, config: Config, folder: Path) -> Iterator
         return
     saved = _generation_settings(trained)
     tokenizer = load_tokenizer(folder)
-    yield check("chat template", tokenizer.chat_template == before.chat_template, "that of the model before training")
+    yield check("chat template", tokenizer.chat_template == before.chat_template, "compared with the original model")
     changed = token_changes(tokenizer, before)
     yield check("tokens", changed <= {tokenizer.pad_token}, f"added or moved: {sorted(changed) or 'none'}")
     lossy = f"the base was loaded in {quantization}" if quantization else None
@@ -72,10 +72,10 @@ def _is_the_trained_one(question: Any, config: Config, folder: Path) -> Iterator
         dtype = config.student.dtype
         apart = difference(load(folder, dtype), rounded(trained, config.student.export_dtype), tokenizer)
         same = apart <= ROUNDING[dtype]
-        how = f"logits differ from the best checkpoint's in {config.student.export_dtype} by {apart:.1e} of their size"
+        how = f"logits differ from the best checkpoint's in {config.student.export_dtype} by {apart:.1e} (relative)"
         yield check("weights", same, how)
     kept = _generation_settings(load(folder, config.student.dtype))
-    yield check("generation config", kept == saved, f"{kept or 'nothing but token ids'}")
+    yield check("generation config", kept == saved, f"{kept or 'only token ids'}")
 
 
 def token_changes(after: Any, before: Any) -> set[str]:
@@ -100,14 +100,14 @@ def _put_weights(model: Any, checkpoint: str | None) -> str | None:
     from skill_kd.kd.model.student import StudentWithLoss
 
     if checkpoint is None:
-        return "the run names no best checkpoint"
+        return "the run has no best checkpoint"
     names = ("adapter_model", "trained", "model", "student")
     adapters, trained, *whole = (Path(checkpoint) / f"{name}.safetensors" for name in names)
     if adapters.is_file() and hasattr(model, "peft_config"):
         return _put_adapters(model, load_file(adapters))
     found = next((file for file in (trained, *whole) if file.is_file()), None)
     if found is None:
-        return f"no whole set of weights in '{checkpoint}'"
+        return f"'{checkpoint}' has no complete set of weights"
     weights = load_file(found)
     # Our loop saves the policy that wraps the model. Other trainers and sharded runs save only the model.
     reasons = [_put_all(holder, weights, found == trained) for holder in (StudentWithLoss(model, 0), model)]
@@ -122,7 +122,7 @@ def _put_all(holder: Any, weights: dict[str, Any], only_trained: bool) -> str | 
     asked = [name for name in result.missing_keys if not only_trained or mine[name].requires_grad]
     lost = [name for name in asked if mine[name].data_ptr() not in loaded]
     strange = [*result.unexpected_keys, *lost]
-    return f"its names are not this model's: {strange[0]}" if strange else None
+    return f"its weights do not match this model: {strange[0]}" if strange else None
 
 
 def _put_adapters(model: Any, weights: dict[str, Any]) -> str | None:
@@ -131,40 +131,43 @@ def _put_adapters(model: Any, weights: dict[str, Any]) -> str | None:
     result = set_peft_model_state_dict(model, weights)
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     strange = [*result.unexpected_keys, *sorted(trained.intersection(result.missing_keys))]
-    return f"its adapters are not this model's: {strange[0]}" if strange else None
+    return f"its adapters do not match this model: {strange[0]}" if strange else None
 
 
-def _figures(question: Any) -> dict[str, float]:
-    """Return the held-out measures of the exported weights, empty if their checkpoint is gone."""
+def _measures(question: Any) -> dict[str, float]:
+    """Return the held-out measures of the exported weights, empty if their checkpoint was deleted."""
     from skill_kd.kd.train.checkpoint_files import STATE
 
     state = Path(question["checkpoint"] or "") / STATE
     if not state.is_file():
         return {}
-    told = json.loads(state.read_text(encoding="utf-8"))
-    kind = question["spec"]["stages"][told["stage"]]["kind"]
-    figures: dict[str, float] = told["measures"].get(f"{kind}:{told['update']}", {})
-    return figures
+    saved = json.loads(state.read_text(encoding="utf-8"))
+    kind = question["spec"]["stages"][saved["stage"]]["kind"]
+    measures: dict[str, float] = saved["measures"].get(f"{kind}:{saved['update']}", {})
+    return measures
 
 
 def _data(question: Any, tokenizer: Any) -> Answer:
     """Return the fine-tuning data as rows of messages, and the length of the longest in tokens."""
     from skill_kd.kd.dataset.reading import read_examples
+    from skill_kd.kd.dataset.rendering import TemplateRefusal, render
     from skill_kd.kd.errors import BadInput
 
     examples = read_examples(question["data"], "train", 0.0)
     open_ended = sum(example.response is None for example in examples)
     if open_ended:
         raise BadInput(f"handoff.data '{question['data']}': {open_ended} of {len(examples)} rows have no response")
-    rows = []
-    for example in examples:
-        turns = (*example.messages, ("assistant", example.response))
-        rows.append({"messages": [{"role": role, "content": content} for role, content in turns]})
-    if not tokenizer.chat_template:
-        return {"rows": rows}
     options = question["spec"]["data"]["chat_template_options"]
-    texts = [tokenizer.apply_chat_template(row["messages"], tokenize=False, **options) for row in rows]
-    return {"rows": rows, "longest": max(len(tokenizer(text)["input_ids"]) for text in texts)}
+    rows, longest = [], 0
+    for example in examples:
+        turns = (*example.messages, ("assistant", example.response or ""))
+        rows.append({"messages": [{"role": role, "content": content} for role, content in turns]})
+        try:
+            text = render(tokenizer, turns, options, for_answer=False)
+        except TemplateRefusal as error:
+            raise BadInput(f"handoff.data '{question['data']}' {example.place}: {error}") from error
+        longest = max(longest, len(tokenizer(text)["input_ids"]))
+    return {"rows": rows, "longest": longest} if tokenizer.chat_template else {"rows": rows}
 
 
 def _revisions(source: Any) -> list[dict[str, str | None]]:

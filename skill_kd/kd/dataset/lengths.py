@@ -21,7 +21,7 @@ def fit_prompts(encoded: list[Encoded], limit: int, policy: str, what: str) -> l
     report = f"{len(encoded) - len(kept)} of {len(encoded)} {what} are longer than {limit} tokens (longest {longest})"
     if policy == "refuse" or not kept:
         raise BadInput(f"{report}; raise data.max_prompt_tokens, or set data.long_prompts: drop")
-    print(f"note: {report} and are left out", file=sys.stderr)  # noqa: T201
+    print(f"note: {report}; they are left out", file=sys.stderr)  # noqa: T201
     return kept
 
 

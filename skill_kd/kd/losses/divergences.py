@@ -1,7 +1,7 @@
 """Divergences between two next-token distributions, one value (nats) per position.
 
 Every function takes ``student_logp`` and ``teacher_logp``: log-probabilities [..., V] from ``log_probs`` (float32 or
-float64, normalised over V), and returns [...]. The gradient reaches only the student, provided that the teacher's
+float64, normalized over V), and returns [...]. The gradient reaches only the student, provided that the teacher's
 log-probabilities carry none. Values and gradients are finite for finite logits and for masked ones (−inf), because
 ``log_probs`` bounds log-probabilities from below.
 """
@@ -30,7 +30,7 @@ def log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
 def bucketed(logp_BTV: Tensor, ids_BTK: Tensor) -> Tensor:
     """Return log-probabilities [B, T, K+1] of the given ids and, last, of all other tokens together.
 
-    An id of −1 means no token and gets ``LOG_ZERO``. The result is exact: nothing is renormalised. Merging outcomes
+    An id of −1 means no token and gets ``LOG_ZERO``. The result is exact: nothing is renormalized. Merging outcomes
     loses information, so a divergence between two distributions over the same buckets is at most the full one (data
     processing inequality, for KL, Jensen-Shannon, skew KL and total variation). It is equal if ``ids_BTK`` lists all
     tokens.

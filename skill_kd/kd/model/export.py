@@ -83,7 +83,7 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
             tensor.data = tensor.data.to(dtype)
             if not tensor.data.isfinite().all():
                 raise TrainingStopped(
-                    f"weight '{name}' is no finite number in {dtype}; set student.export_dtype: float32, or bfloat16"
+                    f"weight '{name}' is not finite in {dtype}; set student.export_dtype: float32, or bfloat16"
                 )
 
 

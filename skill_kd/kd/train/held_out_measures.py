@@ -34,6 +34,8 @@ class HeldOutMeasures:
         samples = self.held_out.completions(rows, self.tokenizer)
         self.journal.figures("held_out", moment, progress.update, figures)
         self.journal.note(f"{moment} {progress.update}: {short_table(figures)}")
+        if answers := self.held_out.teacher.tally.note():
+            self.journal.note_once(answers)
         self.journal.event("sample", stage=moment, update=progress.update, samples=samples)
         progress.measures[f"{moment}:{progress.update}"] = figures
         progress.samples[f"{moment}:{progress.update}"] = samples

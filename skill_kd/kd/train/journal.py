@@ -105,7 +105,7 @@ class Journal:
     def rolled_back(self, stage: str, bad: int, behind: int, checkpoint: str, reason: str) -> None:
         """Record that update ``bad``, counted from 0, was not taken, and that the run resumes at ``behind``."""
         self.event("roll_back", stage=stage, bad=bad, behind=behind, checkpoint=checkpoint, reason=reason)
-        self.note(f"rolled back to checkpoint {checkpoint} ({reason}); going on behind update {behind}")
+        self.note(f"rolled back to checkpoint {checkpoint} ({reason}); continuing after update {behind}")
         if self.bar is not None:
             self.bar.update(behind - bad)
 

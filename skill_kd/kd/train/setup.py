@@ -14,6 +14,7 @@ from ..dataset.encoding import Encoder
 from ..dataset.training_data import TrainingData, load_training_data
 from ..errors import BadInput
 from ..files import refuse_links
+from ..model.cached import check_family
 from ..model.loading import check_context
 from ..model.vocabulary import eos_ids, real_vocabulary
 from ..rollouts.decoding import Decoding
@@ -85,6 +86,7 @@ def open_parts(
         ScriptError: the data, the teacher or its tokenizer cannot be used. The message names it and the fix.
     """
     rollout, training = config.rollout, config.training
+    check_family(student, "the student")
     check_context(student, config.data.max_prompt_tokens + rollout.max_new_tokens, "the student")
     encoder = Encoder(tokenizer, eos_ids(tokenizer, student), config.data.chat_template_options)
     data = load_training_data(config, encoder)
@@ -93,6 +95,9 @@ def open_parts(
     sampler = Sampler(decoding, int(tokenizer.pad_token_id), accelerator.device)
     over = accelerator if config.launch.shard_teacher and accelerator.num_processes > 1 else None
     teacher = open_teacher(config, tokenizer, sampler, encoder, over)
+    teacher.check_prompts(data.examples, config.data.train)
+    held_out_file = config.data.held_out if isinstance(config.data.held_out, str) else config.data.train
+    teacher.check_prompts(data.held_out_examples, held_out_file)
     sampler = replace(sampler, decoding=replace(decoding, vocabulary=teacher.vocabulary))
     rows_at_once = training.batch_size // training.accumulate // accelerator.num_processes
     measured = requests_for(data.held_out_prompts, (config.seed, "held_out"))

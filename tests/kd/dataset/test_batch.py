@@ -42,7 +42,7 @@ def test_only_scored_tokens_are_in_the_mask_and_an_eos_that_is_the_pad_is_kept()
     assert collate([SHORT, LONG], pad=2, device=CPU).mask_BT.tolist() == [[True, False, True], [True, False, False]]
 
 
-def test_a_batch_tells_sampling_probabilities_only_when_every_row_has_them() -> None:
+def test_a_batch_has_sampling_probabilities_only_if_every_row_has_them() -> None:
     batch = collate([SHORT, SHORT], pad=0, device=CPU)
     assert batch.behaviour_logp_BT is not None
     assert batch.behaviour_logp_BT.tolist() == [[-1.0, -2.0, -3.0]] * 2
@@ -60,7 +60,7 @@ def test_pad_left_of_equal_rows_pads_nothing() -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_a_row_has_the_logits_it_has_alone_whatever_stands_beside_it(kind: str) -> None:
+def test_a_row_has_the_same_logits_alone_and_in_any_batch(kind: str) -> None:
     model = build_model(kind, layers=2, vocabulary=300, tokenizer=make_tokenizer())
     with torch.no_grad():
         together = response_logits(model, collate([SHORT, LONG], pad=2, device=CPU), 300)
@@ -82,7 +82,7 @@ def test_tokens_of_a_row_are_its_scored_ones() -> None:
 
 
 @given(size=st.integers(1, 12), start=st.integers(0, 40))
-def test_a_stream_begun_at_any_position_goes_on_as_the_whole_one(size: int, start: int) -> None:
+def test_a_stream_started_at_any_position_continues_as_the_whole_one(size: int, start: int) -> None:
     whole = list(islice(epoch_stream(size, (1, "order")), start + 30))
     assert list(islice(epoch_stream(size, (1, "order"), start), 30)) == whole[start:]
 

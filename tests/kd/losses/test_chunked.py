@@ -35,7 +35,7 @@ class Setting:
     embedding: nn.Embedding
     linear: nn.Linear
     below: Tensor
-    """What the student adds to its embeddings, so that hidden states are more than the head's own weights."""
+    """Values that the student adds to its embeddings, so that hidden states are more than the head's own weights."""
     teacher_BTH: Tensor
     teacher_linear: nn.Linear
     ids_BT: Tensor

@@ -105,7 +105,7 @@ def bump(center: Tensor | float) -> Tensor:
 
 
 def fitted_center(divergence: divergences.Divergence) -> float:
-    """Return the centre of the one-parameter student that is best by ``divergence``."""
+    """Return the center of the one-parameter student that is best by ``divergence``."""
     teacher_logp = torch.logaddexp(bump(HIGH) + math.log(0.6), bump(LOW) + math.log(0.4)).log_softmax(dim=-1)
     centers = torch.linspace(0, 40, 401, dtype=torch.float64)
     student_logp = bump(centers.unsqueeze(1)).log_softmax(dim=-1)
@@ -142,7 +142,7 @@ def test_seeking_divergences_put_the_student_on_the_larger_mode(divergence: dive
 @pytest.mark.parametrize(
     ("close", "far"), [("skew_kl", "forward_kl"), ("skew_reverse_kl", "reverse_kl")], ids=["forward", "reverse"]
 )
-def test_skew_towards_0_is_the_plain_divergence(close: str, far: str) -> None:
+def test_skew_near_0_is_the_plain_divergence(close: str, far: str) -> None:
     student, teacher = log_probs(logits(1)), log_probs(logits(2))
     skewed = getattr(divergences, close)(student, teacher, skew=1e-9)
     torch.testing.assert_close(skewed, getattr(divergences, far)(student, teacher), rtol=1e-5, atol=1e-6)
@@ -237,7 +237,7 @@ def test_value_and_gradient_are_finite(case: Case, dtype: torch.dtype, temperatu
 @every_divergence
 @pytest.mark.parametrize("missing", ["student", "teacher", "both"])
 def test_tokens_of_probability_zero_change_nothing_else(case: Case, missing: str) -> None:
-    """Where the reference is finite, a −inf logit must give its value: 0 log 0 is 0."""
+    """If the reference is finite, a −inf logit must give its value: 0 log 0 is 0."""
     student, teacher = logits(1), logits(2)
     for name, side in (("student", student), ("teacher", teacher)):
         if missing in (name, "both"):

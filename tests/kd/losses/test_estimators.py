@@ -197,7 +197,7 @@ T, V = max(LENGTHS), 5
 
 
 def batch(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return student logits (leaf), teacher logits, ids, mask and behaviour of rows of 1, 2, 3 and 6 tokens."""
+    """Return student logits (leaf), teacher logits, ids, mask, behavior log-probs; rows of 1, 2, 3 and 6 tokens."""
     generator = torch.Generator().manual_seed(seed)
     student, teacher = (
         torch.randn(len(LENGTHS), T, V, dtype=torch.float64, generator=generator).to(dtype) for _ in "qp"
@@ -266,7 +266,7 @@ def test_short_responses_are_finite_and_their_last_token_has_no_later_reward(los
 
 
 def test_length_normalization_divides_by_the_tokens_that_remain() -> None:
-    """Each later reward is 1, so every normalised return is 1, and the plain one is the count."""
+    """Each later reward is 1, so every normalized return is 1, and the plain one is the count."""
     logq, logp = math.log(0.25), math.log(0.25) + 1
     length, eye = 4, torch.eye(2, dtype=torch.float64)[0]
     student = torch.full((1, length, 2), logq, dtype=torch.float64).requires_grad_()

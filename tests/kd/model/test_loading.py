@@ -114,7 +114,7 @@ def test_growing_copies_weights_and_leaves_the_teacher_as_it_was() -> None:
     assert teacher.config.num_hidden_layers == 3
 
 
-def test_what_a_configuration_tells_of_each_layer_goes_with_the_layers_that_are_kept() -> None:
+def test_settings_per_layer_follow_the_layers_that_are_kept() -> None:
     teacher = SmolLM3ForCausalLM(
         SmolLM3Config(
             vocab_size=300,

@@ -117,7 +117,7 @@ NAMES = list(students())
 
 @pytest.fixture(scope="module")
 def answers(old_packages: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What transformers 4 makes of each exported student, by its name; one process for all."""
+    """Return the report of transformers 4 on each exported student, by name; one process loads all."""
     folder = tmp_path_factory.mktemp("students")
     made = students()
     for number, (model, tokenizer, ends) in enumerate(made.values()):

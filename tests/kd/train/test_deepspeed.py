@@ -63,7 +63,7 @@ def test_two_processes_train_to_the_weights_of_one(
     same_weights(tmp_path / "run", tmp_path / "alone")
 
 
-def test_it_goes_on_where_it_was_with_as_many_processes_and_no_others(models: Path, tmp_path: Path) -> None:
+def test_it_resumes_only_with_the_same_number_of_processes(models: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     losses = train(folder, models, 2, launch=TWO)
     (folder / "student").rename(tmp_path / "student")

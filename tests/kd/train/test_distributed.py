@@ -78,7 +78,7 @@ def test_a_teacher_in_shards_writes_and_scores_though_processes_need_it_unequall
     same_weights(tmp_path / "run", tmp_path / "alone")
 
 
-def test_a_checkpoint_is_not_taken_up_under_another_strategy_nor_a_batch_that_does_not_divide(
+def test_a_checkpoint_is_not_resumed_with_another_strategy_or_an_indivisible_batch(
     models: Path, alone: tuple[Path, list[float]], tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -222,7 +222,7 @@ def test_two_machines_each_started_by_its_own_launcher(
     ],
     ids=["one, then two", "four shards, then two"],
 )
-def test_other_processes_go_on_with_a_run(
+def test_another_number_of_processes_resumes_a_checkpoint(
     first: dict[str, Any], then: dict[str, Any], models: Path, alone: tuple[Path, list[float]], tmp_path: Path
 ) -> None:
     folder, losses = alone

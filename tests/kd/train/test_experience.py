@@ -287,7 +287,7 @@ def test_self_training_stops_between_two_rectangles_of_samples(monkeypatch: pyte
     assert sampled == [6, 6]
 
 
-def test_draws_of_one_seed_and_row_are_alike_whatever_is_sampled_beside_them() -> None:
+def test_samples_of_one_seed_and_row_are_the_same_in_any_batch() -> None:
     requests = [SampleRequest(prompt, (1, "x"), row) for row, prompt in enumerate(PROMPTS)]
     together = sampler().sample(STUDENT, requests, "student")
     alone = [sampler().sample(STUDENT, [request], "student")[0] for request in requests]

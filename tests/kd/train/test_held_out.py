@@ -15,11 +15,12 @@ import torch
 from tiny import build_model, make_model, make_tokenizer
 from transformers import PreTrainedModel
 
+from skill_kd.kd.answers import Answer
 from skill_kd.kd.config import Config
 from skill_kd.kd.dataset.batch import Row
 from skill_kd.kd.dataset.encoding import Encoder
 from skill_kd.kd.dataset.reading import Example
-from skill_kd.kd.endpoint import Answer, Endpoint
+from skill_kd.kd.endpoint import Endpoint
 from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.sampler import Sampler, SampleRequest, requests_for
 from skill_kd.kd.teacher.served import ServedTeacher
@@ -231,7 +232,7 @@ def test_measuring_leaves_the_student_as_it_was_and_ignores_its_dropout(training
     assert all(weight.grad is None for weight in student.parameters())
 
 
-def test_a_measure_repeats_and_tells_of_training() -> None:
+def test_a_measure_repeats_and_shows_training() -> None:
     asked, student = held_out(), copy.deepcopy(STUDENT)
     first = asked.measure(student)
     assert asked.measure(student) == first

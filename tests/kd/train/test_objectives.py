@@ -130,7 +130,7 @@ def test_fine_tuning_is_the_likelihood_of_the_responses_and_reads_no_teacher(kin
     assert built.responses == ("data" if kind == "sft" else "teacher")
 
 
-def test_exact_minillm_is_normalised_by_rollouts_and_the_papers_by_tokens() -> None:
+def test_exact_minillm_is_normalized_by_rollouts_and_the_papers_by_tokens() -> None:
     exact, paper = objective("minillm", estimator="exact"), objective("minillm", estimator="paper")
     assert exact.count(rows()) == 2
     assert paper.count(rows()) == 5
@@ -156,7 +156,7 @@ def test_exact_minillm_takes_its_weights_as_one_when_the_student_alone_sampled()
 def test_the_exact_estimator_that_trains_is_the_one_that_is_proven() -> None:
     assert objective("minillm", estimator="exact", teacher_mix=0.2).loss is estimators.EXACT
     assert KNOWN["Single + Long, per-decision weights (`exact`)"] == estimators.EXACT.of_tensors
-    assert KNOWN["per-token weight, length normalisation, clip (`paper`)"] == estimators.PAPER.of_tensors
+    assert KNOWN["per-token weight, length normalization, clip (`paper`)"] == estimators.PAPER.of_tensors
 
 
 def test_the_papers_minillm_passes_on_its_options() -> None:
@@ -222,7 +222,7 @@ HOMES: dict[str, Collection[str]] = {
         (TESTS / "golden_losses.json").read_text(encoding="utf-8")
     ),
 }
-"""What to add for a new objective, and the kinds that have it."""
+"""The parts to add for a new objective, and the kinds that have each."""
 HOMES_OF_DIVERGENCES: dict[str, Collection[str]] = {
     "the function to DIVERGENCES in skill_kd/kd/losses/divergences.py": DIVERGENCES,
     "the model to OffPolicyObjective in skill_kd/spec": kinds(OffPolicyObjective),
@@ -242,7 +242,7 @@ def test_every_objective_is_in_all_its_homes() -> None:
     assert not failures, "\n".join(failures)
 
 
-def test_a_new_objective_is_told_every_home() -> None:
+def test_a_new_objective_gets_a_list_of_missing_parts() -> None:
     assert lacking("new_kl") == [f"new_kl: add {home}" for home in (*HOMES_OF_DIVERGENCES, *HOMES)]
 
 

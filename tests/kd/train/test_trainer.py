@@ -129,7 +129,7 @@ def script(tmp_path: Path, no_skill_kd: str) -> Any:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_trains_with_its_golden_losses(name: str, models: Path, script: Any) -> None:
-    # AdamW's first steps turn the rounding of a processor into whole steps: they must be small to be told from errors.
+    # AdamW's first steps turn the rounding of a processor into whole steps: they must stay small.
     run = script(values(models, OBJECTIVES[name], training={"learning_rate": 1e-4})).train()
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     if os.environ.get("SKILL_KD_WRITE_GOLDEN"):  # a numeric change needs numeric proof: say why in the commit
@@ -164,7 +164,7 @@ def test_all_stages_run_in_order_and_the_best_weights_are_exported(models: Path,
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_goes_on_to_the_very_weights_of_one_that_was_not(stop: int, models: Path, script: Any) -> None:
+def test_a_stopped_run_resumes_to_the_weights_of_an_uninterrupted_one(stop: int, models: Path, script: Any) -> None:
     spec = values(models, {"kind": "minillm"}, rollout={"prompts": 8, "inner_epochs": 2}, checkpoint={"every": 3})
     spec["stages"][0]["updates"] = 9
     whole = script(spec, "whole").train()
@@ -195,7 +195,7 @@ def test_accumulation_changes_memory_and_nothing_else(models: Path, script: Any)
     assert losses[2] == pytest.approx(losses[0], rel=1e-4)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(models: Path, script: Any) -> None:
+def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(models: Path, script: Any) -> None:
     spec = values(models, {"kind": "sft"}, checkpoint={"every": 1})
     spec["stages"] = [
         {"kind": "warm_start", "objective": {"kind": "sft"}, "epochs": 0.3},

@@ -1,4 +1,4 @@
-"""Distil a teacher into a student with TRL's DistillationTrainer.
+"""Distill a teacher into a student with TRL's DistillationTrainer.
 
 ``CONFIG`` holds the settings of the run. ``prepare`` builds its parts. ``OnPolicyTrainer`` is TRL's trainer, which
 samples, scores and steps. Some changes make its runs comparable with those of other backends: prompts as token ids, the
@@ -83,13 +83,13 @@ def prepare() -> Run:
     """Load data and models, and make them fit TRL, which compares two models over all rows of their LM heads."""
     accelerator = open_accelerator(CONFIG, FOLDER)
     if accelerator.device.type == "cpu" and CONFIG.training.precision == "bf16":
-        raise BadInput("training.precision: bf16, and this machine has no accelerator; set precision: fp32")
+        raise BadInput("training.precision: bf16, but this machine has no accelerator; set precision: fp32")
     if (started := accelerator.num_processes) != CONFIG.launch.processes:
         raise BadInput(
-            f"launch.processes: {CONFIG.launch.processes}, and {started} started; use `skill-kd run`, launch.sh"
+            f"launch.processes: {CONFIG.launch.processes}, but {started} started; use `skill-kd run` or launch.sh"
         )
     if CONFIG.rollout.engine == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise Missing("rollout.engine: vllm is not installed; pip install 'trl[vllm]', or drop the key")
+        raise Missing("rollout.engine: vllm is not installed; run pip install 'trl[vllm]', or drop the key")
     student, tokenizer = load_student(CONFIG.student, CONFIG.teacher)
     parts = open_parts(CONFIG, accelerator, student.to(accelerator.device), tokenizer)
     teacher = parts.teacher
@@ -120,12 +120,12 @@ def prepare() -> Run:
 
 
 def fit_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    """Cut the teacher's head to the student's number of ids. The remaining ids are already known to agree."""
+    """Cut the teacher's head to the student's number of ids. The remaining ids were already compared."""
     ours, theirs = (model.config.get_text_config().vocab_size for model in (student, teacher))
     if theirs < ours:
         raise BadInput(
-            f"the student's vocabulary has {ours} rows and the teacher's {theirs}, and TRL compares all of the "
-            "student's; take a teacher with as many, or backend: transformers, which compares the tokens both know"
+            f"the student's vocabulary has {ours} rows and the teacher's only {theirs}, but TRL compares all rows of "
+            "the student; use a teacher with as many, or backend: transformers, which compares the shared tokens"
         )
     if theirs > ours:
         # Change the module in place: the teacher's logits are already taken from it.

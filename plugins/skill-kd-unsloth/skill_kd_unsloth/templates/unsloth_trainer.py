@@ -1,4 +1,4 @@
-"""Distil a teacher into a student that Unsloth loads: 4-bit, 16-bit or full. The loop and the losses are ours.
+"""Distill a teacher into a student that Unsloth loads: 4-bit, 16-bit or full. The loop and the losses are in ``kd/``.
 
 ``CONFIG`` holds the settings of the run. Next to this file, ``kd/train/setup.py`` builds the parts of a run,
 ``kd/train/loop.py`` is the training loop, ``kd/losses/`` has the losses and ``kd/rollouts/`` the sampler.
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 if torch.cuda.is_available() and find_spec("bitsandbytes") is None:
-    sys.stderr.write("error: on a GPU Unsloth needs bitsandbytes, in 16 bits too; pip install bitsandbytes\n")
+    sys.stderr.write("error: on a GPU Unsloth needs bitsandbytes, in 16 bits too; run pip install bitsandbytes\n")
     sys.exit(5)
 # Unsloth writes the trainers it patches into a folder, by default in the working directory.
 os.environ["UNSLOTH_COMPILE_LOCATION"] = str(Path(__file__).resolve().parent / "compiled")
@@ -98,7 +98,9 @@ def load_unsloth_student() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             random_state=CONFIG.seed,
         )
         if not hasattr(model, "peft_config"):
-            raise TrainingStopped("Unsloth attached no adapters: a model was fully trained in this process before")
+            raise TrainingStopped(
+                "Unsloth attached no adapters: another model was fully trained in this process before"
+            )
     elif checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.config.use_cache = True
@@ -143,7 +145,7 @@ class Guard:
         return args, {**kwargs, **moved, "position_ids": positions_BL, "logits_to_keep": self.kept}
 
     def at_backbone(self, _backbone: nn.Module, _args: Any, output: Any) -> None:
-        """Refuse a sequence that was cut: counted from its end, the columns would belong to other tokens."""
+        """Refuse a sequence that was cut: the columns are counted from its end, and would belong to other tokens."""
         read = output[0].shape[1]
         if self.width not in {None, read}:
             raise TrainingStopped(f"Unsloth read {read} of {self.width} tokens; lower data.max_prompt_tokens")
@@ -153,10 +155,10 @@ class Guard:
         if self.columns_BK is None:
             return None
         if args[0].shape[1] != self.kept:
-            raise TrainingStopped(f"Unsloth gave {args[0].shape[1]} hidden states where {self.kept} were asked for")
+            raise TrainingStopped(f"Unsloth returned {args[0].shape[1]} hidden states, not {self.kept}")
         hidden_BKH = args[0].gather(1, self.columns_BK.unsqueeze(-1).expand(-1, -1, args[0].shape[-1]))
         if not bool(torch.isfinite(hidden_BKH).all()):
-            raise TrainingStopped("Unsloth gave hidden states that are not finite; take student.dtype: float32")
+            raise TrainingStopped("Unsloth returned hidden states that are not finite; set student.dtype: float32")
         return (hidden_BKH,)
 
     def after(self, _model: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> None:
@@ -172,9 +174,9 @@ class Guard:
             expected, self.columns_BK = self.columns_BK.shape[1], None
         shape = tuple(logits.shape[:2]) if isinstance(logits, Tensor) else "none"
         if shape not in {(rows, expected), (rows, 0)}:
-            raise TrainingStopped(f"Unsloth gave logits of shape {shape} where {(rows, expected)} belong")
+            raise TrainingStopped(f"Unsloth returned logits of shape {shape}, not {(rows, expected)}")
         if not bool(torch.isfinite(logits).all()):
-            raise TrainingStopped("Unsloth gave logits that are not finite; take student.dtype: float32")
+            raise TrainingStopped("Unsloth returned logits that are not finite; set student.dtype: float32")
 
 
 @torch.no_grad()
@@ -199,8 +201,8 @@ def check_sampling(
     apart = float(apart_BT.abs()[batch.mask_BT].mean())
     if not apart < SAMPLING_ERROR:
         raise TrainingStopped(
-            f"Unsloth samples and scores this model {apart:.2g} nats a token apart, which no on-policy step survives; "
-            "take backend: transformers"
+            f"Unsloth's log-probabilities in sampling and in training differ by {apart:.2g} nats per token, so "
+            "on-policy training would be wrong; use backend: transformers"
         )
 
 

@@ -1,4 +1,4 @@
-"""The metrics of an evaluation: each in its unit, in one plot against the margins, and as tables."""
+"""The metrics of an evaluation on the decision page: a plot of all metrics against their margins, and tables."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def _mean(value: object, metric: MetricRow) -> str:
     return percent(value) if metric["unit"] == "share" else number(value)
 
 
-def figures(metrics: Sequence[MetricRow]) -> list[Markup]:
+def metric_parts(metrics: Sequence[MetricRow]) -> list[Markup]:
     """Return the forest plot and the tables of all metrics."""
     rows = [row for metric in metrics if (row := _against_margin(metric))]
     plot = forest_plot(
-        "Every figure against its margin",
-        "Each is scaled by the loss its margin allows, so that all share one axis; right is better. A line joins the "
-        "two one-sided 95% bounds; a figure passes when all of it lies right of the margin.",
-        rows, axis="0 = like the teacher, −1 = all of the loss that the margin allows",
+        "Every metric against its margin",
+        "Each metric is scaled so that 0 is like the teacher and −1 is its margin; right is better. A line joins the "
+        "two one-sided 95% bounds. A metric passes if its whole line is to the right of the margin.",
+        rows, axis="0 = like the teacher, −1 = at the margin",
         lines=[Mark(-1.0, "margin"), Mark(0.0, "like the teacher")], limits=(-4.0, 1.5),
     )  # fmt: skip
     absent = [each for each in metrics if each["outcome"] == "not_measured" and each["role"] == "advisory"]
@@ -66,13 +66,13 @@ def figures(metrics: Sequence[MetricRow]) -> list[Markup]:
     return [
         *([plot] if rows else []),
         _verdict_table(measured),
-        folded("The means behind these figures", _means_table(measured)),
+        folded("Means behind these metrics", _means_table(measured)),
         *([folded(f"Not measured ({len(absent)})", bullets(list(map(_absence, absent))))] if absent else []),
     ]
 
 
 def _absence(metric: MetricRow) -> str:
-    return f"{metric['title']}: {metric['reason'] or 'no reason is given'}"
+    return f"{metric['title']}: {metric['reason'] or 'no reason given'}"
 
 
 def _against_margin(metric: MetricRow) -> Interval | None:
@@ -95,8 +95,8 @@ def _against_margin(metric: MetricRow) -> Interval | None:
 
 def _verdict_table(metrics: Sequence[MetricRow]) -> Markup:
     numeric = ("Estimate", "Low", "High", "Margin", "Perfect student", "Control")
-    columns = [Column("Figure"), Column("Outcome"), *(Column(title, numeric=True) for title in numeric)]
-    about = "Low and high are one-sided 95% bounds; the control is a teacher made to collapse."
+    columns = [Column("Metric"), Column("Outcome"), *(Column(title, numeric=True) for title in numeric)]
+    about = "Low and high are one-sided 95% bounds. The control is a teacher that lost diversity on purpose."
     return table(about, columns, [_verdict_row(metric) for metric in metrics], filtered=len(metrics) > 8)
 
 
@@ -125,5 +125,5 @@ def _means_table(metrics: Sequence[MetricRow]) -> Markup:
         ]
         for metric in metrics
     ]
-    about = "Raw means, and the smallest change that so many prompts can tell from chance"
-    return table(about, [Column("Figure"), *(Column(title, numeric=True) for title in numeric)], rows)
+    about = "Means of each model, and the smallest change that this number of prompts can detect"
+    return table(about, [Column("Metric"), *(Column(title, numeric=True) for title in numeric)], rows)
