@@ -24,3 +24,4 @@ run diagnose_speed.py
 run diagnose_rates.py
 run evaluate_speed.py
 run evaluate_honesty.py
+run verb_growth.py

@@ -12,6 +12,7 @@ from typing import TypedDict
 from skill_kd.errors import UsageError
 from skill_kd.evaluate.generations import write_rows
 from skill_kd.evaluate.opened_models import TokenSums
+from skill_kd.files import open_unlinked
 from skill_kd.report.evaluation_document import ModelFacts
 from skill_kd.report.shown_document import Latency
 
@@ -81,7 +82,7 @@ def finished(path: Path) -> list[PromptWork]:
     data = path.read_bytes()
     whole = data.rfind(b"\n") + 1
     if whole < len(data):
-        with path.open("r+b") as file:
+        with open_unlinked(path, "r+b") as file:
             file.truncate(whole)
     return [json.loads(line) for line in data[:whole].split(b"\n") if line]
 

@@ -32,6 +32,7 @@ from skill_kd.evaluate.samples_folder import (
     finished,
     read_record,
 )
+from skill_kd.files import open_unlinked, refuse_links, refusing_unwritable
 from skill_kd.report.evaluation_document import ModelFacts
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def sample(
         UsageError: the folder belongs to another task, or the data or models cannot be used.
         MissingRequirementError: a model or a package is missing.
     """
-    with opened_models.plain_errors():
+    with opened_models.plain_errors(), refusing_unwritable(f"'{folder}'", "take another --out"):
+        refuse_links(folder)
         rows, examples = _prompts(task.prompts)
         folder.mkdir(parents=True, exist_ok=True)
         check_key(folder / "work.json", _key(task, policy))
@@ -84,7 +86,7 @@ def sample(
             write_rows(folder / "measured.json", [_work(task, policy, folder, examples, done, progress)])
             done = finished(folder / "work.jsonl")
         record = read_record(folder / "measured.json")
-    return _files(folder, rows, done, task), measured(done, record)
+        return _files(folder, rows, done, task), measured(done, record)
 
 
 def prompt_keys(path: Path) -> list[str]:
@@ -154,7 +156,7 @@ def _work(
         if shared:
             baseline, _ = opened_models.together(baseline, teacher, shared, examples)
         shared_baseline = (baseline, shared)
-    with (folder / "work.jsonl").open("ab") as file:
+    with open_unlinked(folder / "work.jsonl", "ab") as file:
         for start in range(len(done), len(examples), AT_ONCE):
             chunk = examples[start : start + AT_ONCE]
             work = _chunk(chunk, start, teacher, (student, vocabulary), shared_baseline, policy, task.max_new_tokens)

@@ -534,6 +534,59 @@ def test_run_refuses_its_training_prompts(home: Path, tmp_path: Path) -> None:
         evaluate(Request(str(run), latency=False))
 
 
+def moved(run: Path) -> Path:
+    """The run as on another machine: the folder where it was started is not there."""
+    path = run / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "cwd": "/nowhere/else"}))
+    return run
+
+
+def test_the_held_out_prompts_of_a_moved_run_need_its_training_data(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = moved(a_run(tmp_path / "run", home, policy="text-only"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UsageError, match=r"data\.train: no 'prompts\.jsonl' on this machine, .* --training-data, or .* --prompts"
+    ):
+        evaluate(Request(str(run), latency=False))
+    found, _ = evaluate(Request(str(run), training_data=home / "prompts.jsonl", latency=False))
+    assert found.to_json()["reproduction"]["prompts"] == 4
+
+
+def test_a_moved_run_is_judged_on_given_prompts_with_a_warning(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = moved(a_run(tmp_path / "run", home, policy="text-only"))
+    monkeypatch.chdir(tmp_path)
+    found, _ = evaluate(Request(str(run), prompts=home / "prompts.jsonl", latency=False))
+    assert any("is not on this machine, so the prompts were not compared" in warning for warning in found.warnings)
+    with pytest.raises(UsageError, match="10 of 10 evaluation prompts are also in"):
+        evaluate(Request(str(run), prompts=home / "prompts.jsonl", training_data=home / "prompts.jsonl", latency=False))
+    monkeypatch.chdir(home)  # its files have moved along
+    with pytest.raises(UsageError, match="10 of 10 evaluation prompts are also in"):
+        evaluate(Request(str(run), prompts=home / "prompts.jsonl", latency=False))
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "words"),
+    [
+        ("teacher", "model", r"teacher\.model: no '/gone/t' on this machine; name it with --teacher"),
+        ("evaluation", "prompts", r"evaluation\.prompts: no '/gone/t' on this machine; name it with --prompts"),
+        ("data", "held_out", r"data\.held_out: no '/gone/t' on this machine, .*; give other prompts with --prompts"),
+    ],
+)
+def test_what_a_moved_run_lacks_is_named_with_the_option_that_replaces_it(
+    section: str, key: str, words: str, home: Path, tmp_path: Path
+) -> None:
+    run = a_run(tmp_path / "run", home)
+    values = json.loads((run / "spec.yaml").read_text())
+    values[section][key] = "/gone/t"
+    (run / "spec.yaml").write_text(json.dumps(values))
+    with pytest.raises(UsageError, match=words):
+        evaluate(Request(str(run), latency=False))
+
+
 def test_run_without_a_student_names_resume(home: Path, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", home)
     (run / "student" / "config.json").unlink()

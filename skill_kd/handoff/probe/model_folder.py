@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 Answer = dict[str, Any]
 """Findings are ``{"name", "passed", "detail"}``; ``passed`` is None if there is nothing to compare with."""
 
+USUAL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The layers that Unsloth names in its examples, those of Llama and its relatives."""
 TEXTS = ("The quick brown fox jumps over the lazy dog.", "12 times 12 makes 144, and so on: 3.14, naïve café.")
 ROUNDING = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
 """Largest difference between logits that counts as rounding, as a share of the largest logit."""
@@ -48,6 +50,30 @@ def positions(folder: Path) -> int | None:
     from skill_kd.kd.model.context import context_length
 
     return context_length(load_config(folder).to_dict())
+
+
+def lora_targets(folder: Path) -> list[str]:
+    """Return the names of the linear layers that adapters can be attached to, as Unsloth and peft match them.
+
+    These are Unsloth's own seven if the model has them all, else all linear layers but the LM head and routers.
+    """
+    import torch
+    from torch import nn
+    from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    config = load_config(folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    text, head = config.get_text_config(), model.get_output_embeddings()
+    experts = {getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")}
+    found = {
+        name.rpartition(".")[2]: None
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and module.weight.shape[0] not in experts
+    }
+    named = [name for name in found if not name.isdigit()]
+    return list(USUAL_TARGETS) if set(USUAL_TARGETS) <= set(named) else named
 
 
 def logits(model: Any, tokenizer: Any) -> list[Any]:

@@ -7,7 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .model_folder import ROUNDING, Answer, check, difference, findings, load, load_tokenizer, positions
+from .model_folder import (
+    ROUNDING,
+    Answer,
+    check,
+    difference,
+    findings,
+    load,
+    load_tokenizer,
+    lora_targets,
+    positions,
+)
 from .template import template_parts
 
 if TYPE_CHECKING:
@@ -24,6 +34,7 @@ def student(question: Any) -> Answer:
         "checks": [*findings(folder, config.student.dtype), *_compared_with_run(question, config, folder)],
         "has_template": bool(tokenizer.chat_template),
         "parts": template_parts(tokenizer, question["spec"]["data"]["chat_template_options"]),
+        "targets": lora_targets(folder),
         "positions": positions(folder),
         "teachers": _revisions(question["spec"]["teacher"]),
         "student": _revisions(question["spec"]["student"]),

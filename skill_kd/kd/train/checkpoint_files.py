@@ -9,7 +9,7 @@ import zlib
 from contextlib import suppress
 from pathlib import Path
 
-from ..files import sync_file, sync_folder, write_atomically
+from ..files import open_unlinked, sync_file, sync_folder, write_atomically
 
 STATE = "progress.json"
 
@@ -24,6 +24,8 @@ PARTIAL = "partial-"
 
 def flaw(checkpoint: Path) -> str | None:
     """Return the reason why a checkpoint is torn, or None if all its files are intact."""
+    if checkpoint.is_symlink():
+        return "it is a symbolic link"
     try:
         expected = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -50,7 +52,7 @@ def is_whole(checkpoint: Path) -> bool:
 def _checksum(path: Path) -> list[int]:
     """Return size and CRC-32. It detects damage, not tampering, and is fast on large weights."""
     size = code = 0
-    with path.open("rb") as file:
+    with open_unlinked(path, "rb") as file:
         while piece := file.read(1 << 20):
             size, code = size + len(piece), zlib.crc32(piece, code)
     return [size, code]

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from ..config import Config
+from ..files import open_unlinked
 from .held_out import Figures
 
 
@@ -39,7 +40,7 @@ class Journal:
             return
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"event": event, "time": time, **values}, ensure_ascii=False, allow_nan=False)
-        with self.path.open("a", encoding="utf-8") as file:
+        with open_unlinked(self.path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -112,7 +113,7 @@ class Journal:
 def _cut_torn_line(path: Path) -> None:
     """Remove an incomplete last line, which a full disk can leave. It would spoil the next event."""
     if path.exists():
-        with path.open("rb+") as file:
+        with open_unlinked(path, "rb+") as file:
             file.truncate(file.read().rfind(b"\n") + 1)
 
 

@@ -13,6 +13,7 @@ from ..config import Config, SelfTrain
 from ..dataset.encoding import Encoder
 from ..dataset.training_data import TrainingData, load_training_data
 from ..errors import BadInput
+from ..files import refuse_links
 from ..model.cached import check_family
 from ..model.loading import check_context
 from ..model.vocabulary import eos_ids, real_vocabulary, refuse_ids_beyond
@@ -30,6 +31,12 @@ from .journal import Journal
 from .loop import Run
 from .objectives import build_objective
 from .strategy import Strategy, WrappedStudent
+
+WRITTEN = (
+    *("checkpoints", "student", "partial-student", "teacher_states"),
+    *("metrics.jsonl", "summary.json", "self_train.json"),
+)
+"""Files and folders of a run that a trainer writes, by their names in its folder."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,9 @@ def open_accelerator(config: Config, folder: Path) -> Accelerator:
 
     Raises:
         BadInput: the batch does not divide over the started processes.
+        OSError: a path of ``WRITTEN`` is a symbolic link.
     """
+    refuse_links(*(folder / name for name in WRITTEN))
     torch.manual_seed(config.seed)
     accelerator = Accelerator(
         # Without this, several processes on a machine without accelerators would not find each other.
