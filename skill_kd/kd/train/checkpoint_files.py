@@ -1,4 +1,4 @@
-"""Checkpoint files: synced to disk, verified by checksums, renamed before deletion."""
+"""The files of a checkpoint. A checkpoint is torn if one of them is missing or does not match its checksum."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STATE = "progress.json"
 
 
 CHECKSUMS = "checksums.json"
-"""Written last. Holds the size in bytes and the CRC-32 of every other file, by its path in the checkpoint."""
+"""This file is written last. It holds size in bytes and CRC-32 of every other file, by path in the checkpoint."""
 
 
 PARTIAL = "partial-"
@@ -43,6 +43,7 @@ def flaw(checkpoint: Path) -> str | None:
 
 
 def is_whole(checkpoint: Path) -> bool:
+    """Return True if the checkpoint is not torn. If it is, print the reason."""
     wrong = flaw(checkpoint)
     if wrong:
         print(f"note: checkpoint {checkpoint.name} is torn and left out: {wrong}", file=sys.stderr)  # noqa: T201
@@ -70,7 +71,7 @@ def seal(folder: Path) -> None:
 
 
 def remove(checkpoint: Path) -> None:
-    """Rename a checkpoint, then delete it. An interrupted deletion then leaves nothing that looks like a torn one."""
+    """Rename a checkpoint, then delete it. So an interrupted deletion leaves no torn checkpoint."""
     doomed = checkpoint.rename(checkpoint.with_name(f"{PARTIAL}{checkpoint.name}.old"))
     with suppress(OSError):
         delete(doomed)

@@ -41,7 +41,7 @@ WRITTEN = (
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts that every trainer needs, also one with a loop of its own."""
+    """The parts that every trainer needs, even if it has its own loop."""
 
     encoder: Encoder
     data: TrainingData
@@ -84,7 +84,7 @@ def open_parts(
     """Load the data and the teacher, and check that the student fits both.
 
     Raises:
-        ScriptError: the data, the teacher or its tokenizer cannot be used. The message names it and the fix.
+        ScriptError: the data, the teacher or its tokenizer cannot be used. The message names the cause and the fix.
     """
     rollout, training = config.rollout, config.training
     check_family(student, "the student")
@@ -106,8 +106,8 @@ def open_parts(
     sampler = replace(sampler, decoding=teacher.shared(decoding))
     encoder = Encoder(tokenizer, sampler.decoding.eos_ids, options)
     rows_at_once = training.batch_size // training.accumulate // accelerator.num_processes
-    measured = requests_for(data.held_out_prompts, (config.seed, "held_out"))
-    held_out = HeldOut(teacher, sampler, data.held_out_examples, measured, rows_at_once)
+    held_out_requests = requests_for(data.held_out_prompts, (config.seed, "held_out"))
+    held_out = HeldOut(teacher, sampler, data.held_out_examples, held_out_requests, rows_at_once)
     return Parts(encoder, data, teacher, sampler, held_out, rows_at_once)
 
 
@@ -128,8 +128,8 @@ def open_run(
     parts = open_parts(config, accelerator, student, tokenizer)
     wrapped = strategy.wrap(student, parts.teacher.vocabulary)
     journal = Journal(folder, accelerator, config)
-    written = requests_for(parts.data.prompts, (config.seed, "teacher"))
-    responses = TeacherResponses(parts.teacher, parts.data.examples, written, parts.sampler.decoding)
+    requests = requests_for(parts.data.prompts, (config.seed, "teacher"))
+    responses = TeacherResponses(parts.teacher, parts.data.examples, requests, parts.sampler.decoding)
     return Run(
         config=config,
         folder=folder,
