@@ -4,7 +4,7 @@ Every verb runs as a process of its own, at three sizes, on one thread. Its work
 and of those that it starts, which other programs on the machine change less than the time on a clock. The smallest size
 gives the constant part, which is taken off the other two. ``power`` is the exponent that leads from the second size to
 the third: 1 is linear, 2 is quadratic. A power above ``--limit`` whose reason is not known ends this with exit code 1.
-A growing part that is too short to be told from noise has no power. ``--only`` measures some cases again and keeps the
+A growing part that is too short, compared with noise, has no power. ``--only`` measures some cases again and keeps the
 other results.
 
 The models have random weights of hidden size 32, so that the work outside of the models is what grows. Byte-level BPE
@@ -44,7 +44,7 @@ WORDS = ("refund", "order", "parcel", "late", "thanks", "please", "where", "when
 
 @dataclass(frozen=True)
 class Axis:
-    """What grows, and its three sizes."""
+    """A quantity that grows, and its three sizes."""
 
     name: str
     sizes: tuple[int, int, int]
@@ -292,7 +292,7 @@ def grown(case: Case, work: Path, *, tiny: bool) -> dict[str, Any]:
 
 
 def power(sizes: list[float], seconds: list[float]) -> float | None:
-    """Return the exponent of the growing part, or None if it is too short to tell."""
+    """Return the exponent of the growing part, or None if it is too short."""
     (none, some, most), (constant, middle, long) = sizes, seconds
     if middle - constant < NOISE:
         return None

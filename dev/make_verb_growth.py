@@ -20,7 +20,7 @@ def _lines() -> Iterator[str]:
     yield "|---|---|---|---|"
     for case in generated.result("verb_growth")["cases"]:
         spent = ", ".join(f"{point['size']:,}: {point['cpu_seconds']:.2f}" for point in case["points"])
-        power = "too short to tell" if case["power"] is None else f"{case['power']:.2f}"
+        power = "too short" if case["power"] is None else f"{case['power']:.2f}"
         power += f" ({case['known']})" if case["known"] else ""
         yield f"| {case['verb']} | {case['axis']} | {spent} | {power} |"
 

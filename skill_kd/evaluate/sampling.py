@@ -76,7 +76,7 @@ def sample(
         UsageError: the folder belongs to another task, or the data or models cannot be used.
         MissingRequirementError: a model or a package is missing.
     """
-    with opened_models.plain_errors(), refusing_unwritable(f"'{folder}'", "take another --out"):
+    with opened_models.plain_errors(), refusing_unwritable(f"'{folder}'", "choose another --out"):
         refuse_links(folder)
         rows, examples = _prompts(task.prompts)
         folder.mkdir(parents=True, exist_ok=True)

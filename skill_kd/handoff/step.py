@@ -56,7 +56,7 @@ def hand_off(
     """
     finished = FinishedRun.read(run, data, python)
     gguf.refuse_missing(list(quantizations))
-    with refusing_unwritable(f"'{finished.folder}'", "fix that"), locked(run) as lock:
+    with refusing_unwritable(f"'{finished.folder}'", "fix that, or free space there"), locked(run) as lock:
         findings = verify(finished, notify)
         result = HandoffResult(finished.folder, checks=[*findings.checks], notes=notes(finished, findings))
         _write(_texts(finished, findings, max_steps), result, force)

@@ -36,7 +36,9 @@ class StudentFindings:
 
 
 def verify(run: FinishedRun, notify: Callable[[str], None]) -> StudentFindings:
-    """Check the student and the data. ``checks`` includes those of the folder. ``notify`` receives a line for each step.
+    """Check the student and the data. ``checks`` includes those of the folder.
+
+    ``notify`` receives a line for each step.
 
     Raises:
         UsageError: a check failed, or the data does not suit the student.

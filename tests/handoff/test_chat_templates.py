@@ -1,4 +1,4 @@
-"""What the hand-off takes from a chat template: the parts of turns, and a Modelfile that gives the same text."""
+"""Parts of chat templates in the hand-off: the text of turns, and a Modelfile that gives the same text."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ IN_EACH_TURN = CHAT_TEMPLATE.replace("<|im_start|>", "{{ bos_token }}")
 
 
 def beginning(template: str, *, adds: bool) -> PreTrainedTokenizerFast:
-    """Return a tokenizer whose BOS is no turn marker; ``adds`` puts it before every text, as Llama's does."""
+    """Return a tokenizer whose BOS is not a turn marker; ``adds`` puts it before every text, as Llama's does."""
     tokenizer = make_tokenizer()
     tokenizer.bos_token = "<|endoftext|>"
     tokenizer.chat_template = template

@@ -104,7 +104,7 @@ def test_the_system_refuses_what_the_check_missed(tmp_path: Path, monkeypatch: p
     assert caught.value.filename == str(link)
 
 
-def test_a_file_that_is_no_link_is_opened_as_usual(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_link_is_opened_as_usual(tmp_path: Path) -> None:
     with open_unlinked(tmp_path / "file", "w", encoding="utf-8") as file:
         file.write("ß")
     with open_unlinked(tmp_path / "file", "a", encoding="utf-8") as file:

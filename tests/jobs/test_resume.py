@@ -1,4 +1,4 @@
-"""What may differ between a run and the spec that resumes it: the processes, and more updates in the last stage."""
+"""The allowed differences between a run and the spec that resumes it: processes, and more updates in the last stage."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_stopped_run_continues_to_more_updates_too() -> None:
 @pytest.mark.parametrize(
     ("schedule", "words"), [("cosine", "follows the cosine over all 6, so it rises"), ("constant", "stays as it is")]
 )
-def test_the_user_is_told_what_the_learning_rate_does(
+def test_resume_with_more_updates_describes_the_learning_rate(
     schedule: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done(spec_of(4, training={"schedule": schedule}))
@@ -97,7 +97,9 @@ def test_the_user_is_told_what_the_learning_rate_does(
 def test_a_finished_run_of_another_spec_is_refused_with_the_way_to_train_further(asked: Spec) -> None:
     folder = done(spec_of(4))
     before = (folder / "train.py").read_text()
-    with pytest.raises(SpecError, match=r"differing in .*; to train its student .* student\.model: runs/demo/student"):
+    with pytest.raises(
+        SpecError, match=r"the difference is in .*; to train its student .* student\.model: runs/demo/student"
+    ):
         run(asked, resume=True)
     assert (folder / "train.py").read_text() == before
 
@@ -141,23 +143,23 @@ def test_an_edited_kd_is_not_resumed(edit: str) -> None:
     file = folder / "kd" / ("new.py" if edit == "added" else "seeds.py")
     file.unlink() if edit == "removed" else file.write_text("# mine\n")
     for spec in (spec_of(4), spec_of(6)):
-        with pytest.raises(UsageError, match=r"'runs/demo/kd/' was edited since the run began; to run it so: .*NEW"):
+        with pytest.raises(UsageError, match=r"'runs/demo/kd/' was edited since .* to run the edited script: .*NEW"):
             earlier(prepare(spec), resume=True)
 
 
-def test_caches_of_python_are_no_edit() -> None:
+def test_caches_of_python_are_not_edits() -> None:
     folder = done(spec_of(4))
     (folder / "kd" / "__pycache__").mkdir(exist_ok=True)
     (folder / "kd" / "__pycache__" / "seeds.pyc").touch()
     assert earlier(prepare(spec_of(4)), resume=True) is not None
 
 
-def test_a_run_of_an_edited_kd_goes_on_only_with_the_kd_it_began_with() -> None:
+def test_run_of_an_edited_kd_resumes_only_with_that_kd() -> None:
     script, kd = generate(spec_of(4), Path("out"))
     (kd / "seeds.py").write_text("# mine\n")
     folder = run_script(script).folder
     assert Manifest.read(folder).edited
     assert run_script(script, resume=True).folder == folder
     (kd / "seeds.py").write_text("# mine again\n")
-    with pytest.raises(UsageError, match=r"'runs/demo/kd' is not 'out/kd' any more"):
+    with pytest.raises(UsageError, match=r"'runs/demo/kd' differs from 'out/kd'"):
         run_script(script, resume=True)

@@ -91,7 +91,7 @@ def _system_parts(write: Write, turns: list[Turn], parts: dict[str, str]) -> dic
 def _for_ollama(tokenizer: Any, parts: dict[str, str], dated: bool) -> dict[str, str]:
     """Return the parts without the BOS that opens a conversation. Leave out those that Ollama cannot use, with a note.
 
-    The GGUF file tells Ollama to add a BOS if the tokenizer adds one to a plain text.
+    With the GGUF file, Ollama adds a BOS if the tokenizer adds one to a plain text.
     """
     opening = {name: parts[name] for name in SYSTEM_PARTS if name in parts}
     turns = {name: text for name, text in parts.items() if name not in opening}
