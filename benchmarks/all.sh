@@ -17,6 +17,7 @@ run estimators.py
 run objectives.py
 run demo.py
 run plan_memory.py
+run model_families.py --again
 run kill.py --overhead
 run soak.py
 run diagnose_speed.py

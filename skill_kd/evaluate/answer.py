@@ -121,12 +121,15 @@ def _task(request: Request) -> sampling.SamplingTask:
     assert request.subject is not None
     assert request.teacher is not None
     assert request.prompts is not None
-    dtype = request.dtype or "float32"
+
+    def source(model: str) -> ModelSource:
+        return ModelSource(model, dtype=request.dtype or "float32", template_options=request.options)
+
     return sampling.SamplingTask(
         request.prompts,
-        ModelSource(request.teacher, dtype=dtype),
-        ModelSource(request.subject, dtype=dtype),
-        ModelSource(request.baseline, dtype=dtype) if request.baseline else None,
+        source(request.teacher),
+        source(request.subject),
+        source(request.baseline) if request.baseline else None,
         request.max_new_tokens or 256,
         request.latency,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from skill_kd.errors import UsageError
 from skill_kd.evaluate import sampling
 from skill_kd.evaluate.generations import write_rows
-from skill_kd.evaluate.opened_models import ModelSource, plain_errors
+from skill_kd.evaluate.opened_models import ModelSource, accepted_by, plain_errors
 from skill_kd.evaluate.policy import GatePolicy, make_policy
 from skill_kd.evaluate.request import Request
 from skill_kd.jobs.manifest import Manifest
@@ -26,20 +26,22 @@ def fill_from_run(
     if not (folder / "student" / "config.json").is_file():
         raise UsageError(f"'{folder}' has no student yet (the run is {manifest.status}); finish it with --resume")
     evaluation, home = spec.evaluation, Path(manifest.cwd)
+    options = {**spec.data.chat_template_options, **request.options}
     notes: tuple[str, ...] = ()
     prompts, training = request.prompts, request.training_data
     if prompts is None and evaluation.prompts is not None:
         prompts = home / evaluation.prompts
     if prompts is None:
-        prompts = _held_out(spec, home, (request.out or folder / "eval") / "samples", request.held_out)
+        prompts = _held_out(spec, home, (request.out or folder / "eval") / "samples", request.held_out, folder)
         notes = ("the prompts are the run's held-out prompts, which also chose its best weights: use fresh prompts",)
     elif training is None and (home / spec.data.train).suffix in {".jsonl", ".json", ".ndjson"}:
         training = home / spec.data.train
+    baseline = _baseline(request, spec)
     task = sampling.SamplingTask(
         prompts,
-        ModelSource(request.teacher, dtype=request.dtype or spec.teacher.dtype) if request.teacher else _teacher(spec),
-        ModelSource(str(folder / "student"), dtype=request.dtype or spec.student.dtype),
-        _baseline(request, spec),
+        replace(_teacher(request, spec), template_options=options),
+        ModelSource(str(folder / "student"), dtype=request.dtype or spec.student.dtype, template_options=options),
+        baseline and replace(baseline, template_options=options),
         request.max_new_tokens or spec.rollout.max_new_tokens,
         request.latency,
     )
@@ -48,8 +50,10 @@ def fill_from_run(
     return replace(request, training_data=training), task, policy, notes
 
 
-def _teacher(spec: Spec) -> ModelSource:
+def _teacher(request: Request, spec: Spec) -> ModelSource:
     teacher = spec.teacher
+    if request.teacher:
+        return ModelSource(request.teacher, dtype=request.dtype or teacher.dtype)
     if not isinstance(teacher.model, str):
         what = "behind an endpoint" if teacher.served else "an ensemble"
         raise UsageError(f"teacher: the run's teacher is {what}; give --teacher MODEL, or saved generations")
@@ -65,8 +69,11 @@ def _baseline(request: Request, spec: Spec) -> ModelSource | None:
     return ModelSource(student.model, student.revision, student.dtype, None, student.trust_remote_code)
 
 
-def _held_out(spec: Spec, home: Path, folder: Path, most: int | None) -> Path:
-    """Write up to ``most`` of the run's held-out prompts, with the data's responses as references; return the path."""
+def _held_out(spec: Spec, home: Path, folder: Path, most: int | None, run: Path) -> Path:
+    """Write up to ``most`` of the run's held-out prompts, with the data's responses as references; return the path.
+
+    Prompts that the student's chat template refuses are left out if the spec allows bad rows, as in training.
+    """
     with plain_errors():
         from skill_kd.kd.config import Data
         from skill_kd.kd.dataset.split import load_split
@@ -76,6 +83,8 @@ def _held_out(spec: Spec, home: Path, folder: Path, most: int | None) -> Path:
             if isinstance(values[key], str) and (home / values[key]).is_file():
                 values[key] = str(home / values[key])
         held_out = load_split(Data.of(values), spec.seed).held_out
+        if spec.data.max_bad_rows:
+            held_out = accepted_by(str(run / "student"), held_out, spec.data.chat_template_options)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "prompts.jsonl"
     write_rows(

@@ -23,9 +23,9 @@ class SamplesKey(TypedDict):
     """``work.json``: all settings that the samples depend on. They do not depend on margins."""
 
     format: int
-    teacher: dict[str, str | bool | None]
-    student: dict[str, str | bool | None]
-    baseline: dict[str, str | bool | None] | None
+    teacher: dict[str, object]
+    student: dict[str, object]
+    baseline: dict[str, object] | None
     prompts: str
     """SHA-256 of the prompts file."""
     max_new_tokens: int
@@ -38,7 +38,8 @@ class SamplesKey(TypedDict):
 class PromptWork(TypedDict):
     """One line of ``work.jsonl``: a prompt's responses by writer, and the models' sums over them.
 
-    The keys of ``read`` name the writer of the responses, teacher or student. It is empty if the tokenizers differ.
+    The keys of ``read`` name the writer of the responses, teacher or student. It is empty if the tokenizers or the chat
+    templates differ.
     """
 
     texts: dict[str, list[str]]

@@ -32,6 +32,7 @@ from skill_kd.errors import (
 from skill_kd.handoff import gguf, hand_off, interpreter
 from skill_kd.handoff.probe.__main__ import QUESTIONS
 from skill_kd.handoff.probe.finetuned import _adapter_checks
+from skill_kd.handoff.probe.student import _data
 from skill_kd.handoff.probe.template import template_parts
 from skill_kd.handoff.step_files import FinetuneTask, modelfile, script
 from skill_kd.jobs.manifest import Manifest
@@ -275,10 +276,23 @@ def other_tokens(student: Path) -> None:
     path.write_text(json.dumps(document))
 
 
+def pad_of_prompts(student: Path) -> None:
+    edit(student / "tokenizer_config.json", pad_token="<|im_start|>")
+    edit(student / "generation_config.json", pad_token_id=1)
+
+
+def fewer_weights(student: Path) -> None:
+    weights = load_file(student / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, student / "model.safetensors", {"format": "pt"})
+
+
 SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "weights": (other_weights, "weights: logits differ"),
     "template": (other_template, "chat template"),
     "pad": (lambda s: edit(s / "tokenizer_config.json", pad_token="<|im_end|>"), "pad: pad 2"),
+    "pad of prompts": (pad_of_prompts, "pad: pad 1, end of sequence [2], the template writes [1, 2]"),
+    "fewer weights": (fewer_weights, "it lacks the weights model.layers.0.mlp.up_proj.weight"),
     "pickle": (lambda s: (s / "pytorch_model.bin").write_bytes(b"x"), "safetensors only: pytorch_model.bin"),
     "adapter": (lambda s: (s / "adapter_config.json").write_text("{}"), "safetensors only: adapter_config.json"),
     "code": (lambda s: edit(s / "config.json", auto_map={"AutoModel": "x.Y"}), "standalone: auto_map"),
@@ -550,6 +564,28 @@ def test_parts_of_a_chat_template(template: str | None, parts: tuple[str, str] |
     tokenizer.chat_template = template
     found = template_parts(tokenizer)
     assert (found and (found["instruction_part"], found["response_part"])) == parts
+
+
+def test_fine_tuning_data_is_rendered_with_the_options_and_a_refused_row_is_named(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+        + CHAT_TEMPLATE
+        + "{{ 'fox ' * more | default(0) }}"
+    )
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "hello", "response": "world"}\n')
+
+    def longest(**options: int) -> int:
+        question = {"data": str(data), "spec": {"data": {"chat_template_options": options}}}
+        return int(_data(question, tokenizer)["longest"])
+
+    assert longest(more=20) >= longest() + 20
+    turns = [{"role": role, "content": "hello"} for role in ("system", "user", "assistant")]
+    with data.open("a") as file:
+        file.write(json.dumps({"messages": turns}) + "\n")
+    with pytest.raises(BadInput, match=r"handoff\.data '.*rows\.jsonl' line 2: .*no system turns"):
+        longest()
 
 
 def ollama(template: str, messages: list[dict[str, str]]) -> str:

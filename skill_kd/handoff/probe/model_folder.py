@@ -73,18 +73,19 @@ def findings(folder: Path, dtype: Dtype) -> list[Answer]:
     """Load a folder as a user would, and check for errors that break other tools."""
     import torch
 
+    from skill_kd.kd.dataset.template_tokens import written_by_template
     from skill_kd.kd.model.vocabulary import eos_ids
 
     model, tokenizer = load(folder, dtype), load_tokenizer(folder)
     finite = all(bool(torch.isfinite(each).all()) for each in logits(model, tokenizer))
-    pad, ends = tokenizer.pad_token_id, eos_ids(tokenizer, model)
-    pads = pad is not None and pad not in ends and model.generation_config.pad_token_id == pad
+    pad, ends, written = tokenizer.pad_token_id, eos_ids(tokenizer, model), written_by_template(tokenizer)
+    pads = pad is not None and pad not in ends | written and model.generation_config.pad_token_id == pad
     cache = getattr(load_config(folder), "use_cache", True)
     rows, limit, read = model.get_input_embeddings().weight.shape[0], tokenizer.model_max_length, positions(folder)
     return [
         check("loads", True, f"{type(model).__name__}, {sum(w.numel() for w in model.parameters()):,} parameters"),
         check("logits", finite, "finite" if finite else "nan or infinite"),
-        check("pad", pads, f"pad {pad}, end of sequence {sorted(ends)}"),
+        check("pad", pads, f"pad {pad}, end of sequence {sorted(ends)}, the template writes {sorted(written)}"),
         check("vocabulary", len(tokenizer) <= rows, f"{len(tokenizer)} tokens, {rows} embeddings"),
         check("length", read is None or limit == read, f"{limit} tokens, {read} positions"),
         check("cache", bool(cache), f"use_cache {cache}"),

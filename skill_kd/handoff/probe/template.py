@@ -7,8 +7,10 @@ from itertools import takewhile
 from types import MappingProxyType
 from typing import Any
 
-Render = Callable[[Sequence[Mapping[str, str]]], str]
-"""Messages -> the text of the conversation."""
+Turn = tuple[str, str]
+"""(role, content)"""
+Write = Callable[[Sequence[Turn]], str]
+"""Turns -> the text of the conversation."""
 
 TURNS = ("first-question", "first-answer", "second-question", "second-answer")
 
@@ -20,15 +22,17 @@ def template_parts(tokenizer: Any, options: Mapping[str, Any] = MappingProxyType
     ``after_assistant`` after it. ``opening`` begins a conversation without a system turn. ``options`` are passed to the
     template.
     """
+    from skill_kd.kd.dataset.rendering import render
+
     if not tokenizer.chat_template:
         return None
     question, answer, again, last = TURNS
-    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, TURNS, strict=True)]
+    turns = list(zip(("user", "assistant") * 2, TURNS, strict=True))
 
-    def render(messages: Sequence[Mapping[str, str]]) -> str:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+    def write(some: Sequence[Turn]) -> str:
+        return render(tokenizer, some, options, for_answer=False)
 
-    asked, answered, whole = render(turns[:1]), render(turns[:2]), render(turns)
+    asked, answered, whole = write(turns[:1]), write(turns[:2]), write(turns)
     if question not in asked or answer not in answered or not all(text in whole for text in TURNS):
         return None
     after_user, after_assistant = asked.split(question)[-1], answered.split(answer)[-1]
@@ -46,21 +50,23 @@ def template_parts(tokenizer: Any, options: Mapping[str, Any] = MappingProxyType
         "response_part": response,
         "after_assistant": after_assistant,
     }
-    return parts | _system_parts(render, turns, parts)
+    return parts | _system_parts(write, turns, parts)
 
 
-def _system_parts(render: Render, turns: list[dict[str, str]], parts: dict[str, str]) -> dict[str, str]:
+def _system_parts(write: Write, turns: list[Turn], parts: dict[str, str]) -> dict[str, str]:
     """Return the text around a system turn, empty if the parts do not add up to the template's text."""
+    from skill_kd.kd.dataset.rendering import TemplateRefusal
+
     question, answer, again, last = TURNS
-    system = {"role": "system", "content": "system-text"}
+    text = "system-text"
     try:
-        whole = render([system, *turns])
-    except Exception:  # a template may reject a system turn with any error
+        whole = write([("system", text), *turns])
+    except TemplateRefusal:
         return {}
     middle, after_user, response, after = (
         parts[name] for name in ("instruction_part", "after_user", "response_part", "after_assistant")
     )
     rest = f"{middle}{question}{after_user}{response}{answer}{after}{middle}{again}{after_user}{response}{last}{after}"
-    before, found, behind = whole.removesuffix(rest).partition(system["content"])
-    plain = render(turns) == parts["opening"] + rest
+    before, found, behind = whole.removesuffix(rest).partition(text)
+    plain = write(turns) == parts["opening"] + rest
     return {"before_system": before, "after_system": behind} if found and plain and whole.endswith(rest) else {}

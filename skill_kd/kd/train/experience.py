@@ -159,7 +159,7 @@ def corpus_source(texts: Sequence[str], encoder: Encoder, length: int) -> Prompt
     """Return plain text as rows of at most ``length`` tokens. Every token but the first is scored."""
     rows: list[Row] = []
     for text in texts:
-        ids = encoder.answer(Encoded(()), text).response
+        ids = encoder.plain(text).response
         pieces = [ids[start : start + length] for start in range(0, len(ids), length)]
         rows += [Row(piece[:1], piece[1:], (True,) * (len(piece) - 1), "data") for piece in pieces if len(piece) > 1]
     return rows_source(rows)

@@ -9,12 +9,13 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config import Config
+from ..config import Config, SelfTrain
 from ..dataset.encoding import Encoder
 from ..dataset.training_data import TrainingData, load_training_data
 from ..errors import BadInput
+from ..model.cached import check_family
 from ..model.loading import check_context
-from ..model.vocabulary import eos_ids, real_vocabulary
+from ..model.vocabulary import eos_ids, real_vocabulary, refuse_ids_beyond
 from ..rollouts.decoding import Decoding
 from ..rollouts.sampler import Sampler, requests_for
 from ..signals import StopRequest
@@ -27,6 +28,7 @@ from .held_out import HeldOut
 from .held_out_measures import HeldOutMeasures
 from .journal import Journal
 from .loop import Run
+from .objectives import build_objective
 from .strategy import Strategy, WrappedStudent
 
 
@@ -76,19 +78,33 @@ def open_parts(
         ScriptError: the data, the teacher or its tokenizer cannot be used. The message names it and the fix.
     """
     rollout, training = config.rollout, config.training
+    check_family(student, "the student")
     check_context(student, config.data.max_prompt_tokens + rollout.max_new_tokens, "the student")
-    encoder = Encoder(tokenizer, eos_ids(tokenizer, student), config.data.chat_template_options)
+    options = config.data.chat_template_options
+    encoder = Encoder(tokenizer, eos_ids(tokenizer, student, options), options)
     data = load_training_data(config, encoder)
     vocabulary = real_vocabulary(tokenizer, student)
     decoding = Decoding(rollout.max_new_tokens, rollout.temperature, rollout.top_p, encoder.eos_ids, vocabulary)
     sampler = Sampler(decoding, int(tokenizer.pad_token_id), accelerator.device)
     over = accelerator if config.launch.shard_teacher and accelerator.num_processes > 1 else None
-    teacher = open_teacher(config, tokenizer, sampler, encoder, over)
-    sampler = replace(sampler, decoding=replace(decoding, vocabulary=teacher.vocabulary))
+    refuse_ids_beyond(vocabulary, data.prompt_ids(), tokenizer, "the student")
+    teacher = open_teacher(config, tokenizer, sampler, encoder, over, data)
+    teacher.check_prompts(data.examples, config.data.train)
+    held_out_file = config.data.held_out if isinstance(config.data.held_out, str) else config.data.train
+    teacher.check_prompts(data.held_out_examples, held_out_file)
+    if _learns_from_data(config):
+        refuse_ids_beyond(teacher.vocabulary, data.response_ids(), tokenizer, "the teacher or the student")
+    sampler = replace(sampler, decoding=teacher.shared(decoding))
+    encoder = Encoder(tokenizer, sampler.decoding.eos_ids, options)
     rows_at_once = training.batch_size // training.accumulate // accelerator.num_processes
     measured = requests_for(data.held_out_prompts, (config.seed, "held_out"))
     held_out = HeldOut(teacher, sampler, data.held_out_examples, measured, rows_at_once)
     return Parts(encoder, data, teacher, sampler, held_out, rows_at_once)
+
+
+def _learns_from_data(config: Config) -> bool:
+    objectives = [build_objective(stage.objective) for stage in config.stages if not isinstance(stage, SelfTrain)]
+    return any(objective.responses == "data" and objective.on_policy < 1 for objective in objectives)
 
 
 def open_run(
