@@ -58,9 +58,13 @@ def _kept_weights(
     block = re.compile(rf"({re.escape(_layers_name(teacher.get_decoder(), available))})\.(\d+)\.(.*)")
     new_index = {old: new for new, old in enumerate(kept)}
     weights: dict[str, Tensor] = {}
+    expected = student.state_dict().keys()
     for name, weight in teacher.state_dict().items():
         theirs, ours = next((pair for pair in parts if name.startswith(pair[0])), (None, ""))
         if theirs is None:
+            # Some heads, such as BERT's, have weights before the matrix of the LM head.
+            if name in expected:
+                weights[name] = weight
             continue
         inner = name.removeprefix(theirs)
         match = block.fullmatch(inner) if theirs == parts[0][0] else None

@@ -17,6 +17,8 @@ from tiny import EOS, POSITIONS, UNK, build_model, make_model, make_tokenizer
 from torch import nn
 from transformers import (
     AutoTokenizer,
+    BertConfig,
+    BertLMHeadModel,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3nTextConfig,
@@ -175,7 +177,12 @@ def qwen3_moe(**experts: Any) -> PreTrainedModel:
     return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES, **EXPERTS, **experts))
 
 
+def bert() -> PreTrainedModel:
+    return BertLMHeadModel(BertConfig(**SIZES, is_decoder=True, tie_word_embeddings=True))
+
+
 LAYERED: dict[str, tuple[Callable[[], PreTrainedModel], tuple[int, ...], dict[str, Any]]] = {
+    "a head of several layers": (bert, (0, 3), {"num_hidden_layers": 2}),
     "multimodal": (gemma3, (0, 3), {"model_type": "gemma3_text", "layer_types": [KINDS[0], KINDS[3]]}),
     "dense layers by number": (lambda: qwen3_moe(mlp_only_layers=[1, 3]), (0, 3), {"mlp_only_layers": [1]}),
     "dense layers by step": (
