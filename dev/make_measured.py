@@ -106,8 +106,8 @@ def honesty() -> Iterator[Row]:
         worst = max(damaged, key=lambda name: damaged[name]["value"])
         null = rows["null"]["go_rate"]
         found = (
-            f"GO for {_share(null)} of the students identical to their teacher; GO for at most "
-            f"{_share(damaged[worst])} of the students with any one kind of damage"
+            f"GO for {_share(null)} of the students identical to their teacher; "
+            f"GO for {_share(damaged[worst])} of the damaged students, for the kind of damage that passed most often"
         )
         what = f"verdicts of `evaluate`, policy `{preset}`"
         yield f"{what}, {world['simulations']} simulations per kind of student", found
