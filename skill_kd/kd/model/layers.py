@@ -1,4 +1,4 @@
-"""Which layers a student keeps of its teacher, and what that changes in the config. This module imports no torch."""
+"""The layers of its teacher that a student keeps, and the changes in its config. This module imports no torch."""
 
 from __future__ import annotations
 

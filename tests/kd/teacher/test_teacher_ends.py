@@ -1,4 +1,4 @@
-"""Where a response ends: at the ends of the student, of the teacher and of the chat template."""
+"""A response ends at any end of the student, of its teachers, or of the chat template."""
 
 from __future__ import annotations
 
