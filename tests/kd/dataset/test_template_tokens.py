@@ -72,7 +72,7 @@ def test_a_response_given_as_text_ends_as_the_template_ends_it(family: str) -> N
     ends = frozenset(tokenizer.convert_tokens_to_ids([eos, turn_end or eos]))
     encoder = Encoder(tokenizer, ends)
     example = Example((("user", "hello"),), "a dog")
-    for row in (encoder.answer(encoder.prompt(example), "a dog"), encoder.conversation(example)):
+    for row in (encoder.answer(example, "a dog"), encoder.conversation(example)):
         assert tokenizer.convert_ids_to_tokens(row.response[-1]) == (turn_end or eos)
         assert sum(token in ends for token in row.response) == 1
 

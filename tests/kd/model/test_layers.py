@@ -27,11 +27,11 @@ CONFIGS: dict[str, tuple[dict[str, Any], object, str | None]] = {
     "plain": ({**SIZES, "model_type": "llama"}, 2, None),
     "multimodal": ({"model_type": "gemma3", "text_config": {**SIZES, "model_type": "gemma3_text"}}, [0, 3], None),
     "dense by number": ({**SIZES, **EXPERTS, "model_type": "qwen3_moe", "mlp_only_layers": [1]}, [0, 1, 3], None),
-    "many layers": ({**SIZES, "model_type": "llama"}, 5, "layers: 5 asks for more than the teacher's 4 layers"),
+    "many layers": ({**SIZES, "model_type": "llama"}, 5, "layers: 5 is more than the teacher's 4 layers"),
     "high layer": (
         {"model_type": "gemma3", "text_config": {**SIZES, "model_type": "gemma3_text"}},
         [0, 4],
-        "layers: [0, 4] asks for more than the teacher's 4 layers; the last is 3",
+        "layers: [0, 4] is more than the teacher's 4 layers; the last layer is 3",
     ),
     "shared keys": (
         {"model_type": "gemma3n", "text_config": GEMMA3N},
