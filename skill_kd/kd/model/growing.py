@@ -55,7 +55,7 @@ def _kept_weights(
 ) -> dict[str, Tensor]:
     """Return the teacher's weights under the student's names. The image tower of a multimodal teacher is left out."""
     parts = list(zip(_prefixes(teacher), _prefixes(student), strict=True))
-    block = re.compile(rf"({re.escape(_layers_name(teacher.get_decoder(), available))})\.(\d+)\.(.*)")
+    block = re.compile(rf"({re.escape(_layers_name(_decoder(teacher), available))})\.(\d+)\.(.*)")
     new_index = {old: new for new, old in enumerate(kept)}
     weights: dict[str, Tensor] = {}
     expected = student.state_dict().keys()
@@ -77,9 +77,16 @@ def _kept_weights(
 
 def _prefixes(model: PreTrainedModel) -> list[str]:
     """Return what the names of the weights begin with, in the decoder and in the LM head."""
-    parts = model.get_decoder(), model.get_output_embeddings()
+    parts = _decoder(model), model.get_output_embeddings()
     names = [next(name for name, module in model.named_modules() if module is part) for part in parts]
     return [f"{name}." if name else "" for name in names]
+
+
+def _decoder(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the language model without its LM head."""
+    found = model.get_decoder()
+    # ModernBERT calls the matrix of its LM head ``decoder``.
+    return found if isinstance(found, PreTrainedModel) else model.base_model
 
 
 def _layers_name(decoder: nn.Module, available: int) -> str:

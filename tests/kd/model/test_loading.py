@@ -23,6 +23,8 @@ from transformers import (
     Gemma3ForConditionalGeneration,
     Gemma3nTextConfig,
     GPTNeoConfig,
+    ModernBertDecoderConfig,
+    ModernBertDecoderForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
@@ -181,8 +183,13 @@ def bert() -> PreTrainedModel:
     return BertLMHeadModel(BertConfig(**SIZES, is_decoder=True, tie_word_embeddings=True))
 
 
+def modern_bert() -> PreTrainedModel:
+    return ModernBertDecoderForCausalLM(ModernBertDecoderConfig(**SIZES))
+
+
 LAYERED: dict[str, tuple[Callable[[], PreTrainedModel], tuple[int, ...], dict[str, Any]]] = {
     "a head of several layers": (bert, (0, 3), {"num_hidden_layers": 2}),
+    "a head named decoder": (modern_bert, (0, 3), {"num_hidden_layers": 2}),
     "multimodal": (gemma3, (0, 3), {"model_type": "gemma3_text", "layer_types": [KINDS[0], KINDS[3]]}),
     "dense layers by number": (lambda: qwen3_moe(mlp_only_layers=[1, 3]), (0, 3), {"mlp_only_layers": [1]}),
     "dense layers by step": (
