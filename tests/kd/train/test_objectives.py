@@ -213,10 +213,10 @@ HOMES: dict[str, Collection[str]] = {
     "its dataclass to skill_kd/kd/config.py: run dev/make_config.py": [
         each.kind for each in get_args(config.Objective)
     ],
-    "its kind to ON_POLICY (default on_policy above 0), _OFF or _TEXT (no probabilities) in skill_kd/guidance/table.py": {
+    "its kind to ON_POLICY (if its on_policy is above 0), _OFF or _TEXT in skill_kd/guidance/table.py": {
         kind for finding in FINDINGS for remedy in finding.remedies for knob in remedy.knobs for kind in knob.kinds
     },
-    "the tensors it keeps alive to LOGIT_COPIES in skill_kd/plan/loss.py; tests/plan/test_plan.py -k live prints them": LOGIT_COPIES,
+    "its copies to LOGIT_COPIES in skill_kd/plan/loss.py, printed by tests/plan/test_plan.py -k live": LOGIT_COPIES,
     "a row to 'All objectives' in references/objectives.md": re.findall(r"^\| `(\w+)` \|", REFERENCE, re.MULTILINE),
     "a spec to OBJECTIVES in tests/kd/train/test_trainer.py, and its losses with SKILL_KD_WRITE_GOLDEN=1": json.loads(
         (TESTS / "golden_losses.json").read_text(encoding="utf-8")
