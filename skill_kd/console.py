@@ -113,6 +113,6 @@ def given_values(pairs: Sequence[str]) -> dict[str, object]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
-            raise UsageError(f"--set {pair}: write KEY=VALUE, for example recall.margin=0.85")
+            raise UsageError(f"--set {pair}: the value is missing; write KEY=VALUE, here {pair}=…")
         found[key.strip()] = read_value(text, f"--set {pair}")
     return found

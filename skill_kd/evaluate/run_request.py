@@ -24,7 +24,9 @@ def fill_from_run(
         UsageError: the run has no student yet, or its teacher cannot be loaded.
     """
     if not (folder / "student" / "config.json").is_file():
-        raise UsageError(f"'{folder}' has no student yet (the run is {manifest.status}); finish it with --resume")
+        raise UsageError(
+            f"'{folder}' has no student yet (the run is {manifest.status}); finish it with `skill-kd run --resume`"
+        )
     evaluation, home = spec.evaluation, Path(manifest.cwd)
     notes: tuple[str, ...] = ()
     prompts, training = request.prompts, request.training_data

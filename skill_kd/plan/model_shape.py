@@ -141,8 +141,8 @@ def with_layers(config: ModelConfig, layers: int | tuple[int, ...]) -> ModelConf
     highest = layers if isinstance(layers, int) else max(layers) + 1
     if highest > config.layers:
         raise UsageError(
-            f"student.from_teacher.layers: {layers if isinstance(layers, int) else list(layers)} is more than the "
-            f"teacher's {config.layers} layers; the last layer is {config.layers - 1}"
+            f"student.from_teacher.layers: {layers if isinstance(layers, int) else list(layers)} needs more than "
+            f"the teacher's {config.layers} layers; lower it (the last layer is {config.layers - 1})"
         )
     if isinstance(layers, int):
         first = (layers + 1) // 2

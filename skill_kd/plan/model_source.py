@@ -49,7 +49,7 @@ def read_config(model: str, revision: str | None = None) -> ModelConfig:
     if folder.is_dir():
         return _read_file(folder / "config.json", model)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith((".", "/", "~")):
-        raise UsageError(f"model '{model}' is neither a local folder nor a hub id such as Qwen/Qwen3-0.6B")
+        raise UsageError(f"model '{model}' is neither a local folder nor a hub id; set one, such as Qwen/Qwen3-0.6B")
     cached = _cached(model, revision)
     return _read_file(cached or _download(model, revision), model)
 
@@ -57,7 +57,9 @@ def read_config(model: str, revision: str | None = None) -> ModelConfig:
 def _packaged(model: str) -> ModelConfig:
     name = model.removeprefix("package:")
     if name not in _PACKAGED:
-        raise UsageError(f"model '{model}' is not a packaged teacher; known: package:{', package:'.join(_PACKAGED)}")
+        raise UsageError(
+            f"model '{model}' is not a packaged teacher; use one of: package:{', package:'.join(_PACKAGED)}"
+        )
     return _PACKAGED[name]
 
 

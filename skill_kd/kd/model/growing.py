@@ -26,7 +26,9 @@ def kept_layers(layers: int | tuple[int, ...], available: int) -> tuple[int, ...
         )
     )
     if len(kept) > available or max(kept) >= available:
-        raise BadInput(f"student.from_teacher.layers: {layers} asks for more than the teacher's {available} layers")
+        raise BadInput(
+            f"student.from_teacher.layers: {layers} needs more than the teacher's {available} layers; lower it"
+        )
     return kept
 
 

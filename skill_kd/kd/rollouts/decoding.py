@@ -115,7 +115,7 @@ class _Decoder:
         # Without a cache, the next pass would silently treat its few tokens as the whole context.
         if self.cache is None:
             raise ValueError(
-                "the model returned no cache: put it in eval mode, gradient checkpointing turns caches off"
+                "the model returned no cache; call model.eval(), because gradient checkpointing turns caches off"
             )
         logp_RKV = sampling_logp(output.logits, self.decoding)
         if (hidden_RKH := getattr(output, "hidden", None)) is not None:

@@ -203,7 +203,7 @@ def check_template(encoder: Encoder, theirs: PreTrainedTokenizerBase) -> None:
         rendered = [str(each.decode(ids)) for each, ids in ((encoder.tokenizer, ours), (theirs, other))]
         raise BadInput(
             f"the student's chat template renders a prompt as {rendered[0]!r}, the teacher's as {rendered[1]!r}; "
-            "give the student the teacher's chat template, or take kind: sequence_kd, whose teacher writes with its own"
+            "give the student the teacher's chat template, or use kind: sequence_kd, where each model uses its own"
         )
 
 
