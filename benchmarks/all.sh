@@ -17,9 +17,11 @@ run estimators.py
 run objectives.py
 run demo.py
 run plan_memory.py
+run model_families.py --again
 run kill.py --overhead
 run soak.py
 run diagnose_speed.py
 run diagnose_rates.py
 run evaluate_speed.py
 run evaluate_honesty.py
+run verb_growth.py

@@ -300,6 +300,7 @@ def measuring(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None
     import torch
 
     from skill_kd.kd.dataset.encoding import Encoded
+    from skill_kd.kd.dataset.reading import Example
     from skill_kd.kd.rollouts.decoding import Decoding
     from skill_kd.kd.rollouts.sampler import Sampler, requests_for
     from skill_kd.kd.teacher.teacher import Teacher
@@ -310,7 +311,8 @@ def measuring(case: Case, student: Any, teacher: Any) -> tuple[Callable[[], None
     own = Teacher(teacher, case.vocabulary, lambda _, requests, __: sampler.sample(teacher, requests, "teacher"))
     prompts = torch.randint(1, case.vocabulary, (case.rows, case.prompt)).tolist()
     requests = requests_for([Encoded(tuple(ids)) for ids in prompts], ("measured",))
-    held_out = HeldOut(own, sampler, [], requests, case.rows)
+    examples = [Example((), None)] * len(requests)
+    held_out = HeldOut(own, sampler, examples, requests, case.rows)
     return lambda: held_out.measure(student), _idle_optimizer(student)
 
 

@@ -20,7 +20,7 @@ def startup() -> Iterator[Row]:
     """Yield the start-up times of the light verbs."""
     medians = {row["name"]: row["median"] for row in result("startup")["rows"]}
     named = ", ".join(f"`{name}` {medians[name]:.2f}" for name in ("skill-kd --help", "skill-kd validate"))
-    yield "start-up, seconds", f"{named} (`trl --help` {medians['trl --help']:.2f})"
+    yield "start-up time, seconds", f"{named} (for comparison: `trl --help` {medians['trl --help']:.2f})"
 
 
 def loss() -> Iterator[Row]:
@@ -29,9 +29,10 @@ def loss() -> Iterator[Row]:
         faster, peak = shape["times_faster_than"]["wall"]["trl"], shape["peak_bytes"]
         size = f"{shape['tokens']} tokens, vocabulary {shape['vocabulary']}"
         yield (
-            f"reverse KL with its gradients, from hidden states; {size}",
-            f"{_range(faster['eager'])} times as fast as TRL's chunked kernel, compiled {_range(faster['compiled'])}; "
-            f"peak memory {peak['eager'] / 2**20:.0f} MiB, TRL {peak['trl'] / 2**20:.0f} MiB",
+            f"speed and memory of reverse KL and its gradients, computed from hidden states; {size}",
+            f"{_range(faster['eager'])} times as fast as TRL's chunked kernel; with `torch.compile`, "
+            f"{_range(faster['compiled'])} times; peak memory {peak['eager'] / 2**20:.0f} MiB, TRL's "
+            f"{peak['trl'] / 2**20:.0f} MiB",
         )
 
 
@@ -59,7 +60,7 @@ def end_to_end() -> Iterator[Row]:
         rates = faster[peer][name]
         updates, tokens = _spread(rates["updates"]), _spread(rates["tokens"])
         found = f"{updates} times as many updates per second, {tokens} times as many tokens per second"
-        yield f"whole updates, equal work, compared with {what}", found
+        yield f"speed of complete updates (sampling, loss, optimizer), compared with {what}, for the same work", found
     entries = kept["races"][0]
     measures = "; ".join(f"{name} {entry['reverse_kl']:.3f}" for name, entry in entries.items())
     yield f"held-out reverse KL after {kept['setting']['budget']:.0f} s of updates (one seed)", measures
@@ -70,9 +71,9 @@ def demo() -> Iterator[Row]:
     kept = result("demo")
     moments = ("student before", "after warm start", "after MiniLLM")
     values = [[run["figures"][moment]["reverse_kl"] for run in kept["runs"]] for moment in moments]
-    shown = ", ".join(f"{min(each):.2f}–{max(each):.2f}" for each in values)
-    what = f"demo over {len(kept['runs'])} seeds, reverse KL before training, after the warm start, after MiniLLM"
-    yield what, f"{shown} nats per token"
+    when = ("before training", "after the warm start", "after MiniLLM")
+    shown = ", ".join(f"{min(each):.2f}–{max(each):.2f} {moment}" for each, moment in zip(values, when, strict=True))
+    yield f"demo, held-out reverse KL over {len(kept['runs'])} seeds, nats per token (lower is better)", shown
     change = kept["changes"]["MiniLLM"]
     found = ", ".join(f"{_words(name)} {_interval(change[name])}" for name in ("reverse_kl", "forward_kl"))
     yield "demo, change from the warm start to the end of MiniLLM", found
@@ -89,10 +90,10 @@ def backends() -> Iterator[Row]:
 
 def plan() -> Iterator[Row]:
     """Yield the errors of plan."""
-    for measure, what in (("rss", "planned resident memory"), ("live", "planned tensor memory")):
+    for measure, what in (("rss", "resident memory"), ("live", "memory of tensors")):
         errors = [abs(row[f"{measure}_error"]) for row in result("plan_memory")["rows"]]
         found = f"median error {median(errors):.1%}, largest error {max(errors):.1%}"
-        yield f"{what}, compared with real updates on a CPU", found
+        yield f"{what} that `plan` estimates, compared with the measured memory of updates on a CPU", found
 
 
 def honesty() -> Iterator[Row]:
@@ -105,10 +106,11 @@ def honesty() -> Iterator[Row]:
         worst = max(damaged, key=lambda name: damaged[name]["value"])
         null = rows["null"]["go_rate"]
         found = (
-            f"of students identical to their teacher, {_share(null)} pass; of damaged students, at most "
-            f"{_share(damaged[worst])} pass (worst case: {worst})"
+            f"GO for {_share(null)} of the students identical to their teacher; "
+            f"GO for {_share(damaged[worst])} of the damaged students, for the kind of damage that passed most often"
         )
-        yield f"gate, preset `{preset}`, {world['simulations']} simulations of each student", found
+        what = f"verdicts of `evaluate`, policy `{preset}`"
+        yield f"{what}, {world['simulations']} simulations per kind of student", found
 
 
 def reading() -> Iterator[Row]:
@@ -174,11 +176,11 @@ def _range(values: list[float]) -> str:
 
 
 def _interval(values: dict[str, float]) -> str:
-    return f"{values['mean']:+.3f} (95% {values['low']:+.3f} to {values['high']:+.3f})"
+    return f"{values['mean']:+.3f} (95% interval {values['low']:+.3f} to {values['high']:+.3f})"
 
 
 def _share(rate: dict[str, float]) -> str:
-    return f"{rate['value']:.1%} (95% {rate['low']:.1%} to {rate['high']:.1%})"
+    return f"{rate['value']:.1%} (95% interval {rate['low']:.1%} to {rate['high']:.1%})"
 
 
 def _words(name: str) -> str:

@@ -101,8 +101,8 @@ def print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     Console().print(table)
 
 
-def given_values(pairs: Sequence[str]) -> dict[str, object]:
-    """Return the values given with ``--set KEY=VALUE``, parsed as in a spec.
+def given_values(pairs: Sequence[str], flag: str = "--set", example: str = "recall.margin=0.85") -> dict[str, object]:
+    """Return the values given with ``--set KEY=VALUE``, or with another flag of that form, parsed as in a spec.
 
     Raises:
         UsageError: there is no ``=``, or the value cannot be parsed.
@@ -113,6 +113,6 @@ def given_values(pairs: Sequence[str]) -> dict[str, object]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
-            raise UsageError(f"--set {pair}: the value is missing; write KEY=VALUE, here {pair}=…")
-        found[key.strip()] = read_value(text, f"--set {pair}")
+            raise UsageError(f"{flag} {pair}: write KEY=VALUE, for example {example}")
+        found[key.strip()] = read_value(text, f"{flag} {pair}")
     return found

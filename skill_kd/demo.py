@@ -12,7 +12,8 @@ from typing import Any
 
 from skill_kd.errors import SkillKDError
 from skill_kd.evaluate import Request, evaluate
-from skill_kd.jobs.run import RESOLVED, RunResult, run
+from skill_kd.jobs.resume import RESOLVED
+from skill_kd.jobs.run import RunResult, run
 from skill_kd.render import examples_folder
 from skill_kd.spec import Spec
 from skill_kd.spec.file import parse_spec, read_values

@@ -38,6 +38,7 @@ _SECTIONS = {name for name in sections.__all__ if isinstance(vars(sections)[name
 _KINDS = {section.__name__: section.model_fields["kind"].default for section in all_kinds()}
 _OUR_IMPORT = re.compile(r"^(\s*(?:from|import)\s+)skill_kd\.kd(?=[.\s])")
 _HEADER = re.compile(r"^# /// script\n((?:#(?: .*)?\n)+?)# ///\n", re.MULTILINE)  # PEP 723
+_SPEC_LINE = re.compile(r'^# spec = "[0-9a-f]{64}"\n', re.MULTILINE)
 _BODY_LINE = re.compile(r'^# body = "[0-9a-f]{64}"\n', re.MULTILINE)
 
 
@@ -291,6 +292,36 @@ def read_config(text: str, source: str = "train.py") -> dict[str, object]:
         return _config_values(statements[0].value)
     except (ValueError, SyntaxError) as error:
         raise UsageError(f"cannot read CONFIG in {source}: {error}; use only literals there") from error
+
+
+def with_last_updates(text: str, updates: int, spec_hash: str) -> str:
+    """Return a script with another number of ``updates`` in its last stage, and with the stamp of the new spec.
+
+    An edited script stays edited; its other text is unchanged.
+
+    Raises:
+        UsageError: ``CONFIG`` does not write that number.
+    """
+    config = next((node.value for node in ast.parse(text).body if _assigns_config(node)), None)
+    stages = _argument(config, "stages")
+    stage = stages.elts[-1] if isinstance(stages, ast.Tuple) and stages.elts else None
+    number = _argument(stage, "updates")
+    if not isinstance(number, ast.Constant) or number.end_col_offset is None:
+        raise UsageError("CONFIG in the script does not write the updates of its last stage; put the number there")
+    edited, lines = is_edited(text), text.encode().split(b"\n")
+    line = lines[number.lineno - 1]
+    lines[number.lineno - 1] = line[: number.col_offset] + str(updates).encode() + line[number.end_col_offset :]
+    changed = _SPEC_LINE.sub(f'# spec = "{spec_hash}"\n', b"\n".join(lines).decode(), count=1)
+    if edited:
+        return changed
+    body = _hash(_BODY_LINE.sub("", changed, count=1).encode())
+    return _BODY_LINE.sub(f'# body = "{body}"\n', changed, count=1)
+
+
+def _argument(call: ast.expr | None, name: str) -> ast.expr | None:
+    """Return the value of a keyword argument, or None if ``call`` is not a call that has it."""
+    keywords = call.keywords if isinstance(call, ast.Call) else []
+    return next((each.value for each in keywords if each.arg == name), None)
 
 
 def _assigns_config(node: ast.stmt) -> TypeGuard[ast.Assign]:

@@ -1,8 +1,8 @@
 """Distill a teacher into a student with transformers and accelerate.
 
-``CONFIG`` holds the values of the spec. ``prepare`` loads the student and calls ``kd/train/setup.py``, which builds the
-other parts of a run. ``train`` in ``kd/train/loop.py`` is the training loop. An update has eight steps, and the code of
-each is next to this file:
+``CONFIG`` holds the values of the spec. ``prepare`` loads the student, and ``open_run`` in ``kd/train/setup.py`` builds
+the other parts of a run. ``train`` in ``kd/train/loop.py`` is the training loop. An update has eight steps. Their code
+is in ``kd/``, next to this file:
 
 1. Choose the prompts: ``kd/train/experience.py``, ``Experience.batch``.
 2. Sample the rollouts: ``kd/rollouts/sampler.py``, ``Sampler.sample``.

@@ -28,7 +28,7 @@ from unsloth import FastLanguageModel, is_bfloat16_supported  # isort: skip -- i
 from unsloth.chat_templates import train_on_responses_only  # isort: skip
 
 from datasets import load_dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 
@@ -76,8 +76,16 @@ STUDENT = (HERE / CONFIG.student).resolve()
 OUT = HERE / "out"
 
 
+def check_weights() -> None:
+    """Stop if the student's folder lacks weights, which Unsloth would replace by random ones. Load only shapes."""
+    _, found = AutoModelForCausalLM.from_pretrained(STUDENT, device_map="meta", output_loading_info=True)
+    for problem in ("missing_keys", "mismatched_keys"):
+        assert not found[problem], f"{STUDENT}: {problem} {sorted(found[problem])[:3]}; run skill-kd handoff again"
+
+
 def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the student and attach adapters to it, unless all weights are trained."""
+    check_weights()
     model, tokenizer = FastLanguageModel.from_pretrained(
         model_name=str(STUDENT),
         max_seq_length=CONFIG.max_tokens,

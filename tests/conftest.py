@@ -26,6 +26,7 @@ LANES = {
     "processes": ("kd/train/test_distributed.py", "kd/model/test_sharding.py"),
     "browser": ("report/test_report_browser.py", "diagnose/test_diagnose_browser.py"),
     "studies": ("documents/test_evals.py", "evaluate/test_evaluate_honesty.py", "test_demo.py"),
+    "families": ("documents/test_model_families.py",),
     "install": ("test_kd.py", "documents/test_skill_installed.py", "kd/model/test_old_transformers.py"),
 }
 """Files of slow tests, by lane of .ci/run. Plain `pytest` leaves them out."""

@@ -34,7 +34,7 @@ SURFACE = {
     "evaluate": [
         *("[RUN", "--teacher", "--prompts", "--baseline", "--teacher-generations", "--student-generations"),
         *("--baseline-generations", "--control-generations", "--training-data", "--harness-results"),
-        *("--policy", "--set"),
+        *("--policy", "--set", "--template-option"),
         *("--max-new-tokens", "--dtype", "--latency", "--judge-url", "--judge-model", "--judge-key-env"),
         *("--out", "--json", "--help"),
     ],
@@ -149,6 +149,16 @@ def test_errors_are_json_as_well(verb: str, capsys: pytest.CaptureFixture[str]) 
     valid = {"valid": False} if verb == "validate" else {}
     assert answer.document == {**valid, "errors": [refused], "exit_code": 2}
     assert answer.err == f"error: {refused}\n"
+
+
+def test_validate_reads_the_data_that_is_here(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rows.jsonl").write_text('{"prompt": "hello", "completion": "fox"}\n')
+    given = spec_file(data={"train": "rows.jsonl"})
+    answer = Answer(capsys, "validate", given)
+    assert answer.code == 2
+    assert answer.err.startswith("error: data.train: 1 of 1 rows of 'rows.jsonl' cannot be used (line 1: 'completion'")
+    Path("rows.jsonl").write_text('{"prompt": "hello", "response": "fox"}\n')
+    assert Answer(capsys, "validate", given).code == 0
 
 
 def test_each_mistake_is_an_error_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,7 +56,10 @@ NO_TORCH = (
     "endpoint",
     "dataset.formats",
     "dataset.reading",
+    "model.adapter_folder",
     "model.context",
+    "model.families",
+    "model.layers",
 )
 """The part of kd that the rest of the package may import when a module is loaded."""
 

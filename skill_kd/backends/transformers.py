@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from skill_kd import __version__
@@ -12,9 +12,13 @@ from skill_kd.backend import Backend
 from skill_kd.backends import launch
 from skill_kd.errors import UsageError
 from skill_kd.hookspecs import hookimpl
+from skill_kd.kd.errors import BadInput, ScriptError
+from skill_kd.kd.model.adapter_folder import adapter_in
 from skill_kd.kd.model.context import context_length
+from skill_kd.kd.model.families import refusal
+from skill_kd.kd.model.layers import LAYER_COUNTS, growth_problem, kept_layers, text_part
 from skill_kd.render import render, templates_folder
-from skill_kd.spec import Spec
+from skill_kd.spec import FromTeacher, Spec
 
 
 class TransformersBackend(Backend):
@@ -109,6 +113,14 @@ def _folder_problems(field: str, model: str, spec: Spec) -> Iterator[str]:
             yield f"{field}: there is no folder {model!r}; set an existing folder or a hub id"
         return
     try:
+        adapter = adapter_in(folder)
+    except ScriptError as error:
+        yield f"{field}: {error}"
+        return
+    if adapter is not None and not adapter.on_itself:
+        yield from _folder_problems(f"{field} (the base model of the adapter {model!r})", adapter.base, spec)
+        return
+    try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         yield f"{field}: folder {model!r} contains no config.json; set a folder that save_pretrained wrote"
@@ -116,7 +128,17 @@ def _folder_problems(field: str, model: str, spec: Spec) -> Iterator[str]:
     except (OSError, ValueError) as error:
         yield f"{field}: cannot read config.json in {model!r}: {error}; save the model again"
         return
-    context = context_length(config) if isinstance(config, dict) else None
+    if not isinstance(config, dict):
+        return
+    if reason := refusal(config):
+        yield f"{field}: {model!r}: {reason}; take another model"
+    yield from _context_problems(field, model, config, spec)
+    if field.startswith("teacher") and spec.student.from_teacher:
+        yield from _growth_problems(config, spec.student.from_teacher)
+
+
+def _context_problems(field: str, model: str, config: Mapping[str, object], spec: Spec) -> Iterator[str]:
+    context = context_length(config)
     wanted = spec.data.max_prompt_tokens + spec.rollout.max_new_tokens
     if context is not None and wanted > context:
         yield (
@@ -124,6 +146,18 @@ def _folder_problems(field: str, model: str, spec: Spec) -> Iterator[str]:
             f"{spec.data.max_prompt_tokens} + rollout.max_new_tokens {spec.rollout.max_new_tokens} is {wanted}; "
             f"lower their sum by {wanted - context}"
         )
+
+
+def _growth_problems(config: Mapping[str, object], grown: FromTeacher) -> Iterator[str]:
+    text = text_part(config)
+    if problem := growth_problem(text):
+        yield problem
+    count = next((text[name] for name in LAYER_COUNTS if name in text), None)
+    if isinstance(count, int):
+        try:
+            kept_layers(grown.layers, count)
+        except BadInput as error:
+            yield str(error)
 
 
 @hookimpl

@@ -46,6 +46,13 @@ from skill_kd.errors import ExitCode
 )
 @click.option("--policy", metavar="PRESET", help="Policy: assistant, strict-extraction, creative or text-only.")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Change the policy: recall.margin=0.85.")
+@click.option(
+    "--template-option",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Option of the chat templates, such as enable_thinking=false (default: the run's own).",
+)
 @click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Cut responses after N tokens.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Dtype of models without a spec.")
 @click.option("--latency/--no-latency", default=True, help="Measure the speed of both models on this machine.")
@@ -56,7 +63,9 @@ from skill_kd.errors import ExitCode
     "-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write (default: RUN/eval)."
 )
 @JSON
-def evaluate(subject: str | None, pairs: tuple[str, ...], as_json: bool, **given: Any) -> ExitCode:
+def evaluate(
+    subject: str | None, pairs: tuple[str, ...], options: tuple[str, ...], as_json: bool, **given: Any
+) -> ExitCode:
     """Decide if a student may replace its teacher.
 
     Compare models, or only saved generations. The verdict is GO (exit code 0), NO-GO (3) or INCONCLUSIVE (4).
@@ -71,7 +80,8 @@ def evaluate(subject: str | None, pairs: tuple[str, ...], as_json: bool, **given
     from skill_kd import evaluate as gate
     from skill_kd.console import given_values
 
-    asked = gate.Request(subject, changes=given_values(pairs), **given)
+    template_options = given_values(options, "--template-option", "enable_thinking=false")
+    asked = gate.Request(subject, changes=given_values(pairs), template_options=template_options, **given)
     found, written = gate.evaluate(asked, lambda done, of: say(f"{done} of {of} prompts"), say)
     if as_json:
         print_json(found.to_json())

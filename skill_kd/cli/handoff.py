@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from skill_kd.cli.options import JSON
-from skill_kd.console import Verb, print_json
+from skill_kd.console import Verb, print_json, say
 
 
 @click.command(cls=Verb)
@@ -53,6 +53,7 @@ def handoff(
         drift=not no_drift,
         quantizations=quantizations,
         force=force,
+        notify=say,
     )
     if as_json:
         print_json(result.to_json())

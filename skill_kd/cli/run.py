@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     "--runs", type=click.Path(path_type=Path), default=Path("runs"), metavar="DIR", help="Folder for all runs."
 )
 @click.option("--name", metavar="NAME", help="Name of the run folder, instead of the spec's name.")
-@click.option("--resume", is_flag=True, help="Resume a stopped run from its last checkpoint.")
+@click.option("--resume", is_flag=True, help="Resume a run from its last checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Print the command and the missing packages; write nothing.")
 @BACKEND
 @JSON
@@ -33,7 +33,8 @@ def run(
 ) -> None:
     """Train in runs/NAME, from a spec or a generated train.py.
 
-    You may edit a script before you run it. Ctrl-C stops after a checkpoint, and --resume resumes from there.
+    You may edit a script before you run it. Ctrl-C stops after a checkpoint, and --resume resumes from there. --resume
+    with more updates in the last stage trains a finished run further.
 
     \b
     Example:
@@ -43,6 +44,7 @@ def run(
     """
     from skill_kd.jobs import job as jobs
     from skill_kd.jobs import run as runner
+    from skill_kd.jobs.resume import earlier
 
     if spec.suffix != ".py":
         job = jobs.prepare(load(spec, name=name, backend=backend), runs)
@@ -51,13 +53,13 @@ def run(
     else:
         raise click.UsageError("--backend applies only to a spec; a generated script keeps the backend that wrote it")
     if dry_run:
-        runner.earlier(job, resume)
+        earlier(job, resume)
         _print_dry_run(str(job.folder), job.command(resume), job.missing, as_json)
         return
     for note in job.untested:
         say(f"note: {note}")
     with _adding_the_plan(job.spec):
-        result = runner.start(job, resume=resume)
+        result = runner.start(job, resume=resume, notify=say)
     if as_json:
         document = {"name": job.spec.name, "folder": str(result.folder), "student": str(result.student)}
         print_json({**document, "seconds": round(result.seconds, 1), "summary": result.summary})

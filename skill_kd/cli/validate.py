@@ -15,14 +15,16 @@ from skill_kd.console import Verb, print_json, say
 @BACKEND
 @JSON
 def validate(spec: Path, backend: str | None, as_json: bool) -> None:
-    """Check a spec, and check that its backend supports it.
+    """Check a spec, its backend, and its data files.
+
+    The backend must support the spec. Data files are read if they are on this machine.
 
     \b
     Example:
       skill-kd validate examples/demo.yaml
     """
     from skill_kd import plugins
-    from skill_kd.jobs.job import accepted_backend, summary
+    from skill_kd.jobs.job import accepted_backend, check_data, summary
 
     loaded = load(spec, backend=backend)
     installed = loaded.backend in plugins.backends()
@@ -30,6 +32,7 @@ def validate(spec: Path, backend: str | None, as_json: bool) -> None:
         accepted_backend(loaded)
     else:
         say(f"note: backend '{loaded.backend}' is not installed here, so its own checks did not run")
+    check_data(loaded)
     if as_json:
         print_json(
             {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from skill_kd.evaluate.request import Request
 from skill_kd.evaluate.run_request import fill_from_run
 from skill_kd.evaluate.written import Subject, Written, subject_of_folder, subject_of_run, write_all
 from skill_kd.jobs.manifest import NAME as MANIFEST
-from skill_kd.jobs.manifest import Manifest
+from skill_kd.jobs.manifest import Manifest, refuse_linked
 from skill_kd.spec.file import load_spec
 
 Notify = Callable[[str], None]
@@ -83,8 +84,9 @@ def _of_generations(request: Request) -> Answer:
 def _of_models(request: Request, progress: sampling.Progress, notify: Notify) -> Answer:
     assert request.subject is not None
     folder = Path(request.subject)
-    if (folder / MANIFEST).is_file():
+    if os.path.lexists(folder / MANIFEST):
         manifest, spec = Manifest.read(folder), load_spec(folder / "spec.yaml")
+        refuse_linked(folder / "eval", folder / "eval" / "samples")
         request, task, policy, notes = fill_from_run(request, folder, manifest, spec)
         subject: Subject | None = subject_of_run(folder, spec, Path(manifest.cwd))
     else:
@@ -123,12 +125,15 @@ def _task(request: Request) -> sampling.SamplingTask:
     assert request.subject is not None
     assert request.teacher is not None
     assert request.prompts is not None
-    dtype = request.dtype or "float32"
+
+    def source(model: str) -> ModelSource:
+        return ModelSource(model, dtype=request.dtype or "float32", template_options=request.options)
+
     return sampling.SamplingTask(
         request.prompts,
-        ModelSource(request.teacher, dtype=dtype),
-        ModelSource(request.subject, dtype=dtype),
-        ModelSource(request.baseline, dtype=dtype) if request.baseline else None,
+        source(request.teacher),
+        source(request.subject),
+        source(request.baseline) if request.baseline else None,
         request.max_new_tokens or 256,
         request.latency,
     )

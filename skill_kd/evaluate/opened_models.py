@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypedDict
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from skill_kd.errors import MissingRequirementError, SkillKDError, UsageError, error_for
 from skill_kd.evaluate.policy import GatePolicy
@@ -27,6 +28,7 @@ POSITIONS = 16
 """Number of buckets of the curves over positions."""
 BINS = 10
 """Number of confidence bins."""
+TemplateOption = bool | int | float | str
 
 
 @contextmanager
@@ -54,6 +56,12 @@ class ModelSource:
     dtype: str = "float32"
     quantization: str | None = None
     trust_remote_code: bool = False
+    template_options: Mapping[str, TemplateOption] = field(default_factory=dict)
+    """Options of the chat template, as in ``data.chat_template_options``."""
+
+    def key(self) -> dict[str, object]:
+        """Return what the samples depend on. Folders of samples without options have no key for them."""
+        return {name: value for name, value in vars(self).items() if name != "template_options" or value}
 
 
 @dataclass(frozen=True)
@@ -79,10 +87,30 @@ class Writer:
         rows = self.sampler.sample(self.model, requests, "student")
         return [rows[start : start + count] for start in range(0, len(rows), count)]
 
+    def check_prompts(self, examples: Sequence[Example], source: Path) -> None:
+        """Check that the chat template accepts the prompts of ``source``, before hours of sampling.
+
+        Raises:
+            UsageError: it refuses some. The message names the first row, and quotes the template.
+        """
+        if refused := self.encoder.refused(examples):
+            example, reason = refused[0]
+            raise UsageError(
+                f"'{source}' {example.place}: {reason}; '{self.name}' refuses {len(refused)} of {len(examples)} "
+                "prompts: leave those rows out"
+            )
+
     def at(self, temperature: float) -> Writer:
         """Return the same writer at another temperature."""
         decoding = replace(self.sampler.decoding, temperature=temperature)
         return replace(self, sampler=replace(self.sampler, decoding=decoding))
+
+    def within(self, vocabulary: int, eos_ids: frozenset[int]) -> Writer:
+        """Return the same writer for ids below ``vocabulary``, which also stops at ``eos_ids``."""
+        decoding = self.sampler.decoding
+        ends = decoding.eos_ids | eos_ids
+        sampler = replace(self.sampler, decoding=replace(decoding, vocabulary=vocabulary, eos_ids=ends))
+        return replace(self, sampler=sampler)
 
     def text(self, row: Row) -> str:
         """Decode a response."""
@@ -93,16 +121,28 @@ def open_writer(source: ModelSource, max_new_tokens: int, device: torch.device) 
     """Load a model for evaluation: frozen, in inference mode, sampling from the full distribution at temperature 1."""
     from skill_kd.kd.dataset.encoding import Encoder
     from skill_kd.kd.model import loading
+    from skill_kd.kd.model.cached import check_family
     from skill_kd.kd.model.vocabulary import eos_ids, real_vocabulary
     from skill_kd.kd.rollouts.decoding import Decoding
     from skill_kd.kd.rollouts.sampler import Sampler
 
-    tokenizer = loading.load_tokenizer(source, source.model)
-    loaded = loading.load_model(source, source.model)
-    vocabulary, ends = real_vocabulary(tokenizer, loaded), eos_ids(tokenizer, loaded)
+    loaded, tokenizer = loading.load_pair(source, source.model)
+    check_family(loaded, source.model)
+    options = source.template_options
+    vocabulary, ends = real_vocabulary(tokenizer, loaded), eos_ids(tokenizer, loaded, options)
     model = loaded.train(False).requires_grad_(False).to(device)
     sampler = Sampler(Decoding(max_new_tokens, 1.0, 1.0, ends, vocabulary), int(tokenizer.pad_token_id), device)
-    return Writer(source.model, model, tokenizer, Encoder(tokenizer, ends), sampler)
+    return Writer(source.model, model, tokenizer, Encoder(tokenizer, ends, options), sampler)
+
+
+def accepted_by(model: str, examples: Sequence[Example], options: Mapping[str, TemplateOption]) -> list[Example]:
+    """Return the examples that the chat template of ``model`` accepts."""
+    from skill_kd.kd.dataset.encoding import Encoder
+    from skill_kd.kd.model.loading import load_tokenizer
+
+    refused = Encoder(load_tokenizer(ModelSource(model), model), frozenset(), options).refused(examples)
+    left_out = {id(example) for example, _ in refused}
+    return [example for example in examples if id(example) not in left_out]
 
 
 def accelerator() -> torch.device:
@@ -112,19 +152,52 @@ def accelerator() -> torch.device:
     return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
-def shared(student: Writer, teacher: Writer) -> tuple[int, str | None]:
-    """Return the number of leading token ids that both share, and the reason if probabilities cannot be compared."""
+@dataclass(frozen=True)
+class Comparable:
+    """The token ids that two models share, or the reason why their probabilities cannot be compared."""
+
+    vocabulary: int
+    """Number of leading token ids that both share; 0 if probabilities cannot be compared."""
+    why_not: str | None = None
+    """The reason why probabilities cannot be compared, or None."""
+    tokenizer: Literal["same", "different"] = "same"
+
+
+def compared(student: Writer, teacher: Writer) -> Comparable:
+    """Return the number of token ids that both models share. Both must also read the same prompts."""
+    from skill_kd.kd.dataset.comparison import difference
     from skill_kd.kd.errors import BadInput
     from skill_kd.kd.model.vocabulary import shared_vocabulary
 
     limit = min(student.sampler.decoding.vocabulary, teacher.sampler.decoding.vocabulary)
+    advice = "so token probabilities cannot be compared; use --policy text-only"
     try:
         vocabulary = shared_vocabulary(student.tokenizer, teacher.tokenizer, limit)
     except BadInput:
-        return 0, "the tokenizers differ, so token probabilities cannot be compared; use --policy text-only"
+        return Comparable(0, f"the tokenizers differ, {advice}", "different")
     if max(student.sampler.decoding.eos_ids | teacher.sampler.decoding.eos_ids) >= vocabulary:
-        return 0, "the models do not share an end-of-sequence token, so token probabilities cannot be compared"
-    return vocabulary, None
+        return Comparable(0, f"the models do not share an end-of-sequence token, {advice}", "different")
+    if found := difference(student.encoder, teacher.encoder):
+        what = (
+            f"the chat templates differ ({found.what} is {found.ours} for the student, {found.theirs} for the teacher)"
+        )
+        return Comparable(0, f"{what}, {advice}")
+    return Comparable(vocabulary)
+
+
+def together(student: Writer, teacher: Writer, vocabulary: int, examples: Sequence[Example]) -> tuple[Writer, Writer]:
+    """Return both writers for the tokens that they share. Each stops where the other one does.
+
+    Raises:
+        BadInput: a prompt has a token that only one of them knows.
+    """
+    from skill_kd.kd.model.vocabulary import refuse_ids_beyond
+
+    for writer, reader in ((student, teacher), (teacher, student)):
+        prompts = (writer.encoder.prompt(example).prompt for example in examples)
+        refuse_ids_beyond(vocabulary, prompts, writer.tokenizer, f"'{reader.name}'")
+    ends = student.sampler.decoding.eos_ids | teacher.sampler.decoding.eos_ids
+    return student.within(vocabulary, ends), teacher.within(vocabulary, ends)
 
 
 def read(

@@ -27,21 +27,16 @@ BLOCK, CPU_BLOCK = 2**24, 2**19
 
 def segments(model: nn.Module, batch: Batch, vocabulary: int, size: int) -> Iterator[Tensor]:
     """Yield logits_BSV that predict the response tokens, ``size`` positions at a time."""
+    from skill_kd.kd.model.cached import CachedModel
+
     start = batch.ids_BL.shape[1] - batch.width
-    cache, seen = None, 0
+    cached, seen = CachedModel(model), 0
     for begin in range(0, batch.width, size):
         end = min(begin + size, batch.width)
         through = start - 1 + end
-        output = model(
-            input_ids=batch.ids_BL[:, seen:through],
-            attention_mask=batch.attention_mask_BL[:, :through],
-            position_ids=batch.position_ids_BL[:, seen:through],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=end - begin,
-        )
-        cache, seen = output.past_key_values, through
-        yield output.logits[..., :vocabulary]
+        read = cached.read(batch.ids_BL[:, seen:through], batch.attention_mask_BL[:, :through], end - begin)
+        seen = through
+        yield read.logits[..., :vocabulary]
 
 
 def token_metrics(

@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from skill_kd.errors import UsageError
 from skill_kd.evaluate.pairwise_judge import Judge
 from skill_kd.kd.addresses import holds_credentials
+from skill_kd.spec.data import Data
+from skill_kd.spec.mistakes import mistakes
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Request:
     max_new_tokens: int | None = None
     dtype: str | None = None
     """Dtype of models that are not in a spec; float32 by default."""
+    template_options: Mapping[str, object] = field(default_factory=dict)
+    """Options of the chat templates. They replace those of the run's spec, by name."""
     latency: bool = True
     judge_url: str | None = None
     judge_model: str | None = None
@@ -41,6 +47,18 @@ class Request:
     held_out: int | None = None
     """Use at most this many of the run's held-out prompts."""
     out: Path | None = None
+
+    @property
+    def options(self) -> dict[str, bool | int | float | str]:
+        """Return the valid options of the chat templates.
+
+        Raises:
+            UsageError: an option has a name or a value that no chat template takes.
+        """
+        try:
+            return Data(train="prompts", chat_template_options=self.template_options).chat_template_options
+        except ValidationError as error:
+            raise UsageError("--template-option: " + "; ".join(mistakes(error))) from error
 
     @property
     def judge(self) -> Judge | None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from skill_kd.errors import UsageError
 from skill_kd.evaluate import sampling
 from skill_kd.evaluate.generations import write_rows
-from skill_kd.evaluate.opened_models import ModelSource, plain_errors
+from skill_kd.evaluate.moved_run import is_absent_folder, located, names_a_file
+from skill_kd.evaluate.opened_models import ModelSource, accepted_by, plain_errors
 from skill_kd.evaluate.policy import GatePolicy, make_policy
 from skill_kd.evaluate.request import Request
 from skill_kd.jobs.manifest import Manifest
@@ -21,40 +22,58 @@ def fill_from_run(
     """Return the request, the sampling task, the policy and notes. The run's spec fills what the request leaves out.
 
     Raises:
-        UsageError: the run has no student yet, or its teacher cannot be loaded.
+        UsageError: the run has no student yet, its teacher cannot be loaded, or its prompts are not on this machine.
     """
     if not (folder / "student" / "config.json").is_file():
         raise UsageError(
             f"'{folder}' has no student yet (the run is {manifest.status}); finish it with `skill-kd run --resume`"
         )
     evaluation, home = spec.evaluation, Path(manifest.cwd)
-    notes: tuple[str, ...] = ()
+    options = {**spec.data.chat_template_options, **request.options}
+    notes: list[str] = []
     prompts, training = request.prompts, request.training_data
     if prompts is None and evaluation.prompts is not None:
-        prompts = home / evaluation.prompts
+        prompts = located(evaluation.prompts, home)
+        if prompts is None:
+            raise UsageError(f"evaluation.prompts: no '{evaluation.prompts}' on this machine; name it with --prompts")
     if prompts is None:
-        prompts = _held_out(spec, home, (request.out or folder / "eval") / "samples", request.held_out)
-        notes = ("the prompts are the run's held-out prompts, which also chose its best weights: use fresh prompts",)
+        prompts, training = _held_out(spec, home, request, (request.out or folder / "eval") / "samples", folder), None
+        notes.append("the prompts are the run's held-out prompts, which also chose its best weights: use fresh prompts")
     elif training is None and (home / spec.data.train).suffix in {".jsonl", ".json", ".ndjson"}:
-        training = home / spec.data.train
+        training = located(spec.data.train, home)
+        if training is None:
+            notes.append(
+                f"the training data '{spec.data.train}' is not on this machine, so the prompts were not compared with "
+                "it: name it with --training-data"
+            )
+    baseline = _baseline(request, spec)
+    if baseline is not None and not request.baseline and is_absent_folder(baseline.model):
+        notes.append(
+            f"student.model: no '{baseline.model}' on this machine, so it has no column: name it with --baseline"
+        )
+        baseline = None
     task = sampling.SamplingTask(
         prompts,
-        ModelSource(request.teacher, dtype=request.dtype or spec.teacher.dtype) if request.teacher else _teacher(spec),
-        ModelSource(str(folder / "student"), dtype=request.dtype or spec.student.dtype),
-        _baseline(request, spec),
+        replace(_teacher(request, spec), template_options=options),
+        ModelSource(str(folder / "student"), dtype=request.dtype or spec.student.dtype, template_options=options),
+        baseline and replace(baseline, template_options=options),
         request.max_new_tokens or spec.rollout.max_new_tokens,
         request.latency,
     )
     changes = {"samples": evaluation.samples, **request.changes}
     policy = make_policy(request.policy or evaluation.policy, changes)
-    return replace(request, training_data=training), task, policy, notes
+    return replace(request, training_data=training), task, policy, tuple(notes)
 
 
-def _teacher(spec: Spec) -> ModelSource:
+def _teacher(request: Request, spec: Spec) -> ModelSource:
     teacher = spec.teacher
+    if request.teacher:
+        return ModelSource(request.teacher, dtype=request.dtype or teacher.dtype)
     if not isinstance(teacher.model, str):
         what = "behind an endpoint" if teacher.served else "an ensemble"
         raise UsageError(f"teacher: the run's teacher is {what}; give --teacher MODEL, or saved generations")
+    if is_absent_folder(teacher.model):
+        raise UsageError(f"teacher.model: no '{teacher.model}' on this machine; name it with --teacher MODEL")
     return ModelSource(teacher.model, teacher.revision, teacher.dtype, teacher.quantization, teacher.trust_remote_code)
 
 
@@ -67,17 +86,23 @@ def _baseline(request: Request, spec: Spec) -> ModelSource | None:
     return ModelSource(student.model, student.revision, student.dtype, None, student.trust_remote_code)
 
 
-def _held_out(spec: Spec, home: Path, folder: Path, most: int | None) -> Path:
-    """Write up to ``most`` of the run's held-out prompts, with the data's responses as references; return the path."""
+def _held_out(spec: Spec, home: Path, request: Request, folder: Path, run: Path) -> Path:
+    """Write the run's held-out prompts, with the data's responses as references, and return the path.
+
+    Prompts that the student's chat template refuses are left out if the spec allows bad rows, as in training.
+    ``request`` may name the training data in its present place, and the highest number of prompts.
+    """
+    given = {"train": request.training_data} if request.training_data else {}
+    found = {name: given.get(name) or _data_file(name, spec, home) for name in ("train", "held_out")}
     with plain_errors():
         from skill_kd.kd.config import Data
         from skill_kd.kd.dataset.split import load_split
 
         values = spec.data.model_dump(mode="json")
-        for key in ("train", "held_out"):
-            if isinstance(values[key], str) and (home / values[key]).is_file():
-                values[key] = str(home / values[key])
+        values |= {name: str(path) for name, path in found.items() if path is not None}
         held_out = load_split(Data.of(values), spec.seed).held_out
+        if spec.data.max_bad_rows:
+            held_out = accepted_by(str(run / "student"), held_out, spec.data.chat_template_options)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "prompts.jsonl"
     write_rows(
@@ -87,7 +112,26 @@ def _held_out(spec: Spec, home: Path, folder: Path, most: int | None) -> Path:
                 "messages": [{"role": role, "content": content} for role, content in example.messages],
                 **({"reference": example.response} if example.response else {}),
             }
-            for example in held_out[:most]
+            for example in held_out[: request.held_out]
         ),
     )
+    return path
+
+
+def _data_file(name: str, spec: Spec, home: Path) -> Path | None:
+    """Return the file of ``data.train`` or ``data.held_out``; None if it is a data set of the hub, or a share.
+
+    Raises:
+        UsageError: the file is not on this machine.
+    """
+    value = spec.data.train if name == "train" else spec.data.held_out
+    if not isinstance(value, str) or not names_a_file(value):
+        return None
+    path = located(value, home)
+    if path is None:
+        give = "name it with --training-data, or give other prompts" if name == "train" else "give other prompts"
+        raise UsageError(
+            f"data.{name}: no '{value}' on this machine, and the run's held-out prompts come from it; {give} "
+            "with --prompts"
+        )
     return path

@@ -12,6 +12,7 @@ from typing import TypedDict
 from skill_kd.errors import UsageError
 from skill_kd.evaluate.generations import write_rows
 from skill_kd.evaluate.opened_models import TokenSums
+from skill_kd.files import open_unlinked
 from skill_kd.report.evaluation_document import ModelFacts
 from skill_kd.report.shown_document import Latency
 
@@ -23,9 +24,9 @@ class SamplesKey(TypedDict):
     """``work.json``: all settings that the samples depend on. They do not depend on margins."""
 
     format: int
-    teacher: dict[str, str | bool | None]
-    student: dict[str, str | bool | None]
-    baseline: dict[str, str | bool | None] | None
+    teacher: dict[str, object]
+    student: dict[str, object]
+    baseline: dict[str, object] | None
     prompts: str
     """SHA-256 of the prompts file."""
     max_new_tokens: int
@@ -38,7 +39,8 @@ class SamplesKey(TypedDict):
 class PromptWork(TypedDict):
     """One line of ``work.jsonl``: a prompt's responses by writer, and the models' sums over them.
 
-    The keys of ``read`` name the writer of the responses, teacher or student. It is empty if the tokenizers differ.
+    The keys of ``read`` name the writer of the responses, teacher or student. It is empty if the tokenizers or the chat
+    templates differ.
     """
 
     texts: dict[str, list[str]]
@@ -80,7 +82,7 @@ def finished(path: Path) -> list[PromptWork]:
     data = path.read_bytes()
     whole = data.rfind(b"\n") + 1
     if whole < len(data):
-        with path.open("r+b") as file:
+        with open_unlinked(path, "r+b") as file:
             file.truncate(whole)
     return [json.loads(line) for line in data[:whole].split(b"\n") if line]
 

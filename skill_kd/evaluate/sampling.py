@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -32,6 +32,7 @@ from skill_kd.evaluate.samples_folder import (
     finished,
     read_record,
 )
+from skill_kd.files import open_unlinked, refuse_links, refusing_unwritable
 from skill_kd.report.evaluation_document import ModelFacts
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def sample(
         UsageError: the folder belongs to another task, or the data or models cannot be used.
         MissingRequirementError: a model or a package is missing.
     """
-    with opened_models.plain_errors():
+    with opened_models.plain_errors(), refusing_unwritable(f"'{folder}'", "choose another --out"):
+        refuse_links(folder)
         rows, examples = _prompts(task.prompts)
         folder.mkdir(parents=True, exist_ok=True)
         check_key(folder / "work.json", _key(task, policy))
@@ -84,7 +86,7 @@ def sample(
             write_rows(folder / "measured.json", [_work(task, policy, folder, examples, done, progress)])
             done = finished(folder / "work.jsonl")
         record = read_record(folder / "measured.json")
-    return _files(folder, rows, done, task), measured(done, record)
+        return _files(folder, rows, done, task), measured(done, record)
 
 
 def prompt_keys(path: Path) -> list[str]:
@@ -103,8 +105,9 @@ def _prompts(path: Path) -> tuple[list[dict[str, object]], list[Example]]:
     examples: dict[str, Example] = {}
     for number, row in read_rows(path):
         try:
+            example = replace(parse_example(row), place=f"line {number}")
             key = prompt_key(row)
-            examples.setdefault(key, parse_example(row))
+            examples.setdefault(key, example)
         except ValueError as error:
             raise UsageError(f"'{path}' line {number}: {error}") from error
         rows.setdefault(key, row)
@@ -116,9 +119,9 @@ def _prompts(path: Path) -> tuple[list[dict[str, object]], list[Example]]:
 def _key(task: SamplingTask, policy: GatePolicy) -> SamplesKey:
     return {
         "format": FORMAT,
-        "teacher": vars(task.teacher),
-        "student": vars(task.student),
-        "baseline": vars(task.baseline) if task.baseline else None,
+        "teacher": task.teacher.key(),
+        "student": task.student.key(),
+        "baseline": task.baseline.key() if task.baseline else None,
         "prompts": hashlib.sha256(task.prompts.read_bytes()).hexdigest(),
         "max_new_tokens": task.max_new_tokens,
         "samples": policy.samples,
@@ -141,9 +144,19 @@ def _work(
     teacher = opened_models.open_writer(task.teacher, task.max_new_tokens, device)
     student = opened_models.open_writer(task.student, task.max_new_tokens, device)
     baseline = opened_models.open_writer(task.baseline, task.max_new_tokens, device) if task.baseline else None
-    vocabulary, why = opened_models.shared(student, teacher)
-    shared_baseline = (baseline, opened_models.shared(baseline, teacher)[0] if vocabulary else 0) if baseline else None
-    with (folder / "work.jsonl").open("ab") as file:
+    for writer in filter(None, (teacher, student, baseline)):
+        writer.check_prompts(examples, task.prompts)
+    found = opened_models.compared(student, teacher)
+    vocabulary = found.vocabulary
+    if vocabulary:
+        student, teacher = opened_models.together(student, teacher, vocabulary, examples)
+    shared_baseline = None
+    if baseline is not None:
+        shared = opened_models.compared(baseline, teacher).vocabulary if vocabulary else 0
+        if shared:
+            baseline, _ = opened_models.together(baseline, teacher, shared, examples)
+        shared_baseline = (baseline, shared)
+    with open_unlinked(folder / "work.jsonl", "ab") as file:
         for start in range(len(done), len(examples), AT_ONCE):
             chunk = examples[start : start + AT_ONCE]
             work = _chunk(chunk, start, teacher, (student, vocabulary), shared_baseline, policy, task.max_new_tokens)
@@ -153,9 +166,9 @@ def _work(
             os.fsync(file.fileno())
             progress(min(start + AT_ONCE, len(examples)), len(examples))
     return {
-        "unread": why,
+        "unread": found.why_not,
         "latency": measure_latency(policy, teacher, student, examples, load) if task.latency else None,
-        "about": _facts(task, policy, "different" if why else "same", str(device)),
+        "about": _facts(task, policy, found.tokenizer, str(device)),
     }
 
 

@@ -6,9 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from skill_kd.errors import UsageError
 from skill_kd.evaluate.evaluation_result import EvaluationResult
-from skill_kd.files import write_atomically
+from skill_kd.files import refusing_unwritable, write_atomically
 from skill_kd.report.card import TrainingFacts, model_card, write_card
 from skill_kd.report.evaluation import decision_page
 from skill_kd.spec import SelfTrain, Spec, Stage
@@ -52,11 +51,9 @@ def write_all(found: EvaluationResult, folder: Path, subject: Subject | None) ->
         UsageError: the folder cannot be written.
     """
     document, report = found.to_json(), folder / "report.html"
-    try:
+    with refusing_unwritable(f"'{folder}'", "choose another --out"):
         found.write(folder / "evaluation.json")
         write_atomically(report, decision_page(document))
-    except OSError as error:
-        raise UsageError(f"cannot write '{folder}': {error.strerror}; choose another --out") from error
     card = None
     if subject is not None:
         card = write_card(model_card(document, subject.name, subject.made), subject.folder, folder)

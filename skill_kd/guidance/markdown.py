@@ -7,7 +7,7 @@ from skill_kd.guidance.table import CHOICES, FINDINGS
 
 def objectives_markdown() -> str:
     """Return the table of needs as Markdown, for SKILL.md."""
-    lines = ["| need | objective | compare with | why | what would change it |", "|---|---|---|---|---|"]
+    lines = ["| need | objective | compare with | why | choose another |", "|---|---|---|---|---|"]
     for choice in CHOICES:
         need = [
             " or ".join(f"{word} {each}" for each in given)

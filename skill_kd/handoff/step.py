@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from skill_kd.errors import MissingRequirementError, TrainingFailedError, UsageError
-from skill_kd.files import write_atomically
+from skill_kd.files import refusing_unwritable, write_atomically
 from skill_kd.handoff import gguf
 from skill_kd.handoff.finetune import finetune, measured_drift
-from skill_kd.handoff.finished_run import STUDENT, FinishedRun
+from skill_kd.handoff.finished_run import FinishedRun
 from skill_kd.handoff.handoff_result import HandoffResult
 from skill_kd.handoff.record import write_record, written_before
 from skill_kd.handoff.step_files import DATA, FinetuneTask, files
 from skill_kd.handoff.student_folder import sha256
 from skill_kd.handoff.verify import StudentFindings, notes, verify
 from skill_kd.jobs.manifest import locked
+from skill_kd.jobs.student import STUDENT
 
 UNKNOWN_LENGTH = 2048
 """Assumed tokens of the longest row while there is no data."""
@@ -32,6 +33,7 @@ def hand_off(
     drift: bool = True,
     quantizations: Sequence[str] = (),
     force: bool = False,
+    notify: Callable[[str], None] = lambda _note: None,
 ) -> HandoffResult:
     """Verify the student of ``run``, and write the fine-tuning step into its ``handoff/``.
 
@@ -44,6 +46,7 @@ def hand_off(
         drift: let ``execute`` take the held-out measures again. This needs the teacher.
         quantizations: GGUF files to make of the distilled student, for example ``q8_0``.
         force: overwrite edited files and an earlier fine-tune.
+        notify: receives a line before each step that may take long.
 
     Raises:
         UsageError: the run is not finished, a check of its student failed, or the data cannot be used.
@@ -53,18 +56,22 @@ def hand_off(
     """
     finished = FinishedRun.read(run, data, python)
     gguf.refuse_missing(list(quantizations))
-    with locked(run) as lock:
-        findings = verify(finished)
+    with refusing_unwritable(f"'{finished.folder}'", "fix that, or free space there"), locked(run) as lock:
+        findings = verify(finished, notify)
         result = HandoffResult(finished.folder, checks=[*findings.checks], notes=notes(finished, findings))
         _write(_texts(finished, findings, max_steps), result, force)
         for each in quantizations:
+            notify(f"making and reading back {gguf.file_name(STUDENT, each)}")
             _quantize(finished, each, result)
         if execute:
+            notify("fine-tuning, and checking what it exports")
             result.checks += finetune(finished, lock, python, force=force)
             write_record(finished, findings, result)
             _refuse(result, "the fine-tune's exports failed their checks: ", "\n  ")
             if drift:
+                notify("taking the held-out measures of both students")
                 _measure(finished, result)
+        notify("writing the record, with a hash of every file")
         write_record(finished, findings, result)
     return result
 
@@ -72,7 +79,8 @@ def hand_off(
 def _texts(run: FinishedRun, findings: StudentFindings, max_steps: int) -> dict[str, str]:
     """Return the text of every file of the step, by file name."""
     longest = UNKNOWN_LENGTH if findings.longest is None else findings.longest
-    texts = files(FinetuneTask(run.spec, findings.parts, longest, len(findings.rows), max_steps))
+    rows, targets = len(findings.rows), tuple(findings.targets)
+    texts = files(FinetuneTask(run.spec, findings.parts, longest, rows, max_steps, targets))
     if findings.rows:
         texts[DATA] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in findings.rows)
     return texts

@@ -48,6 +48,8 @@ class FinetuneTask:
     """Number of tokens of the longest row."""
     rows: int
     max_steps: int = -1
+    targets: tuple[str, ...] = ()
+    """Names of the layers that adapters are attached to; empty for those of the template."""
 
     @property
     def max_tokens(self) -> int:
@@ -82,6 +84,7 @@ class FinetuneTask:
             "accumulate": ACCUMULATE,
             "learning_rate": RATES[handoff.method],
             "warmup": WARMUP if self.steps is None else min(WARMUP, self.steps // 10),
+            **({"targets": self.targets} if self.targets else {}),
             "seed": self.spec.seed,
         }
 
@@ -137,7 +140,8 @@ def cli_config(task: FinetuneTask) -> str:
         "training": training,
     }
     if handoff.method != "full":
-        config["lora"] = {"lora_r": 16, "lora_alpha": 16, "lora_dropout": 0.0}
+        targets = {"target_modules": ",".join(task.targets)} if task.targets else {}
+        config["lora"] = {"lora_r": 16, "lora_alpha": 16, "lora_dropout": 0.0, **targets}
     return f"# In this folder: unsloth train -c {CONFIG}\n" + yaml.safe_dump(config, sort_keys=False)
 
 
@@ -196,6 +200,8 @@ def modelfile(task: FinetuneTask) -> str:
         opening = _OPENING % parts["opening"] if parts["opening"] else ""
         body = f"{opening}{{{{ range .Messages }}}}{''.join(turns)}{{{{ end }}}}{parts['response_part']}"
         lines.append(f'TEMPLATE """{body}"""')
+    if "note" in parts:
+        lines.append(f"# {' '.join(parts['note'].split())}")
     if stop := parts.get("after_assistant", "").strip():
         lines.append(f"PARAMETER stop {json.dumps(stop)}")
     return "\n".join([*lines, ""])

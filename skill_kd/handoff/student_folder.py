@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypedDict
 
 from skill_kd.errors import UsageError
+from skill_kd.jobs.student import BrokenStudent, header
 
 NEEDED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 FOREIGN = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".py")
@@ -73,23 +73,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_dtypes(folder: Path) -> set[str]:
-    """Return the dtypes of all weights, from the headers of the safetensors files."""
-    return {
-        WEIGHTS.get(entry["dtype"], entry["dtype"])
-        for path in folder.glob("*.safetensors")
-        for name, entry in _header(path).items()
-        if name != "__metadata__"
-    }
+    """Return the dtypes of all weights, from the headers of the safetensors files.
 
-
-def _header(path: Path) -> dict[str, Any]:
+    Raises:
+        UsageError: a file is not complete.
+    """
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, 100_000_000)))
-    except (OSError, ValueError, struct.error) as error:
-        raise UsageError(f"'{path}' is not a complete safetensors file: {error}") from error
-    return header if isinstance(header, dict) else {}
+        headers = [header(path) for path in folder.glob("*.safetensors")]
+    except BrokenStudent as error:
+        raise UsageError(str(error)) from error
+    entries = [entry for each in headers for name, entry in each.items() if name != "__metadata__"]
+    return {WEIGHTS.get(entry["dtype"], entry["dtype"]) for entry in entries}
 
 
 def sha256(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,8 @@ class StudentFindings:
     has_template: bool
     parts: dict[str, str] | None
     """Parts of the chat template; None if it is not a plain sequence of turns."""
+    targets: list[str]
+    """Names of the layers that adapters can be attached to."""
     positions: int | None
     """Context length of the student in tokens; None if its config sets no limit."""
     teachers: list[dict[str, str | None]]
@@ -33,16 +35,20 @@ class StudentFindings:
     """Number of tokens of the longest row; None without data."""
 
 
-def verify(run: FinishedRun) -> StudentFindings:
+def verify(run: FinishedRun, notify: Callable[[str], None]) -> StudentFindings:
     """Check the student and the data. ``checks`` includes those of the folder.
+
+    ``notify`` receives a line for each step.
 
     Raises:
         UsageError: a check failed, or the data does not suit the student.
         MissingRequirementError: as for ``FinishedRun.ask``.
     """
+    notify("checking the student's files")
     checks = standalone(run.student)
     _refuse_failed(run, checks)
     run.folder.mkdir(exist_ok=True)
+    notify("loading the student, and comparing it with its checkpoint and the model before training")
     checkpoint = run.best_checkpoint and str(run.best_checkpoint)
     answer = run.ask("student", checkpoint=checkpoint, data=_data(run))
     findings = StudentFindings(**{**answer, "checks": [*checks, *answer["checks"]]})
@@ -55,10 +61,12 @@ def notes(run: FinishedRun, findings: StudentFindings) -> list[str]:
     """Return the notes for a person about a verified student."""
     missing = f"there is no verdict of the gate yet, run: skill-kd evaluate {run.path}"
     verdict = f"the gate's verdict is {run.verdict}" if run.verdict else missing
-    quality = f"these checks are about files, not about quality; {verdict}"
-    if findings.longest is not None:
-        return [quality]
-    return [f"handoff.data is not set; put rows of messages into {run.folder / DATA}", quality]
+    found = []
+    if findings.longest is None:
+        found.append(f"handoff.data is not set; put rows of messages into {run.folder / DATA}")
+    if run.handoff.ollama and findings.parts and "note" in findings.parts:
+        found.append(f"Modelfile: {findings.parts['note']}")
+    return [*found, f"these checks are about files, not about quality; {verdict}"]
 
 
 def _data(run: FinishedRun) -> str | None:
@@ -79,6 +87,11 @@ def _refuse_unsuited(run: FinishedRun, findings: StudentFindings) -> None:
         raise UsageError(
             "handoff.responses_only: the chat template is not a plain sequence of turns, so the responses cannot be "
             "found; set responses_only to false"
+        )
+    if run.handoff.method != "full" and not findings.targets:
+        raise UsageError(
+            f"handoff.method: {run.handoff.method} attaches adapters to linear layers by their names, and the student "
+            "has none with a name; set method: full"
         )
     longest, positions = findings.longest or 0, findings.positions
     if positions is not None and longest > positions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -56,6 +57,21 @@ def edited_parts(folder: Path) -> list[str]:
         written.add(read_stamp(text or "").kd)
     edited = [SCRIPT] if text is not None and is_edited(text) else []
     return edited + ([f"{KD}/"] if os.path.lexists(kd) and files_hash(_files(kd)) not in written else [])
+
+
+def script_hash(folder: Path, name: str = SCRIPT) -> str:
+    """Return the SHA-256 of the script in ``folder``, in hexadecimal."""
+    return hashlib.sha256((folder / name).read_bytes()).hexdigest()
+
+
+def text_hash(text: str) -> str:
+    """Return the hash that ``script_hash`` returns for a script with this text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def kd_hash(folder: Path) -> str:
+    """Return the hash of the ``kd/`` in ``folder``, as the stamp of a script has it."""
+    return files_hash(_files(folder / KD))
 
 
 def drift(folder: Path, text: str) -> list[str]:

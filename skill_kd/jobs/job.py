@@ -12,6 +12,8 @@ from skill_kd.backend import Backend
 from skill_kd.errors import SpecError, UsageError
 from skill_kd.files import write_or_refuse
 from skill_kd.jobs.folder import KD, SCRIPT, drift, edited_parts, fill_folder, to_notebook, write_folder
+from skill_kd.kd.dataset.reading import read_examples
+from skill_kd.kd.errors import ScriptError
 from skill_kd.render import is_edited, read_config, read_stamp
 from skill_kd.spec import SelfTrain, Spec
 from skill_kd.spec.file import parse_spec
@@ -70,6 +72,22 @@ def accepted_backend(spec: Spec) -> Backend:
     if problems := backend.check(spec):
         raise SpecError(f"backend '{spec.backend}': " + "\n  ".join(problems))
     return backend
+
+
+def check_data(spec: Spec) -> None:
+    """Read the files of prompts that are on this machine, so that a format is refused before a run starts.
+
+    Parquet files, hub data sets and files that are elsewhere are left to the run.
+
+    Raises:
+        SpecError: a file or too many of its rows cannot be used. The message is that of the run.
+    """
+    for name, source in (("train", spec.data.train), ("held_out", spec.data.held_out)):
+        if isinstance(source, str) and Path(source).is_file() and Path(source).suffix != ".parquet":
+            try:
+                read_examples(source, spec.data.split, spec.data.max_bad_rows)
+            except ScriptError as error:
+                raise SpecError(f"data.{name}: {error}") from error
 
 
 def summary(spec: Spec) -> str:

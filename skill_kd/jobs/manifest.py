@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from skill_kd.errors import RunLockedError, UsageError
-from skill_kd.files import write_atomically
+from skill_kd.files import open_descriptor, refuse_links, refusing_unwritable, write_atomically
 
 Status = Literal["running", "done", "failed", "interrupted"]
 NAME = "manifest.json"
@@ -59,9 +59,10 @@ class Manifest:
         """Return the manifest of a run folder.
 
         Raises:
-            UsageError: there is no manifest, or ``skill-kd run`` did not write it.
+            UsageError: there is no manifest, or ``skill-kd run`` did not write it, or the folder holds a symbolic link.
         """
         path = folder / NAME
+        refuse_linked(folder)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             manifest = cls(**{**values, "command": tuple(values["command"])})
@@ -74,6 +75,17 @@ class Manifest:
         if manifest.status not in get_args(Status):
             raise UsageError(f"'{path}': unknown status '{manifest.status}'; start a new run with another --name")
         return manifest
+
+
+def refuse_linked(*folders: Path) -> None:
+    """Refuse folders of a run that hold a symbolic link: writing through it would change a file elsewhere.
+
+    Raises:
+        UsageError: an entry is a link. The message names it.
+    """
+    for folder in folders:
+        with refusing_unwritable(f"'{folder}'", "choose another folder"):
+            refuse_links(*folder.glob("*"))
 
 
 def now() -> str:
@@ -102,7 +114,7 @@ def locked(folder: Path) -> Iterator[Lock]:
         RunLockedError: another process holds the lock; the message names it.
     """
     path = folder / LOCK_NAME
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = open_descriptor(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             _lock(descriptor)

@@ -12,11 +12,12 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 from skill_kd.errors import MissingRequirementError
+from skill_kd.files import open_unlinked
 from skill_kd.kd.errors import OUT_OF_MEMORY
 
 Event = dict[str, object]
@@ -69,7 +70,7 @@ def supervise(
     Raises:
         MissingRequirementError: the command cannot be started.
     """
-    with log.open("ab", buffering=0) as file, _Signals() as signals:
+    with open_unlinked(log, "ab", buffering=0) as file, _Signals() as signals:
         transcript, events = Transcript(file), _Events(metrics, on_event)
         process = _start(command, descriptor)
         try:
@@ -134,7 +135,7 @@ class Transcript:
     it cannot fail and a crash of this process loses nothing.
     """
 
-    def __init__(self, file: FileIO) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._secrets = _secrets()
         self._pending = b""
@@ -203,7 +204,7 @@ class _Events:
     def poll(self) -> None:
         if self._on_event is None or not self._path.exists():
             return
-        with self._path.open("rb") as file:
+        with open_unlinked(self._path, "rb") as file:
             # A resumed trainer truncates the lines after its checkpoint.
             self._offset = min(self._offset, file.seek(0, os.SEEK_END))
             file.seek(self._offset)

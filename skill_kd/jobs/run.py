@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,20 +22,21 @@ from skill_kd.errors import (
     MissingRequirementError,
     OutOfMemoryError,
     SkillKDError,
-    SpecError,
     TrainingFailedError,
-    UsageError,
     error_for,
 )
-from skill_kd.jobs.folder import SCRIPT
+from skill_kd.files import refusing_unwritable
+from skill_kd.jobs.folder import script_hash, text_hash
 from skill_kd.jobs.job import RUNS, Job, prepare, prepare_script
 from skill_kd.jobs.manifest import Lock, Manifest, locked, now
 from skill_kd.jobs.process import Ending, Event, supervise
+from skill_kd.jobs.resume import RESOLVED, earlier, lengthen
+from skill_kd.jobs.student import STUDENT, BrokenStudent, check_student
 from skill_kd.kd.errors import LESS_MEMORY
 from skill_kd.spec import Spec
-from skill_kd.spec.file import read_values
 
-RESOLVED = "spec.yaml"
+Notify = Callable[[str], None]
+"""Receives notes for the user."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class RunResult:
     @property
     def student(self) -> Path:
         """The exported model, a Hugging Face folder."""
-        return self.folder / "student"
+        return self.folder / STUDENT
 
     @property
     def metrics(self) -> Path:
@@ -85,73 +85,56 @@ def run_script(
     return start(prepare_script(script, runs, name), resume=resume, on_event=on_event)
 
 
-def start(job: Job, *, resume: bool = False, on_event: Callable[[Event], None] | None = None) -> RunResult:
+def start(
+    job: Job,
+    *,
+    resume: bool = False,
+    on_event: Callable[[Event], None] | None = None,
+    notify: Notify = lambda _note: None,
+) -> RunResult:
     """Run ``job`` to its end. ``on_event`` receives each line of ``metrics.jsonl`` when it is written.
+
+    A run that is done is not started again, unless its student is missing or its last stage now has more updates.
 
     Raises:
         UsageError: the folder exists (with ``resume``: is missing) or is not writable, or the script refuses its data.
         SpecError: the run was started with another spec.
         MissingRequirementError: a package, a model or a server is missing.
         RunLockedError: another process uses the folder.
-        TrainingFailedError: the script failed; the message gives the reason.
+        TrainingFailedError: the script failed, or left no student; the message gives the reason.
         InterruptedRunError: a signal stopped it.
     """
     if missing := job.missing:
         install = job.backend.install(missing)
         raise MissingRequirementError(f"backend '{job.backend.name}' needs {', '.join(missing)}; install: {install}")
     command = job.command(resume)
-    with _one_message(job.folder):
-        previous = earlier(job, resume)
-        if previous is None:
-            manifest = _make_folder(job, command)
-        elif previous.status == "done":
+    with refusing_unwritable(f"run folder '{job.folder}'", "fix that, or choose another folder"):
+        found = earlier(job, resume)
+        if found is None:
+            manifest, longer = _make_folder(job, command), None
+        elif found.manifest.status == "done" and found.longer is None and _has_student(job.folder):
             return RunResult(job.folder, 0.0)
         else:
-            edited = previous.edited or job.edited
-            manifest = replace(_manifest(job, command, job.folder), spec_hash=previous.spec_hash, edited=edited)
+            longer, previous = found.longer, found.manifest
+            manifest = replace(_manifest(job, command, job.folder), edited=previous.edited or job.edited)
+            if longer is None:
+                manifest = replace(manifest, spec_hash=previous.spec_hash)
+            else:
+                manifest = replace(manifest, script_hash=text_hash(longer.script))
         with locked(job.folder) as lock:
+            manifest.write(job.folder)
+            if longer is not None:
+                lengthen(job, longer)
+                notify(longer.described(job.spec.name))
             return _train(job.folder, manifest, lock, on_event)
 
 
-def earlier(job: Job, resume: bool) -> Manifest | None:
-    """Return the manifest of the run to resume; None for a new run.
-
-    Raises:
-        UsageError: the folder of a new run exists, the folder of a resumed run does not, or its script was edited.
-        SpecError: the run was started with another spec. The number of processes may differ.
-    """
-    if not resume:
-        if os.path.lexists(job.folder):
-            fix = "resume with --resume, or choose" if job.folder.is_dir() else "move that file away, or choose"
-            raise UsageError(f"run folder '{job.folder}' exists; {fix} another --name")
-        return None
-    if not job.folder.is_dir():
-        raise UsageError(f"run folder '{job.folder}' does not exist, so it cannot be resumed; start without --resume")
-    manifest, script = Manifest.read(job.folder), job.folder / SCRIPT
-    if manifest.spec_hash != job.spec.hash and not _same_but_for_processes(job):
-        raise SpecError(
-            f"'{job.folder}' was started with another spec; the difference is in {_differing_keys(job)}; "
-            "undo the change, or start a new run with another --name"
-        )
-    if not manifest.edited and manifest.script_hash != _script_hash(job.folder):
-        raise UsageError(
-            f"'{script}' was edited since the run began; to run the edited script: skill-kd run {script} --name NEW"
-        )
-    if job.script is not None and job.script.read_bytes() != script.read_bytes():
-        raise UsageError(f"'{script}' differs from '{job.script}'; start a new run with another --name")
-    return manifest
-
-
-@contextlib.contextmanager
-def _one_message(where: Path) -> Iterator[None]:
+def _has_student(folder: Path) -> bool:
     try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise UsageError(
-            f"cannot write run folder '{where}': {error.strerror or error}; fix that, or choose another folder"
-        ) from error
+        check_student(folder / STUDENT)
+    except BrokenStudent:
+        return False
+    return True
 
 
 def _make_folder(job: Job, command: tuple[str, ...]) -> Manifest:
@@ -179,7 +162,7 @@ def _manifest(job: Job, command: tuple[str, ...], where: Path) -> Manifest:
         skill_kd=__version__,
         backend=job.backend.name,
         backend_version=job.backend.version,
-        script_hash=_script_hash(where),
+        script_hash=script_hash(where),
         edited=job.edited,
         command=command,
         cwd=str(Path.cwd()),
@@ -189,31 +172,7 @@ def _manifest(job: Job, command: tuple[str, ...], where: Path) -> Manifest:
     )
 
 
-def _script_hash(where: Path) -> str:
-    return hashlib.sha256((where / SCRIPT).read_bytes()).hexdigest()
-
-
-def _same_but_for_processes(job: Job) -> bool:
-    """Return True if the run's script matches ``job`` apart from the processes; it runs with any number of them."""
-    try:
-        began = prepare_script(job.folder / SCRIPT, name=job.spec.name).spec
-    except SkillKDError:
-        return False
-    asked, whole = job.spec.launch, {"none", "ddp"}
-    launch = began.launch.model_copy(update={"nodes": asked.nodes, "processes": asked.processes})
-    if {launch.strategy, asked.strategy} <= whole:  # each process holds the whole student in both
-        launch = launch.model_copy(update={"strategy": asked.strategy})
-    return began.model_copy(update={"launch": launch}).hash == job.spec.hash
-
-
-def _differing_keys(job: Job) -> str:
-    before, after = read_values(job.folder / RESOLVED), job.spec.model_dump(mode="json")
-    keys = [key for key in after if not isinstance(before, dict) or before.get(key) != after[key]]
-    return ", ".join(f"'{key}'" for key in keys) or f"keys that version {__version__} added"
-
-
 def _train(where: Path, manifest: Manifest, lock: Lock, on_event: Callable[[Event], None] | None) -> RunResult:
-    manifest.write(where)
     log, began = where / "train.log", time.monotonic()
 
     def on_start(pid: int) -> None:
@@ -233,6 +192,7 @@ def _train(where: Path, manifest: Manifest, lock: Lock, on_event: Callable[[Even
             error.printed = ending.printed and str(error) == ending.last_words
             error.add_note(f"log: {log}")
             raise error
+        _refuse_broken(where / STUDENT, log)
     except BaseException as error:
         # Report the first error: on a full disk, writing the manifest may fail for the same reason.
         with contextlib.suppress(OSError):
@@ -240,6 +200,15 @@ def _train(where: Path, manifest: Manifest, lock: Lock, on_event: Callable[[Even
         raise
     replace(manifest, status="done", finished=now(), exit_code=0).write(where)
     return RunResult(where, time.monotonic() - began)
+
+
+def _refuse_broken(student: Path, log: Path) -> None:
+    try:
+        check_student(student)
+    except BrokenStudent as broken:
+        error = TrainingFailedError(f"the script ended without an error, but left no student: {broken}")
+        error.add_note(f"log: {log}")
+        raise error from broken
 
 
 def _ended(manifest: Manifest, error: BaseException) -> Manifest:

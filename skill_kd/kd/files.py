@@ -1,7 +1,11 @@
-"""Atomic writes: a reader sees the old content or the new content, and a failure leaves the old content."""
+"""Files of a run folder: written atomically, and never opened through a symbolic link.
+
+A reader sees the old content or the new content, and a failure leaves the old content.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -9,8 +13,45 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 from .errors import GO_ON, TrainingStopped
+
+LINK = "is a symbolic link, and nothing is read or written through one; remove it, or put the file itself there"
+
+
+def refuse_links(*paths: Path) -> None:
+    """Refuse paths that are symbolic links, broken ones included.
+
+    Raises:
+        OSError: a path is a link. ``errno`` is ELOOP, and ``filename`` is the path.
+    """
+    for path in paths:
+        if path.is_symlink():
+            raise _link_error(path)
+
+
+def open_descriptor(path: Path, flags: int, mode: int = 0o666) -> int:
+    """Call ``os.open``, but not through a symbolic link. Raises as ``refuse_links``."""
+    refuse_links(path)
+    try:
+        # Windows has no O_NOFOLLOW; there a link that appears after the check is followed.
+        return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), mode)
+    except OSError as error:
+        raise (_link_error(path) if error.errno == errno.ELOOP else error) from error
+
+
+def open_unlinked(path: Path, mode: str, **options: Any) -> IO[Any]:
+    """Call ``open``, but not through a symbolic link. Raises as ``refuse_links``."""
+
+    def opener(name: str, flags: int) -> int:
+        return open_descriptor(Path(name), flags)
+
+    return open(path, mode, opener=opener, **options)
+
+
+def _link_error(path: Path) -> OSError:
+    return OSError(errno.ELOOP, LINK, str(path))
 
 
 @contextmanager
@@ -23,8 +64,9 @@ def replacing(path: Path, *, private: bool = False, sync: bool = False) -> Itera
         sync: force content and name to the disk, so that they survive a power cut.
 
     Raises:
-        OSError: the draft cannot be made, forced to the disk, or renamed.
+        OSError: the draft cannot be made, forced to the disk, or renamed, or ``path`` is a symbolic link.
     """
+    refuse_links(path)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666))
     try:

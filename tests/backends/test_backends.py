@@ -109,6 +109,12 @@ def test_lengths_above_the_models_context_are_named_with_numbers(tmp_path: Path,
     assert "data.max_prompt_tokens 256 + rollout.max_new_tokens 256 is 512; lower their sum by 1" in problem
 
 
+def test_a_local_model_of_a_family_that_cannot_be_trained_is_refused(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model", model_type="bart")
+    (problem,) = BACKEND.check(spec_with(teacher={"model": folder}))
+    assert problem.startswith(f"teacher.model: {folder!r}: models of type 'bart' cannot be trained here, because ")
+
+
 @pytest.mark.parametrize("config", [{"max_position_embeddings": 512}, {}, {"n_positions": None}, {"text_config": 1}])
 def test_lengths_that_fit_or_are_unknown_are_accepted(tmp_path: Path, config: dict[str, object]) -> None:
     assert BACKEND.check(spec_with(teacher={"model": model_folder(tmp_path / "model", **config)})) == []

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 import reference  # noqa: E402
 from evaluation_document import problems  # noqa: E402
-from tiny import BOS, EOS, UNK, build_model, make_model, make_tokenizer  # noqa: E402
+from tiny import BOS, CHAT_TEMPLATE, EOS, UNK, build_model, make_model, make_tokenizer  # noqa: E402
 
 from skill_kd import cli  # noqa: E402
 from skill_kd.errors import MissingRequirementError, UsageError  # noqa: E402
@@ -30,15 +30,18 @@ from skill_kd.evaluate import (  # noqa: E402
     sampling,
 )
 from skill_kd.evaluate.opened_models import ModelSource  # noqa: E402
+from skill_kd.evaluate.run_request import fill_from_run  # noqa: E402
 from skill_kd.evaluate.samples_folder import ModelsRecord, PromptWork, SamplesKey  # noqa: E402
 from skill_kd.evaluate.sampling import SamplingTask  # noqa: E402
 from skill_kd.evaluate.written import subject_of_run  # noqa: E402
+from skill_kd.jobs.manifest import Manifest  # noqa: E402
 from skill_kd.kd.dataset.batch import Row, collate  # noqa: E402
 from skill_kd.kd.dataset.reading import Example  # noqa: E402
 from skill_kd.report.evaluation_document import EvaluationDocument  # noqa: E402
-from skill_kd.spec.file import parse_spec  # noqa: E402
+from skill_kd.spec.file import load_spec, parse_spec  # noqa: E402
 
 TOP_P = 0.9
+CPU = torch.device("cpu")
 
 
 def row(prompt: list[int], response: list[int]) -> Row:
@@ -233,6 +236,56 @@ def test_different_tokenizer_leaves_only_text_metrics(home: Path, tmp_path: Path
     assert found.to_json()["reproduction"]["tokenizer"] == "different"
 
 
+def templated(folder: Path, template: str, **model: Any) -> str:
+    """Write a model with another chat template."""
+    make_model(folder, **model)
+    (folder / "chat_template.jinja").write_text(template)
+    return str(folder)
+
+
+QUIET = CHAT_TEMPLATE.replace("assistant\n{% endif %}", "assistant\n{% if quiet %}<|im_end|>{% endif %}{% endif %}")
+"""Reads an option."""
+ONE_TURN = "{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{% endif %}" + CHAT_TEMPLATE
+
+
+def test_another_chat_template_refuses_probabilities_and_leaves_text(home: Path, tmp_path: Path) -> None:
+    """It differs only after a system turn."""
+    other = CHAT_TEMPLATE.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
+    asked = task(home, templated(tmp_path / "other", other, seed=2, layers=1))
+    files, measured = sampling.sample(asked, POLICY, tmp_path / "out")
+    found = evaluate_generations(files, POLICY, measured=measured)
+    coverage = next(metric for metric in found.metrics if metric.name == "coverage")
+    assert coverage.outcome == "not_measured"
+    assert "chat templates differ (a prompt after a system turn is" in (coverage.reason or "")
+    assert found.to_json()["reproduction"]["tokenizer"] == "same"
+
+
+def test_options_of_the_template_reach_every_model_of_an_evaluation(home: Path, tmp_path: Path) -> None:
+    models = [templated(tmp_path / name, QUIET, seed=2, layers=1) for name in ("teacher", "student")]
+    options = {"quiet": True}
+    quiet = [opened_models.open_writer(ModelSource(each, template_options=options), 4, CPU) for each in models]
+    plain = opened_models.open_writer(ModelSource(models[1]), 4, CPU)
+    assert opened_models.compared(*quiet).why_not is None
+    assert "chat templates differ" in (opened_models.compared(plain, quiet[0]).why_not or "")
+    [[written]] = quiet[0].write([Example((("user", "hello"),), None)], 1, (0,), 0)
+    assert quiet[0].tokenizer.decode(written.prompt).endswith("assistant\n<|im_end|>")
+
+
+def test_samples_depend_on_the_options_only_if_there_are_some() -> None:
+    assert "template_options" not in ModelSource("m").key()
+    assert ModelSource("m", template_options={"quiet": True}).key()["template_options"] == {"quiet": True}
+
+
+def test_a_prompt_that_a_template_refuses_is_named_before_sampling(home: Path, tmp_path: Path) -> None:
+    strict = templated(tmp_path / "strict", ONE_TURN, seed=2, layers=1)
+    turns = [{"role": "system", "content": "fox"}, {"role": "user", "content": "dog"}]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "hello"}\n' + json.dumps({"messages": turns}) + "\n")
+    asked = SamplingTask(prompts, ModelSource(str(home / "teacher")), ModelSource(strict), latency=False)
+    with pytest.raises(UsageError, match=r"prompts\.jsonl' line 2: .*one turn only.*strict' refuses 1 of 2 prompts"):
+        sampling.sample(asked, POLICY, tmp_path / "out")
+
+
 @pytest.mark.parametrize("broken", ["student", "teacher"])
 def test_model_with_nan_logits_is_named(broken: str, home: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
@@ -328,17 +381,15 @@ def test_missing_model_is_named(home: Path, tmp_path: Path, monkeypatch: pytest.
         evaluate(asked)
 
 
-def a_run(folder: Path, home: Path, **evaluation: object) -> Path:
+def a_run(folder: Path, home: Path, data: dict[str, object] | None = None, **evaluation: object) -> Path:
     """A run folder as `skill-kd run` leaves it."""
-    from skill_kd.jobs.manifest import Manifest
-
     folder.mkdir()
     spec = parse_spec(
         {
             "name": "small",
             "teacher": {"model": str(home / "teacher"), "dtype": "float32"},
             "student": {"from_teacher": 1},
-            "data": {"train": "prompts.jsonl", "held_out": 0.4},
+            "data": {"train": "prompts.jsonl", "held_out": 0.4, **(data or {})},
             "rollout": {"max_new_tokens": 12},
             "evaluation": {"samples": 4, **evaluation},
         },
@@ -361,6 +412,40 @@ def test_run_is_judged_by_its_spec_on_its_held_out_prompts(home: Path, tmp_path:
     assert document["reproduction"]["decoding"]["max_new_tokens"] == 12
     assert (document["verdict"], document["reason_code"]) == ("INCONCLUSIVE", "too_few_prompts")
     assert any("held-out" in each for each in found.warnings)
+
+
+def filled(run: Path, **asked: Any) -> SamplingTask:
+    manifest, spec = Manifest.read(run), load_spec(run / "spec.yaml")
+    return fill_from_run(Request(str(run), **asked), run, manifest, spec)[1]
+
+
+def test_a_run_gives_its_options_of_the_template_to_every_model(home: Path, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", home, {"chat_template_options": {"quiet": True, "level": 1}})
+    task_ = filled(run, baseline=str(home / "student"), template_options={"level": 2})
+    assert task_.baseline is not None
+    for source in (task_.teacher, task_.student, task_.baseline):
+        assert source.template_options == {"quiet": True, "level": 2}
+
+
+def test_prompts_set_aside_that_the_student_s_template_refuses_are_left_out_as_in_training(
+    home: Path, tmp_path: Path
+) -> None:
+    turns = [{"role": "system", "content": "fox"}, {"role": "user", "content": "dog"}]
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text(json.dumps({"messages": turns}) + '\n{"prompt": "lazy"}\n')
+    run = a_run(tmp_path / "run", home, {"held_out": str(held_out), "max_bad_rows": 0.5})
+    (run / "student" / "chat_template.jinja").write_text(ONE_TURN)
+    assert [row["messages"][-1]["content"] for row in read_objects(filled(run).prompts)] == ["lazy"]  # type: ignore[index]
+
+
+def test_an_option_of_the_template_that_the_trainer_sets_is_refused(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = a_run(tmp_path / "run", home)
+    assert cli.main(["evaluate", str(run), "--template-option", "tokenize=true"]) == 2
+    assert "--template-option: " in capsys.readouterr().err
+    assert cli.main(["evaluate", str(run), "--template-option", "quiet"]) == 2
+    assert "write KEY=VALUE, for example enable_thinking=false" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("policy", "notes"), [("assistant", 1), ("creative", 0), ("text-only", 0)])
@@ -446,6 +531,59 @@ def test_card_shows_full_hub_ids_and_only_the_end_of_paths(
 def test_run_refuses_its_training_prompts(home: Path, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", home, prompts="prompts.jsonl")
     with pytest.raises(UsageError, match="10 of 10 evaluation prompts are also in"):
+        evaluate(Request(str(run), latency=False))
+
+
+def moved(run: Path) -> Path:
+    """The run as on another machine: the folder where it was started is not there."""
+    path = run / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "cwd": "/nowhere/else"}))
+    return run
+
+
+def test_the_held_out_prompts_of_a_moved_run_need_its_training_data(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = moved(a_run(tmp_path / "run", home, policy="text-only"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UsageError, match=r"data\.train: no 'prompts\.jsonl' on this machine, .* --training-data, or .* --prompts"
+    ):
+        evaluate(Request(str(run), latency=False))
+    found, _ = evaluate(Request(str(run), training_data=home / "prompts.jsonl", latency=False))
+    assert found.to_json()["reproduction"]["prompts"] == 4
+
+
+def test_a_moved_run_is_judged_on_given_prompts_with_a_warning(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = moved(a_run(tmp_path / "run", home, policy="text-only"))
+    monkeypatch.chdir(tmp_path)
+    found, _ = evaluate(Request(str(run), prompts=home / "prompts.jsonl", latency=False))
+    assert any("is not on this machine, so the prompts were not compared" in warning for warning in found.warnings)
+    with pytest.raises(UsageError, match="10 of 10 evaluation prompts are also in"):
+        evaluate(Request(str(run), prompts=home / "prompts.jsonl", training_data=home / "prompts.jsonl", latency=False))
+    monkeypatch.chdir(home)  # its files have moved along
+    with pytest.raises(UsageError, match="10 of 10 evaluation prompts are also in"):
+        evaluate(Request(str(run), prompts=home / "prompts.jsonl", latency=False))
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "words"),
+    [
+        ("teacher", "model", r"teacher\.model: no '/gone/t' on this machine; name it with --teacher"),
+        ("evaluation", "prompts", r"evaluation\.prompts: no '/gone/t' on this machine; name it with --prompts"),
+        ("data", "held_out", r"data\.held_out: no '/gone/t' on this machine, .*; give other prompts with --prompts"),
+    ],
+)
+def test_what_a_moved_run_lacks_is_named_with_the_option_that_replaces_it(
+    section: str, key: str, words: str, home: Path, tmp_path: Path
+) -> None:
+    run = a_run(tmp_path / "run", home)
+    values = json.loads((run / "spec.yaml").read_text())
+    values[section][key] = "/gone/t"
+    (run / "spec.yaml").write_text(json.dumps(values))
+    with pytest.raises(UsageError, match=words):
         evaluate(Request(str(run), latency=False))
 
 

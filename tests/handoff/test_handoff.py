@@ -30,10 +30,11 @@ from skill_kd.errors import (
     UsageError,
 )
 from skill_kd.handoff import gguf, hand_off, interpreter
+from skill_kd.handoff.probe import student as probe_of_student
 from skill_kd.handoff.probe.__main__ import QUESTIONS
 from skill_kd.handoff.probe.finetuned import _adapter_checks
-from skill_kd.handoff.probe.template import template_parts
-from skill_kd.handoff.step_files import FinetuneTask, modelfile, script
+from skill_kd.handoff.probe.student import _data
+from skill_kd.handoff.step_files import FinetuneTask, script
 from skill_kd.jobs.manifest import Manifest
 from skill_kd.jobs.run import run
 from skill_kd.kd.errors import BadInput, Missing
@@ -204,7 +205,11 @@ def test_command_line_options_reach_the_step(
     done: Path, stand_in: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["handoff", str(done), "--max-steps", "7", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["folder"] == str(done / "handoff")
+    said = capsys.readouterr()
+    assert json.loads(said.out)["folder"] == str(done / "handoff")
+    steps = ("checking the student's files", "loading the student, and comparing", "writing the record")
+    places = [said.err.index(step) for step in steps]
+    assert places == sorted(places)
     assert config_of((done / "handoff" / "finetune.py").read_text())["max_steps"] == 7
     stand_in(STAND_IN.replace("CHANGE", "1.5"))
     assert main(["handoff", str(done), "--execute", "--no-drift", "--json"]) == 0
@@ -234,6 +239,27 @@ def test_unsloth_yaml_equals_the_script(done: Path) -> None:
 def test_short_trial_has_a_short_warm_up(rows: int, max_steps: int, warmup: int) -> None:
     task = FinetuneTask(minimal_spec().model_copy(update={"handoff": Handoff()}), None, 10, rows, max_steps)
     assert task.values()["warmup"] == warmup
+
+
+def test_the_adapters_are_attached_to_the_students_own_layers(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hand_off(done)
+    usual = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    assert config_of((done / "handoff" / "finetune.py").read_text())["targets"] == usual
+    monkeypatch.setattr(probe_of_student, "lora_targets", lambda _folder: ["query_key_value", "dense"])
+    hand_off(done)
+    assert config_of((done / "handoff" / "finetune.py").read_text())["targets"] == ("query_key_value", "dense")
+    config = yaml.safe_load((done / "handoff" / "unsloth.yaml").read_text())
+    assert config["lora"]["target_modules"] == "query_key_value,dense"
+
+
+def test_a_student_without_layers_for_adapters_is_refused_unless_all_weights_train(
+    done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe_of_student, "lora_targets", lambda _folder: [])
+    with pytest.raises(UsageError, match=r"handoff\.method: lora attaches adapters .* set method: full"):
+        hand_off(done)
+    change_spec(done, "handoff", method="full", export=["merged"])
+    assert "finetune.py" in hand_off(done).written
 
 
 def test_notebook_has_the_script(done: Path) -> None:
@@ -275,10 +301,23 @@ def other_tokens(student: Path) -> None:
     path.write_text(json.dumps(document))
 
 
+def pad_of_prompts(student: Path) -> None:
+    edit(student / "tokenizer_config.json", pad_token="<|im_start|>")
+    edit(student / "generation_config.json", pad_token_id=1)
+
+
+def fewer_weights(student: Path) -> None:
+    weights = load_file(student / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, student / "model.safetensors", {"format": "pt"})
+
+
 SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "weights": (other_weights, "weights: logits differ"),
     "template": (other_template, "chat template"),
     "pad": (lambda s: edit(s / "tokenizer_config.json", pad_token="<|im_end|>"), "pad: pad 2"),
+    "pad of prompts": (pad_of_prompts, "pad: pad 1, end of sequence [2], the template writes [1, 2]"),
+    "fewer weights": (fewer_weights, "it lacks the weights model.layers.0.mlp.up_proj.weight"),
     "pickle": (lambda s: (s / "pytorch_model.bin").write_bytes(b"x"), "safetensors only: pytorch_model.bin"),
     "adapter": (lambda s: (s / "adapter_config.json").write_text("{}"), "safetensors only: adapter_config.json"),
     "code": (lambda s: edit(s / "config.json", auto_map={"AutoModel": "x.Y"}), "standalone: auto_map"),
@@ -337,7 +376,7 @@ def test_chat_template_without_turns_is_refused(template: str | None, words: str
     for folder in (base, done / "student"):
         (folder / "chat_template.jinja").unlink()
         if template:
-            (folder / "chat_template.jinja").write_text(NO_TURNS)
+            (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
     with pytest.raises(UsageError, match=words):
         hand_off(done)
     if template:
@@ -518,73 +557,32 @@ def test_execute_without_unsloth_names_the_install_commands(done: Path) -> None:
         hand_off(done, execute=True)
 
 
-# --- chat templates ---------------------------------------------------------------------------------------------------
-
-LLAMA3 = (
-    "{{ bos_token }}{% for m in messages %}<|start|>{{ m['role'] }}<|end|>\n\n{{ m['content'] }}<|eot|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant<|end|>\n\n{% endif %}"
-)
-DEFAULT_SYSTEM = (
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}" + CHAT_TEMPLATE
-)
-THINKS_LAST = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if loop.last and m['role'] == 'assistant' %}<think>"
-    "</think>{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
-)
-NO_TURNS = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+# --- data -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("template", "parts"),
-    [
-        (CHAT_TEMPLATE, ("<|im_start|>user\n", "<|im_start|>assistant\n")),
-        (DEFAULT_SYSTEM, ("<|im_start|>user\n", "<|im_start|>assistant\n")),
-        (LLAMA3, ("<|start|>user<|end|>\n\n", "<|start|>assistant<|end|>\n\n")),
-        (THINKS_LAST, ("<|im_start|>user\n", "<|im_start|>assistant\n")),
-        (NO_TURNS, None),
-        (None, None),
-    ],
-)
-def test_parts_of_a_chat_template(template: str | None, parts: tuple[str, str] | None) -> None:
+def test_fine_tuning_data_is_rendered_with_the_options_and_a_refused_row_is_named(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
-    tokenizer.chat_template = template
-    found = template_parts(tokenizer)
-    assert (found and (found["instruction_part"], found["response_part"])) == parts
-
-
-def ollama(template: str, messages: list[dict[str, str]]) -> str:
-    """Render the few constructs of our Modelfile as Ollama does."""
-    template = re.sub(
-        r'\{\{ if ne \(index \.Messages 0\)\.Role "system" \}\}(.*?)\{\{ end \}\}',
-        lambda match: match[1] if messages[0]["role"] != "system" else "",
-        template,
-        flags=re.DOTALL,
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+        + CHAT_TEMPLATE
+        + "{{ 'fox ' * more | default(0) }}"
     )
-    head, _, rest = template.partition("{{ range .Messages }}")
-    loop, _, tail = rest.rpartition("{{ end }}")
-    turns = dict(re.findall(r'\{\{ if eq \.Role "(\w+)" \}\}(.*?)\{\{ end \}\}', loop, flags=re.DOTALL))
-    return head + "".join(turns[m["role"]].replace("{{ .Content }}", m["content"]) for m in messages) + tail
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "hello", "response": "world"}\n')
+
+    def longest(**options: int) -> int:
+        question = {"data": str(data), "spec": {"data": {"chat_template_options": options}}}
+        return int(_data(question, tokenizer)["longest"])
+
+    assert longest(more=20) >= longest() + 20
+    turns = [{"role": role, "content": "hello"} for role in ("system", "user", "assistant")]
+    with data.open("a") as file:
+        file.write(json.dumps({"messages": turns}) + "\n")
+    with pytest.raises(BadInput, match=r"handoff\.data '.*rows\.jsonl' line 2: .*no system turns"):
+        longest()
 
 
-@pytest.mark.parametrize("template", [CHAT_TEMPLATE, DEFAULT_SYSTEM])
-@pytest.mark.parametrize("roles", [("user",), ("system", "user"), ("user", "assistant", "user")])
-def test_ollama_template_equals_the_chat_template(template: str, roles: tuple[str, ...]) -> None:
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = template
-    handoff = Handoff(export=("gguf-q4_k_m",), ollama=True)
-    task = FinetuneTask(minimal_spec().model_copy(update={"handoff": handoff}), template_parts(tokenizer), 10, 1)
-    text = modelfile(task)
-    assert "FROM ./out/finetuned.Q4_K_M.gguf" in text
-    assert 'PARAMETER stop "<|im_end|>"' in text
-    messages = [{"role": role, "content": f"text {number}"} for number, role in enumerate(roles)]
-    expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert ollama(text.split('"""')[1], messages) == expected
-
-
-def test_template_with_double_braces_is_left_out() -> None:
-    parts = {"instruction_part": "{{ .System }}", "before_system": "", "after_assistant": "<|im_end|>"}
-    handoff = Handoff(export=("gguf-q8_0",), ollama=True)
-    assert "{{" not in modelfile(FinetuneTask(minimal_spec().model_copy(update={"handoff": handoff}), parts, 10, 1))
+# --- the script -------------------------------------------------------------------------------------------------------
 
 
 def test_values_are_literals_in_the_script() -> None:
@@ -734,6 +732,32 @@ def test_fine_tune_makes_the_gguf_file_of_the_modelfile(
     lines = (done / "handoff" / "Modelfile").read_text().splitlines()
     source = next(line.removeprefix("FROM ") for line in lines if line.startswith("FROM "))
     assert (done / "handoff" / source).is_file()
+
+
+def test_a_probe_runs_its_own_files_and_not_those_of_an_installed_skill_kd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "site" / "skill_kd" / "handoff" / "probe"
+    installed.mkdir(parents=True)
+    for folder in (installed, installed.parent, installed.parents[1]):
+        (folder / "__init__.py").touch()
+    (installed / "__main__.py").write_text("raise SystemExit('the installed one')")
+    started: list[str] = []
+
+    def run(command: list[str], _where: Path, packages: Path) -> None:
+        path = os.pathsep.join([str(packages), str(tmp_path / "site")])
+        code = "import skill_kd.handoff.probe as probe; print(probe.__file__)"
+        environment = {**os.environ, "PYTHONPATH": path}
+        found = subprocess.run(
+            [command[0], "-P", "-c", code], env=environment, stdout=subprocess.PIPE, text=True, check=True
+        )
+        started.append(found.stdout)
+        Path(command[-1]).write_text("{}")
+
+    monkeypatch.setattr(interpreter, "_run", run)
+    interpreter.ask(sys.executable, {}, tmp_path)
+    assert "skill-kd-" in started[0]
+    assert "site" not in started[0]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell script plays the interpreter")

@@ -256,6 +256,7 @@ def test_each_error_of_the_hub_has_its_message(
         (json.dumps({"model_type": "llama", **SIZES, "vocab_size": "many"}), "vocab_size: 'many'"),
         (json.dumps({"model_type": "llama", **SIZES, "vocab_size": -5}), "vocab_size: -5"),
         (json.dumps({"model_type": "llama", **SIZES, "num_attention_heads": 0}), "0 heads"),
+        ('{"model_type": "rwkv"}', "type 'rwkv' cannot be trained here, because it has no attention mask"),
         (
             json.dumps({"model_type": "llama", **SIZES, "num_hidden_layers": 10**9}),
             "num_hidden_layers: 1000000000; at most 10000 can be planned",

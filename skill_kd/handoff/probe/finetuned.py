@@ -45,12 +45,9 @@ def _named(prefix: str, finding: Answer) -> Answer:
 
 
 def _adapter_checks(folder: Path, adapter: Path, merged: Path) -> Iterator[Answer]:
-    from peft import PeftModel
+    from skill_kd.kd.model.merging import merge_adapter
 
-    from skill_kd.kd.model.loading import refuse_pickles
-
-    refuse_pickles(adapter)
-    model = PeftModel.from_pretrained(load(folder, "float32"), adapter).train(False)
+    model = merge_adapter(load(folder, "float32"), str(adapter)).train(False)
     yield check("lora: loads", True, f"{adapter.name} on the student")
     if merged.is_dir():
         apart = difference(model, load(merged, "float32"), load_tokenizer(folder))
@@ -65,13 +62,17 @@ def gguf(question: Any) -> Answer:
 
 def _gguf_check(file: Path, folder: Path) -> Answer:
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from skill_kd.kd.errors import BadInput
+    from skill_kd.kd.model.pretrained import load_weights
 
     name = f"gguf: {file.name}"
     try:
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        model = load_weights(str(file.parent), str(file), gguf_file=file.name, dtype=torch.float32)
     except ImportError:
         raise
+    except BadInput as error:
+        return check(name, False, str(error))
     except Exception as error:  # a damaged file can fail in many ways
         said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         unknown = isinstance(error, ValueError) and UNKNOWN.search(str(error))

@@ -27,14 +27,15 @@ def measure(question: Any) -> Answer:
     first = Path(next(iter(question["folders"].values())))
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     model, tokenizer = load(first, config.student.dtype), load_tokenizer(first)
-    encoder = Encoder(tokenizer, eos_ids(tokenizer, model), config.data.chat_template_options)
+    options = config.data.chat_template_options
+    encoder = Encoder(tokenizer, eos_ids(tokenizer, model, options), options)
     data = load_training_data(config, encoder)
     vocabulary = real_vocabulary(tokenizer, model)
     rollout = config.rollout
     decoding = Decoding(rollout.max_new_tokens, 1.0, 1.0, encoder.eos_ids, vocabulary)
     sampler = Sampler(decoding, int(tokenizer.pad_token_id), device)
-    teacher = open_teacher(config, tokenizer, sampler, encoder)
-    sampler = replace(sampler, decoding=replace(decoding, vocabulary=teacher.vocabulary))
+    teacher = open_teacher(config, tokenizer, sampler, encoder, data=data)
+    sampler = replace(sampler, decoding=teacher.shared(decoding))
     requests = requests_for(data.held_out_prompts, (config.seed, "held_out"))
     held_out = HeldOut(teacher, sampler, data.held_out_examples, requests, config.training.batch_size)
     measures = {}

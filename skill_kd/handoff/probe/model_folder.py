@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 Answer = dict[str, Any]
 """Findings are ``{"name", "passed", "detail"}``; ``passed`` is None if there is nothing to compare with."""
 
+USUAL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The layers that Unsloth names in its examples, those of Llama and its relatives."""
 TEXTS = ("The quick brown fox jumps over the lazy dog.", "12 times 12 makes 144, and so on: 3.14, naïve café.")
 ROUNDING = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
 """Largest difference between logits that counts as rounding, as a share of the largest logit."""
@@ -50,6 +52,30 @@ def positions(folder: Path) -> int | None:
     return context_length(load_config(folder).to_dict())
 
 
+def lora_targets(folder: Path) -> list[str]:
+    """Return the names of the linear layers that adapters can be attached to, as Unsloth and peft match them.
+
+    These are Unsloth's own seven if the model has them all, else all linear layers but the LM head and routers.
+    """
+    import torch
+    from torch import nn
+    from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    config = load_config(folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    text, head = config.get_text_config(), model.get_output_embeddings()
+    experts = {getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")}
+    found = {
+        name.rpartition(".")[2]: None
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and module.weight.shape[0] not in experts
+    }
+    named = [name for name in found if not name.isdigit()]
+    return list(USUAL_TARGETS) if set(USUAL_TARGETS) <= set(named) else named
+
+
 def logits(model: Any, tokenizer: Any) -> list[Any]:
     """Return float32 logits [1, L, V] for each of the fixed texts."""
     import torch
@@ -73,18 +99,19 @@ def findings(folder: Path, dtype: Dtype) -> list[Answer]:
     """Load a folder as a user would, and check for errors that break other tools."""
     import torch
 
+    from skill_kd.kd.dataset.template_tokens import written_by_template
     from skill_kd.kd.model.vocabulary import eos_ids
 
     model, tokenizer = load(folder, dtype), load_tokenizer(folder)
     finite = all(bool(torch.isfinite(each).all()) for each in logits(model, tokenizer))
-    pad, ends = tokenizer.pad_token_id, eos_ids(tokenizer, model)
-    pads = pad is not None and pad not in ends and model.generation_config.pad_token_id == pad
+    pad, ends, written = tokenizer.pad_token_id, eos_ids(tokenizer, model), written_by_template(tokenizer)
+    pads = pad is not None and pad not in ends | written and model.generation_config.pad_token_id == pad
     cache = getattr(load_config(folder), "use_cache", True)
     rows, limit, read = model.get_input_embeddings().weight.shape[0], tokenizer.model_max_length, positions(folder)
     return [
         check("loads", True, f"{type(model).__name__}, {sum(w.numel() for w in model.parameters()):,} parameters"),
         check("logits", finite, "finite" if finite else "nan or infinite"),
-        check("pad", pads, f"pad {pad}, end of sequence {sorted(ends)}"),
+        check("pad", pads, f"pad {pad}, end of sequence {sorted(ends)}, the template writes {sorted(written)}"),
         check("vocabulary", len(tokenizer) <= rows, f"{len(tokenizer)} tokens, {rows} embeddings"),
         check("length", read is None or limit == read, f"{limit} tokens, {read} positions"),
         check("cache", bool(cache), f"use_cache {cache}"),

@@ -7,7 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .model_folder import ROUNDING, Answer, check, difference, findings, load, load_tokenizer, positions
+from .model_folder import (
+    ROUNDING,
+    Answer,
+    check,
+    difference,
+    findings,
+    load,
+    load_tokenizer,
+    lora_targets,
+    positions,
+)
 from .template import template_parts
 
 if TYPE_CHECKING:
@@ -24,6 +34,7 @@ def student(question: Any) -> Answer:
         "checks": [*findings(folder, config.student.dtype), *_compared_with_run(question, config, folder)],
         "has_template": bool(tokenizer.chat_template),
         "parts": template_parts(tokenizer, question["spec"]["data"]["chat_template_options"]),
+        "targets": lora_targets(folder),
         "positions": positions(folder),
         "teachers": _revisions(question["spec"]["teacher"]),
         "student": _revisions(question["spec"]["student"]),
@@ -86,6 +97,7 @@ def _put_weights(model: Any, checkpoint: str | None) -> str | None:
     """Load a checkpoint's weights, or only its adapters, into ``model``. Return the reason if that fails, or None."""
     from safetensors.torch import load_file
 
+    from skill_kd.kd.model.merging import put_adapters
     from skill_kd.kd.model.student import StudentWithLoss
 
     if checkpoint is None:
@@ -93,7 +105,7 @@ def _put_weights(model: Any, checkpoint: str | None) -> str | None:
     names = ("adapter_model", "trained", "model", "student")
     adapters, trained, *whole = (Path(checkpoint) / f"{name}.safetensors" for name in names)
     if adapters.is_file() and hasattr(model, "peft_config"):
-        return _put_adapters(model, load_file(adapters))
+        return put_adapters(model, load_file(adapters))
     found = next((file for file in (trained, *whole) if file.is_file()), None)
     if found is None:
         return f"'{checkpoint}' has no complete set of weights"
@@ -114,15 +126,6 @@ def _put_all(holder: Any, weights: dict[str, Any], only_trained: bool) -> str | 
     return f"its weights do not match this model: {strange[0]}" if strange else None
 
 
-def _put_adapters(model: Any, weights: dict[str, Any]) -> str | None:
-    from peft import set_peft_model_state_dict
-
-    result = set_peft_model_state_dict(model, weights)
-    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    strange = [*result.unexpected_keys, *sorted(trained.intersection(result.missing_keys))]
-    return f"its adapters do not match this model: {strange[0]}" if strange else None
-
-
 def _measures(question: Any) -> dict[str, float]:
     """Return the held-out measures of the exported weights, empty if their checkpoint was deleted."""
     from skill_kd.kd.train.checkpoint_files import STATE
@@ -139,21 +142,24 @@ def _measures(question: Any) -> dict[str, float]:
 def _data(question: Any, tokenizer: Any) -> Answer:
     """Return the fine-tuning data as rows of messages, and the length of the longest in tokens."""
     from skill_kd.kd.dataset.reading import read_examples
+    from skill_kd.kd.dataset.rendering import TemplateRefusal, render
     from skill_kd.kd.errors import BadInput
 
     examples = read_examples(question["data"], "train", 0.0)
     open_ended = sum(example.response is None for example in examples)
     if open_ended:
         raise BadInput(f"handoff.data '{question['data']}': {open_ended} of {len(examples)} rows have no response")
-    rows = []
-    for example in examples:
-        turns = (*example.messages, ("assistant", example.response))
-        rows.append({"messages": [{"role": role, "content": content} for role, content in turns]})
-    if not tokenizer.chat_template:
-        return {"rows": rows}
     options = question["spec"]["data"]["chat_template_options"]
-    texts = [tokenizer.apply_chat_template(row["messages"], tokenize=False, **options) for row in rows]
-    return {"rows": rows, "longest": max(len(tokenizer(text)["input_ids"]) for text in texts)}
+    rows, longest = [], 0
+    for example in examples:
+        turns = (*example.messages, ("assistant", example.response or ""))
+        rows.append({"messages": [{"role": role, "content": content} for role, content in turns]})
+        try:
+            text = render(tokenizer, turns, options, for_answer=False)
+        except TemplateRefusal as error:
+            raise BadInput(f"handoff.data '{question['data']}' {example.place}: {error}") from error
+        longest = max(longest, len(tokenizer(text)["input_ids"]))
+    return {"rows": rows, "longest": longest} if tokenizer.chat_template else {"rows": rows}
 
 
 def _revisions(source: Any) -> list[dict[str, str | None]]:

@@ -1,8 +1,8 @@
-"""Conversations as token ids, rendered with the student's chat template."""
+"""Conversations as token ids, rendered with the chat template of the model that reads them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -10,9 +10,14 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import BadInput
+from .boundaries import following_ids, text_ids
 from .reading import Example
+from .rendering import TemplateRefusal, Turn, render
+from .targets import after_opened, answer_text
+from .template_tokens import end_of_turn
 
-Message = dict[str, str]
+Piece = tuple[str, bool]
+"""A part of a rendered conversation, and True if it is an answer to learn."""
 
 
 @dataclass(frozen=True)
@@ -42,54 +47,91 @@ class Encoder:
         self.eos_ids = eos_ids
         self.options = options
         """Options of the chat template."""
+        turn_end = end_of_turn(tokenizer, options)
+        self.end = turn_end if turn_end in eos_ids else int(tokenizer.eos_token_id)
+        """The token that ends a response given as text."""
 
     def prompt(self, example: Example) -> Encoded:
-        """Encode the conversation up to the start of the assistant's answer."""
-        return Encoded(self._ids(self._render(example.messages, for_answer=True)))
+        """Encode the conversation up to the start of the assistant's answer.
+
+        Raises:
+            TemplateRefusal: the chat template does not accept the conversation.
+        """
+        return Encoded(text_ids(self.tokenizer, self._render(example.messages, for_answer=True)))
+
+    def refused(self, examples: Iterable[Example]) -> list[tuple[Example, str]]:
+        """Return the examples whose prompt the chat template does not accept, with the reason."""
+        found = []
+        for example in examples:
+            try:
+                self._render(example.messages, for_answer=True)
+            except TemplateRefusal as error:
+                found.append((example, str(error)))
+        return found
 
     def conversation(self, example: Example) -> Encoded:
         """Encode prompt and answer. Only assistant turns are scored, each through its end-of-sequence token.
 
         Some templates rewrite earlier turns when a later one follows, for example to drop the reasoning. Real prompts
         then never contain earlier answers as they were written, so only the last answer is scored.
+
+        Raises:
+            BadInput: the chat template does not accept the conversation, or writes no prompt that the answer follows.
         """
         turns = (*example.messages, ("assistant", example.response or ""))
-        answers = [index for index, (role, _) in enumerate(turns) if role == "assistant"]
-        pieces = self._pieces(turns, answers) or self._pieces(turns, answers[-1:])
-        if pieces is None:
-            raise BadInput("the chat template changes earlier text when an answer is added; fix the template")
-        ids = [token for tokens, _ in pieces for token in tokens]
-        scored = [flag for tokens, is_answer in pieces for flag in self._flags(tokens, is_answer)]
-        if not self.eos_ids.intersection(pieces[-1][0]):
-            # A template that ends its turns with plain text would never teach the student to stop.
-            ids.append(int(self.tokenizer.eos_token_id))
-            scored.append(True)
-        end = max((index for index, flag in enumerate(scored) if flag), default=-1) + 1
-        first = len(pieces[0][0])
-        return Encoded(tuple(ids[:first]), tuple(ids[first:end]), tuple(scored[first:end]))
+        pieces = self._pieces(turns)
+        encoded = self._encoded(pieces) or self._encoded(_merged(pieces))
+        assert encoded is not None, "one prompt and one answer can always be encoded"
+        return encoded
 
-    def _pieces(
-        self, turns: tuple[tuple[str, str], ...], answers: list[int]
-    ) -> list[tuple[tuple[int, ...], bool]] | None:
-        """Cut the rendered conversation at the given answers. Return None if one does not continue the text before it.
-
-        Pieces are tokenized separately, so that a response begins at the same token boundary as in sampling.
-        """
-        pieces: list[tuple[tuple[int, ...], bool]] = []
+    def _pieces(self, turns: tuple[Turn, ...]) -> list[Piece]:
+        """Cut the rendered conversation at its answers. It is cut only at the last one if another changes later."""
+        prompt, target = answer_text(self._render, turns)
+        try:
+            earlier = [answer_text(self._render, turns[: index + 1]) for index in _answers(turns[:-1])]
+        except BadInput:
+            earlier = []
+        pieces: list[Piece] = []
         done = ""
-        for index in answers:
-            before = self._render(turns[:index], for_answer=True)
-            through = self._render(turns[: index + 1], for_answer=False)
-            if not (before.startswith(done) and through.startswith(before)):
-                return None
-            pieces += [(self._ids(before[len(done) :]), False), (self._ids(through[len(before) :]), True)]
-            done = through
+        for before, answer in (*earlier, (prompt, target)):
+            if not before.startswith(done):
+                return [(prompt, False), (target, True)]
+            pieces += [(before[len(done) :], False), (answer, True)]
+            done = before + answer
         return pieces
 
-    def answer(self, prompt: Encoded, text: str) -> Encoded:
-        """Append a response given as text, and the end-of-sequence token."""
-        ids = (*self._ids(text), int(self.tokenizer.eos_token_id))
-        return Encoded(prompt.prompt, ids, (True,) * len(ids))
+    def _encoded(self, pieces: Sequence[Piece]) -> Encoded | None:
+        """Tokenize pieces as one text. Return None if a later prompt has other tokens there than by itself."""
+        text = pieces[0][0]
+        ids = added = text_ids(self.tokenizer, text)
+        first = len(ids)
+        scored = [False] * first
+        for piece, is_answer in pieces[1:]:
+            added = following_ids(self.tokenizer, text, ids, piece)
+            ids, text = ids + added, text + piece
+            scored += self._flags(added, is_answer)
+            if not is_answer and ids != text_ids(self.tokenizer, text):
+                return None
+        if not self.eos_ids.intersection(added):
+            # A template that ends its turns with plain text would never teach the student to stop.
+            ids, scored = (*ids, self.end), [*scored, True]
+        end = max(index for index, flag in enumerate(scored) if flag) + 1
+        return Encoded(ids[:first], ids[first:end], tuple(scored[first:end]))
+
+    def answer(self, example: Example, text: str) -> Encoded:
+        """Encode the prompt and a response given as text, which the end-of-sequence token ends."""
+        prompt = self._render(example.messages, for_answer=True)
+        ids = text_ids(self.tokenizer, prompt)
+        response = following_ids(self.tokenizer, prompt, ids, after_opened(prompt, text))
+        return Encoded(ids, *self._ended(response))
+
+    def plain(self, text: str) -> Encoded:
+        """Encode text without turns, and end it with the end-of-sequence token."""
+        return Encoded((), *self._ended(text_ids(self.tokenizer, text)))
+
+    def _ended(self, ids: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+        ended = (*ids, self.end)
+        return ended, (True,) * len(ended)
 
     def _flags(self, tokens: tuple[int, ...], is_answer: bool) -> Iterator[bool]:
         ended = not is_answer
@@ -97,19 +139,16 @@ class Encoder:
             yield not ended
             ended = ended or token in self.eos_ids
 
-    def _render(self, turns: Iterable[tuple[str, str]], *, for_answer: bool) -> str:
-        turns = tuple(turns)
-        if self.tokenizer.chat_template:
-            messages: list[Message] = [{"role": role, "content": content} for role, content in turns]
-            rendered: Any = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=for_answer, **self.options
-            )
-            return str(rendered)
-        # Without a template the text is the prompt, after BOS if the tokenizer adds it. Only EOS separates turns.
-        begins = self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]
-        eos, bos = str(self.tokenizer.eos_token), str(self.tokenizer.bos_token) if begins else ""
-        return bos + "".join(content + (eos if role == "assistant" else "") for role, content in turns)
+    def _render(self, turns: Iterable[Turn], *, for_answer: bool) -> str:
+        return render(self.tokenizer, turns, self.options, for_answer=for_answer)
 
-    def _ids(self, text: str) -> tuple[int, ...]:
-        # A template writes its own special tokens; without a template there are none to add between pieces.
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+def _answers(turns: Sequence[Turn]) -> list[int]:
+    """Return the indices of the assistant's turns that follow a user's. An assistant's greeting answers nothing."""
+    asked = next((index for index, (role, _) in enumerate(turns) if role == "user"), len(turns))
+    return [index for index, (role, _) in enumerate(turns) if role == "assistant" and index > asked]
+
+
+def _merged(pieces: Sequence[Piece]) -> list[Piece]:
+    """Return the pieces with all but the last joined to one prompt."""
+    return [("".join(text for text, _ in pieces[:-1]), False), pieces[-1]]

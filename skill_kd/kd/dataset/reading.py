@@ -5,15 +5,14 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..config import Data
 from ..errors import BadInput, Missing
-
-NAMED_BAD_ROWS = 3
+from .bad_rows import BadRows
+from .not_read import refuse_fields, refuse_file, refuse_turn
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,8 @@ class Example:
     messages: tuple[tuple[str, str], ...]
     """(role, content) of the conversation so far; a bare prompt is one user turn."""
     response: str | None
+    place: str = field(default="", compare=False)
+    """Place of the row in its source, for example ``line 3``. Messages name it."""
 
     @property
     def key(self) -> str:
@@ -30,8 +31,20 @@ class Example:
         return "\n".join(f"{role}:{' '.join(content.split())}" for role, content in self.messages)
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """A line that holds no JSON value, and why."""
+
+    reason: str
+
+
 def read_examples(source: str, split: str, max_bad_rows: float) -> list[Example]:
-    """Read prompts from a JSONL or Parquet file or a hub data set.
+    """Return the examples of ``read_source``."""
+    return read_source(source, split, max_bad_rows)[0]
+
+
+def read_source(source: str, split: str, max_bad_rows: float) -> tuple[list[Example], BadRows]:
+    """Read prompts from a JSONL or Parquet file or a hub data set. Return the examples, and the rows without one.
 
     Raises:
         BadInput: no row is usable, or a larger share than ``max_bad_rows`` is malformed. The message names the first
@@ -39,21 +52,17 @@ def read_examples(source: str, split: str, max_bad_rows: float) -> list[Example]
         Missing: the hub data set is unavailable.
     """
     examples: list[Example] = []
-    bad: list[str] = []
+    bad = BadRows(source, max_bad_rows)
     for place, row in _rows(source, split):
+        bad.total += 1
         try:
-            examples.append(parse_example(row))
+            examples.append(replace(parse_example(row), place=place))
         except ValueError as error:
-            bad.append(f"{place}: {error}")
-    total = len(examples) + len(bad)
-    if total == 0:
+            bad.add(place, str(error))
+    if bad.total == 0:
         raise BadInput(f"'{source}' is empty; each row needs 'prompt' or 'messages'")
-    report = f"{len(bad)} of {total} rows of '{source}' cannot be used ({'; '.join(bad[:NAMED_BAD_ROWS])})"
-    if not examples or len(bad) > max_bad_rows * total:
-        raise BadInput(f"{report}; fix them, or allow a share with data.max_bad_rows")
-    if bad:
-        print(f"note: {report}", file=sys.stderr)  # noqa: T201
-    return examples
+    bad.check()
+    return examples, bad
 
 
 def parse_example(row: object) -> Example:
@@ -62,8 +71,11 @@ def parse_example(row: object) -> Example:
     Raises:
         ValueError: the row is malformed. The message gives the reason.
     """
+    if isinstance(row, Unreadable):
+        raise ValueError(row.reason)
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
+    refuse_fields(row)
     response = row.get("response")
     if response is not None and not (isinstance(response, str) and response.strip()):
         raise ValueError("'response' is empty or not text")
@@ -82,12 +94,18 @@ def parse_example(row: object) -> Example:
 
 
 def _turns(messages: object) -> tuple[tuple[str, str], ...]:
+    if isinstance(messages, str):
+        raise ValueError("'messages' is text, not a list of turns; write the list itself, not its JSON as text")
     listed = list(messages) if isinstance(messages, list | tuple) else []
     turns = []
     for message in listed:
+        if isinstance(message, dict):
+            refuse_turn(message)
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        if role not in {"system", "user", "assistant"} or not isinstance(content, str) or not content.strip():
-            raise ValueError("'messages' needs role (system, user, assistant) and non-empty content in each turn")
+        if role not in {"system", "user", "assistant"} or not isinstance(content, str):
+            raise ValueError("'messages' needs role (system, user, assistant) and text content in each turn")
+        if not content.strip():
+            raise ValueError(f"'messages' has a {role} turn with empty content; leave that turn out")
         turns.append((role, content))
     if not any(role == "user" for role, _ in turns):
         raise ValueError("'messages' has no user turn")
@@ -121,11 +139,12 @@ def _rows(source: str, split: str) -> Iterator[tuple[str, object]]:
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, object]]:
     try:
-        # Split bytes on \n: text mode would also split on separators that JSON strings may contain.
-        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+        content = path.read_bytes()
     except OSError as error:
         raise BadInput(f"cannot read data '{path}': {error.strerror}") from error
-    for number, line in enumerate(lines, start=1):
+    refuse_file(path, content)
+    # Split bytes on \n: text mode would also split on separators that JSON strings may contain.
+    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         if line.strip():
             yield f"line {number}", _parse_line(line)
 
@@ -133,8 +152,10 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, object]]:
 def _parse_line(line: bytes) -> object:
     try:
         return json.loads(line.decode())
-    except ValueError:
-        return None
+    except UnicodeDecodeError:
+        return Unreadable("not UTF-8 text; convert the file with iconv, for example -f LATIN1 -t UTF-8")
+    except (ValueError, RecursionError):
+        return Unreadable("not a JSON object")
 
 
 def read_corpus(source: str) -> list[str]:

@@ -9,7 +9,8 @@ import torch
 from ..config import Data
 from ..errors import BadInput
 from ..seeds import seeded
-from .reading import Example, read_examples
+from .bad_rows import BadRows
+from .reading import Example, read_source
 
 
 @dataclass(frozen=True)
@@ -18,15 +19,19 @@ class Split:
 
     train: list[Example]
     held_out: list[Example]
+    bad_train: BadRows
+    """The rows of ``data.train`` without an example."""
+    bad_held_out: BadRows
+    """The rows of the held-out file without an example. It is ``bad_train`` if the prompts come from ``data.train``."""
 
 
 def load_split(data: Data, seed: int) -> Split:
     """Read the training data and the held-out prompts: a share of the data, or a file that is checked for overlap."""
-    train = read_examples(data.train, data.split, data.max_bad_rows)
+    train, bad = read_source(data.train, data.split, data.max_bad_rows)
     if isinstance(data.held_out, str):
-        held_out = read_examples(data.held_out, data.split, data.max_bad_rows)
+        held_out, bad_held_out = read_source(data.held_out, data.split, data.max_bad_rows)
         _refuse_overlap(train, held_out, data)
-        return Split(train, held_out)
+        return Split(train, held_out, bad, bad_held_out)
     by_key: dict[str, list[Example]] = {}
     for example in train:
         by_key.setdefault(example.key, []).append(example)
@@ -42,6 +47,8 @@ def load_split(data: Data, seed: int) -> Split:
     return Split(
         [example for index, group in enumerate(groups) if index not in chosen for example in group],
         [groups[index][0] for index in order[:count]],
+        bad,
+        bad,
     )
 
 

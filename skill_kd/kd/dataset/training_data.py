@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ..config import Config
+from ..config import Config, Data
 from ..errors import BadInput
+from ..kinds import reads_answers
+from .bad_rows import BadRows
 from .encoding import Encoded, Encoder
 from .lengths import cut_responses, fit_prompts
 from .reading import Example, input_hashes, read_corpus
@@ -20,13 +23,21 @@ class TrainingData:
     prompts: list[Encoded]
     """One per example."""
     answered: list[Encoded | None]
-    """Prompt and written response, None if the data has no response."""
+    """Prompt and written response. None if the data has no response, or if no stage reads responses of the data."""
     held_out_examples: list[Example]
     held_out_prompts: list[Encoded]
     corpus: list[str] = field(default_factory=list)
     """Texts of ``data.pretraining``."""
     hashes: dict[str, str] = field(default_factory=dict)
     """Hashes of the files that the data was read from, see ``input_hashes``."""
+
+    def prompt_ids(self) -> Iterator[tuple[int, ...]]:
+        """Yield the token ids of each prompt."""
+        return (row.prompt for row in (*self.prompts, *self.held_out_prompts))
+
+    def response_ids(self) -> Iterator[tuple[int, ...]]:
+        """Yield the token ids of each written response."""
+        return (row.response for row in self.answered if row is not None)
 
 
 def load_training_data(config: Config, encoder: Encoder) -> TrainingData:
@@ -46,15 +57,47 @@ def load_training_data(config: Config, encoder: Encoder) -> TrainingData:
             source = getattr(data, name.partition(".")[2])
             raise BadInput(f"{name}: '{source}' changed while it was read; start again when it is complete")
 
-    def fitting(examples: list[Example], what: str) -> tuple[list[Example], list[Encoded]]:
-        encoded = [encoder.prompt(example) for example in examples]
-        kept = fit_prompts(encoded, data.max_prompt_tokens, data.long_prompts, what)
-        return [examples[index] for index in kept], [encoded[index] for index in kept]
+    answers = any(map(reads_answers, config.stages))
+    train = _encoded(split.train, encoder, split.bad_train, answers=answers)
+    held_out = _encoded(split.held_out, encoder, split.bad_held_out, answers=False)
+    split.bad_train.check()
+    split.bad_held_out.check()
+    train = _fitting(train, data, "training prompts")
+    held_out = _fitting(held_out, data, "held-out prompts")
+    answered = cut_responses([row.answered for row in train], data.max_prompt_tokens + config.rollout.max_new_tokens)
+    held_out = held_out[: config.checkpoint.measure_prompts]
+    return TrainingData(
+        [row.example for row in train],
+        [row.prompt for row in train],
+        answered,
+        [row.example for row in held_out],
+        [row.prompt for row in held_out],
+        corpus,
+        hashes,
+    )
 
-    examples, prompts = fitting(split.train, "training prompts")
-    held_out_examples, held_out_prompts = fitting(split.held_out, "held-out prompts")
-    answered = [encoder.conversation(example) if example.response is not None else None for example in examples]
-    answered = cut_responses(answered, data.max_prompt_tokens + config.rollout.max_new_tokens)
-    measured = config.checkpoint.measure_prompts
-    held_out = held_out_examples[:measured], held_out_prompts[:measured]
-    return TrainingData(examples, prompts, answered, *held_out, corpus, hashes)
+
+@dataclass(frozen=True)
+class _EncodedRow:
+    example: Example
+    prompt: Encoded
+    answered: Encoded | None
+
+
+def _encoded(examples: list[Example], encoder: Encoder, bad: BadRows, *, answers: bool) -> list[_EncodedRow]:
+    """Encode the examples, with their answers if asked. Count those that the chat template refuses as bad rows."""
+    rows = []
+    for example in examples:
+        try:
+            answered = encoder.conversation(example) if answers and example.response is not None else None
+            rows.append(_EncodedRow(example, encoder.prompt(example), answered))
+        except BadInput as error:
+            bad.add(example.place, str(error))
+    return rows
+
+
+def _fitting(rows: list[_EncodedRow], data: Data, what: str) -> list[_EncodedRow]:
+    if not rows:
+        raise BadInput(f"no {what} are left; the chat template refuses all of them")
+    kept = fit_prompts([row.prompt for row in rows], data.max_prompt_tokens, data.long_prompts, what)
+    return [rows[index] for index in kept]

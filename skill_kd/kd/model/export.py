@@ -10,11 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..dataset.template_tokens import written_by_template
 from ..errors import TrainingStopped
 from ..files import write_json, writing
 from .context import context_length
+from .pretrained import load_weights
+
+PADDING = ("pad",)
+UNUSED = ("unused", "reserved")
+"""Parts of the names of special tokens that stand for nothing."""
 
 
 def export_student(
@@ -22,14 +28,15 @@ def export_student(
 ) -> None:
     """Write safetensors, tokenizer, chat template and generation config; adapters are merged into the weights.
 
-    The folder loads in transformers 5 and 4.57. Its pad token is not EOS. Its logits are those of ``model`` with
-    weights rounded to ``dtype``.
+    The folder loads in transformers 5 and 4.57. Its pad token is not EOS, and the chat template does not write it. Its
+    logits are those of ``model`` with weights rounded to ``dtype``.
 
     Args:
         dtype: dtype of the weights in the folder: ``bfloat16``, ``float16`` or ``float32``.
 
     Raises:
         TrainingStopped: the reloaded folder has other logits, or its tokenizer another vocabulary, pad or template.
+        BadInput: the reloaded folder lacks weights.
     """
     plain = rounded(model, dtype)
     trained_in = plain.dtype
@@ -88,19 +95,21 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def _choose_pad(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, eos_ids: frozenset[int]) -> None:
-    """Pad with a special token of the tokenizer. Add a new token only if none is left.
+    """Pad with a special token that occurs in no rendered prompt. Add a new token only if none is left.
 
-    If EOS were the pad, tools that mask by pad id would hide it, and a student trained with them would never stop.
+    Tools mask by pad id. If EOS were the pad, a student trained with them would never stop. If the chat template wrote
+    the pad, they would hide a part of every prompt.
     """
-    taken = eos_ids | {tokenizer.bos_token_id}
+    taken = {*eos_ids, tokenizer.bos_token_id, *written_by_template(tokenizer)}
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in taken:
-        special = [token for token_id, token in tokenizer.added_tokens_decoder.items() if token_id not in taken]
-        names = [str(token) for token in special if token.special]
-        padding = [name for name in names if "pad" in name.lower()]
-        chosen = next(iter([*padding, *names]), None)
-        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id not in taken and not padding:
-            chosen = str(tokenizer.unk_token)
-        tokenizer.add_special_tokens({"pad_token": chosen or "<|pad|>"})
+        known = tokenizer.added_tokens_decoder.items()
+        free = [str(token) for number, token in known if token.special and number not in taken]
+        if tokenizer.unk_token_id not in taken and tokenizer.unk_token is not None:
+            free.insert(0, str(tokenizer.unk_token))
+        # Of these, the first kinds occur in texts least often.
+        kinds = (*PADDING, tokenizer.unk_token, *UNUSED, "")
+        named = (name for kind in kinds if kind is not None for name in free if kind in name.lower() or kind == name)
+        tokenizer.add_special_tokens({"pad_token": next(named, "<|pad|>")})
     embeddings = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > embeddings:
         model.resize_token_embeddings(len(tokenizer))
@@ -141,13 +150,14 @@ def _check(
     expected: Tensor,
     eos_ids: frozenset[int],
 ) -> None:
-    reloaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True).train(False)
+    reloaded = load_weights(str(folder), str(folder), dtype=dtype, use_safetensors=True).train(False)
     difference = float((_logits(reloaded, probe)[..., : expected.shape[-1]] - expected).abs().max())
     scale = float(expected.abs().max())
     again = AutoTokenizer.from_pretrained(folder)
     problems = [
         (not difference <= 1e-3 * scale, f"its logits differ from the student's by {difference:.3g}"),
         (again.pad_token_id in eos_ids, "its pad token is an end-of-sequence token"),
+        (again.pad_token_id in written_by_template(again), "its chat template writes its pad token"),
         (again.chat_template != tokenizer.chat_template, "its chat template differs"),
         (again.get_vocab() != tokenizer.get_vocab(), "its tokenizer has other tokens"),
     ]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -21,11 +19,14 @@ from transformers import (
 
 from ..config import Lora, Student, Teacher, WeightedModel
 from ..errors import BadInput, Missing
-from ..losses.divergences import log_probs
+from .adapter_folder import Adapter
 from .context import context_length
+from .ensemble import Ensemble
 from .growing import grow
+from .merging import find_adapter, has_tokenizer, merge_adapter
 from .packaged import resolve
-from .vocabulary import real_vocabulary, shared_vocabulary
+from .pretrained import load_weights
+from .vocabulary import eos_ids, real_vocabulary, refuse_tokens_without_embedding, shared_vocabulary
 
 
 class LoadOptions(Protocol):
@@ -48,9 +49,39 @@ class LoadOptions(Protocol):
         """True if Python code that comes with the model may run."""
 
 
+@dataclass(frozen=True)
+class _BaseOptions:
+    """Options for loading the base model of an adapter."""
+
+    revision: str | None
+    dtype: str
+    quantization: str | None = None
+    trust_remote_code: bool = False
+
+
+def load_pair(
+    source: LoadOptions, model: str, *, weights: bool = True
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model and its tokenizer, and check that they fit. ``load_model`` explains ``weights``.
+
+    Raises:
+        BadInput: the model lacks weights, or the tokenizer has tokens that the model does not.
+        Missing: the model, its tokenizer or a package is unavailable.
+    """
+    tokenizer = load_tokenizer(source, model)
+    loaded = load_model(source, model, weights=weights)
+    refuse_tokens_without_embedding(tokenizer, loaded, model)
+    return loaded, tokenizer
+
+
 def load_tokenizer(source: LoadOptions, model: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer. Without a pad token it pads with EOS, which is safe here because masks go by length."""
-    tokenizer = _from_hub(AutoTokenizer, model, source)
+    place = resolve(model)
+    adapter = find_adapter(place, source.revision)
+    if adapter is not None and not has_tokenizer(place, source.revision):
+        return load_tokenizer(_base_options(source, adapter), adapter.base)
+    with _readable(model):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **_hub_options(source))
     if tokenizer.eos_token_id is None:
         raise BadInput(f"the tokenizer of '{model}' has no end-of-sequence token, so no response could ever end")
     if tokenizer.pad_token_id is None:
@@ -61,11 +92,26 @@ def load_tokenizer(source: LoadOptions, model: str) -> PreTrainedTokenizerBase:
 def load_model(source: LoadOptions, model: str, *, weights: bool = True) -> PreTrainedModel:
     """Load a causal language model in ``source.dtype`` or quantized, with its key-value cache on.
 
-    Without ``weights`` it only has shapes, on the meta device.
+    An adapter is merged into the base model that it names. Without ``weights`` the model only has shapes, on the meta
+    device.
 
     Raises:
+        BadInput: the model lacks weights or has others, or it is an adapter that cannot be merged.
         Missing: the model, the network or bitsandbytes is unavailable.
     """
+    place = resolve(model)
+    adapter = find_adapter(place, source.revision)
+    if adapter is None or adapter.on_itself:
+        loaded = _load_whole(source, model, weights)
+    else:
+        loaded = load_model(_base_options(source, adapter), adapter.base, weights=weights)
+    if adapter is not None and weights:
+        loaded = merge_adapter(loaded, place, source.revision)
+    loaded.config.use_cache = True
+    return loaded
+
+
+def _load_whole(source: LoadOptions, model: str, weights: bool) -> PreTrainedModel:
     options: dict[str, Any] = {"dtype": getattr(torch, source.dtype), **({} if weights else {"device_map": "meta"})}
     if source.quantization:
         options["quantization_config"] = BitsAndBytesConfig(
@@ -74,66 +120,38 @@ def load_model(source: LoadOptions, model: str, *, weights: bool = True) -> PreT
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-    loaded: PreTrainedModel = _from_hub(AutoModelForCausalLM, model, source, **options)
-    loaded.config.use_cache = True
-    return loaded
+    with _readable(model):
+        return load_weights(resolve(model), model, use_safetensors=True, **_hub_options(source), **options)
 
 
-def refuse_pickles(folder: str | Path) -> None:
-    """Refuse a folder whose adapter is only a pickle. For base weights, a transformers option does that.
-
-    Raises:
-        Missing: the adapter is only a pickle.
-    """
-    pickled, safe = Path(folder, "adapter_model.bin"), Path(folder, "adapter_model.safetensors")
-    if pickled.exists() and not safe.exists():
-        raise Missing(f"cannot load '{folder}': {pickled.name} is a pickle; save the adapter as {safe.name}")
-
-
-def _from_hub(factory: Any, model: str, source: LoadOptions, **options: Any) -> Any:
-    place = resolve(model)
-    refuse_pickles(place)
-    try:
-        return factory.from_pretrained(
-            place,
-            revision=source.revision or "main",
-            trust_remote_code=source.trust_remote_code,
-            # Otherwise code that a config names in another repository would come from that one's main branch.
-            code_revision=source.revision,
-            **({"use_safetensors": True} if factory is AutoModelForCausalLM else {}),
-            **options,
+def _base_options(source: LoadOptions, adapter: Adapter) -> LoadOptions:
+    if source.quantization or source.trust_remote_code:
+        option = f"quantization: {source.quantization}" if source.quantization else "trust_remote_code: true"
+        raise BadInput(
+            f"'{adapter.place}' is an adapter of '{adapter.base}', and {option} needs a whole model; merge the adapter "
+            "into its base (peft's merge_and_unload), save the result, and give that folder"
         )
+    return _BaseOptions(adapter.revision, source.dtype)
+
+
+def _hub_options(source: LoadOptions) -> dict[str, Any]:
+    return {
+        "revision": source.revision or "main",
+        "trust_remote_code": source.trust_remote_code,
+        # Otherwise code that a config names in another repository would come from that one's main branch.
+        "code_revision": source.revision,
+    }
+
+
+@contextmanager
+def _readable(model: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ImportError, ValueError, KeyError, SafetensorError) as error:
         raise Missing(f"cannot load '{model}': {' '.join(str(error).split())[:400]}") from error
 
 
 # --- teachers ---------------------------------------------------------------------------------------------------------
-
-
-class Ensemble(nn.Module):
-    """Several teachers with one vocabulary, with the interface of one model: log Σ_i w_i p_i."""
-
-    def __init__(self, models: Sequence[nn.Module], weights: Sequence[float], vocabulary: int) -> None:
-        super().__init__()
-        self.models = nn.ModuleList(models)
-        self.log_weights = [math.log(weight / sum(weights)) for weight in weights]
-        self.vocabulary = vocabulary
-
-    def forward(self, past_key_values: Any = None, **inputs: Any) -> _Output:
-        """Return the mixed log-probabilities as ``logits``, and the members' caches."""
-        caches = past_key_values or [None] * len(self.models)
-        outputs = [model(past_key_values=cache, **inputs) for model, cache in zip(self.models, caches, strict=True)]
-        logp = [
-            log_probs(output.logits[..., : self.vocabulary]) + log_weight
-            for output, log_weight in zip(outputs, self.log_weights, strict=True)
-        ]
-        return _Output(torch.stack(logp).logsumexp(dim=0), [output.past_key_values for output in outputs])
-
-
-@dataclass(frozen=True)
-class _Output:
-    logits: Tensor
-    past_key_values: list[Any]
 
 
 @dataclass(frozen=True)
@@ -143,24 +161,31 @@ class LoadedTeacher:
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     vocabulary: int
+    others: tuple[tuple[str, PreTrainedTokenizerBase], ...] = ()
+    """Name and tokenizer of each further member of an ensemble."""
 
     @property
     def members(self) -> list[nn.Module]:
         """Return the models of the ensemble, or the single model."""
         return list(self.model.models) if isinstance(self.model, Ensemble) else [self.model]
 
+    def eos_ids(self, options: Mapping[str, Any]) -> frozenset[int]:
+        """Return every id that ends a response of a member; ``options`` are those of the chat template."""
+        return frozenset().union(*(eos_ids(self.tokenizer, member, options) for member in self.members))
+
 
 def load_teacher(teacher: Teacher, *, weights: bool = True) -> LoadedTeacher:
     """Load one teacher or an ensemble, frozen and in inference mode. ``load_model`` explains ``weights``."""
     members = _members(teacher)
     sources = [replace(teacher, revision=member.revision) for member in members]
-    tokenizers = [load_tokenizer(source, m.model) for source, m in zip(sources, members, strict=True)]
-    models = [load_model(source, m.model, weights=weights) for source, m in zip(sources, members, strict=True)]
+    pairs = [load_pair(source, m.model, weights=weights) for source, m in zip(sources, members, strict=True)]
+    models, tokenizers = [model for model, _ in pairs], [tokenizer for _, tokenizer in pairs]
     vocabulary = min(real_vocabulary(t, m) for t, m in zip(tokenizers, models, strict=True))
     for tokenizer, member in zip(tokenizers[1:], members[1:], strict=True):
         vocabulary = shared_vocabulary(tokenizers[0], tokenizer, vocabulary, f"teacher '{member.model}'")
     model: nn.Module = models[0] if len(models) == 1 else Ensemble(models, [m.weight for m in members], vocabulary)
-    return LoadedTeacher(model.train(False).requires_grad_(False), tokenizers[0], vocabulary)
+    others = tuple((member.model, own) for member, own in zip(members[1:], tokenizers[1:], strict=True))
+    return LoadedTeacher(model.train(False).requires_grad_(False), tokenizers[0], vocabulary, others)
 
 
 def _members(teacher: Teacher) -> tuple[WeightedModel, ...]:
@@ -182,13 +207,12 @@ def load_student(
     """
     if student.from_teacher is None:
         assert student.model is not None, "a student has a model, or grows from its teacher"
-        model = load_model(student, student.model, weights=weights)
-        tokenizer = load_tokenizer(student, student.model)
+        model, tokenizer = load_pair(student, student.model, weights=weights)
     else:
         source = replace(teacher, dtype=student.dtype, quantization=None)
         grown_from = _members(teacher)[0].model  # the spec lets a student grow from one teacher only
-        tokenizer = load_tokenizer(source, grown_from)
-        model = grow(load_model(source, grown_from, weights=weights), student.from_teacher.layers)
+        whole, tokenizer = load_pair(source, grown_from, weights=weights)
+        model = grow(whole, student.from_teacher.layers)
     _switch_dropout_off(model)
     if student.lora is not None:
         model = _with_lora(model, student.lora, student.quantization)

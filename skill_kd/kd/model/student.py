@@ -18,7 +18,7 @@ from .teacher_distribution import TeacherDistribution, all_logp, on_shared_outco
 
 def response_logits(model: nn.Module, batch: Batch, vocabulary: int) -> Tensor:
     """Return logits_BTV that predict the response tokens. The LM head runs only on these positions."""
-    logits: Tensor = _read(model, batch).logits[:, :-1, :vocabulary]
+    logits: Tensor = _predicting(_read(model, batch).logits, batch)[..., :vocabulary]
     return logits
 
 
@@ -26,7 +26,12 @@ def response_hidden_states(model: nn.Module, batch: Batch, head: Head) -> Hidden
     """Return the hidden states that predict the response tokens. The LM head does not run."""
     with head.bypassed() as seen:
         _read(model, batch)
-    return HiddenStates(seen[0][:, :-1], head)
+    return HiddenStates(_predicting(seen[0], batch), head)
+
+
+def _predicting(values: Tensor, batch: Batch) -> Tensor:
+    """Return the positions that predict the response tokens. A few models ignore ``logits_to_keep``."""
+    return values[:, -batch.width - 1 : -1]
 
 
 def _read(model: nn.Module, batch: Batch) -> Any:

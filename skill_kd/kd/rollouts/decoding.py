@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..losses.divergences import LOG_ZERO, log_probs, mixture
 from ..losses.estimators import token_logp
-from ..losses.masking import is_any, position_ids, through_first_eos
+from ..losses.masking import is_any, through_first_eos
+from ..model.cached import CachedModel
 
 MIXED_GROUP = 16
 """Most rows that share the coins of teacher-mixed sampling."""
@@ -90,36 +91,22 @@ class _Decoder:
 
     def __init__(self, model: nn.Module, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor, decoding: Decoding) -> None:
         self.model: Any = model
-        self.read = getattr(model, "forward_with_hidden_states", model)
+        self.cached = CachedModel(model)
         self.decoding = decoding
         self.rows = torch.arange(len(prompt_ids_BP), device=prompt_ids_BP.device)
         self.unseen = prompt_ids_BP
         self.attention_mask = prompt_mask_BP.long()
         self.unscored = 0
-        self.cache: Any = None
         self.scores: list[Tensor] = []
         self.hidden: list[Tensor] = []
 
     def next_logp(self, ended_B: Tensor) -> Tensor:
         """Return logp_RV of the next token, by one forward pass over all unseen tokens. Rows that ended leave."""
         # The prompt's last token predicts the first response token. Later, the first unseen one was scored when drawn.
-        output = self.read(
-            input_ids=self.unseen,
-            attention_mask=self.attention_mask,
-            position_ids=position_ids(self.attention_mask)[:, -self.unseen.shape[1] :],
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=self.unscored + 1,
-        )
-        self.cache = output.past_key_values
-        # Without a cache, the next pass would silently treat its few tokens as the whole context.
-        if self.cache is None:
-            raise ValueError(
-                "the model returned no cache; call model.eval(), because gradient checkpointing turns caches off"
-            )
+        output = self.cached.read(self.unseen, self.attention_mask, self.unscored + 1)
         logp_RKV = sampling_logp(output.logits, self.decoding)
-        if (hidden_RKH := getattr(output, "hidden", None)) is not None:
-            self.hidden.append(self._for_all(hidden_RKH, len(ended_B)))
+        if output.hidden is not None:
+            self.hidden.append(self._for_all(output.hidden, len(ended_B)))
         elif self.unscored:
             drawn_RK = self.unseen[:, -self.unscored :]
             self.scores.append(self._for_all(token_logp(logp_RKV[:, :-1], drawn_RK), len(ended_B)))
@@ -163,12 +150,13 @@ class _Decoder:
         return value_B
 
     def _let_go(self, ended_B: Tensor, logp_RV: Tensor) -> Tensor:
-        """Drop the rows that ended from the cache and the other state. All their tokens are scored by now."""
+        """Drop the rows that ended from the cache and the other state. All their tokens are scored by now.
+
+        They stay, and decode tokens that no one reads, if the cache cannot drop rows.
+        """
         stays_R = ~ended_B[self.rows]
-        select = getattr(self.cache, "batch_select_indices", None)
-        if select is None or bool(stays_R.all()) or not bool(stays_R.any()):
+        if bool(stays_R.all()) or not bool(stays_R.any()) or not self.cached.keep_rows(stays_R.nonzero().squeeze(1)):
             return logp_RV
-        select(stays_R.nonzero().squeeze(1))
         self.rows, self.unseen = self.rows[stays_R], self.unseen[stays_R]
         self.attention_mask = self.attention_mask[stays_R]
         return logp_RV[stays_R]

@@ -6,6 +6,7 @@ an endpoint, unless the endpoint returns log-probabilities: they cover the likel
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -18,23 +19,26 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import Config
 from ..dataset.batch import Batch
+from ..dataset.comparison import difference
 from ..dataset.encoding import Encoder
 from ..dataset.reading import Example
+from ..dataset.training_data import TrainingData
 from ..errors import BadInput
 from ..kinds import reads_teacher
 from ..losses.divergences import log_probs
 from ..losses.estimators import token_logp
 from ..losses.lm_head import Head
 from ..losses.projection import HiddenStates
+from ..model.cached import cache_of, check_family
 from ..model.loading import check_context, load_teacher
 from ..model.sharding import ShardedTeacher
 from ..model.student import find_head, response_hidden_states, response_logits
 from ..model.teacher_distribution import TeacherDistribution, TeacherLogProbs, TopK
-from ..model.vocabulary import shared_vocabulary
+from ..model.vocabulary import refuse_ids_beyond, shared_vocabulary
 from ..rollouts.decoding import Decoding
 from ..rollouts.sampler import Sampler, SampleRequest
 from .answer_tally import AnswerTally
-from .served import PROBE, ServedTeacher
+from .served import ServedTeacher
 from .writers import Rows, Write, foreign_writer, served_writer
 
 Together = Callable[[], AbstractContextManager[None]]
@@ -55,6 +59,29 @@ class Teacher:
     """Counts the answers of a teacher that writes text. A teacher that writes the student's tokens gives none."""
     together: Together = nullcontext
     """If the model is sharded, all processes enter and leave this context. Within it, each may read at any time."""
+    eos_ids: frozenset[int] = frozenset()
+    """The teacher's own ids that end a response, as ids of the student; empty if it has another tokenizer."""
+
+    def shared(self, decoding: Decoding) -> Decoding:
+        """Return ``decoding`` for both models: only tokens that both know, and the ends of both."""
+        return replace(decoding, vocabulary=self.vocabulary, eos_ids=decoding.eos_ids | self.eos_ids)
+
+    own_encoder: Encoder | None = None
+    """Encodes prompts for a teacher that has its own tokenizer or chat template; None if the student's is used."""
+
+    def check_prompts(self, examples: Sequence[Example], source: str) -> None:
+        """Check that the teacher's own chat template accepts the prompts of ``source``, before training starts.
+
+        Raises:
+            BadInput: it refuses some. The message names the first row, and quotes the template.
+        """
+        refused = self.own_encoder.refused(examples) if self.own_encoder else []
+        if refused:
+            example, reason = refused[0]
+            raise BadInput(
+                f"the teacher cannot read {len(refused)} of {len(examples)} prompts of '{source}', first "
+                f"{example.place}: {reason}; leave those rows out, or give the teacher the student's chat template"
+            )
 
     @property
     def scores(self) -> bool:
@@ -98,13 +125,15 @@ def open_teacher(
     sampler: Sampler,
     encoder: Encoder,
     over: Accelerator | None = None,
+    data: TrainingData | None = None,
 ) -> Teacher:
-    """Load or connect to the spec's teacher, and check that it fits the objectives.
+    """Load or connect to the spec's teacher, and check that it fits the objectives and the data.
 
     If ``over`` is given, a loaded teacher is sharded over its processes.
 
     Raises:
-        BadInput: an objective reads probabilities, and the tokenizers or their chat templates differ.
+        BadInput: an objective reads probabilities, and the tokenizers or their chat templates differ, or the data has
+            tokens that the teacher lacks.
         Missing: the model or the server is unavailable.
     """
     vocabulary, tally = sampler.decoding.vocabulary, AnswerTally(config.teacher.max_unusable)
@@ -116,27 +145,37 @@ def open_teacher(
         return Teacher(None, vocabulary, writer, server if told else None, tally=tally)
     loaded = load_teacher(config.teacher, weights=over is None or over.is_main_process)
     for member in loaded.members:
+        check_family(member, "the teacher")
         check_context(member, config.data.max_prompt_tokens + config.rollout.max_new_tokens, "the teacher")
     model: nn.Module = loaded.model.to(sampler.device) if over is None else ShardedTeacher(loaded.model, over)
     together = model.together if isinstance(model, ShardedTeacher) else nullcontext
+    own_encoder = Encoder(loaded.tokenizer, loaded.eos_ids(encoder.options), encoder.options)
+    for name, other in loaded.others:
+        check_same_template(own_encoder, other, name)
     try:
         shared = shared_vocabulary(tokenizer, loaded.tokenizer, min(vocabulary, loaded.vocabulary))
-        check_template(encoder, loaded.tokenizer)
-    except BadInput:
+        check_template(encoder, own_encoder)
+        if data is not None:
+            refuse_ids_beyond(shared, data.prompt_ids(), tokenizer, "the teacher")
+    except BadInput as reason:
         if any(map(reads_teacher, config.stages)):
             raise
-        foreign = foreign_writer(model, loaded, sampler, encoder, tally)
-        return Teacher(None, vocabulary, _in_step(foreign, together), tally=tally, together=together)
+        print(f"note: the teacher's responses become tokens of the student by way of text: {reason}", file=sys.stderr)  # noqa: T201
+        foreign = foreign_writer(model, loaded, sampler, encoder, own_encoder, tally)
+        return Teacher(
+            None, vocabulary, _in_step(foreign, together), tally=tally, together=together, own_encoder=own_encoder
+        )
+    ends = frozenset(token for token in own_encoder.eos_ids if token < shared)
     if max(sampler.decoding.eos_ids) >= shared:
         raise BadInput("the teacher does not know the student's end-of-sequence token; no response could ever end")
 
     def write(_examples: Sequence[Example], requests: Sequence[SampleRequest], decoding: Decoding) -> Rows:
-        own = replace(sampler, decoding=replace(decoding, vocabulary=shared))
+        own = replace(sampler, decoding=replace(decoding, vocabulary=shared, eos_ids=decoding.eos_ids | ends))
         return own.sample(model, requests, "teacher")
 
     head = find_head(loaded.model, shared)
     telling = model if head is None else HiddenStateTeacher(model, head)
-    return Teacher(telling, shared, _in_step(write, together), head=head, together=together)
+    return Teacher(telling, shared, _in_step(write, together), head=head, together=together, eos_ids=ends)
 
 
 def _in_step(write: Write, together: Together) -> Write:
@@ -153,9 +192,11 @@ class HiddenStateOutput:
 
     logits: Tensor
     """[B, 1, V], at the last position."""
-    past_key_values: Any
     hidden: Tensor
     """[B, K, H], the final hidden states at the K positions that ``logits_to_keep`` selects."""
+    past_key_values: Any = None
+    cache_params: Any = None
+    """The cache has one of these two names."""
 
 
 class HiddenStateTeacher(nn.Module):
@@ -184,26 +225,36 @@ class HiddenStateTeacher(nn.Module):
             output = self.model(**inputs)
         finally:
             hook.remove()
-        return HiddenStateOutput(output.logits, output.past_key_values, seen[0])
+        return HiddenStateOutput(output.logits, seen[0], **cache_of(output))
 
     def project(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., V] of hidden states [..., H]."""
         return self.head.transform(self.head.linear(hidden))
 
 
-def check_template(encoder: Encoder, theirs: PreTrainedTokenizerBase) -> None:
+def check_template(student: Encoder, teacher: Encoder) -> None:
     """Refuse a teacher that renders a prompt differently: it would score prompts in a format it never saw.
 
     Raises:
         BadInput: the chat templates of student and teacher render a prompt differently.
     """
-    probe = Example((("user", PROBE),), None)
-    ours, other = encoder.prompt(probe).prompt, Encoder(theirs, encoder.eos_ids).prompt(probe).prompt
-    if ours != other:
-        rendered = [str(each.decode(ids)) for each, ids in ((encoder.tokenizer, ours), (theirs, other))]
+    if found := difference(student, teacher):
         raise BadInput(
-            f"the student's chat template renders a prompt as {rendered[0]!r}, the teacher's as {rendered[1]!r}; "
+            f"the student's chat template renders {found.what} as {found.ours}, the teacher's as {found.theirs}; "
             "give the student the teacher's chat template, or use kind: sequence_kd, where each model uses its own"
+        )
+
+
+def check_same_template(first: Encoder, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse teachers of one ensemble that render a prompt differently: they all read the same tokens.
+
+    Raises:
+        BadInput: the chat template of teacher ``name`` renders a prompt differently from that of the first teacher.
+    """
+    if found := difference(first, Encoder(tokenizer, first.eos_ids, first.options)):
+        raise BadInput(
+            f"teacher.model: the chat template of '{name}' renders {found.what} as {found.theirs}, that of the first "
+            f"teacher as {found.ours}; give all teachers one chat template, or keep one teacher"
         )
 
 

@@ -13,7 +13,6 @@ from ..dataset.batch import Row
 from ..dataset.encoding import Encoded, Encoder
 from ..dataset.reading import Example
 from ..model.loading import LoadedTeacher
-from ..model.vocabulary import eos_ids
 from ..rollouts.decoding import Decoding
 from ..rollouts.sampler import Sampler, SampleRequest
 from .answer_tally import AnswerTally
@@ -29,12 +28,15 @@ Only length, temperature and top-p of the decoding are used. The teacher uses it
 
 
 def foreign_writer(
-    model: nn.Module, loaded: LoadedTeacher, sampler: Sampler, encoder: Encoder, tally: AnswerTally
+    model: nn.Module,
+    loaded: LoadedTeacher,
+    sampler: Sampler,
+    encoder: Encoder,
+    own_encoder: Encoder,
+    tally: AnswerTally,
 ) -> Write:
     """Return the writer of a teacher that has its own tokenizer and template. Its text is encoded for the student."""
-    tokenizer, vocabulary = loaded.tokenizer, loaded.vocabulary
-    ends = eos_ids(tokenizer, loaded.members[0])
-    own_encoder = Encoder(tokenizer, ends, encoder.options)
+    tokenizer, vocabulary, ends = loaded.tokenizer, loaded.vocabulary, own_encoder.eos_ids
     pad = int(tokenizer.pad_token_id)
     reader = _TextReader(tokenizer, ends)
 
@@ -45,7 +47,7 @@ def foreign_writer(
             for example, request in zip(examples, requests, strict=True)
         ]
         answers = [reader.read(row) for row in own.sample(model, theirs, "teacher")]
-        return _text_rows(requests, answers, encoder, decoding.max_new_tokens, tally)
+        return _text_rows(examples, answers, encoder, decoding.max_new_tokens, tally)
 
     return write
 
@@ -58,7 +60,7 @@ def served_writer(server: ServedTeacher, encoder: Encoder, tally: AnswerTally) -
         answers = server.answer(
             conversations, [(*request.seed, request.row) for request in requests], decoding, encoder.options
         )
-        return _text_rows(requests, answers, encoder, decoding.max_new_tokens, tally)
+        return _text_rows(examples, answers, encoder, decoding.max_new_tokens, tally)
 
     return write
 
@@ -86,15 +88,15 @@ class _TextReader:
 
 
 def _text_rows(
-    requests: Sequence[SampleRequest],
+    examples: Sequence[Example],
     answers: Sequence[Answer],
     encoder: Encoder,
     max_new_tokens: int,
     tally: AnswerTally,
 ) -> Rows:
     encoded = [
-        None if answer.unusable else encoder.answer(request.prompt, answer.text)
-        for request, answer in zip(requests, answers, strict=True)
+        None if answer.unusable else encoder.answer(example, answer.text)
+        for example, answer in zip(examples, answers, strict=True)
     ]
     # A tokenizer may drop every character of a text. The end token alone would teach the student to answer nothing.
     counted = [

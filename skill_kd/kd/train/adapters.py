@@ -1,4 +1,4 @@
-"""Checkpoints of only the trained weights. They do not contain a frozen base model, which may be quantized."""
+"""Checkpoints that hold only the trained weights, without the frozen base model, which may be quantized."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WEIGHTS, OPTIMIZER = "trained.safetensors", "optimizer.pt"
 
 
 def save_trained(policy: nn.Module, folder: str) -> None:
-    """Write the weights of ``policy`` that have gradients."""
+    """Write the weights of ``policy`` that are trained."""
     save_file({name: weight.detach().clone() for name, weight in _trained(policy).items()}, Path(folder) / WEIGHTS)
 
 
@@ -41,7 +41,7 @@ class Adapters:
         self.optimizer = optimizer
 
     def save_state(self, folder: str) -> None:
-        """Write both from the main process; the other processes hold the same."""
+        """Write adapters and optimizer from the main process. They are the same on the other processes."""
         if self.accelerator.is_main_process:
             save_trained(self.policy, folder)
             torch.save(self.optimizer.state_dict(), Path(folder) / OPTIMIZER)

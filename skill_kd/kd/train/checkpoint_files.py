@@ -1,4 +1,4 @@
-"""Checkpoint files: synced to disk, verified by checksums, renamed before deletion."""
+"""The files of a checkpoint. A checkpoint is torn if one of them is missing or does not match its checksum."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import zlib
 from contextlib import suppress
 from pathlib import Path
 
-from ..files import sync_file, sync_folder, write_atomically
+from ..files import open_unlinked, sync_file, sync_folder, write_atomically
 
 STATE = "progress.json"
 
 
 CHECKSUMS = "checksums.json"
-"""Written last. Holds the size in bytes and the CRC-32 of every other file, by its path in the checkpoint."""
+"""This file is written last. It holds size in bytes and CRC-32 of every other file, by path in the checkpoint."""
 
 
 PARTIAL = "partial-"
@@ -24,6 +24,8 @@ PARTIAL = "partial-"
 
 def flaw(checkpoint: Path) -> str | None:
     """Return the reason why a checkpoint is torn, or None if all its files are intact."""
+    if checkpoint.is_symlink():
+        return "it is a symbolic link"
     try:
         expected = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -41,6 +43,7 @@ def flaw(checkpoint: Path) -> str | None:
 
 
 def is_whole(checkpoint: Path) -> bool:
+    """Return True if the checkpoint is not torn. If it is, print the reason."""
     wrong = flaw(checkpoint)
     if wrong:
         print(f"note: checkpoint {checkpoint.name} is torn, so it is skipped: {wrong}", file=sys.stderr)  # noqa: T201
@@ -50,7 +53,7 @@ def is_whole(checkpoint: Path) -> bool:
 def _checksum(path: Path) -> list[int]:
     """Return size and CRC-32. It detects damage, not tampering, and is fast on large weights."""
     size = code = 0
-    with path.open("rb") as file:
+    with open_unlinked(path, "rb") as file:
         while piece := file.read(1 << 20):
             size, code = size + len(piece), zlib.crc32(piece, code)
     return [size, code]
@@ -68,7 +71,7 @@ def seal(folder: Path) -> None:
 
 
 def remove(checkpoint: Path) -> None:
-    """Rename a checkpoint, then delete it. An interrupted deletion then leaves nothing that looks like a torn one."""
+    """Rename a checkpoint, then delete it. So an interrupted deletion leaves no torn checkpoint."""
     doomed = checkpoint.rename(checkpoint.with_name(f"{PARTIAL}{checkpoint.name}.old"))
     with suppress(OSError):
         delete(doomed)

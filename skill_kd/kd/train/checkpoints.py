@@ -1,4 +1,4 @@
-"""Checkpoints: written under a temporary name, synced to disk, renamed. Read only if every checksum matches."""
+"""Writes a checkpoint under a temporary name, then renames it. Reads a checkpoint only if every checksum matches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .held_out import Figures
 
 @dataclass
 class Progress:
-    """The position of a run. All randomness depends on (seed, stage, update), so this and the weights are the state."""
+    """The position of a run. No generator is part of it: random numbers depend only on seed, stage and update."""
 
     stage: int = 0
     update: int = 0
@@ -35,16 +35,16 @@ class Progress:
     measures: dict[str, Figures] = field(default_factory=dict)
     """Held-out metrics by "stage:update"; the first key is "before:0"."""
     samples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
-    """A few held-out completions, by the same keys."""
+    """A few completions of held-out prompts, by the same keys as ``measures``."""
     roll_backs: list[str] = field(default_factory=list)
-    """The checkpoints written by roll-backs."""
+    """Names of the checkpoints that roll-backs wrote."""
 
 
 class State(Protocol):
     """Saves and loads weights and optimizer. All processes call it."""
 
     kept_by: ClassVar[str]
-    """Name of the format in a checkpoint. Only a state with the same name can load it. Never rename it."""
+    """Name of the checkpoint format. Only a ``State`` with the same name can load the checkpoint. Never change it."""
 
     def save_state(self, folder: str, /) -> None:
         """Write weights and optimizer into ``folder``."""
@@ -55,7 +55,7 @@ class State(Protocol):
 
 @dataclass(frozen=True)
 class AccelerateState:
-    """Weights and optimizer that accelerate has prepared, the same on every process."""
+    """Saves and loads the weights and the optimizer that accelerate prepared. Every process holds all of them."""
 
     accelerator: Accelerator
     kept_by: ClassVar[str] = "Accelerator"
@@ -100,9 +100,9 @@ class Checkpoints:
         return None if found[0] is None else self.folder / found[0]
 
     def save(self, progress: Progress, pending: Sequence[Sequence[Row]], figure: float | None = None) -> None:
-        """Write weights, optimizer, progress, and this process's rollouts that later updates will use again.
+        """Write weights, optimizer, progress, and ``pending``: this process's rollouts that later updates use again.
 
-        The checkpoint becomes the best one if ``figure`` is the lowest so far.
+        ``figure`` is the held-out measure ``best_by``. If it is the lowest so far, this checkpoint becomes the best.
 
         Raises:
             TrainingStopped: the checkpoint cannot be written; earlier checkpoints are unchanged.
@@ -134,7 +134,7 @@ class Checkpoints:
     def load(self, checkpoint: Path) -> tuple[Progress, list[list[Row]]]:
         """Restore weights, optimizer and random state. Return the progress and the rollouts still in use.
 
-        The rollouts are those of all processes that wrote the checkpoint, so a different number may resume from it.
+        The rollouts are those of all processes that wrote the checkpoint. A resume may use another number.
 
         If the best checkpoint is torn, it is forgotten, so that a later one can become the best.
 
@@ -154,14 +154,14 @@ class Checkpoints:
         if not self._has_best(progress):
             progress.best = progress.best_figure = None
         files = sorted(checkpoint.glob("rollouts-*.json"), key=lambda file: int(file.stem.partition("-")[2]))
-        # Each process held one part of every batch, in the order of the processes.
-        parts = zip(*(_saved_rows(file) for file in files), strict=True)
-        return progress, [[row for part in of_each for row in part] for of_each in parts]
+        # Each file holds one process's part of every batch.
+        batches = zip(*(_saved_rows(file) for file in files), strict=True)
+        return progress, [[row for part in batch for row in part] for batch in batches]
 
     def load_best(self, progress: Progress) -> None:
         """Load the best checkpoint's weights into the student, if another checkpoint is in memory.
 
-        If the best one is torn, keep the weights in memory and name their checkpoint as the best in ``progress``.
+        If the best one is torn, the weights in memory stay, and ``progress.best`` becomes the name of their checkpoint.
         """
         if not self._has_best(progress):
             progress.best = self.in_memory
@@ -189,7 +189,7 @@ class Checkpoints:
 
     def _publish(self, partial: Path, name: str) -> None:
         target = self.folder / name
-        if os.path.lexists(target):  # it is torn: a run resumes after every whole one
+        if os.path.lexists(target):  # it is torn; the run would have resumed from a whole one
             remove(target)
         partial.rename(target)
         sync_folder(self.folder)
@@ -197,7 +197,7 @@ class Checkpoints:
     def _forget_old(self, newest: str, best: str | None) -> None:
         """Delete all but the newest few and the best.
 
-        Checkpoints with a later name than ``newest`` are torn, or the run would have resumed from them.
+        A checkpoint with a later name than ``newest`` is torn. Otherwise, the run would have resumed from it.
         """
         good = [path for path in self._all() if path.name <= newest and path.name not in self.torn - {newest}]
         for path in {*self._all()} - {*good[-self.keep :]}:
@@ -215,7 +215,7 @@ class Checkpoints:
 
 
 def _save_rows(path: Path, batches: Sequence[Sequence[Row]]) -> None:
-    """Write rows as JSON, and the teacher's hidden states next to it: recomputed, their last bits would differ."""
+    """Write rows as JSON, and the teacher's hidden states next to it, since a new pass would not give the same bits."""
     states = {
         f"{number}.{place}": row.teacher_states.contiguous()
         for number, batch in enumerate(batches)

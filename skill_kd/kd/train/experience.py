@@ -31,7 +31,9 @@ class Sampling:
     sampler: Sampler
     teacher: Teacher
     process: int
+    """Index of this process."""
     processes: int
+    """Number of processes."""
     annotate: TeacherStateFiller | None = None
     """Adds the teacher's hidden states to rows. If None, every step computes them again."""
     gathered: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -52,7 +54,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class PromptSource:
-    """Prompts of a stage, and the off-policy rows for them."""
+    """The prompts of a stage, and a function that returns off-policy rows for them."""
 
     prompts: Sequence[Encoded]
     off_policy: Callable[[Sequence[int]], list[Row]]
@@ -60,7 +62,7 @@ class PromptSource:
 
 
 def data_source(data: TrainingData) -> PromptSource:
-    """Return the responses written in the data as a source.
+    """Return a source with the responses of the data.
 
     Raises:
         BadInput: the data has no responses.
@@ -76,7 +78,7 @@ def data_source(data: TrainingData) -> PromptSource:
 
 
 def rows_source(rows: Sequence[Row]) -> PromptSource:
-    """Return existing rows as a source."""
+    """Return a source of existing rows."""
     return PromptSource([Encoded(row.prompt) for row in rows], lambda indices: [rows[index] for index in indices])
 
 
@@ -104,7 +106,7 @@ class Experience:
     def batch(self, update: int, student: nn.Module) -> list[Row]:
         """Return this process's rows for one optimizer step. Sample a new round from ``student`` if one is due."""
         if update % self.steps == 0 or not self.batches:
-            # The number of teacher passes depends on who writes the rows, so it differs between processes.
+            # Processes may need different numbers of teacher passes. In this context they need not wait for each other.
             with self.sampling.teacher.together():
                 self.batches = self._round(update // self.steps, student)
         return self.batches[update % len(self.batches)]
@@ -124,24 +126,24 @@ class Experience:
         batches = [self.sampling.share(numbered[start : start + self.batch_size]) for start in starts]
         mine = [pair for batch in batches for pair in batch]
         first = number * self.round_size
-        by_student = [(row, index) for row, index in mine if self._is_on_policy(first + row)]
-        by_others = [(row, index) for row, index in mine if not self._is_on_policy(first + row)]
-        requests = [SampleRequest(self.source.prompts[index], (*self.seed, number), row) for row, index in by_student]
+        by_student = [(place, index) for place, index in mine if self._is_on_policy(first + place)]
+        by_others = [(place, index) for place, index in mine if not self._is_on_policy(first + place)]
+        requests = [SampleRequest(self.source.prompts[i], (*self.seed, number), place) for place, i in by_student]
         sampled = self.sampling.sample(student, requests, self.objective.teacher_mix)
         written = self.source.off_policy([index for _, index in by_others]) if by_others else []
         annotate = self.sampling.annotate
         if self.objective.reads_teacher and annotate is not None:
-            # The teacher reads reused rows only once: rollouts for this round, responses for all epochs.
+            # The teacher reads a row only once: a reused rollout in this round, an off-policy row in all epochs.
             sampled = annotate(sampled, lasting=False) if self.reused else sampled
             written = annotate(written, lasting=True)
-        numbers = [row for row, _ in (*by_student, *by_others)]
-        rows = dict(zip(numbers, (*sampled, *written), strict=True))
-        return [[rows[row] for row, _ in batch] for batch in batches]
+        places = [place for place, _ in (*by_student, *by_others)]
+        rows = dict(zip(places, (*sampled, *written), strict=True))
+        return [[rows[place] for place, _ in batch] for batch in batches]
 
     def _is_on_policy(self, position: int) -> bool:
         """Return True if the student samples the row at ``position`` of the stream.
 
-        Its rows are spread evenly: over processes, and over batches if the share is small.
+        The student's rows are spread evenly over the processes, and over the batches if its share is small.
         """
         share = self.objective.on_policy
         return math.floor((position + 1) * share) > math.floor(position * share)
@@ -156,10 +158,10 @@ class Term:
 
 
 def corpus_source(texts: Sequence[str], encoder: Encoder, length: int) -> PromptSource:
-    """Return plain text as rows of at most ``length`` tokens. Every token but the first is scored."""
+    """Return plain text as rows of at most ``length`` tokens. Every token but the first is trained on."""
     rows: list[Row] = []
     for text in texts:
-        ids = encoder.answer(Encoded(()), text).response
+        ids = encoder.plain(text).response
         pieces = [ids[start : start + length] for start in range(0, len(ids), length)]
         rows += [Row(piece[:1], piece[1:], (True,) * (len(piece) - 1), "data") for piece in pieces if len(piece) > 1]
     return rows_source(rows)

@@ -1,8 +1,8 @@
 """The held-out measures: exact forward and reverse KL per token, likelihood, entropy, length and repetition.
 
-``forward_kl`` is measured on the teacher's samples, ``reverse_kl`` on the student's. Both use temperature 1 without a
-nucleus, over the full vocabulary at each position. A teacher that returns only its likeliest tokens gives lower bounds.
-They have different names (``reverse_kl_topk``), so that nobody compares them with exact metrics.
+``forward_kl`` is measured on the teacher's samples, ``reverse_kl`` on the student's. Both use temperature 1,
+no top-p and the full vocabulary. A teacher that returns only its top-k tokens gives lower bounds. Their names end in
+``_topk``, so that nobody compares them with exact values.
 
 A falling KL does not prove success: check length and repetition too.
 """
@@ -33,20 +33,20 @@ Figures = dict[str, float]
 """Metrics by their name in metrics.jsonl: nats per token, tokens per response, shares between 0 and 1."""
 
 SHOWN = 3
-"""Completions recorded with each measure."""
+"""Number of completions to record with each measurement."""
 
-_Reading = Callable[[Tensor, TeacherLogProbs | None, Batch], dict[str, Tensor]]
+_TokenMetrics = Callable[[Tensor, TeacherLogProbs | None, Batch], dict[str, Tensor]]
 """(student_logp_BTV, teacher's log-probabilities or None, batch) -> named values [B, T]"""
 
 
 @dataclass
 class HeldOut:
-    """Held-out prompts, and the teacher's samples on them, which are drawn once.
+    """Held-out prompts, and the teacher's responses to them, which are sampled once.
 
-    Prompts whose answer by the teacher cannot be used are left out of all measures.
+    All measures leave out a prompt if the teacher's response to it cannot be used.
 
     Raises:
-        TrainingStopped: none of the answers can be used.
+        TrainingStopped: none of the responses can be used.
     """
 
     teacher: Teacher
@@ -58,7 +58,7 @@ class HeldOut:
     def __post_init__(self) -> None:
         plain = replace(self.sampler.decoding, temperature=1.0, top_p=1.0)
         self.sampler = replace(self.sampler, decoding=plain)
-        # Unlike a training step, a measure always holds the distributions of both models for whole rows.
+        # A measurement holds both models' distributions of whole rows, unlike a training step, so it takes fewer rows.
         logits_bytes = 4 * self.teacher.vocabulary * plain.max_new_tokens
         self.rows_at_once = max(1, min(self.rows_at_once, CHUNK_BYTES // logits_bytes))
         written = self.teacher.write(self.examples, self.requests, plain)
@@ -99,14 +99,14 @@ class HeldOut:
             for example, row, teacher_row in triples
         ]
 
-    def _on_rows(self, student: nn.Module, rows: Sequence[Row], reading: _Reading) -> Figures:
-        """Return the values of ``reading``, averaged over all tokens of ``rows``."""
+    def _on_rows(self, student: nn.Module, rows: Sequence[Row], metrics: _TokenMetrics) -> Figures:
+        """Return the mean of each of ``metrics`` over all tokens of ``rows``."""
         totals: dict[str, float] = {}
         for start in range(0, len(rows), self.rows_at_once):
             batch = collate(rows[start : start + self.rows_at_once], self.sampler.pad, self.sampler.device)
             student_logp = log_probs(response_logits(student, batch, self.teacher.vocabulary))
             teacher = self.teacher.logp(batch) if self.teacher.scores else None
-            for name, value_BT in reading(student_logp, teacher, batch).items():
+            for name, value_BT in metrics(student_logp, teacher, batch).items():
                 totals[name] = totals.get(name, 0.0) + float(masked_sum(value_BT.double(), batch.mask_BT))
         count = sum(row.tokens for row in rows)
         return {name: total / count for name, total in totals.items()}
@@ -133,6 +133,7 @@ def _on_student_samples(student_logp: Tensor, teacher: TeacherLogProbs | None, b
 
 
 def _bound(name: str, teacher: TeacherLogProbs | None) -> str:
+    """Return the metric's name, with a suffix if a top-k teacher gives only a lower bound."""
     return f"{name}_topk" if isinstance(teacher, TopK) else name
 
 

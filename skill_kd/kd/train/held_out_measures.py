@@ -27,7 +27,7 @@ class HeldOutMeasures:
     def take(self, student: nn.Module, progress: Progress, moment: str) -> float:
         """Measure ``student``, and return the measure ``best_by``. Lower is better.
 
-        ``moment`` is the kind of a stage, or "before". All processes call it, and each can read all weights.
+        ``moment`` is the kind of a stage, or "before". All processes call this, inside the student's ``gathered()``.
         """
         with self.accelerator.autocast():
             figures, rows = self.held_out.measure(student)
@@ -39,5 +39,5 @@ class HeldOutMeasures:
         self.journal.event("sample", stage=moment, update=progress.update, samples=samples)
         progress.measures[f"{moment}:{progress.update}"] = figures
         progress.samples[f"{moment}:{progress.update}"] = samples
-        # A served teacher leaves only a lower bound of a KL. A teacher that gives only text leaves held_out_nll.
+        # A served teacher allows only a lower bound of a KL. One that returns only text allows only held_out_nll.
         return figures.get(self.best_by, figures.get(f"{self.best_by}_topk", figures["held_out_nll"]))

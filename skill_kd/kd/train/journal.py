@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from ..config import Config
+from ..files import open_unlinked
 from .held_out import Figures
 
 
@@ -39,7 +40,7 @@ class Journal:
             return
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"event": event, "time": time, **values}, ensure_ascii=False, allow_nan=False)
-        with self.path.open("a", encoding="utf-8") as file:
+        with open_unlinked(self.path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -68,7 +69,7 @@ class Journal:
             tqdm.write(text, file=sys.stderr)
 
     def note_once(self, text: str) -> None:
-        """Write a note the first time only; it may hold for many updates."""
+        """Record a note unless it was recorded before. Many updates may call this with the same text."""
         if text not in self.told:
             self.told.add(text)
             self.note(text)
@@ -77,14 +78,14 @@ class Journal:
         """Call the trackers through ``act``. After the first error, write a note and continue without them."""
         try:
             act()
-        except Exception as error:  # every client raises its own kinds
+        except Exception as error:  # each tracker raises its own kinds of errors
             self.trackers, self.accelerator.trackers = False, []
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             self.note(f"trackers are off from here on ({reason}); metrics.jsonl still gets every metric")
 
     @contextmanager
     def bar_of(self, stage: str, updates: int, done: int) -> Iterator[None]:
-        """Show a stage's progress bar with updates and tokens per second. It closes however the stage ends."""
+        """Show a stage's progress bar with updates and tokens per second. Close it also if the stage fails."""
         main = self.accelerator.is_main_process
         self.bar = tqdm(total=updates, initial=done, desc=stage, unit="update", disable=not main, dynamic_ncols=True)
         try:
@@ -102,7 +103,7 @@ class Journal:
             self.bar.update(1)
 
     def rolled_back(self, stage: str, bad: int, behind: int, checkpoint: str, reason: str) -> None:
-        """Record that update ``bad``, counted from 0, was not taken, and that the run resumes at ``behind``."""
+        """Record that update ``bad`` was not taken and that update ``behind`` is next. Both count from 0."""
         self.event("roll_back", stage=stage, bad=bad, behind=behind, checkpoint=checkpoint, reason=reason)
         self.note(f"rolled back to checkpoint {checkpoint} ({reason}); continuing after update {behind}")
         if self.bar is not None:
@@ -112,7 +113,7 @@ class Journal:
 def _cut_torn_line(path: Path) -> None:
     """Remove an incomplete last line, which a full disk can leave. It would spoil the next event."""
     if path.exists():
-        with path.open("rb+") as file:
+        with open_unlinked(path, "rb+") as file:
             file.truncate(file.read().rfind(b"\n") + 1)
 
 

@@ -34,6 +34,7 @@ from .self_training import own_samples_source
 from .strategy import WrappedStudent
 
 LEAST_SAMPLE_SIZE = 0.1
+"""A smaller effective sample size, as a share of the rollouts, causes a warning."""
 NOISY_WEIGHTS = (
     f"the importance weights leave an effective sample size below {LEAST_SAMPLE_SIZE} of the rollouts: the exact "
     "gradient is unbiased but very noisy; lower teacher_mix or rollout.max_new_tokens, or take estimator: paper"
@@ -96,9 +97,9 @@ def optimizer_step(
 def micro_batches(
     accelerator: Accelerator, terms: list[Term], rows_by_term: list[list[Row]], accumulate: int
 ) -> Iterator[MicroBatch]:
-    """Cut each loss term's rows into ``accumulate`` micro-batches. The factor is its weight over its normalizer.
+    """Cut each loss term's rows into ``accumulate`` micro-batches. The factor is the term's weight / its normalizer.
 
-    The normalizer counts the rows of all processes. Rows of similar length share a micro-batch, which is as wide as its
+    The normalizer counts the rows of all processes. Rows of similar length share a micro-batch, which is padded to its
     longest row. The order of rows does not matter, since their losses are summed.
     """
     for term, rows in zip(terms, rows_by_term, strict=True):
@@ -122,13 +123,14 @@ def add_up_gradients(
             with accelerator.autocast():
                 teacher = sampling.teacher.view(batch, objective.temperature) if objective.reads_teacher else None
             addend = scale * student.policy(batch, objective.loss, teacher, objective.temperature)
+            # ``backward`` averages over the processes, but the loss is their sum.
             student.stepper.backward(addend * accelerator.num_processes)
             loss += addend.detach()
     return loss
 
 
 def row_figures(accelerator: Accelerator, rows: list[Row], seconds: float) -> Figures:
-    """Return tokens and tokens per second of all processes, and mean length and sample size of this process."""
+    """Return tokens and tokens per second of all processes, and mean length and effective sample size of this one."""
     tokens = int(accelerator.reduce(torch.tensor(sum(row.tokens for row in rows), device=accelerator.device), "sum"))
     length = sum(len(row.response) for row in rows) / len(rows)
     figures = {"tokens": tokens, "tokens_per_second": tokens / seconds, "length": length}
@@ -144,7 +146,7 @@ def row_figures(accelerator: Accelerator, rows: list[Row], seconds: float) -> Fi
 
 
 def train_stage(run: Run, progress: Progress, pending: list[list[Row]]) -> None:
-    """Run one stage from ``progress`` to its end, with measures and checkpoints at intervals and at the end."""
+    """Run one stage from ``progress`` to its end. ``pending`` are rollouts of all processes that it still uses."""
     stage, student, training = run.config.stages[progress.stage], run.student, run.config.training
     terms = stage_terms(run, stage)
     experience = terms[0].experience
@@ -172,19 +174,19 @@ def train_stage(run: Run, progress: Progress, pending: list[list[Row]]) -> None:
 
 
 def stage_terms(run: Run, stage: Stage) -> list[Term]:
-    """Return the loss terms of a stage: its objective, and MiniLLM's PT loss and coverage if they have weight."""
+    """Return the loss terms of a stage: its objective, and MiniLLM's pretraining and coverage losses if enabled."""
     config, sampling = run.config, run.sampling
-    likelihood = build_objective(Sft())
+    sft = build_objective(Sft())
     if stage.kind == "self_train":
         file = run.folder / "self_train.json"
         own = own_samples_source(config, stage, run.student, sampling, run.data.prompts, file)
-        return [Term(Experience(config, stage.kind, likelihood, own, sampling))]
+        return [Term(Experience(config, stage.kind, sft, own, sampling))]
     objective = build_objective(stage.objective)
     source = data_source(run.data) if objective.responses == "data" else run.teacher_source
     terms = [Term(Experience(config, stage.kind, objective, source, sampling))]
     if objective.pt_weight:
         corpus = corpus_source(run.data.corpus, run.encoder, config.rollout.max_new_tokens)
-        terms.append(Term(Experience(config, "pretraining", likelihood, corpus, sampling), objective.pt_weight))
+        terms.append(Term(Experience(config, "pretraining", sft, corpus, sampling), objective.pt_weight))
     if objective.coverage_weight:
         covering = Experience(config, "coverage", coverage_objective(), run.teacher_source, sampling)
         terms.append(Term(covering, objective.coverage_weight))
@@ -194,9 +196,9 @@ def stage_terms(run: Run, stage: Stage) -> list[Term]:
 def begin_schedule(
     optimizer: torch.optim.Optimizer, training: Training, rate: float, updates: int, done: int
 ) -> LambdaLR:
-    """Return the stage's schedule of the learning rate. A stage that begins also gets fresh moments.
+    """Return the stage's schedule of the learning rate. At the start of a stage, clear AdamW's moments.
 
-    ``rate`` is the highest learning rate. ``done`` of the stage's ``updates`` are made; the schedule resumes there.
+    ``rate`` is the highest learning rate. The schedule resumes after the ``done`` updates that were made.
     """
     if done == 0:
         optimizer.state.clear()
@@ -210,7 +212,7 @@ def begin_schedule(
 
 
 def go_back(run: Run, progress: Progress, bad: BadUpdate, behind: int) -> None:
-    """Roll back, skip the rows of a bad update, and record it. Training resumes at update ``behind``."""
+    """Roll back, and record it. Training resumes at update ``behind``, after the rows of the bad round."""
     source = roll_back(run.checkpoints, run.student.optimizer, progress, bad, behind)
     stage = run.config.stages[progress.stage].kind
     run.journal.rolled_back(stage, bad.update, behind, source, str(bad).partition(";")[0])
@@ -224,7 +226,7 @@ def log_update(journal: Journal, objective: Objective, stage: str, update: int, 
 
 
 def keep_checkpoint(run: Run, progress: Progress, experience: Experience, due: bool) -> None:
-    """Measure and save if ``due`` or at the spec's interval. After a signal, only save."""
+    """Measure and save if ``due`` or at the spec's interval. At other updates, save only after a signal."""
     pending = experience.pending(progress.update)
     if due or progress.update % run.config.checkpoint.every == 0:
         figure = measure(run, progress, run.config.stages[progress.stage].kind)
@@ -266,7 +268,7 @@ def export_best(run: Run, progress: Progress) -> None:
     if student is None:
         return
     if run.sampling.annotate is not None:
-        run.sampling.annotate.forget()
+        run.sampling.annotate.forget()  # deletes the teacher's hidden states on disk
     encoder, dtype = run.encoder, run.config.student.export_dtype
     export_student(student, encoder.tokenizer, encoder.eos_ids, run.folder / "student", dtype)
     final = {"best": progress.best, "measures": progress.measures, "samples": progress.samples}

@@ -22,15 +22,18 @@ class Objective:
 
     loss: Estimator
     temperature: float
-    """The logits of both models are divided by it before the loss."""
+    """Both models' logits are divided by this before the loss."""
     reads_teacher: bool
     on_policy: float
     """Share of the rows for which the student samples the response."""
     responses: Literal["teacher", "data"]
     """Source of the other responses."""
     teacher_mix: float = 0.0
+    """Share of the teacher in the mixture that samples the rollouts."""
     pt_weight: float = 0.0
+    """Weight of the pretraining loss, a second loss term on plain text."""
     coverage_weight: float = 0.0
+    """Weight of ``coverage_objective``, another loss term."""
 
     def count(self, rows: list[Row]) -> int:
         """Return the normalizer of the summed loss of ``rows``."""
@@ -38,7 +41,7 @@ class Objective:
 
 
 def build_objective(objective: config.Objective) -> Objective:
-    """Build the objective from the spec's; the losses themselves are defined in ``losses``."""
+    """Build the objective of a stage from the objective in the spec. ``losses`` defines the losses."""
     if isinstance(objective, config.Sft | config.SequenceKD):
         source: Literal["teacher", "data"] = "data" if objective.kind == "sft" else "teacher"
         return Objective(Estimator(negative_log_likelihood), 1.0, False, on_policy=0.0, responses=source)
@@ -77,12 +80,12 @@ def _minillm(objective: config.MiniLLM) -> Objective:
 def _estimator(objective: config.MiniLLM) -> Estimator:
     if objective.estimator == "paper":
         return paper(length_normalization=objective.length_normalization, clip=objective.clip)
-    # Without teacher mixing, 'exact' takes one step from the policy that sampled.
+    # Without teacher_mix, the spec makes 'exact' on-policy: one step for each batch of rollouts.
     return EXACT if objective.teacher_mix else EXACT_ON_POLICY
 
 
 def negative_log_likelihood(student_logp: Tensor, _teacher: Tensor | None, ids: Tensor) -> Tensor:
-    """Return −log q(y_t): supervised fine-tuning on the data's responses, sequence_kd on the teacher's."""
+    """Return −log q(y_t). ``sft`` takes the data's responses, ``sequence_kd`` takes the teacher's."""
     return -token_logp(student_logp, ids)
 
 
@@ -93,8 +96,8 @@ def _divergence_loss(divergence: Divergence, temperature: float, hard_label_weig
         # Gradients of softened distributions shrink by 1/T², so T² keeps the step size (arXiv 1503.02531, section 2).
         return temperature**2 * divergence(student_logp, teacher_logp)
 
-    def labelled(student_logp: Tensor, teacher_logp: Tensor, ids: Tensor, share: Tensor) -> Tensor:
-        # T·log q_T is the logits plus a constant, which cancels in the softmax: this is −log q at temperature 1.
+    def labeled(student_logp: Tensor, teacher_logp: Tensor, ids: Tensor, share: Tensor) -> Tensor:
+        # T·log q_T is the logits plus a constant, and log_softmax removes it. So ``hard`` is −log q at temperature 1.
         hard = -token_logp(torch.log_softmax(temperature * student_logp, dim=-1), ids)
         return (1 - share) * soft(student_logp, teacher_logp, ids) + share * hard
 
@@ -102,4 +105,4 @@ def _divergence_loss(divergence: Divergence, temperature: float, hard_label_weig
         assert responses.from_data_B is not None
         return (hard_label_weight * responses.from_data_B.float().unsqueeze(1),)
 
-    return Estimator(labelled, shares) if hard_label_weight else Estimator(soft)
+    return Estimator(labeled, shares) if hard_label_weight else Estimator(soft)

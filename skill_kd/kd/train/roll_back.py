@@ -1,4 +1,4 @@
-"""Bad updates: detected before the optimizer step, and handled as ``training.on_bad_loss`` says."""
+"""Detects a bad update before the optimizer step, and rolls back to a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ MOST_ROLL_BACKS = 3
 
 
 class BadUpdate(TrainingStopped):
-    """A loss or gradient that is not finite, or a loss beyond ``training.loss_limit``; its step is not taken."""
+    """A loss or gradient that is not finite, or a loss beyond ``training.loss_limit``. The optimizer takes no step."""
 
-    def __init__(self, update: int, figures: str) -> None:
+    def __init__(self, update: int, reason: str) -> None:
         """``update`` counts from 0 in its stage."""
         super().__init__(
-            f"update {update}: {figures}; checkpoints/ keeps weights from before it. Lower training.learning_rate, "
+            f"update {update}: {reason}; checkpoints/ keeps weights from before it. Lower training.learning_rate, "
             "or look at the data of this update"
         )
         self.update = update
 
 
 def check_loss(update: int, loss: float, grad_norm: float, limit: float | None) -> None:
-    """Check the loss of an update. It may be negative, so ``limit`` applies to its absolute value.
+    """Check the loss of an update. A loss may be negative, so ``limit`` applies to its absolute value.
 
     Raises:
         BadUpdate: loss or gradient norm is not finite, or the loss is beyond ``limit``.
@@ -40,11 +40,11 @@ def check_loss(update: int, loss: float, grad_norm: float, limit: float | None) 
 def roll_back(
     checkpoints: Checkpoints, optimizer: torch.optim.Optimizer, progress: Progress, bad: BadUpdate, behind: int
 ) -> str:
-    """Restore weights and optimizer of the newest whole checkpoint, and resume at ``behind``. All processes call it.
+    """Restore the newest whole checkpoint, and set progress to update ``behind``. All processes call it.
 
     The rows since that checkpoint are skipped, because training on them again would lead to the same update. A new
     checkpoint is written immediately, so that a run killed later resumes from here. If the newest checkpoint was itself
-    written by a roll-back, the best one is restored: bad weights can be saved before the loss shows it.
+    written by a roll-back, the best one is restored: weights can be bad before the loss shows it.
 
     Returns:
         The name of the checkpoint that was restored.
@@ -63,7 +63,7 @@ def roll_back(
         source = found.best
     optimizer.zero_grad()
     if int(source.partition("-")[0]) != progress.stage:
-        optimizer.state.clear()  # as at the beginning of a stage
+        optimizer.state.clear()  # the restored moments are those of an earlier stage
     progress.best, progress.best_figure = found.best, found.best_figure
     progress.update = behind
     progress.roll_backs.append(f"{progress.stage}-{behind:08d}")

@@ -1,4 +1,4 @@
-"""Self-training: the student's own best samples, taken once and kept in the run folder."""
+"""Self-training data: the student's own best responses, sampled once and kept in the run folder."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def own_best_samples(
 ) -> list[Row]:
     """Sample ``stage.samples`` responses per prompt, and return the best.
 
-    Responses that did not end, or that loop, are dropped. Of the rest, the share ``stage.keep`` with the highest mean
-    log-likelihood under the teacher is returned, likeliest first.
+    This drops responses that did not end or that loop. Of the rest, it returns the share ``stage.keep`` with the
+    highest mean log-likelihood under the teacher, the likeliest first.
 
     Raises:
         BadInput: no sample was usable.
-        StoppedBySignal: the run was asked to stop. Sampling can take long, so it does not wait for an update.
+        StoppedBySignal: the run was asked to stop. Sampling can take long, so it stops between batches.
     """
     seed = (config.seed, "self_train")
     requests = [

@@ -9,12 +9,14 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config import Config
+from ..config import Config, SelfTrain
 from ..dataset.encoding import Encoder
 from ..dataset.training_data import TrainingData, load_training_data
 from ..errors import BadInput
+from ..files import refuse_links
+from ..model.cached import check_family
 from ..model.loading import check_context
-from ..model.vocabulary import eos_ids, real_vocabulary
+from ..model.vocabulary import eos_ids, real_vocabulary, refuse_ids_beyond
 from ..rollouts.decoding import Decoding
 from ..rollouts.sampler import Sampler, requests_for
 from ..signals import StopRequest
@@ -27,12 +29,19 @@ from .held_out import HeldOut
 from .held_out_measures import HeldOutMeasures
 from .journal import Journal
 from .loop import Run
+from .objectives import build_objective
 from .strategy import Strategy, WrappedStudent
+
+WRITTEN = (
+    *("checkpoints", "student", "partial-student", "teacher_states"),
+    *("metrics.jsonl", "summary.json", "self_train.json"),
+)
+"""Files and folders of a run that a trainer writes, by their names in its folder."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts that every trainer needs, also one with a loop of its own."""
+    """The parts that every trainer needs, even if it has its own loop."""
 
     encoder: Encoder
     data: TrainingData
@@ -49,7 +58,9 @@ def open_accelerator(config: Config, folder: Path) -> Accelerator:
 
     Raises:
         BadInput: the batch does not divide over the started processes.
+        OSError: a path of ``WRITTEN`` is a symbolic link.
     """
+    refuse_links(*(folder / name for name in WRITTEN))
     torch.manual_seed(config.seed)
     accelerator = Accelerator(
         # Without this, several processes on a machine without accelerators would not find each other.
@@ -73,22 +84,36 @@ def open_parts(
     """Load the data and the teacher, and check that the student fits both.
 
     Raises:
-        ScriptError: the data, the teacher or its tokenizer cannot be used. The message names it and the fix.
+        ScriptError: the data, the teacher or its tokenizer cannot be used. The message names the cause and the fix.
     """
     rollout, training = config.rollout, config.training
+    check_family(student, "the student")
     check_context(student, config.data.max_prompt_tokens + rollout.max_new_tokens, "the student")
-    encoder = Encoder(tokenizer, eos_ids(tokenizer, student), config.data.chat_template_options)
+    options = config.data.chat_template_options
+    encoder = Encoder(tokenizer, eos_ids(tokenizer, student, options), options)
     data = load_training_data(config, encoder)
     vocabulary = real_vocabulary(tokenizer, student)
     decoding = Decoding(rollout.max_new_tokens, rollout.temperature, rollout.top_p, encoder.eos_ids, vocabulary)
     sampler = Sampler(decoding, int(tokenizer.pad_token_id), accelerator.device)
     over = accelerator if config.launch.shard_teacher and accelerator.num_processes > 1 else None
-    teacher = open_teacher(config, tokenizer, sampler, encoder, over)
-    sampler = replace(sampler, decoding=replace(decoding, vocabulary=teacher.vocabulary))
+    refuse_ids_beyond(vocabulary, data.prompt_ids(), tokenizer, "the student")
+    teacher = open_teacher(config, tokenizer, sampler, encoder, over, data)
+    teacher.check_prompts(data.examples, config.data.train)
+    held_out_file = config.data.held_out if isinstance(config.data.held_out, str) else config.data.train
+    teacher.check_prompts(data.held_out_examples, held_out_file)
+    if _learns_from_data(config):
+        refuse_ids_beyond(teacher.vocabulary, data.response_ids(), tokenizer, "the teacher or the student")
+    sampler = replace(sampler, decoding=teacher.shared(decoding))
+    encoder = Encoder(tokenizer, sampler.decoding.eos_ids, options)
     rows_at_once = training.batch_size // training.accumulate // accelerator.num_processes
-    measured = requests_for(data.held_out_prompts, (config.seed, "held_out"))
-    held_out = HeldOut(teacher, sampler, data.held_out_examples, measured, rows_at_once)
+    held_out_requests = requests_for(data.held_out_prompts, (config.seed, "held_out"))
+    held_out = HeldOut(teacher, sampler, data.held_out_examples, held_out_requests, rows_at_once)
     return Parts(encoder, data, teacher, sampler, held_out, rows_at_once)
+
+
+def _learns_from_data(config: Config) -> bool:
+    objectives = [build_objective(stage.objective) for stage in config.stages if not isinstance(stage, SelfTrain)]
+    return any(objective.responses == "data" and objective.on_policy < 1 for objective in objectives)
 
 
 def open_run(
@@ -103,8 +128,8 @@ def open_run(
     parts = open_parts(config, accelerator, student, tokenizer)
     wrapped = strategy.wrap(student, parts.teacher.vocabulary)
     journal = Journal(folder, accelerator, config)
-    written = requests_for(parts.data.prompts, (config.seed, "teacher"))
-    responses = TeacherResponses(parts.teacher, parts.data.examples, written, parts.sampler.decoding)
+    requests = requests_for(parts.data.prompts, (config.seed, "teacher"))
+    responses = TeacherResponses(parts.teacher, parts.data.examples, requests, parts.sampler.decoding)
     return Run(
         config=config,
         folder=folder,

@@ -1,4 +1,4 @@
-"""From the gradients of micro-batches to an optimizer step: with accelerate, or with DeepSpeed's ZeRO."""
+"""Turns the gradients of micro-batches into an optimizer step, with accelerate or with DeepSpeed's ZeRO."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Stepper(Protocol):
         """Add the gradients of a loss. They are averaged over all processes."""
 
     def norm(self) -> float:
-        """Clip the gradients to the spec's norm, and return the norm before that."""
+        """Clip the gradients to the spec's norm, and return their norm before clipping."""
 
     def step(self) -> None:
         """Change the weights, and set the gradients to zero."""
 
 
 class AccelerateStepper:
-    """Steps a policy that accelerate prepared, or whose shards torch keeps."""
+    """Steps a policy that accelerate prepared or that FSDP2 shards."""
 
     def __init__(
         self, accelerator: Accelerator, policy: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float
@@ -70,7 +70,7 @@ class AccelerateStepper:
 class DeepSpeedStepper:
     """ZeRO stage 2: each process has the whole student, and a part of its gradients and of AdamW's moments.
 
-    It does not use accelerate's DeepSpeed: that steps at every micro-batch, and leaves DeepSpeed out on CPUs.
+    This is not accelerate's DeepSpeed plugin, which steps at every micro-batch and does not use DeepSpeed on CPUs.
     """
 
     kept_by: ClassVar[str] = "Zero"
@@ -95,10 +95,10 @@ class DeepSpeedStepper:
         self.accelerator = accelerator
         self.optimizer = optimizer
         self.policy = policy
-        # This does not wrap the policy: it only moves it to the device and puts it under autocast.
+        # ``evaluation_mode`` does not wrap the policy. It only moves the policy to the device, under autocast.
         placed = accelerator.prepare_model(policy, evaluation_mode=True)
         config = {
-            "train_micro_batch_size_per_gpu": 1,  # required, and used only for its log
+            "train_micro_batch_size_per_gpu": 1,  # DeepSpeed requires this, and uses it only in its log
             "gradient_clipping": max_norm,
             "zero_optimization": {"stage": 2, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET},
         }
@@ -115,7 +115,7 @@ class DeepSpeedStepper:
         self.engine.backward(loss)
 
     def norm(self) -> float:
-        """See ``Stepper``. Only the step clips."""
+        """See ``Stepper``. This does not clip yet: DeepSpeed clips in ``step``."""
         return float(self.engine.optimizer.scaled_global_norm())
 
     def step(self) -> None:

@@ -42,7 +42,7 @@ class Strategy(Protocol):
     """One way to share a student among the processes."""
 
     def __init__(self, config: Config, accelerator: Accelerator) -> None:
-        """Take the spec's values, and the accelerator that knows the started processes."""
+        """Keep the configuration, and the accelerator, which knows the processes of this run."""
 
     @property
     def loads_weights(self) -> bool:
@@ -93,7 +93,7 @@ class Fsdp2Strategy:
 
     @property
     def loads_weights(self) -> bool:
-        """True on the main process, which sends out its weights. The machine's memory then holds them once."""
+        """True on the main process, which sends its weights to the others. So the machine loads them only once."""
         main: bool = self.accelerator.is_main_process
         return main
 
@@ -101,7 +101,7 @@ class Fsdp2Strategy:
         """See ``Strategy``."""
         training = self.config.training
         shards = ShardedStudent(student, self.accelerator)
-        # A policy reads its student when it is built. Outside of this block, a process may have only shapes.
+        # StudentWithLoss reads the weights when it is built. Outside of this block, a process may have only shapes.
         with shards.gathered():
             policy = StudentWithLoss(student, vocabulary, training.compile_loss)
         optimizer = adamw(policy, training)

@@ -14,7 +14,7 @@ import pytest
 from tiny import EOS, UNK, make_tokenizer, tiny_config
 from transformers import PreTrainedTokenizerFast
 
-from skill_kd.kd.config import Checkpoint, Config, Data, Rollout
+from skill_kd.kd.config import Checkpoint, Config, Data, Distill, Rollout, WarmStart
 from skill_kd.kd.dataset.encoding import Encoded, Encoder
 from skill_kd.kd.dataset.lengths import fit_prompts
 from skill_kd.kd.dataset.reading import Example, _jsonl_rows, parse_example, read_corpus, read_examples
@@ -62,10 +62,10 @@ def test_keys_that_training_does_not_read_are_accepted(tmp_path: Path) -> None:
         ({"prompt": "p", "response": ""}, "'response' is empty"),
         ({"prompt": "p", "response": ["r"]}, "'response' is empty or not text"),
         ({"messages": []}, "no user turn"),
-        ({"messages": "hello"}, "no user turn"),
+        ({"messages": "hello"}, "is text, not a list"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "role"),
-        ({"messages": [{"role": "user", "content": " "}]}, "non-empty content"),
-        ({"messages": [{"role": "user"}]}, "non-empty content"),
+        ({"messages": [{"role": "user", "content": " "}]}, "user turn with empty content"),
+        ({"messages": [{"role": "user"}]}, "text content"),
         ({"messages": [{"role": "system", "content": "x"}]}, "no user turn"),
         (
             {
@@ -95,7 +95,7 @@ def test_an_empty_column_of_messages_with_a_prompt_is_read() -> None:
 def test_malformed_rows_are_counted_and_the_first_named(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_bytes(b'{"prompt": "a"}\n{broken\n\xff\xfe\n{"prompt": "b"}\n')
-    with pytest.raises(BadInput, match=r"2 of 4 rows .*line 2: not a JSON object; line 3.*data\.max_bad_rows"):
+    with pytest.raises(BadInput, match=r"2 of 4 rows .*line 2: not a JSON object; line 3: .*data\.max_bad_rows"):
         read_examples(str(path), "train", 0.25)
 
 
@@ -281,7 +281,7 @@ def test_a_template_whose_turns_end_without_an_eos_still_teaches_to_stop() -> No
 def test_without_a_chat_template_the_text_itself_is_the_prompt_and_eos_ends_each_answer() -> None:
     tokenizer = make_tokenizer(chat=False, special=(UNK,), pad=None)
     row = encoder(tokenizer).conversation(Example(TURNS, "lazy"))
-    assert tokenizer.decode(row.prompt) == "worldhello"
+    assert tokenizer.decode(row.prompt) == "world\n\nhello"
     assert scored_text(tokenizer, row) == f"fox dog{UNK}lazy{UNK}"
 
 
@@ -299,8 +299,9 @@ def test_without_a_chat_template_a_tokenizer_that_begins_texts_with_bos_begins_p
 
 def test_an_answer_written_as_text_is_closed_by_eos() -> None:
     tokenizer = make_tokenizer()
-    row = encoder(tokenizer).answer(Encoded((5, 6)), "lazy dog")
-    assert row.prompt == (5, 6)
+    example = Example((("user", "hello"),), None)
+    row = encoder(tokenizer).answer(example, "lazy dog")
+    assert row.prompt == encoder(tokenizer).prompt(example).prompt
     assert tokenizer.decode(row.response) == f"lazy dog{EOS}"
     assert all(row.scored)
 
@@ -324,6 +325,7 @@ def test_dropping_every_prompt_is_refused() -> None:
 
 def training_config(train: str, **changes: Any) -> Config:
     return tiny_config(
+        stages=(WarmStart(), Distill()),
         seed=1,
         data=data_config(train, **changes),
         rollout=Rollout(max_new_tokens=8),

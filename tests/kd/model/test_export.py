@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from tiny import EOS, build_model, make_tokenizer
+from tiny import EOS, UNK, build_model, make_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from skill_kd.kd.errors import TrainingStopped
@@ -119,3 +119,38 @@ def test_a_folder_that_does_not_match_is_never_called_the_student(
     with pytest.raises(TrainingStopped, match="logits differ"):
         export_student(model, tokenizer, frozenset({tokenizer.eos_token_id}), tmp_path / "student", "float32")
     assert not (tmp_path / "student").exists()
+
+
+@pytest.mark.parametrize("pad", ["<|im_start|>", UNK, None])
+def test_the_pad_occurs_in_no_prompt_and_hides_nothing(pad: str | None, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(pad=pad)
+    model = build_model("llama", layers=1, vocabulary=len(tokenizer), tokenizer=tokenizer)
+    ends = frozenset(tokenizer.convert_tokens_to_ids([EOS, UNK]))
+    export_student(model, tokenizer, ends, tmp_path / "student", "float32")
+    again = AutoTokenizer.from_pretrained(tmp_path / "student")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "student").train(False)
+    turns = [{"role": role, "content": "hello"} for role in ("system", "user", "assistant", "user")]
+    prompt = again.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    assert again.pad_token_id not in {None, *ends, *prompt["input_ids"][0].tolist()}
+    options = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    masked = loaded.generate(**prompt, **options).logits[0]
+    unmasked = loaded.generate(prompt["input_ids"], **options).logits[0]
+    assert torch.equal(masked, unmasked)
+
+
+@pytest.mark.parametrize(
+    ("free", "chosen"),
+    [
+        (["<repo>", "<|reserved_0|>", "<|vision_pad|>"], "<|vision_pad|>"),
+        (["<repo>", "<|reserved_0|>"], "<|reserved_0|>"),
+        (["<repo>"], "<repo>"),
+        ([], "<|pad|>"),
+    ],
+)
+def test_the_pad_is_the_free_token_that_means_least(free: list[str], chosen: str, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(pad=EOS)
+    tokenizer.add_special_tokens({"extra_special_tokens": free})
+    model = build_model("llama", layers=1, vocabulary=len(tokenizer), tokenizer=tokenizer)
+    ends = frozenset(tokenizer.convert_tokens_to_ids([EOS, UNK]))
+    export_student(model, tokenizer, ends, tmp_path / "student", "float32")
+    assert AutoTokenizer.from_pretrained(tmp_path / "student").pad_token == chosen

@@ -17,8 +17,17 @@ from tiny import EOS, POSITIONS, UNK, build_model, make_model, make_tokenizer
 from torch import nn
 from transformers import (
     AutoTokenizer,
+    BertConfig,
+    BertLMHeadModel,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3nTextConfig,
+    GPTNeoConfig,
     OPTConfig,
     OPTForCausalLM,
+    PreTrainedModel,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     SmolLM3Config,
     SmolLM3ForCausalLM,
     dynamic_module_utils,
@@ -27,9 +36,10 @@ from transformers import (
 from skill_kd.kd.config import FromTeacher, Lora, Student, Teacher, WeightedModel
 from skill_kd.kd.errors import BadInput, Missing
 from skill_kd.kd.losses.divergences import log_probs
-from skill_kd.kd.model.growing import grow, kept_layers
+from skill_kd.kd.model.growing import grow
+from skill_kd.kd.model.layers import kept_layers
 from skill_kd.kd.model.loading import check_context, load_model, load_student, load_teacher, load_tokenizer
-from skill_kd.kd.model.vocabulary import eos_ids, real_vocabulary, shared_vocabulary
+from skill_kd.kd.model.vocabulary import eos_ids, real_vocabulary, refuse_ids_beyond, shared_vocabulary
 
 torch.set_num_threads(1)
 
@@ -132,6 +142,84 @@ def test_settings_per_layer_follow_the_layers_that_are_kept() -> None:
     grown = grow(teacher, (0, 3))
     assert grown.config.no_rope_layers == [1, 0]
     assert [layer.self_attn.use_rope for layer in grown.model.layers] == [1, 0]
+
+
+SIZES = {
+    "vocab_size": 60,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+KINDS = ["sliding_attention", "full_attention"] * 2
+TOWER = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
+
+
+def gemma3() -> PreTrainedModel:
+    text = {**SIZES, "layer_types": KINDS, "sliding_window": 4}
+    return Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=TOWER, mm_tokens_per_image=4))
+
+
+def qwen3_moe(**experts: Any) -> PreTrainedModel:
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES, **EXPERTS, **experts))
+
+
+def bert() -> PreTrainedModel:
+    return BertLMHeadModel(BertConfig(**SIZES, is_decoder=True, tie_word_embeddings=True))
+
+
+LAYERED: dict[str, tuple[Callable[[], PreTrainedModel], tuple[int, ...], dict[str, Any]]] = {
+    "a head of several layers": (bert, (0, 3), {"num_hidden_layers": 2}),
+    "multimodal": (gemma3, (0, 3), {"model_type": "gemma3_text", "layer_types": [KINDS[0], KINDS[3]]}),
+    "dense layers by number": (lambda: qwen3_moe(mlp_only_layers=[1, 3]), (0, 3), {"mlp_only_layers": [1]}),
+    "dense layers by step": (
+        lambda: qwen3_moe(decoder_sparse_step=2),
+        (0, 1, 3),
+        {"mlp_only_layers": [0], "decoder_sparse_step": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERED)
+def test_a_student_grows_from_a_teacher_whose_layers_differ(kind: str, tmp_path: Path) -> None:
+    build, kept, changes = LAYERED[kind]
+    torch.manual_seed(0)
+    teacher, ids = build().eval(), IDS[:1] % 60
+    assert torch.equal(logits(grow(teacher, 4), ids), logits(teacher, ids))
+    grown = grow(teacher, kept)
+    config = grown.config.to_dict()
+    assert {name: config[name] for name in changes} == changes
+    grown.save_pretrained(tmp_path)
+    assert torch.equal(logits(load_model(source(), str(tmp_path)), ids), logits(grown, ids))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (Gemma3nTextConfig(), "gemma3n_text teacher, because .*num_kv_shared_layers"),
+        (GPTNeoConfig(num_layers=4, attention_types=[[["global", "local"], 2]]), "gpt_neo teacher, .*attention_types"),
+    ],
+)
+def test_a_teacher_whose_layers_belong_together_is_refused(config: Any, words: str) -> None:
+    teacher = build_model("llama", layers=1, vocabulary=300, tokenizer=make_tokenizer())
+    teacher.config = config
+    with pytest.raises(
+        BadInput, match=rf"student\.from_teacher: no layer can be taken from a {words}.*set student\.model"
+    ):
+        grow(teacher, 1)
 
 
 def test_a_student_grown_by_a_spec_has_the_teachers_tokenizer(tmp_path: Path) -> None:
@@ -328,6 +416,40 @@ def test_two_permuted_ids_are_refused_and_the_first_named() -> None:
     assert shared_vocabulary(ours, theirs, 70) == 70
 
 
+def test_tokens_that_were_added_without_a_row_are_refused_at_load(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<tool_result>", "</tool_result>"])
+    tokenizer.save_pretrained(folder)
+    words = (
+        r"302 tokens, and its embedding has 300 rows: '<tool_result>' has id 300; call resize_token_embeddings\(302\)"
+    )
+    loads: tuple[Callable[[], object], ...] = (
+        lambda: load_student(student(model=str(folder)), source(model="unused")),
+        lambda: load_teacher(source(model=str(folder))),
+    )
+    for load in loads:
+        with pytest.raises(BadInput, match=words):
+            load()
+
+
+def test_a_placeholder_for_images_needs_no_row_in_a_text_model(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<image_soft_token>"])
+    tokenizer.save_pretrained(folder)
+    assert load_teacher(source(model=str(folder))).vocabulary == 300
+
+
+def test_a_text_with_a_token_that_a_model_lacks_is_refused() -> None:
+    tokenizer = make_tokenizer()
+    refuse_ids_beyond(300, [[299]], tokenizer, "the teacher")
+    tokenizer.add_tokens(["<tool>"])
+    refuse_ids_beyond(300, [[299], []], tokenizer, "the teacher")
+    with pytest.raises(BadInput, match="token '<tool>', id 300 of 301 tokens, and the teacher has only the first 300"):
+        refuse_ids_beyond(300, [[299], [300]], tokenizer, "the teacher")
+
+
 def test_every_eos_that_a_generation_config_names_ends_a_response() -> None:
     tokenizer = make_tokenizer()
     model = build_model("llama", layers=1, vocabulary=300, tokenizer=tokenizer)
@@ -336,6 +458,8 @@ def test_every_eos_that_a_generation_config_names_ends_a_response() -> None:
     assert eos_ids(tokenizer, model) == {0, 2}
     model.generation_config.eos_token_id = None
     assert eos_ids(tokenizer, model) == {2}
+    tokenizer.eos_token = UNK  # a base model; its template ends turns with token 2
+    assert eos_ids(tokenizer, model) == {0, 2}
 
 
 def test_a_tokenizer_without_pad_pads_with_eos_and_one_without_eos_is_refused(tmp_path: Path) -> None:

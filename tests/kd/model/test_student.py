@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 import torch
 from divergence_cases import BOUND, SPECS
 from tiny import build_model, make_tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from skill_kd.kd.config import Distill
 from skill_kd.kd.dataset.batch import Batch, Row, collate
 from skill_kd.kd.losses.divergences import LOG_ZERO, bucketed, log_probs
 from skill_kd.kd.losses.estimators import token_logp
-from skill_kd.kd.model.student import StudentWithLoss, find_head, response_hidden_states
+from skill_kd.kd.model.student import StudentWithLoss, find_head, response_hidden_states, response_logits
 from skill_kd.kd.model.teacher_distribution import LEAST_REST, TopK, on_shared_outcomes
 from skill_kd.kd.train.objectives import build_objective
 
@@ -205,3 +206,21 @@ def test_a_head_with_an_adapter_keeps_all_logits() -> None:
     assert find_head(everywhere, V) is None
     plain = build_model("llama", layers=1, vocabulary=len(tokenizer), tokenizer=tokenizer)
     assert find_head(get_peft_model(plain, LoraConfig(r=2, target_modules=["q_proj"])), V) is not None
+
+
+def test_a_model_that_returns_more_logits_than_asked_for_is_read_at_the_same_positions() -> None:
+    model = build_model("llama", layers=1, vocabulary=300, tokenizer=make_tokenizer())
+
+    def ask_for_all(
+        _model: nn.Module, args: tuple[object, ...], inputs: Mapping[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
+        return args, {**inputs, "logits_to_keep": 0}
+
+    head = find_head(model, 300)
+    assert head is not None
+    with torch.no_grad():
+        expected = response_logits(model, batch(), 300), response_hidden_states(model, batch(), head).hidden_BTH
+        model.register_forward_pre_hook(ask_for_all, with_kwargs=True)
+        found = response_logits(model, batch(), 300), response_hidden_states(model, batch(), head).hidden_BTH
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)

@@ -357,6 +357,27 @@ def tiny(family: str, vocabulary: int = 7, seed: int = 0) -> nn.Module:
     }
     if family == "gpt2":
         config = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=32, **shape)
+    elif family == "mamba":  # recurrent: its cache has another name, and reads one token at a time
+        config = transformers.MambaConfig(hidden_size=16, num_hidden_layers=2, state_size=4, time_step_rank=4, **shape)
+    elif family == "qwen3_next":  # a recurrent layer, then attention
+        config = transformers.Qwen3NextConfig(
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            layer_types=["linear_attention", "full_attention"],
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            linear_key_head_dim=8,
+            linear_value_head_dim=8,
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=8,
+            shared_expert_intermediate_size=8,
+            **shape,
+        )
     else:
         blocks = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
         if family in {"qwen3", "gemma3"}:
@@ -429,7 +450,7 @@ COINS = {
 
 @pytest.mark.parametrize("coins", COINS)
 @pytest.mark.parametrize("teacher_mix", [0.0, 0.3, 1 - 1e-6])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "qwen3", "mistral", "gemma3"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "qwen3", "mistral", "gemma3", "mamba", "qwen3_next"])
 def test_reported_log_probabilities_are_those_of_full_forward_passes(
     family: str, teacher_mix: float, coins: str
 ) -> None:
@@ -492,7 +513,7 @@ def test_every_response_is_drawn_for_exactly_its_share_of_uniforms(
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["student", "mixed"])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mamba", "qwen3_next"])
 def test_a_row_is_the_same_alone_among_others_and_under_more_padding(family: str, mixed: bool) -> None:
     student = tiny(family)
     given = (tiny(family, seed=1), 0.3, COINS["random"]) if mixed else ()

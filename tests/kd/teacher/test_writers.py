@@ -13,12 +13,14 @@ from tokenizers import AddedToken
 
 from skill_kd.kd import config
 from skill_kd.kd.answers import Answer, Unusable
+from skill_kd.kd.dataset import encoding
 from skill_kd.kd.dataset.batch import Row, collate
 from skill_kd.kd.dataset.encoding import Encoder
 from skill_kd.kd.dataset.reading import Example
 from skill_kd.kd.endpoint import Endpoint
 from skill_kd.kd.errors import TrainingStopped
 from skill_kd.kd.model.loading import LoadedTeacher
+from skill_kd.kd.model.vocabulary import eos_ids
 from skill_kd.kd.rollouts.decoding import Decoding
 from skill_kd.kd.rollouts.sampler import Sampler, SampleRequest, requests_for
 from skill_kd.kd.teacher.answer_tally import FIXES, AnswerTally
@@ -74,9 +76,7 @@ def test_an_answer_without_text_is_asked_for_again_with_another_seed(monkeypatch
 
 
 @pytest.mark.parametrize(("temperature", "requests"), [(1.0, ATTEMPTS), (0.0, 1)])
-def test_answer_without_text_gives_no_row(
-    temperature: float, requests: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answer_without_text_gives_no_row(temperature: float, requests: int, monkeypatch: pytest.MonkeyPatch) -> None:
     server, tally = Script(monkeypatch, [CUT] * ATTEMPTS), AnswerTally(0.1)
     decoding = replace(DECODING, temperature=temperature)
     assert list(served_writer(server, ENCODER, tally)(EXAMPLES[:1], REQUESTS[:1], decoding)) == [None]
@@ -88,7 +88,7 @@ def test_answer_without_text_gives_no_row(
 
 def test_text_that_the_tokenizer_drops_counts_as_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     tally = AnswerTally(1.0)
-    monkeypatch.setattr(Encoder, "_ids", lambda _self, _text: ())
+    monkeypatch.setattr(encoding, "following_ids", lambda *_given: ())
     write = served_writer(Script(monkeypatch, [SAID]), ENCODER, tally)
     assert list(write(EXAMPLES[:1], REQUESTS[:1], DECODING)) == [None]
     assert tally.unusable == {Unusable.EMPTY: 1}
@@ -210,7 +210,8 @@ def foreign(monkeypatch: pytest.MonkeyPatch, said: str, limit: int = 200, openin
     monkeypatch.setattr(Sampler, "sample", sample)
     tally = AnswerTally(1.0)
     loaded = LoadedTeacher(model, theirs, len(theirs))
-    [row] = foreign_writer(model, loaded, SAMPLER, ENCODER, tally)(EXAMPLES[:1], REQUESTS[:1], DECODING)
+    own = Encoder(theirs, eos_ids(theirs, model))
+    [row] = foreign_writer(model, loaded, SAMPLER, ENCODER, own, tally)(EXAMPLES[:1], REQUESTS[:1], DECODING)
     return row, tally
 
 

@@ -256,20 +256,27 @@ class Recorder(nn.Module):
         return self.inner(input_ids=input_ids, **rest)
 
 
-def opened(monkeypatch: pytest.MonkeyPatch, kind: str, template: str) -> tuple[teachers.Teacher, Recorder, Encoder]:
-    """Open a teacher with the student's tokens and a chat template of its own."""
-    theirs = make_tokenizer(pad=EOS)
-    theirs.chat_template = template
+def opened(
+    monkeypatch: pytest.MonkeyPatch, kind: str, *templates: str, ours: str | None = None, **options: bool
+) -> tuple[teachers.Teacher, Recorder, Encoder]:
+    """Open a teacher, or several, with the student's tokens and chat templates of their own."""
+    tokenizers = [make_tokenizer(pad=EOS) for _ in templates]
+    for tokenizer, template in zip(tokenizers, templates, strict=True):
+        tokenizer.chat_template = template
+    theirs, others = tokenizers[0], tuple((f"teacher {at}", each) for at, each in enumerate(tokenizers[1:], start=2))
     teacher = Recorder(build_model("llama", layers=1, vocabulary=300, tokenizer=theirs))
-    monkeypatch.setattr(teachers, "load_teacher", lambda _source, **_options: LoadedTeacher(teacher, theirs, 300))
+    loaded = LoadedTeacher(teacher, theirs, 300, others)
+    monkeypatch.setattr(teachers, "load_teacher", lambda _source, **_options: loaded)
+    student = make_tokenizer(pad=EOS)
+    student.chat_template = ours or student.chat_template
     ends = frozenset({END})
-    sampler, encoder = Sampler(Decoding(4, 1.0, 1.0, ends, 300), END, CPU), Encoder(TOKENIZER, ends)
+    sampler, encoder = Sampler(Decoding(4, 1.0, 1.0, ends, 300), END, CPU), Encoder(student, ends, options)
     settings = tiny_config(
         data=config.Data(train="train.jsonl", max_prompt_tokens=64),
         rollout=config.Rollout(max_new_tokens=4),
         stages=(config.Distill.of({"objective": {"kind": kind}}),),
     )
-    return teachers.open_teacher(settings, TOKENIZER, sampler, encoder), teacher, encoder
+    return teachers.open_teacher(settings, student, sampler, encoder), teacher, encoder
 
 
 @pytest.mark.parametrize("kind", ["reverse_kl", "sequence_kd"])
@@ -293,13 +300,45 @@ def test_a_teacher_with_another_chat_template_is_not_asked_about_prompts_it_neve
         opened(monkeypatch, "reverse_kl", OTHER_TEMPLATE)
 
 
-def test_a_teacher_with_another_chat_template_writes_with_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teacher_with_another_chat_template_writes_with_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The same, if only the teacher's text is trained on."""
     teacher, recorder, encoder = opened(monkeypatch, "sequence_kd", OTHER_TEMPLATE)
     request = SampleRequest(encoder.prompt(EXAMPLE), (1,), 0)
     written = teacher.write([EXAMPLE], [request], Decoding(4, 1.0, 1.0, frozenset({END}), 300))
     assert TOKENIZER.decode(recorder.asked[0]) == "user: the quick brown fox\n\nassistant:"
     assert written[0].prompt == request.prompt.prompt
+    assert "by way of text: the student's chat template renders a prompt as" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["reverse_kl", "sequence_kd"])
+def test_an_option_of_the_template_reaches_every_teacher(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trl issue 6510: with the option on one side only, one template seemed to be two."""
+    template = f"{TOKENIZER.chat_template}{{% if not thinking | default(true) %}}<|im_start|>{{% endif %}}"
+    teacher, recorder, encoder = opened(monkeypatch, kind, template, template, ours=template, thinking=False)
+    assert teacher.scores
+    prompt = encoder.prompt(EXAMPLE)
+    assert TOKENIZER.decode(prompt.prompt).endswith("assistant\n<|im_start|>")
+    teacher.write([EXAMPLE], [SampleRequest(prompt, (1,), 0)], Decoding(4, 1.0, 1.0, frozenset({END}), 300))
+    assert recorder.asked[0] == list(prompt.prompt)
+
+
+@pytest.mark.parametrize("kind", ["reverse_kl", "sequence_kd"])
+def test_each_of_several_teachers_needs_the_template_of_the_first(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tinker-cookbook issue 796 again: the second teacher's prompts were not its own."""
+    same = str(TOKENIZER.chat_template)
+    with pytest.raises(BadInput, match=r"teacher\.model: the chat template of 'teacher 3' renders a prompt as"):
+        opened(monkeypatch, kind, same, same, OTHER_TEMPLATE)
+
+
+def test_a_teacher_whose_template_refuses_a_prompt_says_so_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    strict = "{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{% endif %}" + OTHER_TEMPLATE
+    teacher, _, _ = opened(monkeypatch, "sequence_kd", strict)
+    teacher.check_prompts([EXAMPLE], "train.jsonl")
+    long = Example((("system", "fox"), ("user", "dog")), None, "line 2")
+    with pytest.raises(BadInput, match=r"1 of 2 prompts of 'train\.jsonl', first line 2: .*one turn only"):
+        teacher.check_prompts([EXAMPLE, long], "train.jsonl")
 
 
 def server(monkeypatch: pytest.MonkeyPatch, texts: list[str], shift: int = 0) -> ServedTeacher:

@@ -34,7 +34,8 @@ from skill_kd.kd.dataset.batch import collate
 from skill_kd.kd.errors import Missing, TrainingStopped
 from skill_kd.kd.losses.divergences import log_probs
 from skill_kd.kd.losses.estimators import token_logp
-from skill_kd.kd.model.loading import load_student, load_tokenizer
+from skill_kd.kd.model.adapter_folder import CONFIG as ADAPTER_CONFIG
+from skill_kd.kd.model.loading import load_pair, load_student
 from skill_kd.kd.model.packaged import resolve
 from skill_kd.kd.model.student import response_logits
 from skill_kd.kd.reporting import reporting
@@ -55,9 +56,13 @@ SAMPLING_ERROR = 0.2
 
 
 def student_folder() -> str:
-    """Return the model that Unsloth loads: the named one, or a student grown from the teacher, written once."""
-    if CONFIG.student.model is not None:
-        return resolve(CONFIG.student.model)
+    """Return the model that Unsloth loads: the named one, or a folder that is written once.
+
+    It is written for a student grown from the teacher, and for an adapter, whose base Unsloth would train around it.
+    """
+    named = CONFIG.student.model and resolve(CONFIG.student.model)
+    if named and not Path(named, ADAPTER_CONFIG).is_file():
+        return named
     folder = FOLDER / "grown"
     if not folder.is_dir():
         model, tokenizer = load_student(replace(CONFIG.student, lora=None), CONFIG.teacher)
@@ -71,7 +76,8 @@ def student_folder() -> str:
 def load_unsloth_student() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the student with Unsloth, and its original tokenizer: Unsloth's copy has another length and padding side."""
     source, folder = CONFIG.student, student_folder()
-    tokenizer = load_tokenizer(source, folder)
+    # Unsloth does not report missing weights. Shapes are enough to find them.
+    _, tokenizer = load_pair(replace(source, quantization=None), folder, weights=False)
     lora, checkpointing = source.lora, "unsloth" if CONFIG.training.gradient_checkpointing else False
     try:
         model, _ = unsloth.FastLanguageModel.from_pretrained(

@@ -1,0 +1,112 @@
+"""Loads the weights of a model, and refuses a checkpoint whose weights are not all of the model's."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+from ..errors import BadInput
+from .adapter_folder import without_adapter
+
+OLD_BUFFERS = re.compile(r"(\.(attn|attention|self_attn|self_attention)\.(masked_)?bias|inv_freq)$")
+"""Causal masks and rotary tables that older releases saved. The model computes them."""
+NO_ADAPTER = "no-adapter"
+"""A folder that no hub repository has. transformers looks for adapters there, so it puts none on a model by itself."""
+NAMED = 3
+"""Most names of weights in a message."""
+SEARCHED = 100
+"""Missing names that are compared with all others, to find a prefix."""
+
+
+def load_weights(place: str, name: str, **options: Any) -> PreTrainedModel:
+    """Call ``from_pretrained``, and refuse weights that are not those of the model.
+
+    Args:
+        place: folder or hub id.
+        name: its name in messages.
+        options: for ``AutoModelForCausalLM.from_pretrained``.
+
+    Raises:
+        BadInput: weights are missing, unexpected, or of another shape.
+    """
+    verbosity = logging.get_verbosity()
+    # Otherwise transformers prints a table of the same names, and continues.
+    logging.set_verbosity_error()
+    try:
+        with without_adapter(place) as folder:
+            loaded, info = AutoModelForCausalLM.from_pretrained(
+                folder,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # to name them all
+                adapter_kwargs={"subfolder": NO_ADAPTER},
+                **options,
+            )
+    finally:
+        logging.set_verbosity(verbosity)
+    loaded.name_or_path = loaded.config._name_or_path = place
+    refuse_other_weights(info, loaded, name)
+    model: PreTrainedModel = loaded
+    return model
+
+
+def refuse_other_weights(info: Mapping[str, Collection[Any]], model: nn.Module, checkpoint: str) -> None:
+    """Refuse a checkpoint that lacks weights of the model, or has others in the model's place.
+
+    transformers would fill the gaps with random numbers and continue. Tied weights, and names that the model class
+    declares harmless, are not in ``info``. Parts that the model does not have, such as a value head, are accepted.
+
+    Args:
+        info: what ``from_pretrained`` returns with ``output_loading_info``.
+        checkpoint: its name in the message.
+
+    Raises:
+        BadInput: weights are missing, unexpected, or of another shape. The message names them.
+    """
+    missing = sorted(info.get("missing_keys", ()))
+    parts = {name for name, _ in model.named_children()}
+    unexpected = sorted(
+        name for name in info.get("unexpected_keys", ()) if name.split(".")[0] in parts and not OLD_BUFFERS.search(name)
+    )
+    shapes = [f"{name} {tuple(found)} instead of {tuple(wanted)}" for name, found, wanted in _mismatched(info)]
+    if prefix := _prefix(missing, info.get("unexpected_keys", ())):
+        raise BadInput(
+            f"cannot use '{checkpoint}': every weight in it has the prefix '{prefix}', so the model would get random "
+            "weights; save it again without the prefix (save_pretrained of the model itself, not of a wrapper)"
+        )
+    problems = {
+        "lacks the weights": missing,
+        "has weights that its config does not ask for": unexpected,
+        "has weights of another shape": shapes,
+    }
+    found = [f"it {what} {_listed(names)}" for what, names in problems.items() if names]
+    if found:
+        raise BadInput(
+            f"cannot use '{checkpoint}': {'; '.join(found)}. The model would start with random weights, or without a "
+            "part; save it again with save_pretrained, or use a config.json that fits the weights"
+        )
+
+
+def _mismatched(info: Mapping[str, Collection[Any]]) -> Sequence[tuple[str, Sequence[int], Sequence[int]]]:
+    return sorted(info.get("mismatched_keys", ()))
+
+
+def _prefix(missing: Sequence[str], unexpected: Collection[str]) -> str | None:
+    """Return what stands before the missing names in the checkpoint, None if there is no such prefix.
+
+    A tied LM head is missing, too, and is in no checkpoint. So most of the missing names are enough.
+    """
+    some = missing[:SEARCHED]
+    named = {end: name.removesuffix(end) for end in some for name in unexpected if name.endswith(f".{end}")}
+    prefix, count = next(iter(Counter(named.values()).most_common(1)), (None, 0))
+    return prefix if count > len(some) / 2 else None
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
