@@ -89,7 +89,7 @@ def _student_problems(spec: Spec) -> Iterator[str]:
     if spec.rollout.engine != "transformers":
         yield (
             f"rollout.engine: {spec.rollout.engine} does not return the probabilities that this backend needs; "
-            "drop it, or use backend: trl"
+            "drop rollout.engine, or use backend: trl"
         )
     if student.dtype == "float16":
         yield "student.dtype: float16 needs a loss scaler, which this backend does not have; use float32 or bfloat16"
@@ -144,7 +144,7 @@ def _context_problems(field: str, model: str, config: Mapping[str, object], spec
         yield (
             f"{field}: {model!r} has a context of {context} tokens, and data.max_prompt_tokens "
             f"{spec.data.max_prompt_tokens} + rollout.max_new_tokens {spec.rollout.max_new_tokens} is {wanted}; "
-            f"lower them by {wanted - context}"
+            f"lower their sum by {wanted - context}"
         )
 
 

@@ -28,7 +28,7 @@ from skill_kd.console import Verb, print_json
 @click.option(
     "--budget", default="normal", show_default=True, metavar="SIZE", help="Compute budget: small, normal or large."
 )
-@click.option("--output-tokens", type=int, default=256, show_default=True, help="Tokens in a long answer.")
+@click.option("--output-tokens", type=int, default=256, show_default=True, help="Length of a long answer, in tokens.")
 @click.option("--prompts", type=int, metavar="N", help="Number of training prompts.")
 @click.option("--lora", is_flag=True, help="Train adapters instead of all weights.")
 @click.option("--distilled", is_flag=True, help="The student was already distilled, so leave out the warm start.")
@@ -59,7 +59,7 @@ def advise(
     """Choose an objective, and a second one to compare with.
 
     --out writes a spec for each. They differ only in the objective, so their measures can be compared. --set changes
-    models, data or any other value in both specs; "distill" and "warm_start" name the stages.
+    models, data or any other value in both specs. Start the path of a stage with its kind: distill.updates=200.
 
     \b
     Example:

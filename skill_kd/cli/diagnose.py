@@ -27,7 +27,7 @@ from skill_kd.console import Verb, print_json
     "--prompt-field", metavar="PATH", help="Path of the prompt; dots reach into objects, lists and JSON text."
 )
 @click.option("--output-field", metavar="PATH", help="Path of the model's answer.")
-@click.option("--time-field", metavar="PATH", help="Path of the time: ISO 8601, US date or a number since 1970.")
+@click.option("--time-field", metavar="PATH", help="Path of the time: ISO 8601, US date or Unix time.")
 @click.option("--system-field", metavar="PATH", help="Path of the system prompt.")
 @click.option("--model-field", metavar="PATH", help="Path of the model's version.")
 @click.option("--temperature-field", metavar="PATH", help="Path of the temperature.")
@@ -36,7 +36,7 @@ from skill_kd.console import Verb, print_json
 @click.option(
     "--spec",
     type=click.Path(path_type=Path),
-    help="The student's spec; a pilot is written for it.",
+    help="The student's spec. Writes a pilot: two specs that differ in one setting.",
 )
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), default=Path(), metavar="DIR", help="Folder of the pilot."

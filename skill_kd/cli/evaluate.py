@@ -44,7 +44,7 @@ from skill_kd.errors import ExitCode
     metavar="TEACHER STUDENT",
     help="Results of lm-eval, shown in the report.",
 )
-@click.option("--policy", metavar="PRESET", help="assistant, strict-extraction, creative or text-only.")
+@click.option("--policy", metavar="PRESET", help="Policy: assistant, strict-extraction, creative or text-only.")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Change the policy: recall.margin=0.85.")
 @click.option(
     "--template-option",
@@ -53,7 +53,7 @@ from skill_kd.errors import ExitCode
     metavar="NAME=VALUE",
     help="Option of the chat templates, such as enable_thinking=false (default: the run's own).",
 )
-@click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Length at which a response is cut.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Cut responses after N tokens.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Dtype of models without a spec.")
 @click.option("--latency/--no-latency", default=True, help="Measure the speed of both models on this machine.")
 @click.option("--judge-url", metavar="URL", help="OpenAI-compatible endpoint of a judge, such as http://host/v1.")

@@ -31,8 +31,8 @@ def prove(loss: str, mixes: tuple[float, ...], seeds: int, as_json: bool) -> Exi
     KL(student ‖ teacher). So a bias is visible without noise. Swapped directions are reported.
 
     The function takes (student_logp_BTV, teacher_logp_BTV, ids_BT, mask_BT, behaviour_logp_BT or None). It returns
-    loss_BT, or its sum over T or over all. Each call has one response. The command imports and runs your code. Exit
-    code 0 means exact, up to a constant step size; 3 means not exact.
+    loss_BT, or its sum over T or over all. B is 1 response, T tokens, V the vocabulary. The command imports and runs
+    your code. Exit code 0 means exact, up to a constant step size; 3 means not exact.
 
     \b
     Example:

@@ -89,13 +89,12 @@ def _signs(windows: Sequence[WindowSample], taught: Sequence[WindowSample], read
         signs += [each for each in compared if each.detector.key not in changed]
         if alike := [key for key in as_bad if key in changed]:
             notes.append(
-                f"the teacher's answers are as similar to each other ({', '.join(alike)}), so the objective is not "
-                "the cause"
+                f"the teacher's answers are just as similar ({', '.join(alike)}), so the objective is not the cause"
             )
     if not any(each.detector.key == "loops" for each in signs):
         signs += too_high(windows)
     if not taught:
-        notes.append("a fault that exists since the first day is not a change; use --baseline TEACHER_LOGS to find it")
+        notes.append("a fault since the first day is not a change; use --baseline TEACHER_LOGS to find it")
     return signs, notes
 
 

@@ -40,9 +40,11 @@ def evaluate(
     if any(saved) and not all(saved):
         raise UsageError("--teacher-generations and --student-generations belong together; give both")
     if all(saved) and request.subject:
-        raise UsageError(f"give '{request.subject}' to sample from models, or saved generations, not both")
+        raise UsageError(f"'{request.subject}' and saved generations exclude each other; give only one of them")
     if not (any(saved) or request.subject or request.harness_results):
-        raise UsageError("name a run, a student, --teacher-generations and --student-generations, or --harness-results")
+        raise UsageError(
+            "name a run, a student, both --teacher-generations and --student-generations, or --harness-results"
+        )
     imported = harness_results.compare(*request.harness_results) if request.harness_results else None
     if all(saved):
         found, out, subject = _of_generations(request)
@@ -119,7 +121,7 @@ def _noted(measured: ModelMeasurements, notes: tuple[str, ...]) -> ModelMeasurem
 def _task(request: Request) -> sampling.SamplingTask:
     for name, value in (("--teacher", request.teacher), ("--prompts", request.prompts)):
         if value is None:
-            raise UsageError(f"'{request.subject}' is not a run folder, so {name} is needed")
+            raise UsageError(f"'{request.subject}' is not a run folder; give one, or a student with {name}")
     assert request.subject is not None
     assert request.teacher is not None
     assert request.prompts is not None

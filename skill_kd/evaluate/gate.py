@@ -134,7 +134,7 @@ def _judged(
         found,
         control.value if control else 0.0 if kind.form == "retention" else None,
         means,
-        "it cannot distinguish the teacher from its positive control" if blind else None,
+        "it cannot distinguish the teacher from a collapsed teacher (its positive control)" if blind else None,
         needed,
     )
 
@@ -149,7 +149,7 @@ def _undefined(columns: Columns) -> str:
     if not np.isfinite(columns.student).all() or not np.isfinite(columns.teacher).all():
         return "its value for at least one prompt is not a finite number"
     return (
-        "the teacher's own value cannot be compared with: its responses are too short or too similar, or the value is "
+        "the teacher's own value allows no comparison: its responses are too short or too similar, or the value is "
         "at the end of its range"
     )
 

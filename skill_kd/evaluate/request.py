@@ -72,7 +72,7 @@ class Request:
         if self.judge_url is None or self.judge_model is None:
             raise UsageError("--judge-url and --judge-model belong together; give both")
         if holds_credentials(self.judge_url):  # not repeated: messages end up in logs
-            raise UsageError("--judge-url holds a user name or password; name the key's variable in --judge-key-env")
+            raise UsageError("--judge-url holds a user name or password; drop them, and use --judge-key-env VARIABLE")
         if not self.judge_url.startswith(("http://", "https://")):
-            raise UsageError(f"--judge-url '{self.judge_url}' is not an http or https address")
+            raise UsageError(f"--judge-url '{self.judge_url}' does not start with http:// or https://")
         return Judge(self.judge_url, self.judge_model, self.judge_key_env)

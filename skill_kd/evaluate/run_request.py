@@ -25,7 +25,9 @@ def fill_from_run(
         UsageError: the run has no student yet, its teacher cannot be loaded, or its prompts are not on this machine.
     """
     if not (folder / "student" / "config.json").is_file():
-        raise UsageError(f"'{folder}' has no student yet (the run is {manifest.status}); finish it with --resume")
+        raise UsageError(
+            f"'{folder}' has no student yet (the run is {manifest.status}); finish it with `skill-kd run --resume`"
+        )
     evaluation, home = spec.evaluation, Path(manifest.cwd)
     options = {**spec.data.chat_template_options, **request.options}
     notes: list[str] = []

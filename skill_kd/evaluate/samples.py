@@ -61,8 +61,8 @@ def pair(
     ]
     if count < samples:
         notes.append(
-            f"K is {count}, not {samples}: it is limited by the prompt with the fewest responses (for the teacher, "
-            "with half of them)"
+            f"K, the responses per prompt, is {count} and not {samples}: one prompt has only that many student "
+            "responses, or only twice as many teacher responses"
         )
 
     def of(side: Generations | None) -> list[list[str]] | None:

@@ -98,8 +98,9 @@ def advise(
             raise UsageError(f"{name}: '{value}' is unknown; use one of: {', '.join(get_args(known))}")
     if seen is not None and seen not in BY_KEY:
         raise UsageError(f"seen: '{seen}' is unknown; use one of: {', '.join(BY_KEY)}")
-    if output_tokens < 1 or (prompts is not None and prompts < 1):
-        raise UsageError(f"output_tokens {output_tokens} and prompts {prompts} must be above 0")
+    for count, name in ((output_tokens, "output_tokens"), (prompts, "prompts")):
+        if count is not None and count < 1:
+            raise UsageError(f"{name}: {count} is too small; give 1 or more")
     if chosen := next((path for path in changes or {} if path.startswith("distill.objective")), None):
         raise UsageError(f"{chosen}: advise chooses the objective; change it in the spec that advise writes")
     choice = next(each for each in CHOICES if each.fits(matters, teacher, budget, output_tokens > LONG))

@@ -70,7 +70,7 @@ _COVERAGE = (
 )
 
 _TOWARD_COVERAGE = Remedy(
-    "move toward forward KL: entropy_aware (forward KL where the teacher is uncertain), or lower β from 1 to .5 or 0",
+    "move toward forward KL: entropy_aware (forward KL where the teacher is uncertain), or a lower β of jsd",
     "pilot",
     _COVERAGE,
     (
@@ -210,7 +210,7 @@ FINDINGS = (
     ),
     Finding(
         "exposure",
-        "ExAccErr rises along the answer, forward_kl on teacher prefixes is fine",
+        "excess accumulated error (ExAccErr) rises along the answer, forward_kl on teacher prefixes is fine",
         "exposure bias: good on the teacher's prefixes, bad on the student's own",
         (_MORE_ON_POLICY,),
         "The published code for ExAccErr shows only one index: look at the whole curve with its interval.",

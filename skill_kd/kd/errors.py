@@ -9,7 +9,7 @@ OUT_OF_MEMORY = "out of memory: "
 """Prefix of the ``error:`` line of a script that ran out of memory. The parent process matches it word for word."""
 LESS_MEMORY = (
     "raise training.accumulate, set training.gradient_checkpointing: true, or lower rollout.max_new_tokens; "
-    "`skill-kd plan` lists what takes how much"
+    "`skill-kd plan` shows what uses the memory"
 )
 
 

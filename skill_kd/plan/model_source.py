@@ -57,7 +57,7 @@ def read_config(model: str, revision: str | None = None) -> ModelConfig:
         base = _base_of(folder)
         return read_config(*base) if base else _read_file(folder / WHOLE, model)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith((".", "/", "~")):
-        raise UsageError(f"model '{model}' is neither a local folder nor a hub id such as Qwen/Qwen3-0.6B")
+        raise UsageError(f"model '{model}' is neither a local folder nor a hub id; set one, such as Qwen/Qwen3-0.6B")
     file = _cached(model, revision) or _download(model, revision)
     if file.name == CONFIG:
         with _as_usage_error():
@@ -85,7 +85,9 @@ def _as_usage_error() -> Iterator[None]:
 def _packaged(model: str) -> ModelConfig:
     name = model.removeprefix("package:")
     if name not in _PACKAGED:
-        raise UsageError(f"model '{model}' is not a packaged teacher; known: package:{', package:'.join(_PACKAGED)}")
+        raise UsageError(
+            f"model '{model}' is not a packaged teacher; use one of: package:{', package:'.join(_PACKAGED)}"
+        )
     return _PACKAGED[name]
 
 

@@ -144,7 +144,7 @@ def _fit(plan: Plan) -> Iterator[str]:
         return
     room = f"{plan.device.name} ({gigabytes(plan.device.memory)}, of which {gigabytes(plan.reserve)} are reserved)"
     if plan.fits is None:
-        yield "\nunknown if it fits this machine: its memory could not be read"
+        yield "\nnot known if this fits: the memory of this machine could not be read"
     elif plan.fits:
         yield f"\nfits {room}"
     else:

@@ -10,7 +10,7 @@ from skill_kd.report.tables import Cell, Column, table
 
 _ABOUT = (
     "These results do not affect the verdict. Retention is student ÷ teacher, or teacher ÷ student if lower is better; "
-    "1 is like the teacher. It includes the score of guessing, so it is too favorable near chance. Low and high are "
+    "1 is like the teacher. A guess scores too, so retention is too favorable near chance. Low and high are "
     "one-sided 95% bounds. They treat the errors of both models as independent; if both answered the same questions, "
     "the bounds are wider than necessary."
 )

@@ -16,7 +16,7 @@ def check_stages(stages: tuple[Stage, ...], data: Data) -> None:
     kinds = [stage.kind for stage in stages]
     if kinds.count("distill") != 1 or kinds != sorted(kinds, key=["warm_start", "distill", "self_train"].index):
         raise refuse(
-            f"stages {kinds} must be: warm_start (optional), one distill, self_train (optional), in that order"
+            f"stages {kinds} are invalid; list warm_start (optional), one distill, self_train (optional), in that order"
         )
     if len(set(kinds)) != len(kinds):
         raise refuse(f"stages {kinds} name a kind twice")
@@ -41,8 +41,8 @@ def check_teacher(teacher: Teacher, student: Student, stages: tuple[Stage, ...],
     if launch.shard_teacher and (teacher.served or teacher.quantization):
         what = f"quantization: {teacher.quantization}" if teacher.quantization else "served"
         raise refuse(
-            f"launch.shard_teacher needs a teacher that is loaded here in 16 or 32 bits, and teacher.{what} is not; "
-            "drop one of the two"
+            f"launch.shard_teacher needs a teacher that is loaded here in 16 or 32 bits, but the spec sets "
+            f"teacher.{what}; drop one of the two"
         )
     if teacher.served is None:
         return
@@ -121,4 +121,6 @@ def check_exact(stages: tuple[Stage, ...], rollout: Rollout, training: Training,
 def check_sampling(rollout: Rollout, stages: tuple[Stage, ...]) -> None:
     """Refuse temperature 0 if a stage is on-policy: its samples must come from a distribution."""
     if rollout.temperature == 0 and any(map(on_policy, stages)):
-        raise refuse("rollout.temperature: 0 always samples the same response; on-policy stages need a value above 0")
+        raise refuse(
+            "rollout.temperature: 0 always samples the same response; set a value above 0 for on-policy stages"
+        )

@@ -34,7 +34,7 @@ def _describe(details: Any, prefix: str) -> str:
         return f"{prefix}unknown kind '{context['tag']}' here; {hint}"
     if kind == "union_tag_not_found":
         return f"{prefix}needs a 'kind'"
-    message = _PLAIN.get(kind) or _lower_first(details["msg"])
+    message = _PLAIN.get(kind) or _OF_PATTERN.get(context.get("pattern")) or _lower_first(details["msg"])
     if kind in {"too_long", "too_short"}:
         return prefix + message
     text = f"{prefix}{message}, not {_shown(details['input'])}"
@@ -52,6 +52,20 @@ _PLAIN = {
     "model_type": "should be a mapping",
     "model_attributes_type": "should be a mapping",
     "tuple_type": "should be a list",
+    "float_parsing": "should be a number",
+    "float_type": "should be a number",
+    "int_parsing": "should be a whole number",
+    "int_type": "should be a whole number",
+    "int_from_float": "should be a whole number",
+    "bool_parsing": "should be true or false",
+    "bool_type": "should be true or false",
+}
+_OF_PATTERN = {
+    r"^https?://": "should start with http:// or https://",
+    r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$": (
+        "should have at most 64 letters, digits, dots, dashes and underscores, and start with a letter or digit"
+    ),
+    r"^(merged|lora|gguf-[a-z0-9_]+)$": "should be merged, lora or a GGUF format such as gguf-q4_k_m",
 }
 _KINDS = {model.model_fields["kind"].default for model in all_kinds()}
 

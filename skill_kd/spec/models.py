@@ -55,7 +55,7 @@ class Served(Section):
     def _holds_no_secret(self) -> Served:
         """Refuse secrets. The messages do not repeat the value, because messages end up in logs."""
         if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
-            raise refuse("'api_key_env' is not a name of an environment variable; never write the key into a spec")
+            raise refuse("'api_key_env' must be the name of an environment variable; never write the key into a spec")
         return self
 
 
@@ -78,7 +78,7 @@ class Teacher(Section):
     served: Served | None = None
     """An endpoint to query instead of loading ``model``."""
     max_unusable: Fraction = 0.1
-    """Largest share of answers without usable text (empty, refused, filtered, reasoning only); more stop the run."""
+    """Largest share of answers without usable text (empty, refused, filtered, reasoning only); more stops the run."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Teacher:
@@ -114,7 +114,7 @@ class FromTeacher(Section):
     @model_validator(mode="after")
     def _rising(self) -> FromTeacher:
         if isinstance(self.layers, tuple) and (not self.layers or list(self.layers) != sorted(set(self.layers))):
-            raise refuse(f"layers {list(self.layers)} must name each kept layer once, in rising order")
+            raise refuse(f"layers {list(self.layers)} must name each kept layer once, in ascending order")
         return self
 
 
@@ -162,7 +162,7 @@ class Student(Section):
     def _one_source(self) -> Student:
         if self.model is not None and self.from_teacher is not None:
             raise refuse(
-                f"'from_teacher' layers together with model {self.model!r}: keep 'model' to train that model, "
+                f"'from_teacher' and model {self.model!r} are both set; keep 'model' to train that model, "
                 "or 'from_teacher' to grow the student from the teacher's layers"
             )
         if self.model is None and self.from_teacher is None:

@@ -86,7 +86,7 @@ class Checkpoint(Section):
     keep: PositiveInt = 2
     """Number of newest checkpoints to keep; the best one is always kept."""
     best_by: Literal["reverse_kl", "forward_kl", "held_out_nll"] = "reverse_kl"
-    """Held-out metric to minimize for the export; a served teacher uses ``…_topk``, text only ``held_out_nll``."""
+    """Held-out metric to minimize: the best weights are exported. Served: ``…_topk``; text only: ``held_out_nll``."""
     measure_prompts: PositiveInt = 32
     """Number of held-out prompts to measure on."""
 
@@ -107,7 +107,7 @@ class Launch(Section):
     def _strategy_fits(self) -> Launch:
         if self.processes > 1 and self.strategy == "none":
             raise refuse(
-                f"processes: {self.processes} needs a strategy: ddp if the student fits one device, else fsdp2"
+                f"processes: {self.processes} needs a strategy; set ddp if the student fits on one device, else fsdp2"
             )
         if self.processes % self.nodes:
             raise refuse(f"processes: {self.processes} is not divisible by nodes: {self.nodes}")
@@ -148,7 +148,7 @@ class Handoff(Section):
     @model_validator(mode="after")
     def _exports_exist(self) -> Handoff:
         if self.method == "full" and "lora" in self.export:
-            raise refuse("export: lora needs an adapter, and method: full trains none; use method: lora, or drop it")
+            raise refuse("export: lora needs an adapter, and method: full trains none; use method: lora, or drop lora")
         if self.ollama and not any(name.startswith("gguf-") for name in self.export):
             raise refuse("ollama: true needs a GGUF file; add gguf-q4_k_m to export, or set ollama: false")
         return self

@@ -28,7 +28,7 @@ def refuse(message: str) -> PydanticCustomError:
 def _without_credentials(value: object) -> object:
     """Refuse an address with a password. The message does not repeat it, because messages end up in logs."""
     if isinstance(value, str) and holds_credentials(value):
-        raise refuse("holds a user name or password; drop them, and name the variable of a key in 'api_key_env'")
+        raise refuse("holds a user name or password; drop them, and name the key's variable in 'api_key_env'")
     return value
 
 

@@ -106,7 +106,7 @@ def test_lengths_above_the_models_context_are_named_with_numbers(tmp_path: Path,
     model = model_folder(tmp_path / "model", **config)
     [problem] = BACKEND.check(spec_with(student={"model": model}))
     assert "has a context of 511 tokens" in problem
-    assert "data.max_prompt_tokens 256 + rollout.max_new_tokens 256 is 512; lower them by 1" in problem
+    assert "data.max_prompt_tokens 256 + rollout.max_new_tokens 256 is 512; lower their sum by 1" in problem
 
 
 def test_a_local_model_of_a_family_that_cannot_be_trained_is_refused(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_few_prompts_exit_with_4(tmp_path: Path, capsys: pytest.CaptureFixture[s
     [
         ([], "name a run, a student"),
         (["--teacher-generations", "none.jsonl", "--student-generations", "none.jsonl"], "cannot read 'none.jsonl'"),
-        (["x", "--policy", "lenient"], "--teacher is needed"),
+        (["x", "--policy", "lenient"], "or a student with --teacher"),
         (["x", "--set", "recall"], "write KEY=VALUE"),
     ],
 )

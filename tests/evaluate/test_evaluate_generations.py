@@ -151,7 +151,7 @@ def test_student_gets_k_responses_and_teacher_2k(tmp_path: Path) -> None:
     samples = pair(*sides(tmp_path, rows_of(3, 10), rows_of(3, 9)), samples=8)
     assert samples.count == 5
     assert [len(row) for row in samples.teacher] == [10] * 3
-    assert "K is 5, not 8" in samples.notes[0]
+    assert "is 5 and not 8" in samples.notes[0]
 
 
 def test_student_without_some_prompts_is_refused(tmp_path: Path) -> None:

@@ -231,12 +231,12 @@ def test_incomplete_judge_options_are_refused_before_sampling() -> None:
     for values in ({"judge_url": "http://x"}, {"judge_model": "m"}):
         with pytest.raises(UsageError, match="belong together"):
             _ = Request(**values).judge
-    with pytest.raises(UsageError, match="not an http or https address"):
+    with pytest.raises(UsageError, match="does not start with http:// or https://"):
         _ = Request(judge_url="file:///etc/passwd", judge_model="m").judge
 
 
 @pytest.mark.parametrize("secret", ["https://me:hush@", "https://hush@", "https://me:hu/sh@", "me:hush@"])
 def test_a_password_in_the_judges_address_is_refused_without_repeating_it(secret: str) -> None:
-    with pytest.raises(UsageError, match=r"--judge-url holds .* in --judge-key-env") as refused:
+    with pytest.raises(UsageError, match=r"--judge-url holds .* use --judge-key-env") as refused:
         _ = Request(judge_url=f"{secret}host/v1", judge_model="m").judge
     assert "hu" not in str(refused.value)

@@ -362,11 +362,11 @@ def test_baseline_is_scored_on_its_own_responses(home: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({}, "name a run, a student, --teacher-generations and"),
+        ({}, "name a run, a student, both --teacher-generations and"),
         ({"teacher_generations": Path("t")}, "belong together"),
-        ({"teacher_generations": Path("t"), "student_generations": Path("s"), "subject": "x"}, "not both"),
-        ({"subject": "x", "prompts": Path("p")}, "--teacher is needed"),
-        ({"subject": "x", "teacher": "t"}, "--prompts is needed"),
+        ({"teacher_generations": Path("t"), "student_generations": Path("s"), "subject": "x"}, "give only one of them"),
+        ({"subject": "x", "prompts": Path("p")}, "or a student with --teacher"),
+        ({"subject": "x", "teacher": "t"}, "or a student with --prompts"),
     ],
 )
 def test_contradictory_request_is_refused(values: dict[str, object], said: str) -> None:

@@ -176,7 +176,7 @@ def test_both_specs_are_written_and_no_file_is_overwritten(tmp_path: Path) -> No
     ],
 )
 def test_unknown_need_is_refused_with_the_known_ones(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=r"one of|above 0"):
+    with pytest.raises(UsageError, match=r"one of|give 1 or more"):
         advise(**wrong)
 
 

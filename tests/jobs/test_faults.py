@@ -469,7 +469,7 @@ def test_a_tracker_that_cannot_start_is_reported_once_and_training_continues(mod
     Path("mine/tiny").write_text("where the tracker's folder would be")
     done = subprocess.run([sys.executable, "mine/train.py"], capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("trackers are left out from here on (FileExistsError: ") == 1
+    assert done.stderr.count("trackers are off from here on (FileExistsError: ") == 1
     assert load_file("mine/student/model.safetensors")
 
 
@@ -584,7 +584,7 @@ def test_a_torn_checkpoint_is_named_and_the_run_resumes_from_the_one_before_it(
     weights.write_bytes(weights.read_bytes()[:1000])
     done = skill_kd("run", write_spec(models, data={"train": str(whole.parents[1] / "data.jsonl")}), "--resume")
     assert done.returncode == 0, done.stderr
-    assert "checkpoint 0-00000012 is torn and left out: model.safetensors is not as it was written" in done.stderr
+    assert "checkpoint 0-00000012 is torn, so it is skipped: model.safetensors does not match" in done.stderr
     assert "resuming from checkpoint 0-00000011" in done.stderr
     weights = Path("student/model.safetensors")
     assert (folder / weights).read_bytes() == (whole / weights).read_bytes()

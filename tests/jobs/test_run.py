@@ -252,7 +252,7 @@ def test_a_file_in_the_way_is_one_clear_message(in_the_way: str) -> None:
 
 KILLED = (
     "killed, probably out of memory: raise training.accumulate, set training.gradient_checkpointing: true, or lower "
-    "rollout.max_new_tokens; `skill-kd plan` lists what takes how much"
+    "rollout.max_new_tokens; `skill-kd plan` shows what uses the memory"
 )
 
 # --- runs that end badly ----------------------------------------------------------------------------------------------

@@ -95,20 +95,27 @@ REFUSED: dict[str, tuple[Values, list[str]]] = {
         values(teacher={"model": [{"model": "a", "revision": COMMIT}, {"model": "b"}], "trust_remote_code": True}),
         ["trust_remote_code: true needs 'revision'", "not None"],
     ),
-    "not http": (values(teacher={"served": {**SERVED, "url": "ftp://host"}}), ["teacher.served.url", "'ftp://host'"]),
+    "not http": (
+        values(teacher={"served": {**SERVED, "url": "ftp://host"}}),
+        ["served.url: should start with http://", "'ftp://host'"],
+    ),
     "negative top_logprobs": (
         values(teacher={"served": {**SERVED, "top_logprobs": -1}}),
         ["teacher.served.top_logprobs", "not -1"],
     ),
     # student
+    "text for a number": (
+        values(training={"learning_rate": "fast"}),
+        ["training.learning_rate: should be a number, not 'fast'"],
+    ),
     "no student": (values(student={}), ["student: set 'model' or 'from_teacher'"]),
     "layers together with a model": (
         values(student={"model": "org/student", "from_teacher": {"layers": 4}}),
         ["student", "'from_teacher'", "'org/student'", "keep 'model'"],
     ),
     "no layers": (values(student={"from_teacher": {"layers": 0}}), ["student.from_teacher.layers", "not 0"]),
-    "layers twice": (values(student={"from_teacher": {"layers": [1, 1]}}), ["layers [1, 1]", "rising order"]),
-    "layers falling": (values(student={"from_teacher": {"layers": [2, 1]}}), ["layers [2, 1]", "rising order"]),
+    "layers twice": (values(student={"from_teacher": {"layers": [1, 1]}}), ["layers [1, 1]", "ascending order"]),
+    "layers falling": (values(student={"from_teacher": {"layers": [2, 1]}}), ["layers [2, 1]", "ascending order"]),
     "an empty list of layers": (values(student={"from_teacher": []}), ["layers []", "each kept layer once"]),
     "quantization without lora": (
         values(student={"model": "a", "quantization": "4bit"}),
@@ -236,13 +243,13 @@ REFUSED: dict[str, tuple[Values, list[str]]] = {
     ),
     "temperature 0 on-policy": (
         values(rollout={"temperature": 0}),
-        ["rollout.temperature: 0", "on-policy stages need a value above 0"],
+        ["rollout.temperature: 0", "set a value above 0"],
     ),
     # the rest
     "a teacher in shards of one process": (values(launch={"shard_teacher": True}), ["shard_teacher: true", "ddp"]),
     "a quantized teacher in shards": (
         values(teacher={"model": "a/b", "quantization": "4bit"}, launch={"strategy": "ddp", "shard_teacher": True}),
-        ["launch.shard_teacher", "quantization: 4bit is not"],
+        ["launch.shard_teacher", "sets teacher.quantization: 4bit"],
     ),
     "processes without a strategy": (
         values(launch={"processes": 2}),

@@ -72,7 +72,9 @@ class LogSource:
                     yield b"".join(some)
                     some = []
         except (EOFError, gzip.BadGzipFile, zlib.error, _ZstdError) as error:
-            self.notes.append(f"'{self.path}' is damaged or cut off ({error}); only the part before that was read")
+            self.notes.append(
+                f"'{self.path}' is damaged or cut off ({error}); only the part before the damage was read"
+            )
         yield b"".join(some)
 
 

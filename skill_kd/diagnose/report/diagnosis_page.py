@@ -108,7 +108,9 @@ def _explained(found: Diagnosis) -> list[PageSection]:
         )
         for sign in found.explained
     ]
-    content = [table("Changes that disappear like for like", ("Sign", "Since", "Change", "Explained by"), rows)]
+    content = [
+        table("Changes that disappear in a like-for-like comparison", ("Sign", "Since", "Change", "Explained by"), rows)
+    ]
     return [PageSection("explained", "Changes that something else explains", content, "explained")]
 
 

@@ -35,7 +35,7 @@ def cut_responses(rows: list[Encoded | None], limit: int) -> list[Encoded | None
     if cut:
         written = sum(row is not None for row in rows)
         print(  # noqa: T201
-            f"note: {cut} of {written} written responses are cut: with their prompts they exceed {limit} tokens "
+            f"note: {cut} of {written} responses in the data are cut: with their prompts they exceed {limit} tokens "
             "(data.max_prompt_tokens + rollout.max_new_tokens)",
             file=sys.stderr,
         )

@@ -62,7 +62,7 @@ class Endpoint:
     def __post_init__(self) -> None:
         if holds_credentials(self.url):  # messages print the address
             raise BadInput(
-                f"{self.names.url} holds a user name or password; name the variable that holds the key in "
+                f"{self.names.url} holds a user name or password; drop them, and name the key's variable in "
                 f"{self.names.api_key_env}"
             )
 

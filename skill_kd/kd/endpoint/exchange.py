@@ -169,11 +169,11 @@ class Exchange:
         status = response.status_code
         refused = f"{self.names.url} {self.url} refused the request with {self._status_line(response)}"
         if status in {401, 403}:
-            fix = f"name the variable that holds the key in {self.names.api_key_env}, and set it"
+            fix = f"set {self.names.api_key_env} to the name of the variable that holds the key"
             return Refused(f"{refused}; {fix}", status)
         if response.has_redirect_location:
             location = self._shown(response.headers["Location"])
-            return Refused(f"{refused}, which leads to {location}; use that address", status)
+            return Refused(f"{refused}, which redirects to {location}; use that address", status)
         body = _read(response, MOST_ERROR_BYTES).decode("utf-8", "replace")
         return Refused(
             f"{refused}: {self._shown(body) or 'no reason given'}; check {self._settings}", status, *_named(body)

@@ -110,7 +110,7 @@ class _SummedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("summed_loss gives its gradients out once: compute it again for a second backward pass")
+            raise RuntimeError("summed_loss allows one backward pass: compute the loss again for a second one")
         gradients, ctx.gradients = ctx.gradients, None
         return (*(None if each is None else each.mul_(grad) for each in gradients), None)
 

@@ -24,7 +24,7 @@ class _Fused:
             except Exception as error:  # Compilers fail in many ways, and the plain function always works.
                 self.fast = None
                 reason = " ".join(str(error).split())[:200]
-                warnings.warn(f"torch.compile cannot be used, going on without it: {reason}", stacklevel=2)
+                warnings.warn(f"torch.compile fails here, so the loss is not compiled: {reason}", stacklevel=2)
         return self.plain(*args)
 
 

@@ -158,12 +158,14 @@ def _check(
         (not difference <= 1e-3 * scale, f"its logits differ from the student's by {difference:.3g}"),
         (again.pad_token_id in eos_ids, "its pad token is an end-of-sequence token"),
         (again.pad_token_id in written_by_template(again), "its chat template writes its pad token"),
-        (again.chat_template != tokenizer.chat_template, "its chat template is another one"),
+        (again.chat_template != tokenizer.chat_template, "its chat template differs"),
         (again.get_vocab() != tokenizer.get_vocab(), "its tokenizer has other tokens"),
     ]
     for failed, reason in problems:
         if failed:
-            raise TrainingStopped(f"the exported student does not match: {reason}; it stays in '{folder}'")
+            raise TrainingStopped(
+                f"the exported student differs from the trained one: {reason}; it is kept in '{folder}'"
+            )
 
 
 @torch.no_grad()

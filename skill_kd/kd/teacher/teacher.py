@@ -241,7 +241,7 @@ def check_template(student: Encoder, teacher: Encoder) -> None:
     if found := difference(student, teacher):
         raise BadInput(
             f"the student's chat template renders {found.what} as {found.ours}, the teacher's as {found.theirs}; "
-            "give the student the teacher's chat template, or take kind: sequence_kd, whose teacher writes with its own"
+            "give the student the teacher's chat template, or use kind: sequence_kd, where each model uses its own"
         )
 
 

@@ -38,7 +38,7 @@ def flaw(checkpoint: Path) -> str | None:
         except (OSError, ValueError) as error:
             return f"{name} cannot be read ({getattr(error, 'strerror', None) or error})"
         if found != written:
-            return f"{name} is not as it was written"
+            return f"{name} does not match its checksum"
     return None
 
 
@@ -46,7 +46,7 @@ def is_whole(checkpoint: Path) -> bool:
     """Return True if the checkpoint is not torn. If it is, print the reason."""
     wrong = flaw(checkpoint)
     if wrong:
-        print(f"note: checkpoint {checkpoint.name} is torn and left out: {wrong}", file=sys.stderr)  # noqa: T201
+        print(f"note: checkpoint {checkpoint.name} is torn, so it is skipped: {wrong}", file=sys.stderr)  # noqa: T201
     return wrong is None
 
 

@@ -145,8 +145,8 @@ class Checkpoints:
         self._refuse_other_inputs(values.pop("inputs"), checkpoint)
         if values.pop("kept_by") != self.state.kept_by:
             raise BadInput(
-                f"checkpoint {checkpoint.name} was written under another launch.strategy: none and ddp read each "
-                "other's, fsdp2 and deepspeed their own alone; resume with the one the run began with"
+                f"checkpoint {checkpoint.name} was written with another launch.strategy; resume with the strategy that "
+                "the run began with (only none and ddp can replace each other)"
             )
         self.state.load_state(str(checkpoint))
         self.in_memory = checkpoint.name

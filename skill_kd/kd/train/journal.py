@@ -81,7 +81,7 @@ class Journal:
         except Exception as error:  # each tracker raises its own kinds of errors
             self.trackers, self.accelerator.trackers = False, []
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            self.note(f"trackers are left out from here on ({reason}); metrics.jsonl has every figure")
+            self.note(f"trackers are off from here on ({reason}); metrics.jsonl still gets every metric")
 
     @contextmanager
     def bar_of(self, stage: str, updates: int, done: int) -> Iterator[None]:

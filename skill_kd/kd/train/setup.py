@@ -72,8 +72,8 @@ def open_accelerator(config: Config, folder: Path) -> Accelerator:
     training, processes = config.training, accelerator.num_processes
     if training.batch_size % (training.accumulate * processes):
         raise BadInput(
-            f"training.batch_size {training.batch_size} does not divide over accumulate {training.accumulate} × "
-            f"{processes} started processes; start {config.launch.processes}, as launch.processes says"
+            f"training.batch_size {training.batch_size} is not divisible by accumulate {training.accumulate} × "
+            f"{processes} started processes; start {config.launch.processes} processes, as in launch.processes"
         )
     return accelerator
 

@@ -137,7 +137,7 @@ class DeepSpeedStepper:
         parts = len(list(Path(folder).glob("zero-*.pt")))
         if parts != self.accelerator.num_processes:
             raise BadInput(
-                f"checkpoint {Path(folder).name} of launch.strategy: deepspeed is in {parts} parts, and this run has "
+                f"checkpoint {Path(folder).name} of launch.strategy: deepspeed has {parts} parts, but this run has "
                 f"{self.accelerator.num_processes} processes; resume with {parts}, or start a new run with fsdp2"
             )
         load_trained(self.policy, folder)

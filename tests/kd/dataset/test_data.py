@@ -362,7 +362,7 @@ def test_a_written_response_longer_than_a_rollout_is_cut_and_does_not_teach_to_s
         assert len(row.prompt) + len(row.response) == limit
         assert tokenizer.eos_token_id not in row.response
         assert len(row.scored) == len(row.response)
-    assert "3 of 3 written responses" in capsys.readouterr().err
+    assert "3 of 3 responses in the data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["train", "held_out", "pretraining"])

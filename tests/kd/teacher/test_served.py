@@ -560,7 +560,7 @@ def test_a_key_follows_no_redirect(models: Path, server: Server, monkeypatch: py
     with Server(models / "other").listening() as other:
         for host in ("127.0.0.1", "localhost"):
             server.redirect = f"{other.url.replace('127.0.0.1', host)}/models"
-            with pytest.raises(Missing, match=f"HTTP 302.*leads to {server.redirect}; use that address"):
+            with pytest.raises(Missing, match=f"HTTP 302.*redirects to {server.redirect}; use that address"):
                 served_teacher(address(server, api_key_env=KEY_VARIABLE)).endpoint.check_model()
     assert server.keys == {f"Bearer {KEY}"}
     assert other.keys == set()
@@ -573,7 +573,7 @@ def test_a_prompt_follows_no_redirect(
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     with Server(models / "other").listening() as other:
         server.redirect, server.redirects_with = f"{other.url}/completions?key={KEY}", status
-        with pytest.raises(Missing, match=rf"HTTP {status}.*leads to {other.url}/completions\?key=<the key>"):
+        with pytest.raises(Missing, match=rf"HTTP {status}.*redirects to {other.url}/completions\?key=<the key>"):
             served_teacher(address(server, api_key_env=KEY_VARIABLE)).score([([4], [5])])
     assert len(server.seen) == 1
     assert (other.keys, other.seen) == (set(), [])

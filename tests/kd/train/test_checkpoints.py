@@ -187,7 +187,7 @@ def test_a_torn_checkpoint_is_named_and_the_one_before_it_is_taken(
     harm(tmp_path / "checkpoints" / "0-00000002" / name)
     assert newest_name(run) == "0-00000001"
     told = capsys.readouterr().err
-    assert told.startswith("note: checkpoint 0-00000002 is torn and left out: ")
+    assert told.startswith("note: checkpoint 0-00000002 is torn, so it is skipped: ")
     assert name in told or (name, harm) == (CHECKSUMS, flip)  # which then accuses another file
 
 

@@ -70,6 +70,6 @@ def test_it_resumes_only_with_the_same_number_of_processes(models: Path, tmp_pat
     (last,) = (folder / "checkpoints").glob(f"*-{UPDATES:08d}")
     last.rename(tmp_path / "set aside")
     refused = start(folder, models, "--resume", launch={**TWO, "processes": 4})
-    assert "is in 2 parts, and this run has 4 processes" in refused.stderr
+    assert "has 2 parts, but this run has 4 processes" in refused.stderr
     assert train(folder, models, 2, "--resume", launch=TWO)[UPDATES:] == pytest.approx(losses[KEPT:], abs=1e-6)
     same_weights(folder, tmp_path)

@@ -86,11 +86,11 @@ def test_a_checkpoint_is_not_resumed_with_another_strategy_or_an_indivisible_bat
     two = {"strategy": "fsdp2", "processes": 2}
     refused = start(folder, models, "--resume", launch=two)
     assert refused.returncode != 0
-    assert "was written under another launch.strategy" in refused.stderr
+    assert "was written with another launch.strategy" in refused.stderr
     spec = {"launch": two, "training": {"batch_size": 6, "precision": "fp32"}, "rollout": {"prompts": 6}}
     write_folder(get_backend("transformers").render(spec_of(models, **spec)), tmp_path / "uneven")
     refused = start(tmp_path / "uneven", models, launch={"strategy": "fsdp2", "processes": 4})
-    assert "batch_size 6 does not divide over accumulate 1 × 4 started processes" in refused.stderr
+    assert "batch_size 6 is not divisible by accumulate 1 × 4 started processes" in refused.stderr
 
 
 STOPPING = """
