@@ -107,7 +107,7 @@ def honesty() -> Iterator[Row]:
         null = rows["null"]["go_rate"]
         found = (
             f"GO for {_share(null)} of the students identical to their teacher; "
-            f"GO for {_share(damaged[worst])} of the damaged students, for the kind of damage that passed most often"
+            f"with the damage that passed most often: GO for {_share(damaged[worst])}"
         )
         what = f"verdicts of `evaluate`, policy `{preset}`"
         yield f"{what}, {world['simulations']} simulations per kind of student", found
