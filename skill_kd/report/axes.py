@@ -52,7 +52,8 @@ def scale(values: Iterable[Position], start: float, end: float, ticks: int = 5, 
     if any(isinstance(value, datetime) for value in found):
         return _time_scale(low, high, start, end, ticks)
     if low == high:
-        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+        half = max(abs(low), 1e-290) / 2 if low else 0.5  # half of the smallest floats is 0
+        low, high = low - half, high + half
     step = nice_step(max((high - low) / ticks, 1e-12 * max(abs(low), abs(high)), 1e-290))
     around = (math.ceil, math.floor) if tight else (math.floor, math.ceil)
     first, last = around[0](low / step), around[1](high / step)

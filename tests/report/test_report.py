@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from evaluation_document import ATTACK, bare, document, metric
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from skill_kd.report import page as pages
@@ -160,6 +160,7 @@ FINITE = st.floats(-1e190, 1e190)
 
 
 @given(st.lists(FINITE, min_size=1, max_size=6), st.booleans())
+@example([5e-324], True)
 def test_axis_encloses_all_values_in_order(values: list[float], tight: bool) -> None:
     axis = scale(values, 100, 500, tight=tight)
     unseen = 1e-9 * max(map(abs, values))

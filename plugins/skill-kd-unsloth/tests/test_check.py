@@ -87,7 +87,7 @@ def test_it_takes_full_16_bit_and_4_bit_students(student: dict[str, Any], models
         ({"student": {"dtype": "float16"}}, "student.dtype: float16"),
         ({"student": {"trust_remote_code": True, "revision": "0" * 40}}, "student.trust_remote_code"),
         ({"student": {"model": "./nothing"}}, "there is no folder"),
-        ({"data": {"max_prompt_tokens": 2000}}, "reads 1024 tokens"),
+        ({"data": {"max_prompt_tokens": 2000}}, "has a context of 1024 tokens"),
     ],
 )
 def test_what_it_cannot_do_is_refused_with_a_way_out(sections: dict[str, Any], words: str, models: Path) -> None:

@@ -154,7 +154,7 @@ def test_a_head_that_gets_another_number_of_columns_is_refused(template: ModuleT
     asked = watched.forward
     watched.forward = lambda **inputs: asked(**{**inputs, "logits_to_keep": 4})
     template.Guard().watch(watched)
-    with pytest.raises(TrainingStopped, match="gave 4 hidden states where 11 were asked for"):
+    with pytest.raises(TrainingStopped, match="returned 4 hidden states, not 11"):
         response_logits(watched, batch(), 300)
 
 

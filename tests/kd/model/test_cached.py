@@ -93,7 +93,7 @@ class Counting(nn.Module):
 def test_recurrent_models_read_one_token_at_a_time_unless_several_are_known_to_work(
     monkeypatch: pytest.MonkeyPatch, family: str, version: str, passes: list[int]
 ) -> None:
-    monkeypatch.setattr(transformers, "__version__", version)
+    monkeypatch.setattr("skill_kd.kd.model.cached.transformers.__version__", version)
     model = Counting(family=family)
     reader = CachedModel(model)
     reader.read(IDS[:, :5], REAL[:, :5], 1)
