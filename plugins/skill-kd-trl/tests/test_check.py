@@ -72,12 +72,12 @@ SERVED = {"model": None, "served": {"url": "http://localhost/v1", "model": "m", 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another objective": (
         {"objective": {"kind": "skew_reverse_kl"}},
-        "stages.0.objective.kind: TRL's trainer has no skew_reverse_kl; take reverse_kl, forward_kl, jsd or minillm",
+        "stages.0.objective.kind: TRL's trainer has no skew_reverse_kl; use reverse_kl, forward_kl, jsd or minillm",
     ),
     "imitation": ({"objective": {"kind": "sft"}}, "stages.0.objective.kind: TRL's trainer has no sft"),
     "off-policy rows": (
         {"objective": {"kind": "jsd"}},
-        "stages.0.objective.on_policy: 0.5, and TRL trains on the student's samples alone; set on_policy: 1",
+        "stages.0.objective.on_policy: 0.5, but TRL trains only on the student's samples; set on_policy: 1",
     ),
     "labels": (
         {"objective": {"kind": "forward_kl", "responses": "data", "hard_label_weight": 0.5}},
@@ -217,7 +217,7 @@ def test_the_shortest_spec_gets_every_problem_at_once() -> None:
 def test_a_teacher_folder_with_another_tokenizer_is_refused_naming_the_first_id(models: Path) -> None:
     spec = parse_spec(values(models, ON_POLICY, teacher={"model": str(models / "stranger")}))
     (problem,) = BACKEND.check(spec)
-    assert problem.startswith("teacher.model: its tokenizer is another one than the student's: id 0 is '<|im_end|>'")
+    assert problem.startswith("teacher.model: its tokenizer differs from the student's: id 0 is '<|im_end|>'")
     assert BACKEND.check(parse_spec(values(models, ON_POLICY))) == []
 
 
@@ -243,4 +243,4 @@ def test_unigram_vocabularies_are_compared_in_the_order_of_their_ids(models: Pat
         return BACKEND.check(parse_spec(values(models, ON_POLICY, **folders)))
 
     assert problems("same") == []
-    assert "id 1 is 'b' there and 'a' in the student" in problems("other")[0]
+    assert "id 1 is 'b' in the teacher and 'a' in the student" in problems("other")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Never
 
+import torch.distributed as dist
 from accelerate import Accelerator
 from tqdm import tqdm
 
@@ -60,6 +62,10 @@ class Journal:
         self.accelerator.trackers = []
         # If a process leaves while another still communicates with it, one of them aborts.
         self.accelerator.wait_for_everyone()
+        if dist.is_available() and dist.is_initialized():
+            # DDP's reducer must not be the last owner of the group. It would free it while it holds the GIL, and wait
+            # for a thread of gloo that waits for the GIL. The interpreter frees it without the GIL.
+            atexit.register(id, dist.group.WORLD)
         self.accelerator.end_training()
 
     def note(self, text: str) -> None:
