@@ -205,7 +205,7 @@ def test_trackers_record_what_metrics_jsonl_records(models: Path, script: Any) -
             marks=pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed"),
         ),
         # A batch would be half as large as the spec has it, and nobody would see it.
-        ({"launch": {"processes": 2, "strategy": "ddp"}}, 2, "launch.processes: 2, and 1 started"),
+        ({"launch": {"processes": 2, "strategy": "ddp"}}, 2, "launch.processes: 2, but 1 started"),
         # Refused before anything is loaded: the models are nowhere.
         (
             {
