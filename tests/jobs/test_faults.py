@@ -398,7 +398,7 @@ def test_a_run_out_of_memory_shows_the_plan(models: Path) -> None:
     done = skill_kd("run", str(script))
     message = error_of(done, 6)
     assert "rollout.max_new_tokens" in message
-    assert re.search(r"the plan says [\d.]+ GB for each process at its peak, the .+: .+ [\d.]+ GB", done.stderr)
+    assert re.search(r"`plan` estimates a peak of [\d.]+ GB per process, in .+: .+ [\d.]+ GB", done.stderr)
     failed_run(Path("runs/tiny"), message, 6)
 
 
