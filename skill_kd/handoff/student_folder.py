@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypedDict
 
 from skill_kd.errors import UsageError
 from skill_kd.jobs.student import BrokenStudent, header
+from skill_kd.kd.errors import BadInput
+from skill_kd.kd.files import read_object
 
 NEEDED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 FOREIGN = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".py")
@@ -64,12 +65,9 @@ def read_json(path: Path) -> dict[str, Any]:
         UsageError: the file cannot be read, or is not a JSON object.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"'{path}' is not a JSON object")
-    return values
+        return read_object(path)
+    except BadInput as error:
+        raise UsageError(str(error)) from error
 
 
 def weight_dtypes(folder: Path) -> set[str]:

@@ -7,6 +7,9 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from skill_kd.kd.errors import BadInput
+from skill_kd.kd.files import read_object
+
 STUDENT = "student"
 """Name of the student's folder in a run folder."""
 _LONGEST_HEADER = 100_000_000
@@ -60,9 +63,6 @@ def header(path: Path) -> dict[str, Any]:
 
 def _json_object(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BrokenStudent(f"cannot read '{path}': {error}") from error
-    if not isinstance(values, dict):
-        raise BrokenStudent(f"'{path}' is not a JSON object")
-    return values
+        return read_object(path)
+    except BadInput as error:
+        raise BrokenStudent(str(error)) from error

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import GO_ON, TrainingStopped
+from .errors import GO_ON, BadInput, TrainingStopped
 
 LINK = "is a symbolic link, and nothing is read or written through one; remove it, or put the file itself there"
 
@@ -48,6 +48,21 @@ def open_unlinked(path: Path, mode: str, **options: Any) -> IO[Any]:
         return open_descriptor(Path(name), flags)
 
     return open(path, mode, opener=opener, **options)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds a JSON object.
+
+    Raises:
+        BadInput: the file cannot be read, or is not a JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}") from error
+    if not isinstance(values, dict):
+        raise BadInput(f"'{path}' is not a JSON object")
+    return values
 
 
 def _link_error(path: Path) -> OSError:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from skill_kd.errors import MissingRequirementError, SkillKDError, UsageError, error_for
 from skill_kd.kd.errors import ScriptError
-from skill_kd.kd.model.adapter_folder import CONFIG, adapter_in, adapter_of, read
+from skill_kd.kd.files import read_object
+from skill_kd.kd.model.adapter_folder import CONFIG, adapter_in, adapter_of
 from skill_kd.kd.model.families import refusal
 from skill_kd.plan.model_shape import Linear, ModelConfig, parse_config, with_layers
 
@@ -61,7 +62,7 @@ def read_config(model: str, revision: str | None = None) -> ModelConfig:
     file = _cached(model, revision) or _download(model, revision)
     if file.name == CONFIG:
         with _as_usage_error():
-            adapter = adapter_of(read(file), model)
+            adapter = adapter_of(read_object(file), model)
         return read_config(adapter.base, adapter.revision)
     return _read_file(file, model)
 

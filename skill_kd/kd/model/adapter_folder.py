@@ -5,7 +5,6 @@ This module imports no torch, so that checks stay quick.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BadInput, Missing
+from ..files import read_object
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 BASE = "base_model_name_or_path"
@@ -45,7 +45,7 @@ def adapter_in(folder: Path) -> Adapter | None:
     """
     if not (folder / CONFIG).is_file():
         return None
-    values, whole = read(folder / CONFIG), _has_whole_model(folder)
+    values, whole = read_object(folder / CONFIG), _has_whole_model(folder)
     if whole and not Adapter(str(folder), str(values.get(BASE) or "?")).on_itself:
         return None
     adapter = adapter_of(values, str(folder))
@@ -105,18 +105,3 @@ _MERGE = "merge it into its base yourself (peft's merge_and_unload), save the re
 def _has_whole_model(folder: Path) -> bool:
     patterns = ("model*.safetensors", "pytorch_model*.bin")
     return (folder / "config.json").is_file() and any(any(folder.glob(pattern)) for pattern in patterns)
-
-
-def read(path: Path) -> Mapping[str, object]:
-    """Return the values of an adapter_config.json.
-
-    Raises:
-        BadInput: the file cannot be read, or is not a JSON object.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"cannot read '{path}': {error}") from error
-    if not isinstance(values, dict):
-        raise BadInput(f"'{path}' is not a JSON object")
-    return values

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from ..errors import BadInput, Missing
+from ..files import read_object
 from . import adapter_folder
 from .adapter_folder import Adapter
 
@@ -26,7 +27,7 @@ def find_adapter(place: str, revision: str | None) -> Adapter | None:
     config = _cached(place, adapter_folder.CONFIG, revision)
     if config is None or _cached(place, adapter_folder.WEIGHTS, revision) is None:
         return None
-    return adapter_folder.adapter_of(adapter_folder.read(Path(config)), place)
+    return adapter_folder.adapter_of(read_object(Path(config)), place)
 
 
 def has_tokenizer(place: str, revision: str | None) -> bool:
