@@ -36,8 +36,8 @@ def metrics() -> list[dict[str, Any]]:
             detectable=0.021, prompts_needed=412,
         ),
         metric(
-            "retention", "Diversity retained (Vendi score)", "score", form="retention", estimate=0.93, low=0.88, high=0.97,
-            margin=0.80, null=1.0, control=0.0, teacher=5.21, student=5.02, baseline=4.1, detectable=0.05,
+            "retention", "Diversity retained (Vendi score)", "score", form="retention", estimate=0.93, low=0.88,
+            high=0.97, margin=0.80, null=1.0, control=0.0, teacher=5.21, student=5.02, baseline=4.1, detectable=0.05,
         ),
         metric(
             "loops", "Loops", "share", **low, estimate=0.004, low=-0.001, high=0.009, margin=0.01, control=0.11,
