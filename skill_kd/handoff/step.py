@@ -60,7 +60,7 @@ def hand_off(
     """
     finished = FinishedRun.read(run, data, python)
     if not trust_remote_code:
-        refuse_code(finished.spec, finished.path / "spec.yaml")
+        refuse_code(finished.spec, run / "spec.yaml")
     gguf.refuse_missing(list(quantizations))
     with refusing_unwritable(f"'{finished.folder}'", "fix that, or free space there"), locked(run) as lock:
         findings = verify(finished, notify)
