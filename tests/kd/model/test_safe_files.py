@@ -21,6 +21,7 @@ from tiny import make_model
 from skill_kd.kd.config import FromTeacher, Student, Teacher
 from skill_kd.kd.errors import BadInput, Missing
 from skill_kd.kd.model.loading import load_model, load_pair, load_student, load_tokenizer
+from skill_kd.kd.model.pretrained import load_weights
 from skill_kd.kd.model.safe_files import refuse_other_formats
 
 ROOT = Path(__file__).parents[3]
@@ -134,6 +135,15 @@ def test_a_kernel_of_the_hub_is_refused(key: str, value: object) -> None:
     edit(make_model("model") / "config.json", **{key: value})
     with pytest.raises(Missing, match=r"config\.json asks for the attention kernel 'them/kernel.*remove"):
         load_model(PLAIN, "model")
+
+
+def test_nobody_is_asked_if_code_may_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would ask at the terminal."""
+    model_with_code(Path("model"), tmp_path / "ran")
+    monkeypatch.setattr("builtins.input", lambda _: pytest.fail("transformers asked"))
+    with pytest.raises(ValueError, match="custom code"):
+        load_weights("model", "model")
+    assert not (tmp_path / "ran").exists()
 
 
 def calls(text: str) -> Iterator[tuple[str, ast.Call]]:

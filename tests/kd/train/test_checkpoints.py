@@ -416,7 +416,7 @@ def test_a_checkpoint_that_holds_code_is_refused_in_our_words(
     checkpoint = tmp_path / "checkpoints" / "0-00000001"
     if file == "pytorch_model.bin":
         (checkpoint / "model.safetensors").unlink()
-    (checkpoint / file).write_bytes(pickle.dumps(Bomb()))
+    (checkpoint / file).write_bytes(pickle.dumps(Bomb(), 2))
     (checkpoint / CHECKSUMS).unlink()
     seal(checkpoint)
     run.checkpoints.in_memory = None
