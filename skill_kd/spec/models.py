@@ -75,7 +75,7 @@ class Teacher(Section):
     cache_gb: NonNegativeFloat = 4.0
     """Disk space per process, in GB, for the teacher's hidden states of responses that several updates train on."""
     trust_remote_code: bool = False
-    """Run Python code that comes with a model of the hub. Keep it off unless you have read that code at ``revision``."""
+    """Run Python code that comes with a model of the hub. Keep it off unless you have read it at ``revision``."""
     served: Served | None = None
     """An endpoint to query instead of loading ``model``."""
     max_unusable: Fraction = 0.1

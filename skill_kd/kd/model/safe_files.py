@@ -1,4 +1,4 @@
-"""Refuses the files of a model that could run code: weights that are no safetensors, and code that no commit pins.
+"""Refuses the files of a model that could run code: weights in other formats than safetensors, and unpinned code.
 
 This module imports no torch, so that checks stay quick.
 """
@@ -99,7 +99,7 @@ def _refuse_names(model: str, where: str, files: Iterable[object], allowed: re.P
     for file in files:
         if not (isinstance(file, str) and allowed.fullmatch(file)):
             raise Missing(
-                f"cannot load '{model}': {where} names {file!r}, which is no safetensors file of its folder; {_ONLY}"
+                f"cannot load '{model}': {where} names {file!r}, which is not a safetensors file of its folder; {_ONLY}"
             )
 
 

@@ -1,4 +1,4 @@
-"""What could run code: pickles, code of a folder, kernels. Each attack would work if its guard were gone."""
+"""Pickles, code of a folder and kernels never run. Each attack here would work without its guard."""
 
 from __future__ import annotations
 
