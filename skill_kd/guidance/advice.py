@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from skill_kd.errors import UsageError
 from skill_kd.guidance.specs import pilot, put, skeleton, write_specs
 from skill_kd.guidance.table import BY_KEY, CHOICES, LONG, ON_POLICY, Budget, Choice, Matters, Teacher
+from skill_kd.spec import OBJECTIVE_KINDS
 from skill_kd.spec.file import parse_spec
 
 Settings = tuple[tuple[str, object, str], ...]
@@ -69,6 +70,7 @@ def advise(
     lora: bool = False,
     distilled: bool = False,
     seen: str | None = None,
+    objective: str | None = None,
     changes: Mapping[str, object] | None = None,
 ) -> Advice:
     """Return the advice for a need.
@@ -82,6 +84,7 @@ def advise(
         lora: train adapters instead of all weights.
         distilled: True if the student was distilled before.
         seen: key of a finding about a student trained before.
+        objective: kind of the objective, if the user has chosen one. The recommended objective is then the alternative.
         changes: spec values by path, such as ``{"training.learning_rate": 1e-4}``; ``distill`` and
             ``warm_start`` name stages.
 
@@ -102,8 +105,10 @@ def advise(
         if count is not None and count < 1:
             raise UsageError(f"{name}: {count} is too small; give 1 or more")
     if chosen := next((path for path in changes or {} if path.startswith("distill.objective")), None):
-        raise UsageError(f"{chosen}: advise chooses the objective; change it in the spec that advise writes")
+        raise UsageError(f"{chosen}: give the objective's kind with --objective; change its keys in the written spec")
     choice = next(each for each in CHOICES if each.fits(matters, teacher, budget, output_tokens > LONG))
+    if objective is not None:
+        choice = _with_objective(choice, objective)
     settings = _settings(choice, matters, teacher, budget, output_tokens, prompts, lora)
     settings = _with_changes(settings, changes or {})
     # On-policy training corrects the student's samples. A warm start first makes these samples good enough.
@@ -112,6 +117,8 @@ def advise(
     warm = sampled and not distilled
     spec = _filled(choice.objective, teacher, lora, warm, settings)
     alternative = _filled(choice.alternative, teacher, lora, warm, settings) if choice.alternative else None
+    if alternative is not None and "checkpoint.best_by" not in (changes or {}):
+        put(alternative, "checkpoint.best_by", _best_by(_of(alternative), matters, teacher))
     why, would_change = [choice.why], [choice.unless]
     if distilled and sampled:
         why.append("no warm start: it would cost updates, and the samples of a distilled student are good enough")
@@ -148,6 +155,22 @@ def _of(spec: Mapping[str, Any]) -> str:
     return str(next(stage for stage in spec["stages"] if stage["kind"] == "distill")["objective"]["kind"])
 
 
+def _with_objective(choice: Choice, kind: str) -> Choice:
+    """Return the choice with the user's objective. The recommended objective becomes the alternative.
+
+    Raises:
+        UsageError: the objective is unknown.
+    """
+    if kind not in OBJECTIVE_KINDS:
+        raise UsageError(f"objective: '{kind}' is unknown; use one of: {', '.join(OBJECTIVE_KINDS)}")
+    if kind == choice.objective["kind"]:
+        return choice
+    pairs = (each for row in CHOICES for each in (row.objective, row.alternative) if each is not None)
+    wanted = next((each for each in pairs if each["kind"] == kind), {"kind": kind})
+    instead = f"{choice.objective['kind']} is recommended for this need: {choice.why}"
+    return replace(choice, objective=wanted, alternative=choice.objective, why="set by you", unless=instead)
+
+
 def _filled(
     objective: Mapping[str, object], teacher: str, lora: bool, warm: bool, settings: Settings
 ) -> dict[str, Any]:
@@ -172,7 +195,6 @@ def _settings(
     kind = choice.objective["kind"]
     rate = 1e-4 if lora else 5e-6 if kind == "minillm" else 1e-5
     updates = {"small": 200, "normal": 500, "large": 2000}[budget]
-    best = "held_out_nll" if teacher == "text" else "forward_kl" if matters == "coverage" else "reverse_kl"
     policy = "text-only" if teacher == "text" else "creative" if matters == "coverage" else "assistant"
     few = prompts is not None and prompts < 1000
     return (
@@ -182,9 +204,20 @@ def _settings(
         ("rollout.temperature", 1.0, "samples from the distribution that is trained"),
         ("rollout.prompts", 16 if budget == "small" else 64, "sampled together; a multiple of the batch size"),
         ("data.held_out", 0.2 if few else 0.05, "there are few prompts" if few else "enough prompts to measure with"),
-        ("checkpoint.best_by", best, "the held-out measure that matches what matters"),
+        ("checkpoint.best_by", _best_by(str(kind), matters, teacher), "the held-out measure that matches what matters"),
         ("evaluation.policy", policy, "200 prompts × 8 samples give a verdict, fewer than 50 prompts do not"),
     )
+
+
+def _best_by(kind: str, matters: str, teacher: str) -> str:
+    """Return the measure that chooses the best checkpoint.
+
+    MiniLLM minimizes reverse KL, and forward KL may rise meanwhile. Chosen by forward KL, the best checkpoint would be
+    the one before MiniLLM.
+    """
+    if teacher == "text":
+        return "held_out_nll"
+    return "forward_kl" if matters == "coverage" and kind != "minillm" else "reverse_kl"
 
 
 def _plain(value: object) -> str:
