@@ -60,6 +60,7 @@ NO_TORCH = (
     "model.context",
     "model.families",
     "model.layers",
+    "model.safe_files",
 )
 """The part of kd that the rest of the package may import when a module is loaded."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from skill_kd.errors import UsageError
+from skill_kd.files import refuse_links, refusing_unwritable
 from skill_kd.handoff import interpreter
 from skill_kd.handoff.student_folder import read_json
 from skill_kd.jobs.manifest import Manifest, refuse_linked
@@ -66,10 +68,21 @@ class FinishedRun:
 
     @property
     def best_checkpoint(self) -> Path | None:
-        """The exported checkpoint, or None if the run's summary names none."""
+        """The exported checkpoint, or None if the run's summary names none.
+
+        Raises:
+            UsageError: the summary names something else than a checkpoint of this run, or the checkpoint holds a link.
+        """
         summary = self.path / "summary.json"
         best = read_json(summary).get("best") if summary.exists() else None
-        return self.path / "checkpoints" / best if best else None
+        if best is None:
+            return None
+        if not (isinstance(best, str) and re.fullmatch(r"\w[\w.-]*", best)):
+            raise UsageError(f"'{summary}': best is {best!r}, which is not the name of a checkpoint in checkpoints/")
+        checkpoint = self.path / "checkpoints" / best
+        with refusing_unwritable(f"'{checkpoint}'", "remove it"):
+            refuse_links(checkpoint, *checkpoint.glob("*"))
+        return checkpoint
 
     def ask(self, kind: str, **question: object) -> dict[str, Any]:
         """Return the probe's answer to a question about models. It raises what ``interpreter.ask`` raises."""

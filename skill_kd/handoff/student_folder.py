@@ -11,8 +11,9 @@ from skill_kd.errors import UsageError
 from skill_kd.jobs.student import BrokenStudent, header
 from skill_kd.kd.errors import BadInput
 from skill_kd.kd.files import read_object
+from skill_kd.kd.model.safe_files import CODE, CONFIG, code_references
 
-NEEDED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+NEEDED = (CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 FOREIGN = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".py")
 """File name endings that can run code when loaded."""
 WEIGHTS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -38,8 +39,12 @@ def standalone(folder: Path) -> list[Check]:
     missing = [name for name in NEEDED if name not in names]
     foreign = [name for name in names if name.endswith(FOREIGN) or name == "adapter_config.json"]
     linked = [name for name in names if (folder / name).is_symlink()]
-    config = read_json(folder / "config.json")
-    odd = [key for key in ("auto_map", "quantization_config") if key in config]
+    config = read_json(folder / CONFIG)
+    odd = [f"quantization_config in {CONFIG}"] if "quantization_config" in config else []
+    for name in names:
+        # llama.cpp's converter runs the code that such a file names, also a tokenizer's.
+        if name.endswith(CONFIG) and code_references(read_json(folder / name)):
+            odd.append(f"{CODE} in {name}")
     stated, found = config.get("dtype") or config.get("torch_dtype"), weight_dtypes(folder)
     return [
         _check("files", not missing, f"missing: {', '.join(missing)}" if missing else ", ".join(NEEDED)),

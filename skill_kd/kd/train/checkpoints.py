@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from ..dataset.batch import Row
 from ..errors import BadInput
 from ..files import sync_folder, write_atomically, writing
-from .checkpoint_files import PARTIAL, STATE, delete, is_whole, remove, seal
+from .checkpoint_files import PARTIAL, STATE, delete, is_whole, refusing_code, remove, seal
 from .held_out import Figures
 
 
@@ -140,6 +140,7 @@ class Checkpoints:
 
         Raises:
             BadInput: the run's inputs have changed since the checkpoint was written, or it is sharded differently.
+            Missing: a file of the checkpoint could run code.
         """
         values: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         self._refuse_other_inputs(values.pop("inputs"), checkpoint)
@@ -148,7 +149,7 @@ class Checkpoints:
                 f"checkpoint {checkpoint.name} was written with another launch.strategy; resume with the strategy that "
                 "the run began with (only none and ddp can replace each other)"
             )
-        self.state.load_state(str(checkpoint))
+        self._restore(checkpoint)
         self.in_memory = checkpoint.name
         progress = Progress(**values)
         if not self._has_best(progress):
@@ -166,7 +167,11 @@ class Checkpoints:
         if not self._has_best(progress):
             progress.best = self.in_memory
         elif progress.best not in {None, self.in_memory}:
-            self.state.load_state(str(self.folder / str(progress.best)))
+            self._restore(self.folder / str(progress.best))
+
+    def _restore(self, checkpoint: Path) -> None:
+        with refusing_code(checkpoint):
+            self.state.load_state(str(checkpoint))
 
     def _has_best(self, progress: Progress) -> bool:
         """Return True if the best checkpoint is whole, or if there is none yet. All processes call it."""

@@ -46,7 +46,7 @@ from skill_kd.kd.model.student import StudentWithLoss
 from skill_kd.kd.reporting import reporting
 from skill_kd.kd.signals import StopRequest
 from skill_kd.kd.teacher import teacher as teachers
-from skill_kd.kd.train.checkpoint_files import STATE
+from skill_kd.kd.train.checkpoint_files import STATE, refusing_code
 from skill_kd.kd.train.checkpoints import Progress
 from skill_kd.kd.train.held_out_measures import HeldOutMeasures
 from skill_kd.kd.train.journal import Journal
@@ -378,7 +378,7 @@ def main() -> None:
         run.journal.note(f"resuming from checkpoint {newest.name}")
     else:
         run.measures.take(run.student, progress, "before")
-    with run.journal.bar_of(STAGE.kind, STAGE.updates, progress.update):
+    with run.journal.bar_of(STAGE.kind, STAGE.updates, progress.update), refusing_code(newest or FOLDER):
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     if run.stop.agreed and trainer.state.global_step < STAGE.updates:
         raise StoppedBySignal(run.stop.agreed)
