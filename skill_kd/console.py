@@ -25,7 +25,7 @@ class Verb(click.Command):
             return super().invoke(ctx)
         except SkillKDError as error:
             if ctx.params.get("as_json"):
-                lines = [line.strip() for line in _whole(error).splitlines()]
+                lines = [line.strip() for line in _whole(error).split("\n")]
                 failed = {"valid": False} if self.name == "validate" else {}
                 print_json({**failed, "errors": lines, "exit_code": int(error.exit_code)})
             raise
