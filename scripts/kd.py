@@ -14,6 +14,7 @@ import argparse
 import ast
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -26,8 +27,9 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True
 BUNDLE = Path(__file__).resolve().parent.parent
-PARTS = ("skill_kd/cli", "templates", "examples", "constraints.txt", "pyproject.toml", "README.md", "LICENSE")
-"""Paths that the bundle must contain. The first is needed to run, and the last three are needed to install."""
+TERMINAL = "skill_kd/kd/terminal.py"
+PARTS = ("skill_kd/cli", TERMINAL, "templates", "examples", "constraints.txt", "pyproject.toml", "README.md", "LICENSE")
+"""Paths that the bundle must contain. The first two are needed to run, and the last three are needed to install."""
 USAGE, ENVIRONMENT, LOCKED, INTERRUPTED = 2, 5, 7, 130
 """Exit codes, as in skill_kd/errors.py."""
 HERE = "--here"
@@ -59,6 +61,7 @@ def main(args: list[str]) -> int:
         here = args[:1] == [HERE]
         args = args[1:] if here else args
         check_bundle()
+        guard_output()
         if args[:1] == ["setup"]:
             return setup(args[1:])
         if not here and (chosen := chosen_python()):
@@ -73,6 +76,14 @@ def main(args: list[str]) -> int:
     except BrokenPipeError:  # the reader closed stdout; without a new stdout, Python would report that at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def guard_output() -> None:
+    """Show control characters in all that follows as escapes, with the code that the verbs use."""
+    source = importlib.util.spec_from_file_location("terminal", BUNDLE / TERMINAL)
+    module = importlib.util.module_from_spec(source)  # type: ignore[arg-type]
+    source.loader.exec_module(module)  # type: ignore[union-attr]
+    module.wrap_output()
 
 
 def say(text: str) -> None:
@@ -91,7 +102,7 @@ def check_bundle() -> None:
     absent = [part for part in PARTS if not (BUNDLE / part).exists()]
     if absent:
         raise Stop(
-            f"the skill in {BUNDLE} is incomplete: {', '.join(absent)} missing; "
+            f"the skill in {str(BUNDLE)!r} is incomplete: {', '.join(absent)} missing; "
             "clone the whole repository, or install it again with a newer installer (npx skills@latest add …)"
         )
 
@@ -263,7 +274,8 @@ def doctor(args: list[str]) -> int:
     ]
     if options.json:
         keys = ("name", "state", "detail", "fix")
-        print(json.dumps({"ready": not core, "rows": [dict(zip(keys, row)) for row in rows]}, indent=2))  # noqa: B905
+        text = json.dumps({"ready": not core, "rows": [dict(zip(keys, row)) for row in rows]}, indent=2)  # noqa: B905
+        print(text.replace("\x7f", r"\u007f"))  # the only control character that json leaves
     else:
         print("\n".join("\t".join(row).rstrip() for row in rows))
     return ENVIRONMENT if core else 0

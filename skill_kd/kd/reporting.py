@@ -1,4 +1,4 @@
-"""The end of a trainer script: an exit code, and after a failure one ``error:`` line."""
+"""The output and the end of a trainer script: an exit code, and after a failure one ``error:`` line."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 from .errors import GO_ON, LESS_MEMORY, OUT_OF_MEMORY, ScriptError
+from .terminal import wrap_output
 
 UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 """The disk or the quota is full, the file is too large, or the folder is read-only."""
@@ -25,7 +26,11 @@ class _End:
 
 @contextmanager
 def reporting() -> Iterator[None]:
-    """Turn an error of the block into one ``error:`` line and its exit code. Unexpected errors keep their traceback."""
+    """Turn an error of the block into one ``error:`` line and its exit code. Unexpected errors keep their traceback.
+
+    From here to the end of the process, control characters in the output appear as escapes.
+    """
+    wrap_output()
     _quiet_libraries()
     # Handlers run last in, first out, so what the run registers later, such as its trackers, runs before this one.
     atexit.register(_leave)

@@ -32,6 +32,7 @@ from skill_kd.diagnose.formats.sources import LogSource
 from skill_kd.errors import UsageError
 from skill_kd.kd.dataset.formats.endpoints import OpenAIBatch
 from skill_kd.kd.dataset.formats.generic import Fields
+from skill_kd.kd.terminal import wrap_output
 
 MOST_BAD = 0.05
 """Share of unreadable lines above which the input is refused."""
@@ -286,6 +287,7 @@ def _put(tasks: Any, task: _BlockTask | None, workers: Sequence[Any]) -> None:
 
 
 def _work(tasks: Any, result: Any, options: Options, unit: str | int) -> None:
+    wrap_output()
     own = Scan(Windows(unit))
     while (task := tasks.get()) is not None:
         absorb(task, options, own)

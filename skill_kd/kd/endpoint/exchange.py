@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..addresses import proxy_for
 from ..errors import Missing
+from ..terminal import visible
 from .deadline import Deadline
 
 if TYPE_CHECKING:
@@ -197,8 +198,7 @@ class Exchange:
 
     def _shown(self, text: str) -> str:
         """Return text of the server as one line of a message: no key, no control characters, 300 characters at most."""
-        words = " ".join(self._redacted(text).split())
-        return "".join(each if each.isprintable() else "?" for each in words)[:300]
+        return visible(" ".join(self._redacted(text).split()))[:300]
 
     def _redacted(self, text: str) -> str:
         """Remove the key from text that the server controls: some servers echo the headers of the request."""
