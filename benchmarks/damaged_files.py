@@ -103,8 +103,16 @@ def targets(home: Path) -> Iterator[Target]:
     """Yield every file of a home that a verb reads."""
     yield Target("spec.yaml", ("validate", "plan", "run --resume", "diagnose"))
     for name in ("prompts.jsonl", "chat.jsonl", "train.jsonl"):
-        yield Target(name, ("evaluate",) if name == "prompts.jsonl" else ("handoff",) if name == "chat.jsonl" else ("validate",))
-    for name in ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors"):
+        yield Target(
+            name, ("evaluate",) if name == "prompts.jsonl" else ("handoff",) if name == "chat.jsonl" else ("validate",)
+        )
+    for name in (
+        "config.json",
+        "generation_config.json",
+        "tokenizer_config.json",
+        "tokenizer.json",
+        "model.safetensors",
+    ):
         light = ("validate", "plan") if name == "config.json" else ()
         yield Target(f"teacher/{name}", (*light, "evaluate"))
         yield Target(f"base/{name}", (*light, "handoff"))
@@ -117,7 +125,10 @@ def targets(home: Path) -> Iterator[Target]:
     for name in ("work.json", "work.jsonl", "measured.json"):
         yield Target(f"{RUN}/eval/samples/{name}", ("evaluate again",))
     for name in ("prompts.jsonl", "teacher.jsonl", "student.jsonl"):
-        yield Target(name[0].upper() + ".jsonl" if name != "prompts.jsonl" else "prompts.jsonl", ("evaluate generations",) if name != "prompts.jsonl" else ("evaluate again",))
+        yield Target(
+            name[0].upper() + ".jsonl" if name != "prompts.jsonl" else "prompts.jsonl",
+            ("evaluate generations",) if name != "prompts.jsonl" else ("evaluate again",),
+        )
     yield Target("teacher.json", ("evaluate generations",))
     yield Target(f"{RUN}/eval/evaluation.json", ("evaluate again", "handoff"))
     yield Target(f"{RUN}/handoff/manifest.json", ("handoff",))
@@ -166,9 +177,18 @@ def make_homes(work: Path) -> None:
     (home / "spec.yaml").write_text(yaml.safe_dump(spec(), sort_keys=False))
     shutil.copy(ROOT / "examples/data/sft.jsonl", home / "train.jsonl")
     shutil.copy(ROOT / "examples/data/chat.jsonl", home / "chat.jsonl")
-    rows = [{"prompt": f"{word} is where?", "reference": "here", "category": "places"} for word in ("moon", "sun", "sea")]
+    rows = [
+        {"prompt": f"{word} is where?", "reference": "here", "category": "places"} for word in ("moon", "sun", "sea")
+    ]
     (home / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    harness = {"model_name": "a", "results": {"arc": {"acc,none": 0.5, "acc_stderr,none": 0.1}}, "n-samples": {"arc": {"effective": 9}}, "higher_is_better": {"arc": {"acc": True}}, "versions": {"arc": 1}, "config": {"model": "hf"}}
+    harness = {
+        "model_name": "a",
+        "results": {"arc": {"acc,none": 0.5, "acc_stderr,none": 0.1}},
+        "n-samples": {"arc": {"effective": 9}},
+        "higher_is_better": {"arc": {"acc": True}},
+        "versions": {"arc": 1},
+        "config": {"model": "hf"},
+    }
     (home / "teacher.json").write_text(json.dumps(harness))
     (home / "student.json").write_text(json.dumps({**harness, "model_name": "b"}))
     calls = [
@@ -185,6 +205,7 @@ def make_homes(work: Path) -> None:
         arguments = ["run", "spec.yaml"] if verb == "run" else VERBS[verb]
         if command_line(arguments) not in (0, 3, 4):
             raise SystemExit(f"the undamaged run cannot be made: {verb} fails")
+    dataclasses.replace(Manifest.read(home / RUN), cwd=".").write(home / RUN)  # so that a copy reads its own files
     for who in ("teacher", "student"):
         shutil.copy(home / RUN / f"eval/samples/{who}.jsonl", home / f"{who[0].upper()}.jsonl")
     stopped = Path(shutil.copytree(home, work / "stopped"))
@@ -249,7 +270,9 @@ def asked(_python: str, question: dict[str, Any], where: Path) -> dict[str, Any]
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         sys.stderr.write(said.read_text(errors="replace"))
         command = [sys.executable, "-c", "import sys; sys.stderr.write(sys.argv[1]); sys.exit(int(sys.argv[2]))"]
-        interpreter._run([*command, said.read_text(errors="replace")[-50_000:].replace("\0", ""), str(code % 256)], where, where)
+        interpreter._run(
+            [*command, said.read_text(errors="replace")[-50_000:].replace("\0", ""), str(code % 256)], where, where
+        )
         answer: dict[str, Any] = json.loads(answered.read_text())
         return answer
 
@@ -338,7 +361,18 @@ def study(work: Path, target: Target, share: float, seed: int, seconds: float) -
                     (checkpoint / CHECKSUMS).unlink()
                     seal(checkpoint)
                 kind, code, said = outcome(verb, home, target.file, seconds, target.home == "locked")
-                rows.append({"file": target.file, "sealed": target.sealed, "home": target.home, "verb": verb, "damage": damage, "kind": kind, "code": code, "said": said[-3000:]})
+                rows.append(
+                    {
+                        "file": target.file,
+                        "sealed": target.sealed,
+                        "home": target.home,
+                        "verb": verb,
+                        "damage": damage,
+                        "kind": kind,
+                        "code": code,
+                        "said": said[-3000:],
+                    }
+                )
                 if home == kept:
                     healed(home / target.file, content)
                 else:
@@ -372,14 +406,25 @@ def main() -> int:
             verbs = tuple(verb for verb in target.verbs if options.only in f"{target.home} {verb}: {target.file}")
             if verbs:
                 chosen.append(dataclasses.replace(target, verbs=verbs))
-        jobs = [(work, dataclasses.replace(t, verbs=(v,)), options.share, options.seed, options.seconds) for t in chosen for v in t.verbs]
+        jobs = [
+            (work, dataclasses.replace(t, verbs=(v,)), options.share, options.seed, options.seconds)
+            for t in chosen
+            for v in t.verbs
+        ]
         rows: list[dict[str, Any]] = []
         with multiprocessing.get_context("fork").Pool(options.jobs) as pool:
             for found in pool.imap(_study, jobs):
                 rows += found
                 if found:
                     counts = collections.Counter(row["kind"] for row in found)
-                    print(found[0]["home"], found[0]["verb"], found[0]["file"], "sealed" * found[0]["sealed"], dict(counts), flush=True)
+                    print(
+                        found[0]["home"],
+                        found[0]["verb"],
+                        found[0]["file"],
+                        "sealed" * found[0]["sealed"],
+                        dict(counts),
+                        flush=True,
+                    )
     if options.rows:
         options.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return 0

@@ -191,7 +191,9 @@ def damages(name: str, content: bytes, load: Any = None) -> Iterator[tuple[str, 
     elif name.endswith("train.py"):
         yield from _of_script(content.decode())
     elif name.endswith(".lock"):
-        yield from ((kind, value.encode("utf-8", "replace")) for kind, value in VALUES.items() if isinstance(value, str))
+        yield from (
+            (kind, value.encode("utf-8", "replace")) for kind, value in VALUES.items() if isinstance(value, str)
+        )
 
 
 def _encoded_with(texts: Iterator[tuple[str, str]]) -> Iterator[tuple[str, bytes]]:
@@ -225,7 +227,9 @@ def _of_script(text: str) -> Iterator[tuple[str, bytes]]:
         for name, value in TOML.items():
             yield f"header {found[1]}: {name}", (text[: found.start(2)] + value + text[found.end(2) :]).encode()
         yield f"header {found[1]}: removed", (text[: found.start()] + "#" + text[found.end() :]).encode()
-    config = next(node for node in ast.parse(text).body if isinstance(node, ast.Assign) and "CONFIG" in ast.unparse(node))
+    config = next(
+        node for node in ast.parse(text).body if isinstance(node, ast.Assign) and "CONFIG" in ast.unparse(node)
+    )
     keywords = [node for node in ast.walk(config.value) if isinstance(node, ast.keyword)]
     starts = [0, *itertools.accumulate(len(line) for line in text.encode().splitlines(keepends=True))]
     data = text.encode()

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from skill_kd.errors import UsageError
+from skill_kd.files import as_usage_error, read_object
 from skill_kd.jobs.student import BrokenStudent, header
-from skill_kd.kd.errors import BadInput
-from skill_kd.kd.files import read_object
 
 NEEDED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 FOREIGN = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".py")
@@ -40,7 +39,7 @@ def standalone(folder: Path) -> list[Check]:
     linked = [name for name in names if (folder / name).is_symlink()]
     config = read_json(folder / "config.json")
     odd = [key for key in ("auto_map", "quantization_config") if key in config]
-    stated, found = config.get("dtype") or config.get("torch_dtype"), weight_dtypes(folder)
+    stated, found = str(config.get("dtype") or config.get("torch_dtype")), weight_dtypes(folder)
     return [
         _check("files", not missing, f"missing: {', '.join(missing)}" if missing else ", ".join(NEEDED)),
         _check("safetensors only", bool(found) and not foreign, ", ".join(foreign) or f"{len(found)} dtype"),
@@ -64,10 +63,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: the file cannot be read, or is not a JSON object.
     """
-    try:
+    with as_usage_error():
         return read_object(path)
-    except BadInput as error:
-        raise UsageError(str(error)) from error
 
 
 def weight_dtypes(folder: Path) -> set[str]:
@@ -80,8 +77,7 @@ def weight_dtypes(folder: Path) -> set[str]:
         headers = [header(path) for path in folder.glob("*.safetensors")]
     except BrokenStudent as error:
         raise UsageError(str(error)) from error
-    entries = [entry for each in headers for name, entry in each.items() if name != "__metadata__"]
-    return {WEIGHTS.get(entry["dtype"], entry["dtype"]) for entry in entries}
+    return {WEIGHTS.get(tensor.dtype, tensor.dtype) for each in headers for tensor in each.values()}
 
 
 def sha256(path: Path) -> str:

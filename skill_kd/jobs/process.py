@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -17,7 +16,7 @@ from types import FrameType
 from typing import IO
 
 from skill_kd.errors import MissingRequirementError
-from skill_kd.files import open_unlinked
+from skill_kd.files import open_unlinked, parse_json
 from skill_kd.kd.errors import OUT_OF_MEMORY
 
 Event = dict[str, object]
@@ -213,7 +212,7 @@ class _Events:
             self._offset += len(whole) + 1
         for line in whole.splitlines():
             with contextlib.suppress(ValueError):
-                if isinstance(event := json.loads(line), dict):
+                if isinstance(event := parse_json(line), dict):
                     self._on_event(event)
 
 

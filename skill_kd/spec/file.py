@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from collections.abc import Callable, Hashable
@@ -13,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from skill_kd.errors import SpecError
+from skill_kd.files import parse_json
 from skill_kd.spec import Spec
 from skill_kd.spec.mistakes import mistakes
 
@@ -98,31 +98,26 @@ def _parse_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 -- a SafeLoader
 
 
-def _parse_json(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_unique_keys)
+def parse_toml(text: str) -> dict[str, Any]:
+    """Parse TOML.
 
-
-def _parse_toml(text: str) -> Any:
+    Raises:
+        ValueError: the text is malformed, nested too deeply, or has a key of more than 16 parts.
+    """
     if found := _LONG_KEY.search(text):
         line = text.count("\n", 0, found.start()) + 1
         raise ValueError(f"line {line}: a key or value of more than 16 parts joined by dots")
-    return tomllib.loads(text)
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in values:
-            raise ValueError(f"duplicate key '{key}'")
-        values[key] = value
-    return values
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 _PARSERS: dict[str, Callable[[str], Any]] = {
     ".yaml": _parse_yaml,
     ".yml": _parse_yaml,
-    ".json": _parse_json,
-    ".toml": _parse_toml,
+    ".json": parse_json,
+    ".toml": parse_toml,
 }
 
 
@@ -152,5 +147,6 @@ def parse_spec(values: object, source: str = "spec") -> Spec:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    # Python's message on a number of thousands of digits goes on with advice for programmers.
+    text = " ".join(str(error).partition("; use sys.")[0].split()) or type(error).__name__
     return text if len(text) <= 300 else text[:299] + "…"

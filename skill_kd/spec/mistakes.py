@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from skill_kd.spec.section import NO_NUL
 from skill_kd.spec.stages import all_kinds
 
 
@@ -61,6 +62,7 @@ _PLAIN = {
     "bool_type": "should be true or false",
 }
 _OF_PATTERN = {
+    NO_NUL: "should have no NUL character",
     r"^https?://": "should start with http:// or https://",
     r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$": (
         "should have at most 64 letters, digits, dots, dashes and underscores, and start with a letter or digit"
@@ -76,7 +78,10 @@ _REPR.maxstring = _REPR.maxother = 60
 
 def _shown(value: object) -> str:
     """Return the value as Python would write it, cut short, since it can be as large as the file."""
-    text = _REPR.repr(value)
+    try:
+        text = _REPR.repr(value)
+    except ValueError:  # Python writes 4300 digits at most
+        text = "a number of thousands of digits"
     return text if len(text) <= 80 else text[:77] + "…"
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from skill_kd.spec.section import Fraction, PositiveFloat, Section, refuse
+from skill_kd.spec.section import Fraction, NonNegativeFloat, PositiveFloat, Section, refuse
 
 
 class Sft(Section):
@@ -147,9 +147,9 @@ class MiniLLM(Section):
     """Use R^Norm of Eq 6, so long responses do not dominate. Heuristic: changes the objective. Off for ``exact``."""
     clip: Annotated[float, Field(gt=0, lt=1)] | None = 0.2
     """PPO's ε on the importance weight. Heuristic: biases the gradient to bound its variance. Off for ``exact``."""
-    pt_weight: Annotated[float, Field(ge=0)] = 0.0
+    pt_weight: NonNegativeFloat = 0.0
     """Weight of −log q on ``data.pretraining``. Heuristic: preserves abilities that the prompts do not exercise."""
-    coverage_weight: Annotated[float, Field(ge=0)] = 0.0
+    coverage_weight: NonNegativeFloat = 0.0
     """Weight of forward KL on teacher samples of the same prompts. Heuristic: recovers modes that reverse KL drops."""
 
     @model_validator(mode="before")
