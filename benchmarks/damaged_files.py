@@ -25,6 +25,7 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import fcntl
 import json
 import math
 import multiprocessing
@@ -37,7 +38,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,6 @@ from typing import Any
 import torch
 import transformers  # noqa: F401 -- loaded before the forks
 import yaml
-from machine import keep, machine
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "damaged_files.json"
@@ -215,7 +215,7 @@ def make_homes(work: Path) -> None:
     for checkpoint in (folder / "checkpoints").glob("[0-9]*"):
         if checkpoint.name > "1-00000003":
             shutil.rmtree(checkpoint)
-    shutil.copytree(home, work / "locked")
+    shutil.copytree(stopped, work / "locked")
 
 
 # --- one case ---------------------------------------------------------------------------------------------------------
@@ -277,7 +277,16 @@ def asked(_python: str, question: dict[str, Any], where: Path) -> dict[str, Any]
         return answer
 
 
-def outcome(verb: str, home: Path, file: str, seconds: float, lock: bool) -> tuple[str, int | None, str]:
+@contextlib.contextmanager
+def held(lock: Path) -> Iterator[None]:
+    """Hold a lock, as another run would."""
+    descriptor = os.open(lock, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    yield
+    os.close(descriptor)
+
+
+def outcome(verb: str, home: Path, file: str, seconds: float) -> tuple[str, int | None, str]:
     """Run a verb in a fork, and return the kind of its end, its exit code and its messages."""
     said = home.parent / f"said-{os.getpid()}"
     pid = os.fork()
@@ -319,8 +328,8 @@ def kind_of(code: int, text: str, file: str) -> str:
         return "accepted"
     path = Path(file)
     named = path.name in text or (path.parent.name in ("teacher", "base", "student") and path.parent.name in text)
-    if code == 2:
-        return "refused" if named else "unnamed"
+    if code in (2, 7):
+        return "refused" if named or code == 7 else "unnamed"
     return "missing" if code == 5 and named else "unnamed"
 
 
@@ -360,7 +369,8 @@ def study(work: Path, target: Target, share: float, seed: int, seconds: float) -
                 if target.sealed:
                     (checkpoint / CHECKSUMS).unlink()
                     seal(checkpoint)
-                kind, code, said = outcome(verb, home, target.file, seconds, target.home == "locked")
+                with held(home / target.file) if target.home == "locked" else contextlib.nullcontext():
+                    kind, code, said = outcome(verb, home, target.file, seconds)
                 rows.append(
                     {
                         "file": target.file,

@@ -38,6 +38,7 @@ VALUES: dict[str, Any] = {
     "empty": "",
     "text": "a",
     "long text": "a" * 100_000,
+    "long name": "a" * 300,
     "nul": "a\0b",
     "surrogate": Raw(r'"\ud800"'),
     "list": [],

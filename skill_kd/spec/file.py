@@ -19,6 +19,9 @@ from skill_kd.spec.mistakes import mistakes
 MAX_BYTES = 64 * 1024
 """Maximum size of a spec file. A much larger file than a few KiB is probably data, and YAML is slow to parse."""
 
+MAX_BITS = 64
+"""Maximum size of a whole number."""
+
 MAX_ALIASES = 16
 """Maximum number of YAML aliases. Nested aliases multiply: a few lines can expand to more nodes than fit in memory."""
 
@@ -76,7 +79,7 @@ def read_value(text: str, where: str) -> Any:
         SpecError: the text is malformed; the message starts with ``where``.
     """
     try:
-        return _parse_yaml(text)
+        return _without_huge_numbers(_parse_yaml(text))
     except Exception as error:  # as above
         raise SpecError(f"{where}: the value is malformed: {_one_line(error)}") from error
 
@@ -141,9 +144,28 @@ def parse_spec(values: object, source: str = "spec") -> Spec:
         SpecError: the values are invalid; the message has one line for each mistake.
     """
     try:
-        return Spec.model_validate(values)
+        return Spec.model_validate(_without_huge_numbers(values))
     except ValidationError as error:
         raise SpecError(f"{source}: " + "\n  ".join(mistakes(error))) from error
+    except ValueError as error:
+        raise SpecError(f"{source}: {error}") from error
+
+
+def _without_huge_numbers(values: Any) -> Any:
+    """Return the values. Refuse whole numbers beyond 64 bits: Python could neither print nor calculate with some.
+
+    Raises:
+        ValueError: there is one.
+    """
+    left, seen = [values], set[int]()
+    while left:
+        each = left.pop()
+        if isinstance(each, int) and each.bit_length() > MAX_BITS:
+            raise ValueError(f"a whole number has {each.bit_length()} bits, and at most {MAX_BITS} are possible")
+        if isinstance(each, dict | list | tuple | set) and id(each) not in seen:  # YAML can put a list into itself
+            seen.add(id(each))
+            left += [*each, *each.values()] if isinstance(each, dict) else each
+    return values
 
 
 def _one_line(error: Exception) -> str:

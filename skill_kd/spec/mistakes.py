@@ -78,10 +78,7 @@ _REPR.maxstring = _REPR.maxother = 60
 
 def _shown(value: object) -> str:
     """Return the value as Python would write it, cut short, since it can be as large as the file."""
-    try:
-        text = _REPR.repr(value)
-    except ValueError:  # Python writes 4300 digits at most
-        text = "a number of thousands of digits"
+    text = _REPR.repr(value)
     return text if len(text) <= 80 else text[:77] + "…"
 
 
