@@ -89,6 +89,8 @@ def _mistake(error: ValidationError) -> str:
     where, reason = ".".join(map(str, first["loc"])), first["msg"]
     if first["type"] == "missing":
         return f"{where} is missing"
+    if first["type"] == "refused":  # by a rule of the spec, whose message has the value
+        return f"{where}: {reason}"
     if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
         return f"{reprlib.repr(where)} is unknown"
     return f"{where}: ".removeprefix(": ") + f"{reason[:1].lower()}{reason[1:]}, not {reprlib.repr(first['input'])}"

@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
 from skill_kd.errors import RunLockedError, UsageError
 from skill_kd.files import open_descriptor, read_checked, refuse_links, refusing_unwritable, write_atomically
+from skill_kd.spec.section import Text
 
 Status = Literal["running", "done", "failed", "interrupted"]
 NAME = "manifest.json"
@@ -43,7 +44,7 @@ class Manifest:
     edited: bool
     """True if the user edited the script after it was rendered."""
     command: tuple[str, ...]
-    cwd: Annotated[str, Field(pattern=r"^[^\x00]*$", max_length=4096)]
+    cwd: Text
     python: str
     platform: str
     started: str

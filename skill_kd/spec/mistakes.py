@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from skill_kd.spec.section import NO_NUL
 from skill_kd.spec.stages import all_kinds
 
 
@@ -62,7 +61,6 @@ _PLAIN = {
     "bool_type": "should be true or false",
 }
 _OF_PATTERN = {
-    NO_NUL: "should have no NUL character",
     r"^https?://": "should start with http:// or https://",
     r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$": (
         "should have at most 64 letters, digits, dots, dashes and underscores, and start with a letter or digit"

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from skill_kd.kd.addresses import holds_credentials
 
 LARGEST = 1_000_000_000
 """Largest number of a spec, so that all arithmetic with its numbers stays finite."""
+LONGEST_TEXT = 4096
+LONGEST_PART = 255
+"""Bytes in the name of a file, as in most file systems."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST)]
 NonNegativeFloat = Annotated[float, Field(ge=0, le=LARGEST)]
@@ -20,14 +24,25 @@ PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST)]
 Integer = Annotated[int, Field(ge=-LARGEST, le=LARGEST)]
 LearningRate = Annotated[float, Field(gt=0, lt=1)]
-NO_NUL = r"^[^\x00]*$"
-Text = Annotated[str, Field(min_length=1, max_length=4096, pattern=NO_NUL)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 def refuse(message: str) -> PydanticCustomError:
     """Return an error with ``message``. Pydantic would read braces in a plain message as a template."""
     return PydanticCustomError("refused", "{message}", {"message": message})
+
+
+def _usable_as_path(text: str) -> str:
+    """Refuse a text that no system could open as a path, so that code may ask if it is one."""
+    if "\0" in text or len(text) > LONGEST_TEXT or max(len(part.encode()) for part in text.split("/")) > LONGEST_PART:
+        raise refuse(
+            f"should have at most {LONGEST_TEXT} characters, {LONGEST_PART} bytes between two slashes, and no NUL, "
+            f"not {reprlib.repr(text)}"
+        )
+    return text
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_usable_as_path)]
 
 
 def _without_credentials(value: object) -> object:
