@@ -26,10 +26,12 @@ import collections
 import contextlib
 import dataclasses
 import fcntl
+import importlib
 import json
 import math
 import multiprocessing
 import os
+import pkgutil
 import random
 import resource
 import runpy
@@ -216,6 +218,25 @@ def make_homes(work: Path) -> None:
         if checkpoint.name > "1-00000003":
             shutil.rmtree(checkpoint)
     shutil.copytree(stopped, work / "locked")
+
+
+def import_all(work: Path) -> None:
+    """Import what the verbs import, so that the forks need not."""
+    import accelerate.checkpointing
+    import peft
+    import scipy.stats
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import skill_kd
+
+    for module in pkgutil.walk_packages(skill_kd.__path__, "skill_kd."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    folder = work / "done" / "teacher"
+    get_peft = peft.LoraConfig(task_type="CAUSAL_LM")
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folder), get_peft)
+    AutoTokenizer.from_pretrained(folder)
+    _ = accelerate.checkpointing, scipy.stats
 
 
 # --- one case ---------------------------------------------------------------------------------------------------------
@@ -411,6 +432,7 @@ def main() -> int:
         if not (work / "locked").is_dir():
             make_homes(work)
         os.chdir(work)
+        import_all(work)
         chosen = []
         for target in targets(work / "stopped"):
             verbs = tuple(verb for verb in target.verbs if options.only in f"{target.home} {verb}: {target.file}")

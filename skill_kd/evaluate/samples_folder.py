@@ -115,7 +115,7 @@ def refuse_misfit(folder: Path, done: Sequence[PromptWork], record: ModelsRecord
         sides = [each.keys() for each in sums if each] + [each["bins"].keys() for by in sums for each in by.values()]
         has_sums = record["unread"] is None
         if texts != wanted or bool(line["read"]) != has_sums or any(each != set(SIDES) for each in sides):
-            raise UsageError(f"'{folder / WORK}' line {number} is not a line of this evaluation; {DELETE}")
+            raise UsageError(f"'{folder / WORK}' line {number} and {MEASURED} are not of one evaluation; {DELETE}")
     decoding = record["about"]["decoding"]
     if decoding is None or decoding["max_new_tokens"] != key["max_new_tokens"]:
         raise UsageError(f"'{folder / MEASURED}' is not a record of this evaluation; {DELETE}")

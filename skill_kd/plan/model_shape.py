@@ -241,17 +241,17 @@ class _Sizes:
     def count(self, key: str, default: int | None = None) -> int:
         value = self.values.get(key, default)
         if value is None:
-            raise UsageError(f"the config of {self.source} has no '{key}', so the size of the model is unknown")
+            raise UsageError(f"config.json of {self.source} has no '{key}', so the size of the model is unknown")
         if type(value) is not int or not 0 <= value <= _LARGEST:
             shown = reprlib.repr(value)
-            raise UsageError(f"the config of {self.source} has {key}: {shown}, not a whole number up to {_LARGEST}")
+            raise UsageError(f"config.json of {self.source} has {key}: {shown}, not a whole number up to {_LARGEST}")
         return value
 
     def layers(self) -> int:
         value = self.count("num_hidden_layers")
         if value > _MOST_LAYERS:
             raise UsageError(
-                f"the config of {self.source} says num_hidden_layers: {value}; at most {_MOST_LAYERS} can be planned"
+                f"config.json of {self.source} says num_hidden_layers: {value}; at most {_MOST_LAYERS} can be planned"
             )
         return value
 
@@ -267,7 +267,7 @@ class _Sizes:
 def _shape(model_type: str, family: _Family, sizes: _Sizes, vision: int) -> ModelConfig:
     hidden, heads = sizes.count("hidden_size"), sizes.count("num_attention_heads")
     if not hidden or not heads:
-        raise UsageError(f"the config of {sizes.source} has {heads} heads and a hidden size of {hidden}; 0 is invalid")
+        raise UsageError(f"config.json of {sizes.source} has {heads} heads and a hidden size of {hidden}; 0 is invalid")
     positions = sizes.positions()
     attention_bias = family.bias == "all" or (family.bias == "config" and sizes.flag("attention_bias"))
     config = ModelConfig(

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from skill_kd.spec.section import Fraction, Integer, PositiveInt, Section, Text, refuse
+from skill_kd.spec.section import Fraction, PositiveInt, Section, Text, refuse
 
 TRAINER_OPTIONS = frozenset({"conversation", "messages", "tokenize", "add_generation_prompt", "chat_template"})
 """Arguments of a chat template that the trainer sets itself."""
@@ -27,7 +27,7 @@ class Data(Section):
     """Largest share of held-out prompts that may also be training prompts."""
     pretraining: Text | None = None
     """Corpus with a ``text`` field, for MiniLLM's PT loss."""
-    chat_template_options: dict[Text, bool | Integer | float | str] = Field(default={})
+    chat_template_options: dict[Text, bool | int | float | str] = Field(default={})
     """Options of the chat template for all models, such as ``enable_thinking: false`` for Qwen3, which else thinks."""
     max_prompt_tokens: PositiveInt = 256
     """Longest prompt to train on, including the chat template."""

@@ -11,7 +11,6 @@ from skill_kd.spec.section import (
     Dtype,
     Fraction,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Section,
@@ -20,7 +19,7 @@ from skill_kd.spec.section import (
     refuse,
 )
 
-Layers = PositiveInt | tuple[NonNegativeInt, ...]
+Layers = PositiveInt | tuple[Annotated[int, Field(ge=0)], ...]
 
 
 class WeightedModel(Section):
@@ -41,13 +40,13 @@ class Served(Section):
     """Base URL, for example http://127.0.0.1:8000/v1."""
     model: Text
     """Name of the model on the server."""
-    top_logprobs: NonNegativeInt = 0
+    top_logprobs: Annotated[int, Field(ge=0)] = 0
     """Top log-probs to request per position (vLLM's ``prompt_logprobs``); 0 if the server returns text only."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the API key. The key itself is never written to a file."""
     timeout: PositiveFloat = 120.0
     """Seconds for one request, from the connection to the last byte of the answer."""
-    patience: NonNegativeFloat = 600.0
+    patience: Annotated[float, Field(ge=0)] = 600.0
     """Seconds to keep retrying a server that has answered before; it may be restarting."""
     concurrency: PositiveInt = 8
     """Maximum number of requests in flight."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from skill_kd.spec.section import Fraction, NonNegativeFloat, PositiveFloat, Section, refuse
+from skill_kd.spec.section import Fraction, PositiveFloat, Section, refuse
 
 
 class Sft(Section):
@@ -147,9 +147,9 @@ class MiniLLM(Section):
     """Use R^Norm of Eq 6, so long responses do not dominate. Heuristic: changes the objective. Off for ``exact``."""
     clip: Annotated[float, Field(gt=0, lt=1)] | None = 0.2
     """PPO's ε on the importance weight. Heuristic: biases the gradient to bound its variance. Off for ``exact``."""
-    pt_weight: NonNegativeFloat = 0.0
+    pt_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of −log q on ``data.pretraining``. Heuristic: preserves abilities that the prompts do not exercise."""
-    coverage_weight: NonNegativeFloat = 0.0
+    coverage_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of forward KL on teacher samples of the same prompts. Heuristic: recovers modes that reverse KL drops."""
 
     @model_validator(mode="before")
@@ -174,4 +174,6 @@ _OffPolicy = (
     Sft | SequenceKD | ForwardKL | ReverseKL | JSD | SkewKL | SkewReverseKL | AdaptiveKL | EntropyAware | TotalVariation
 )
 OffPolicyObjective = Annotated[_OffPolicy, Field(discriminator="kind")]
-Objective = Annotated[MiniLLM | _OffPolicy, Field(discriminator="kind")]
+_Objective = MiniLLM | _OffPolicy
+Objective = Annotated[_Objective, Field(discriminator="kind")]
+OBJECTIVE_KINDS: tuple[str, ...] = tuple(each.model_fields["kind"].default for each in get_args(_Objective))

@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 from skill_kd.spec.section import (
     Fraction,
     LearningRate,
-    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     Section,
@@ -24,7 +23,7 @@ class Rollout(Section):
 
     max_new_tokens: PositiveInt = 256
     """Longest response; a longer one is cut."""
-    temperature: NonNegativeFloat = 1.0
+    temperature: Annotated[float, Field(ge=0)] = 1.0
     """1 samples from the trained distribution; others are heuristic. On-policy stages refuse 0, which is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus sampling: keep the likeliest tokens up to this probability mass. 1 keeps all; less is heuristic."""
@@ -67,7 +66,7 @@ class Training(Section):
     """On a NaN or infinite loss or gradient: stop, or roll back to a checkpoint and skip the offending rows."""
     loss_limit: PositiveFloat | None = None
     """Treat a loss with a larger absolute value like a NaN. No limit by default, because objectives differ in scale."""
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay of AdamW."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     """AdamW's decay rates for the mean and the square of the gradient."""

@@ -12,17 +12,15 @@ from pydantic_core import PydanticCustomError
 
 from skill_kd.kd.addresses import holds_credentials
 
-LARGEST = 1_000_000_000
-"""Largest number of a spec, so that all arithmetic with its numbers stays finite."""
+LARGEST = 2**31
+"""Largest number in a spec. Arithmetic with such numbers stays finite."""
 LONGEST_TEXT = 4096
 LONGEST_PART = 255
 """Bytes in the name of a file, as in most file systems."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
-PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST)]
-NonNegativeFloat = Annotated[float, Field(ge=0, le=LARGEST)]
-PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
-NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST)]
-Integer = Annotated[int, Field(ge=-LARGEST, le=LARGEST)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+PositiveInt = Annotated[int, Field(gt=0)]
 LearningRate = Annotated[float, Field(gt=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -86,3 +84,11 @@ class Section(BaseModel):
                     # Pydantic would read true as 1, and YAML reads a bare yes or on as true.
                     raise refuse(f"{key}: {str(value).lower()} is a boolean, and this key does not accept one")
         return values
+
+    @model_validator(mode="after")
+    def _refuse_large_numbers(self) -> Section:
+        for key, value in self:
+            for each in value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,):
+                if isinstance(each, int | float) and abs(each) > LARGEST:
+                    raise refuse(f"{key}: {reprlib.repr(each)} is too large; the largest number of a spec is {LARGEST}")
+        return self

@@ -321,7 +321,7 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "pickle": (lambda s: (s / "pytorch_model.bin").write_bytes(b"x"), "safetensors only: pytorch_model.bin"),
     "adapter": (lambda s: (s / "adapter_config.json").write_text("{}"), "safetensors only: adapter_config.json"),
     "code": (lambda s: edit(s / "config.json", auto_map={"AutoModel": "x.Y"}), "standalone: auto_map"),
-    "dtype": (lambda s: edit(s / "config.json", dtype="bfloat16"), "dtype: config says bfloat16"),
+    "dtype": (lambda s: edit(s / "config.json", dtype="bfloat16"), "dtype: config.json says bfloat16"),
     "settings": (lambda s: edit(s / "generation_config.json", temperature=0.1), "generation config"),
     "cache": (lambda s: edit(s / "config.json", use_cache=False), "cache"),
     "length": (lambda s: edit(s / "tokenizer_config.json", model_max_length=64), "length: 64"),
