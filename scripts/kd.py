@@ -130,10 +130,12 @@ def python_of(folder: Path) -> Path:
 def extras_of(folder: Path) -> list[str] | None:
     """Return the extras that an environment contains, or None if it is incomplete."""
     try:
-        extras = json.loads((folder / "ready.json").read_text(encoding="utf-8"))["extras"]
-    except (OSError, ValueError, KeyError):
+        ready = json.loads((folder / "ready.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
-    return list(extras) if python_of(folder).exists() else None
+    extras = ready.get("extras") if isinstance(ready, dict) else None
+    whole = isinstance(extras, list) and all(isinstance(each, str) for each in extras)
+    return extras if whole and python_of(folder).exists() else None
 
 
 def chosen_python() -> str | None:

@@ -226,7 +226,7 @@ def test_only_the_endpoint_imports_the_http_client() -> None:
 def test_the_endpoint_loads_no_torch_and_no_http_client() -> None:
     files = sources(PACKAGE / "kd" / "endpoint")
     names = {name for path in files for each in imports(path) if each.relative for name in each.names}
-    below = {f"skill_kd.kd.{name}" for name in ("addresses", "answers", "errors", "signals", "terminal")}
+    below = {f"skill_kd.kd.{name}" for name in ("addresses", "answers", "errors", "files", "signals", "terminal")}
     assert {name for name in names if not name.startswith("skill_kd.kd.endpoint.")} == below
     assert not loaded_by("import skill_kd.kd.endpoint") & HEAVY
 

@@ -8,15 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from skill_kd.errors import UsageError
-from skill_kd.files import refuse_links, refusing_unwritable
+from skill_kd.files import read_checked, refuse_links, refusing_unwritable
 from skill_kd.handoff import interpreter
 from skill_kd.handoff.student_folder import read_json
 from skill_kd.jobs.manifest import Manifest, refuse_linked
 from skill_kd.jobs.student import STUDENT
+from skill_kd.report.evaluation_document import Verdict
 from skill_kd.spec import Handoff, Spec
 from skill_kd.spec.file import load_spec, parse_spec
 
 FOLDER = "handoff"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The part of ``evaluation.json`` that the hand-off reads."""
+
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class FinishedRun:
     def verdict(self) -> str | None:
         """The gate's last verdict on this student, or None if there is none."""
         evaluation = self.path / "eval" / "evaluation.json"
-        return read_json(evaluation).get("verdict") if evaluation.exists() else None
+        return read_checked(evaluation, Evaluated, "evaluate the run again").verdict if evaluation.exists() else None
 
     @property
     def best_checkpoint(self) -> Path | None:

@@ -19,6 +19,10 @@ UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 """The disk or the quota is full, the file is too large, or the folder is read-only."""
 
 
+MISPLACED = frozenset({errno.EISDIR, errno.ENOTDIR, errno.EEXIST})
+"""A folder is in the place of a file, or a file in the place of a folder."""
+
+
 class _End:
     code: ClassVar[int | None] = None
     """The exit code, once it is certain."""
@@ -46,6 +50,8 @@ def reporting() -> Iterator[None]:
             _end(f"{OUT_OF_MEMORY}{_words(error)}; {LESS_MEMORY}", 6)
         if isinstance(error, OSError) and error.errno == errno.ELOOP:
             _end(f"'{error.filename}' {error.strerror}", 2)
+        if isinstance(error, OSError) and error.errno in MISPLACED:
+            _end(f"cannot use '{error.filename2 or error.filename}': {error.strerror}; move it away, and resume", 2)
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             _end(f"cannot write {error.filename or 'into the run folder'}: {error.strerror}; {GO_ON}", 6)
         traceback.print_exc()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -216,7 +217,8 @@ def parse_config(values: Mapping[str, object], source: str) -> ModelConfig:
     family = _FAMILIES.get(model_type, _Family("config"))
     sizes: dict[str, object] = dict(family.defaults)
     sizes.update({_ALIASES.get(key, key): value for key, value in values.items() if value is not None})
-    if isinstance(widths := sizes.get("intermediate_size"), list) and widths:
+    widths = sizes.get("intermediate_size")
+    if isinstance(widths, list) and widths and {*map(type, widths)} == {int}:
         sizes["intermediate_size"] = max(widths)  # Gemma 3n has one for each layer
     shape = _shape(model_type, family, _Sizes(sizes, f"{source} ({model_type})"), vision)
     return replace(shape, growth_problem=growth_problem(values))
@@ -224,6 +226,10 @@ def parse_config(values: Mapping[str, object], source: str) -> ModelConfig:
 
 _MOST_LAYERS = 10_000
 """More layers than any model has. The plan's work grows with the layers, so a larger number is refused first."""
+
+
+_LARGEST = 1_000_000_000
+"""A larger size is damage."""
 
 
 class _Sizes:
@@ -235,16 +241,17 @@ class _Sizes:
     def count(self, key: str, default: int | None = None) -> int:
         value = self.values.get(key, default)
         if value is None:
-            raise UsageError(f"the config of {self.source} has no '{key}', so the size of the model is unknown")
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise UsageError(f"the config of {self.source} has {key}: {value!r}, which is not a whole number")
+            raise UsageError(f"config.json of {self.source} has no '{key}', so the size of the model is unknown")
+        if type(value) is not int or not 0 <= value <= _LARGEST:
+            shown = reprlib.repr(value)
+            raise UsageError(f"config.json of {self.source} has {key}: {shown}, not a whole number up to {_LARGEST}")
         return value
 
     def layers(self) -> int:
         value = self.count("num_hidden_layers")
         if value > _MOST_LAYERS:
             raise UsageError(
-                f"the config of {self.source} says num_hidden_layers: {value}; at most {_MOST_LAYERS} can be planned"
+                f"config.json of {self.source} says num_hidden_layers: {value}; at most {_MOST_LAYERS} can be planned"
             )
         return value
 
@@ -260,7 +267,7 @@ class _Sizes:
 def _shape(model_type: str, family: _Family, sizes: _Sizes, vision: int) -> ModelConfig:
     hidden, heads = sizes.count("hidden_size"), sizes.count("num_attention_heads")
     if not hidden or not heads:
-        raise UsageError(f"the config of {sizes.source} has {heads} heads and a hidden size of {hidden}; 0 is invalid")
+        raise UsageError(f"config.json of {sizes.source} has {heads} heads and a hidden size of {hidden}; 0 is invalid")
     positions = sizes.positions()
     attention_bias = family.bias == "all" or (family.bias == "config" and sizes.flag("attention_bias"))
     config = ModelConfig(

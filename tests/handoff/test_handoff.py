@@ -325,7 +325,7 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda s: edit(s / "tokenizer_config.json", auto_map={"AutoTokenizer": ["them/code--x.Y", None]}),
         "standalone: auto_map in tokenizer_config.json",
     ),
-    "dtype": (lambda s: edit(s / "config.json", dtype="bfloat16"), "dtype: config says bfloat16"),
+    "dtype": (lambda s: edit(s / "config.json", dtype="bfloat16"), "dtype: config.json says bfloat16"),
     "settings": (lambda s: edit(s / "generation_config.json", temperature=0.1), "generation config"),
     "cache": (lambda s: edit(s / "config.json", use_cache=False), "cache"),
     "length": (lambda s: edit(s / "tokenizer_config.json", model_max_length=64), "length: 64"),

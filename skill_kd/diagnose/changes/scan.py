@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import queue
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -66,9 +67,9 @@ def window_unit(text: str) -> str | int:
     """
     if text == "day":
         return text
-    if text.isascii() and text.isdigit() and int(text) > 0:
+    if re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
         return int(text)
-    raise UsageError(f"--window: '{text}' is not valid. Use day, or a number of lines")
+    raise UsageError(f"--window: '{text[:40]}' is not valid. Use day, or a number of lines below 1,000,000,000")
 
 
 @dataclass

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
 
-from ..errors import Missing
-from ..files import open_unlinked, sync_file, sync_folder, write_atomically
+from ..errors import BadInput, Missing
+from ..files import open_unlinked, read_object, sync_file, sync_folder, write_atomically
 
 STATE = "progress.json"
 
@@ -30,10 +30,10 @@ def flaw(checkpoint: Path) -> str | None:
     if checkpoint.is_symlink():
         return "it is a symbolic link"
     try:
-        expected = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        expected = read_object(checkpoint / CHECKSUMS)
+    except BadInput:
         return f"{CHECKSUMS} cannot be read"
-    if not isinstance(expected, dict) or STATE not in expected:
+    if STATE not in expected:
         return f"{CHECKSUMS} does not list {STATE}"
     for name, written in expected.items():
         try:
