@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from skill_kd.errors import ExitCode, SkillKDError, UsageError
+from skill_kd.kd.signals import Stopped, stoppable
 
 
 class Verb(click.Command):
@@ -40,7 +41,8 @@ def guarded(cli: click.Group, args: Sequence[str] | None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a spec may contain characters that a terminal cannot show
     try:
-        code = cli.main(args, prog_name="skill-kd", standalone_mode=False)
+        with stoppable():
+            code = cli.main(args, prog_name="skill-kd", standalone_mode=False)
     except SkillKDError as error:
         _show_traceback()
         say(_message(error))
@@ -51,6 +53,9 @@ def guarded(cli: click.Group, args: Sequence[str] | None) -> int:
     except click.Abort:
         say("error: interrupted")
         return ExitCode.INTERRUPTED
+    except Stopped as signal:
+        say(f"error: stopped by {signal}")
+        return ExitCode.TERMINATED
     except Exception as error:
         _show_traceback()
         words = " ".join(str(error).split())
