@@ -61,7 +61,7 @@ def run(command: Sequence[str], seconds: float | None = None, **options: Any) ->
     """
     limit = time_limit() if seconds is None else seconds
     captured = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8", "errors": "replace"}
-    with child(command, **{"stdin": subprocess.DEVNULL, **captured, **options}) as process:
+    with _child(command, **{"stdin": subprocess.DEVNULL, **captured, **options}) as process:
         try:
             out, err = process.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
@@ -71,13 +71,13 @@ def run(command: Sequence[str], seconds: float | None = None, **options: Any) ->
 
 
 @contextmanager
-def child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
+def _child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
     """Start a child that ends at the end of the block or of this process, with all processes of its group.
 
     It has a session of its own, so a terminal's Ctrl-C reaches only this process. Windows has no such groups. There the
     end of the block ends the child, but the end of this process does not.
     """
-    with _watching() as watch, subprocess.Popen(command, start_new_session=True, **options) as process:
+    with _watching() as watch, subprocess.Popen(command, start_new_session=True, **options) as process:  # noqa: S603
         try:
             watch(process.pid)
             yield process
@@ -98,14 +98,15 @@ def _watching() -> Iterator[Callable[[int | None], None]]:
     with subprocess.Popen(  # noqa: S603 -- our own text, no shell
         command, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True
     ) as watcher:
-        assert watcher.stdin is not None
+        told = watcher.stdin
+        assert told is not None
 
         def watch(group: int | None) -> None:
             if group is None:
                 watcher.communicate()
             else:
-                watcher.stdin.write(f"{group}\n".encode())
-                watcher.stdin.flush()
+                told.write(f"{group}\n".encode())
+                told.flush()
 
         yield watch
 
@@ -127,8 +128,8 @@ def _ask_to_end(process: subprocess.Popen[Any]) -> None:
 def starting_workers() -> Iterator[None]:
     """Start workers of ``multiprocessing`` in the block. A terminal's Ctrl-C then reaches only this process.
 
-    Without it, each worker that still imports its modules would print a traceback. Each worker calls ``end_with_parent``
-    first.
+    Without it, a worker that still imports its modules would print a traceback. Each worker first calls
+    ``end_with_parent``.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
