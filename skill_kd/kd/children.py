@@ -7,10 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import IO, Any
 
 from .errors import BadInput, Missing
 
@@ -52,7 +53,7 @@ def run(command: Sequence[str], seconds: float | None = None, **options: Any) ->
     Args:
         command: the program and its arguments.
         seconds: limit of its time; ``time_limit()`` by default.
-        options: other options of ``subprocess.Popen``. By default stdin is empty and both outputs are captured.
+        options: other options of ``subprocess.Popen``. By default stdin is empty, and both outputs are captured.
 
     Raises:
         OSError: it cannot be started.
@@ -60,14 +61,24 @@ def run(command: Sequence[str], seconds: float | None = None, **options: Any) ->
         BadInput: the limit in the environment is not a number.
     """
     limit = time_limit() if seconds is None else seconds
-    captured = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8", "errors": "replace"}
-    with _child(command, **{"stdin": subprocess.DEVNULL, **captured, **options}) as process:
-        try:
-            out, err = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            fix = f"; to allow more, set {VARIABLE} to more seconds" if seconds is None else ""
-            raise Missing(f"'{command[0]}' took longer than {limit:g} s and was stopped{fix}") from None
-    return subprocess.CompletedProcess(list(command), process.returncode, out, err)
+    # Files, not pipes: a process that the child left behind could hold a pipe open.
+    with _captured() as out, _captured() as err:
+        with _child(command, **{"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err, **options}) as process:
+            try:
+                process.wait(limit)
+            except subprocess.TimeoutExpired:
+                fix = f"; to allow more, set {VARIABLE} to more seconds" if seconds is None else ""
+                raise Missing(f"'{command[0]}' took longer than {limit:g} s and was stopped{fix}") from None
+        return subprocess.CompletedProcess(list(command), process.returncode, _text(out), _text(err))
+
+
+def _captured() -> IO[str]:
+    return tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+
+
+def _text(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
 
 
 @contextmanager

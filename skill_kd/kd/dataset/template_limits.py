@@ -22,7 +22,7 @@ CHARACTERS = 1_000_000
 _STATISTICS = Path("/proc/self/statm")
 
 
-class TemplateOverLimit(ScriptError):
+class TemplateOverLimit(ScriptError):  # noqa: N818 -- named for what it is
     """A chat template took too much time or memory, or wrote too much. It stops the run and is not a bad row."""
 
     exit_code = 2
