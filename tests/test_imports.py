@@ -31,8 +31,8 @@ FLOORS = {
         ("__main__", "testing"),
     ),
     "skill_kd.kd": (
-        ("__init__", "errors", "config", "kinds", "seeds", "addresses", "answers", "terminal"),
-        ("signals", "files", "reporting"),
+        ("__init__", "errors", "config", "kinds", "seeds", "addresses", "answers", "signals", "terminal"),
+        ("files", "reporting", "children"),
         ("endpoint",),
         ("losses",),
         ("dataset",),
@@ -49,6 +49,7 @@ NO_TORCH = (
     "kinds",
     "addresses",
     "answers",
+    "children",
     "errors",
     "signals",
     "files",

