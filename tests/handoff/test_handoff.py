@@ -18,7 +18,7 @@ import huggingface_hub
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
-from tiny import CHAT_TEMPLATE, make_model, make_tokenizer
+from tiny import BOS, CHAT_TEMPLATE, EOS, UNK, make_model, make_tokenizer
 
 from skill_kd.cli import main
 from skill_kd.errors import (
@@ -33,6 +33,7 @@ from skill_kd.handoff import gguf, hand_off, interpreter
 from skill_kd.handoff.probe import student as probe_of_student
 from skill_kd.handoff.probe.__main__ import QUESTIONS
 from skill_kd.handoff.probe.finetuned import _adapter_checks
+from skill_kd.handoff.probe.model_folder import findings, load_tokenizer
 from skill_kd.handoff.probe.student import _data
 from skill_kd.handoff.step_files import FinetuneTask, script
 from skill_kd.jobs.manifest import Manifest
@@ -46,6 +47,7 @@ pytestmark = pytest.mark.script
 
 REPOSITORY = Path(__file__).parents[2]
 CHAT = REPOSITORY / "examples" / "data" / "chat.jsonl"
+STOP = "<|stop|>"
 ROWS = [{"prompt": "hello", "response": "world"}, {"prompt": "the quick", "response": "brown fox"}]
 
 
@@ -555,6 +557,23 @@ def test_execute_without_data_is_refused(done: Path) -> None:
 def test_execute_without_unsloth_names_the_install_commands(done: Path) -> None:
     with pytest.raises(MissingRequirementError, match="--no-deps unsloth=="):
         hand_off(done, execute=True)
+
+
+# --- options of the chat template -------------------------------------------------------------------------------------
+
+
+def test_a_pad_token_that_ends_a_turn_only_with_the_options_is_refused(tmp_path: Path) -> None:
+    folder = make_model(tmp_path, special=(UNK, BOS, EOS, STOP), pad=STOP)
+    template = CHAT_TEMPLATE.replace(EOS, "{{ stop | default('" + EOS + "') }}")
+    (folder / "chat_template.jinja").write_text(template)
+    pad = load_tokenizer(folder).pad_token_id
+
+    def found(**options: str) -> dict[str, Any]:
+        return next(each for each in findings(folder, "float32", options) if each["name"] == "pad")
+
+    assert found()["passed"]
+    assert not found(stop=STOP)["passed"]
+    assert f"end of sequence [2, {pad}]" in found(stop=STOP)["detail"]
 
 
 # --- data -------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,8 +96,12 @@ def difference(model: Any, other: Any, tokenizer: Any) -> float:
     return max(shares)
 
 
-def findings(folder: Path, dtype: Dtype) -> list[Answer]:
-    """Load a folder as a user would, and check for errors that break other tools."""
+def findings(folder: Path, dtype: Dtype, options: Mapping[str, Any]) -> list[Answer]:
+    """Load a folder as a user would, and check for errors that break other tools.
+
+    Args:
+        options: ``data.chat_template_options``.
+    """
     import torch
 
     from skill_kd.kd.dataset.template_tokens import written_by_template
@@ -104,7 +109,7 @@ def findings(folder: Path, dtype: Dtype) -> list[Answer]:
 
     model, tokenizer = load(folder, dtype), load_tokenizer(folder)
     finite = all(bool(torch.isfinite(each).all()) for each in logits(model, tokenizer))
-    pad, ends, written = tokenizer.pad_token_id, eos_ids(tokenizer, model), written_by_template(tokenizer)
+    pad, ends, written = tokenizer.pad_token_id, eos_ids(tokenizer, model, options), written_by_template(tokenizer)
     pads = pad is not None and pad not in ends | written and model.generation_config.pad_token_id == pad
     cache = getattr(load_config(folder), "use_cache", True)
     rows, limit, read = model.get_input_embeddings().weight.shape[0], tokenizer.model_max_length, positions(folder)

@@ -29,11 +29,11 @@ def student(question: Any) -> Answer:
     from skill_kd.kd.config import Config
 
     config, folder = Config.of(question["spec"]), Path(question["folder"])
-    tokenizer = load_tokenizer(folder)
+    tokenizer, options = load_tokenizer(folder), config.data.chat_template_options
     answer: Answer = {
-        "checks": [*findings(folder, config.student.dtype), *_compared_with_run(question, config, folder)],
+        "checks": [*findings(folder, config.student.dtype, options), *_compared_with_run(question, config, folder)],
         "has_template": bool(tokenizer.chat_template),
-        "parts": template_parts(tokenizer, question["spec"]["data"]["chat_template_options"]),
+        "parts": template_parts(tokenizer, options),
         "targets": lora_targets(folder),
         "positions": positions(folder),
         "teachers": _revisions(question["spec"]["teacher"]),
