@@ -9,11 +9,9 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache
 
-from ..errors import BadInput
 from ..losses.masking import position_ids
-from .families import refusal
 
 WITH_MASK = {"past_key_values": True, "cache_params": False}
 """Names of the cache, the same in a model's output and among its arguments.
@@ -130,13 +128,3 @@ def _row_selector(cache: Any) -> Callable[[Tensor], None] | None:
         return None
     selector: Callable[[Tensor], None] = cache.reorder_cache
     return selector
-
-
-def check_family(model: PreTrainedModel, whose: str) -> None:
-    """Refuse a loaded model that is wrong in a padded batch or with its cache.
-
-    Raises:
-        BadInput: the message has the reason.
-    """
-    if reason := refusal(model.config.to_dict()):
-        raise BadInput(f"{whose}: {reason}; take another model")

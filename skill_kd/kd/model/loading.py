@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -22,6 +23,7 @@ from ..errors import BadInput, Missing
 from .adapter_folder import Adapter
 from .context import context_length
 from .ensemble import Ensemble
+from .families import check_family
 from .growing import grow
 from .merging import find_adapter, has_tokenizer, merge_adapter
 from .packaged import resolve
@@ -96,7 +98,8 @@ def load_model(source: LoadOptions, model: str, *, weights: bool = True) -> PreT
     device.
 
     Raises:
-        BadInput: the model lacks weights or has others, or it is an adapter that cannot be merged.
+        BadInput: the model's family cannot be trained, it lacks weights or has others, or it is an adapter that cannot
+            be merged.
         Missing: the model, the network or bitsandbytes is unavailable.
     """
     place = resolve(model)
@@ -121,7 +124,10 @@ def _load_whole(source: LoadOptions, model: str, weights: bool) -> PreTrainedMod
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
     with _readable(model):
-        return load_weights(resolve(model), model, use_safetensors=True, **_hub_options(source), **options)
+        place, hub = resolve(model), _hub_options(source)
+        # The config tells the family before gigabytes of weights are downloaded.
+        check_family(AutoConfig.from_pretrained(place, **hub).to_dict(), f"'{model}'")
+        return load_weights(place, model, use_safetensors=True, **hub, **options)
 
 
 def _base_options(source: LoadOptions, adapter: Adapter) -> LoadOptions:

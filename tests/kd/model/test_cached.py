@@ -11,8 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from skill_kd.kd.errors import BadInput
-from skill_kd.kd.model.cached import CachedModel, cache_of, check_family
+from skill_kd.kd.model.cached import CachedModel, cache_of
 
 torch.set_num_threads(1)
 
@@ -129,14 +128,6 @@ def test_a_cache_keeps_its_name() -> None:
 def test_a_model_without_a_cache_is_refused() -> None:
     with pytest.raises(ValueError, match="no cache"):
         CachedModel(Counting(None)).read(IDS, REAL, 1)
-
-
-def test_a_model_of_a_refused_family_is_named() -> None:
-    model = transformers.AutoModelForCausalLM.from_config(
-        transformers.RwkvConfig(vocab_size=13, hidden_size=16, attention_hidden_size=16, num_hidden_layers=2)
-    )
-    with pytest.raises(BadInput, match=r"the student: models of type 'rwkv'.*no attention mask"):
-        check_family(model, "the student")
 
 
 def test_a_model_that_returns_more_logits_than_asked_for_is_cut_to_them() -> None:

@@ -30,6 +30,7 @@ from transformers import (
     PreTrainedModel,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    RwkvConfig,
     SmolLM3Config,
     SmolLM3ForCausalLM,
     dynamic_module_utils,
@@ -311,6 +312,25 @@ def test_a_folder_without_weights_is_named_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(Missing, match="cannot load") as raised:
         load_model(source(), str(folder))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("part", ["whole", "base of an adapter"])
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_family_that_cannot_be_trained_is_refused_before_its_weights_are_read(
+    part: str, weights: bool, tmp_path: Path
+) -> None:
+    model = tmp_path / "rwkv"
+    RwkvConfig().save_pretrained(model)  # a folder without weights
+    if part != "whole":
+        named = tmp_path / "adapter"
+        named.mkdir()
+        (named / "adapter_config.json").write_text(
+            json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(model)})
+        )
+        (named / "adapter_model.safetensors").write_bytes(b"")
+    asked = model if part == "whole" else tmp_path / "adapter"
+    with pytest.raises(BadInput, match=r"rwkv': models of type 'rwkv' cannot be trained here, because it has no"):
+        load_model(source(), str(asked), weights=weights)
 
 
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])
