@@ -127,7 +127,7 @@ def open_writer(source: ModelSource, max_new_tokens: int, device: torch.device) 
 
     loaded, tokenizer = loading.load_pair(source, source.model)
     options = source.template_options
-    vocabulary, ends = real_vocabulary(tokenizer, loaded), eos_ids(tokenizer, loaded, options)
+    vocabulary, ends = real_vocabulary(tokenizer, loaded), eos_ids(tokenizer, loaded.generation_config, options)
     model = loaded.train(False).requires_grad_(False).to(device)
     sampler = Sampler(Decoding(max_new_tokens, 1.0, 1.0, ends, vocabulary), int(tokenizer.pad_token_id), device)
     return Writer(source.model, model, tokenizer, Encoder(tokenizer, ends, options), sampler)

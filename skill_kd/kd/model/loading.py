@@ -177,7 +177,8 @@ class LoadedTeacher:
 
     def eos_ids(self, options: Mapping[str, Any]) -> frozenset[int]:
         """Return every id that ends a response of a member; ``options`` are those of the chat template."""
-        return frozenset().union(*(eos_ids(self.tokenizer, member, options) for member in self.members))
+        settings = (member.generation_config for member in self.members)
+        return frozenset().union(*(eos_ids(self.tokenizer, each, options) for each in settings))
 
 
 def load_teacher(teacher: Teacher, *, weights: bool = True) -> LoadedTeacher:

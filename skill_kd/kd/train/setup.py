@@ -90,7 +90,7 @@ def open_parts(
     check_family(student.config.to_dict(), "the student")
     check_context(student, config.data.max_prompt_tokens + rollout.max_new_tokens, "the student")
     options = config.data.chat_template_options
-    encoder = Encoder(tokenizer, eos_ids(tokenizer, student, options), options)
+    encoder = Encoder(tokenizer, eos_ids(tokenizer, student.generation_config, options), options)
     data = load_training_data(config, encoder)
     vocabulary = real_vocabulary(tokenizer, student)
     decoding = Decoding(rollout.max_new_tokens, rollout.temperature, rollout.top_p, encoder.eos_ids, vocabulary)

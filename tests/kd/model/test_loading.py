@@ -480,13 +480,13 @@ def test_a_text_with_a_token_that_a_model_lacks_is_refused() -> None:
 def test_every_eos_that_a_generation_config_names_ends_a_response() -> None:
     tokenizer = make_tokenizer()
     model = build_model("llama", layers=1, vocabulary=300, tokenizer=tokenizer)
-    assert eos_ids(tokenizer, model) == {2}
+    assert eos_ids(tokenizer, model.generation_config) == {2}
     model.generation_config.eos_token_id = [2, 0]
-    assert eos_ids(tokenizer, model) == {0, 2}
+    assert eos_ids(tokenizer, model.generation_config) == {0, 2}
     model.generation_config.eos_token_id = None
-    assert eos_ids(tokenizer, model) == {2}
+    assert eos_ids(tokenizer, model.generation_config) == {2}
     tokenizer.eos_token = UNK  # a base model; its template ends turns with token 2
-    assert eos_ids(tokenizer, model) == {0, 2}
+    assert eos_ids(tokenizer, model.generation_config) == {0, 2}
 
 
 def test_a_tokenizer_without_pad_pads_with_eos_and_one_without_eos_is_refused(tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def foreign(monkeypatch: pytest.MonkeyPatch, said: str, limit: int = 200, openin
     monkeypatch.setattr(Sampler, "sample", sample)
     tally = AnswerTally(1.0)
     loaded = LoadedTeacher(model, theirs, len(theirs))
-    own = Encoder(theirs, eos_ids(theirs, model))
+    own = Encoder(theirs, eos_ids(theirs, model.generation_config))
     [row] = foreign_writer(model, loaded, SAMPLER, ENCODER, own, tally)(EXAMPLES[:1], REQUESTS[:1], DECODING)
     return row, tally
 
