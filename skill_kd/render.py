@@ -96,19 +96,38 @@ def fill(template: str, spec: Spec, backend: Backend, source: str = "template") 
     """Render the text of a template, as ``render`` does; ``source`` names it in errors."""
     tree, lines = ast.parse(template), template.split("\n")
     marked = _marked_line(template, tree, source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            lines[node.lineno - 1] = _OUR_IMPORT.sub(r"\1kd", lines[node.lineno - 1])
+    _import_from_copy(tree, lines)
     lines[marked - 1] = config_literal(spec)
     _import_sections(tree, lines, lines[marked - 1], source)
     script = "\n".join(lines)
+    _refuse_skill_kd(script, source)
+    return _header(spec, backend, template, script) + script
+
+
+def fill_standalone(template: str, literal: str, source: str) -> str:
+    """Return a template whose ``CONFIG`` has its own class, with ``literal`` at its marked line, and no header."""
+    tree, lines = ast.parse(template), template.split("\n")
+    _import_from_copy(tree, lines)
+    lines[_marked_line(template, tree, source) - 1] = literal
+    script = "\n".join(lines)
+    _refuse_skill_kd(script, source)
+    return script
+
+
+def _import_from_copy(tree: ast.Module, lines: list[str]) -> None:
+    """Change imports of ``skill_kd.kd`` to ``kd``, the copy next to the script."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            lines[node.lineno - 1] = _OUR_IMPORT.sub(r"\1kd", lines[node.lineno - 1])
+
+
+def _refuse_skill_kd(script: str, source: str) -> None:
     for token in _tokens(script):
         if token.type == tokenize.NAME and token.string == "skill_kd":
             raise SkillKDError(
                 f"{source}: '{token.line.strip()}' needs skill_kd, which is missing where the script runs; "
                 "import only from skill_kd.kd"
             )
-    return _header(spec, backend, template, script) + script
 
 
 def _import_sections(tree: ast.Module, lines: list[str], literal: str, source: str) -> None:

@@ -125,15 +125,13 @@ def open_writer(source: ModelSource, max_new_tokens: int, device: torch.device) 
     """Load a model for evaluation: frozen, in inference mode, sampling from the full distribution at temperature 1."""
     from skill_kd.kd.dataset.encoding import Encoder
     from skill_kd.kd.model import loading
-    from skill_kd.kd.model.cached import check_family
     from skill_kd.kd.model.vocabulary import eos_ids, real_vocabulary
     from skill_kd.kd.rollouts.decoding import Decoding
     from skill_kd.kd.rollouts.sampler import Sampler
 
     loaded, tokenizer = loading.load_pair(source, source.model)
-    check_family(loaded, source.model)
     options = source.template_options
-    vocabulary, ends = real_vocabulary(tokenizer, loaded), eos_ids(tokenizer, loaded, options)
+    vocabulary, ends = real_vocabulary(tokenizer, loaded), eos_ids(tokenizer, loaded.generation_config, options)
     model = loaded.train(False).requires_grad_(False).to(device)
     sampler = Sampler(Decoding(max_new_tokens, 1.0, 1.0, ends, vocabulary), int(tokenizer.pad_token_id), device)
     return Writer(source.model, model, tokenizer, Encoder(tokenizer, ends, options), sampler)

@@ -11,6 +11,7 @@ from skill_kd.errors import UsageError
 from skill_kd.files import read_checked, refuse_links, refusing_unwritable
 from skill_kd.handoff import interpreter
 from skill_kd.handoff.student_folder import read_json
+from skill_kd.jobs.folder import KD
 from skill_kd.jobs.manifest import Manifest, refuse_linked
 from skill_kd.jobs.student import STUDENT
 from skill_kd.report.evaluation_document import Verdict
@@ -49,7 +50,7 @@ class FinishedRun:
         manifest = Manifest.read(run)
         if manifest.status != "done":
             raise UsageError(f"run '{run}' is {manifest.status}; finish it first: skill-kd run SPEC --resume")
-        refuse_linked(run / FOLDER)
+        refuse_linked(run / FOLDER, run / FOLDER / KD, *(run / FOLDER / KD).rglob("*/"))
         return cls(run.absolute(), manifest, _spec(run, data), interpreter.with_torch(python))
 
     @property

@@ -13,6 +13,7 @@ from skill_kd.handoff.finished_run import FinishedRun
 from skill_kd.handoff.handoff_result import HandoffResult
 from skill_kd.handoff.student_folder import read_json, sha256
 from skill_kd.handoff.verify import StudentFindings
+from skill_kd.jobs.folder import KD, kd_hash
 from skill_kd.jobs.manifest import now
 
 RECORD = "manifest.json"
@@ -76,7 +77,9 @@ def _student(run: FinishedRun) -> dict[str, Any]:
 
 def _outcome(result: HandoffResult) -> dict[str, Any]:
     return {
-        "written": {name: sha256(result.folder / name) for name in result.written},
+        "written": {
+            name: kd_hash(result.folder) if name == KD else sha256(result.folder / name) for name in result.written
+        },
         "checks": result.checks,
         "drift": result.measures,
     }

@@ -16,6 +16,7 @@ from skill_kd.handoff.record import write_record, written_before
 from skill_kd.handoff.step_files import DATA, FinetuneTask, files
 from skill_kd.handoff.student_folder import sha256
 from skill_kd.handoff.verify import StudentFindings, notes, verify
+from skill_kd.jobs.folder import KD, fill_kd, kd_is_edited
 from skill_kd.jobs.manifest import locked
 from skill_kd.jobs.student import STUDENT
 from skill_kd.jobs.trust import refuse_code
@@ -93,8 +94,13 @@ def _texts(run: FinishedRun, findings: StudentFindings, max_steps: int) -> dict[
 
 
 def _write(texts: Mapping[str, str], result: HandoffResult, force: bool) -> None:
-    """Write the step's files. Edited files are kept unless ``force`` is on."""
+    """Write the step's files and ``kd/``. What was edited is kept unless ``force`` is on."""
     known = written_before(result.folder)
+    if not force and kd_is_edited(result.folder, known.get(KD)):
+        result.kept.append(KD)
+    else:
+        fill_kd(result.folder)
+        result.written.append(KD)
     for name, text in texts.items():
         path = result.folder / name
         if not force and _edited(path, text, known.get(name)):

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -24,6 +25,7 @@ from ..errors import BadInput, Missing
 from .adapter_folder import Adapter
 from .context import context_length
 from .ensemble import Ensemble
+from .families import check_family
 from .growing import grow
 from .merging import find_adapter, has_tokenizer, merge_adapter
 from .packaged import resolve
@@ -99,7 +101,8 @@ def load_model(source: LoadOptions, model: str, *, weights: bool = True) -> PreT
     device.
 
     Raises:
-        BadInput: the model lacks weights or has others, or it is an adapter that cannot be merged.
+        BadInput: the model's family cannot be trained, it lacks weights or has others, or it is an adapter that cannot
+            be merged.
         Missing: the model, the network or bitsandbytes is unavailable.
     """
     place = resolve(model)
@@ -125,7 +128,10 @@ def _load_whole(source: LoadOptions, model: str, weights: bool) -> PreTrainedMod
         )
     place = resolve(model)
     with _readable(model):
-        return load_weights(place, model, **_hub_options(source, place), **options)
+        hub = _hub_options(source, place)
+        # The config tells the family before gigabytes of weights are downloaded.
+        check_family(AutoConfig.from_pretrained(place, **hub).to_dict(), f"'{model}'")
+        return load_weights(place, model, **hub, **options)
 
 
 def _base_options(source: LoadOptions, adapter: Adapter) -> LoadOptions:
@@ -190,7 +196,8 @@ class LoadedTeacher:
 
     def eos_ids(self, options: Mapping[str, Any]) -> frozenset[int]:
         """Return every id that ends a response of a member; ``options`` are those of the chat template."""
-        return frozenset().union(*(eos_ids(self.tokenizer, member, options) for member in self.members))
+        settings = (member.generation_config for member in self.members)
+        return frozenset().union(*(eos_ids(self.tokenizer, each, options) for each in settings))
 
 
 def load_teacher(teacher: Teacher, *, weights: bool = True) -> LoadedTeacher:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from chat_templates import FORGETFUL
 from tiny import EOS, UNK, make_tokenizer, tiny_config
 from transformers import PreTrainedTokenizerFast
 
@@ -230,13 +231,6 @@ def test_overlap_with_a_held_out_file_is_measured_and_refused_above_the_limit(tm
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
 TURNS = (("system", "world"), ("user", "hello"), ("assistant", "fox dog"), ("user", "brown"))
-FORGETFUL = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-    "{% if m['role'] == 'assistant' and not loop.last %}{{ m['content'].split('</think>')[-1] }}"
-    "{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-"""Drops the reasoning of earlier answers."""
 
 
 def encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
