@@ -227,15 +227,10 @@ def parse_config(values: Mapping[str, object], source: str) -> ModelConfig:
         )
     family = _FAMILIES.get(model_type, _Family("config"))
     sizes: dict[str, object] = dict(family.defaults)
-<<<<<<< HEAD
-    sizes.update({_ALIASES.get(key, key): value for key, value in values.items() if value is not None})
-    widths = sizes.get("intermediate_size")
-    if isinstance(widths, list) and widths and {*map(type, widths)} == {int}:
-=======
     named = {key: value for key, value in values.items() if value is not None}
     sizes.update({_ALIASES[key]: value for key, value in named.items() if key in _ALIASES} | named)
-    if isinstance(widths := sizes.get("intermediate_size"), list) and widths:
->>>>>>> leftovers
+    widths = sizes.get("intermediate_size")
+    if isinstance(widths, list) and widths and {*map(type, widths)} == {int}:
         sizes["intermediate_size"] = max(widths)  # Gemma 3n has one for each layer
     if model_type not in _FAMILIES and "intermediate_size" not in sizes and "num_experts" not in sizes:
         family = replace(family, gated_mlp=False)  # as in GPT-2's relatives, which do not name the width
