@@ -16,7 +16,7 @@ from skill_kd.files import open_unlinked
 from skill_kd.report.evaluation_document import ModelFacts
 from skill_kd.report.shown_document import Latency
 
-FORMAT = 2
+FORMAT = 3
 """Version of the folder's format. Other versions are refused."""
 
 
@@ -37,13 +37,18 @@ class SamplesKey(TypedDict):
 
 
 class PromptWork(TypedDict):
-    """One line of ``work.jsonl``: a prompt's responses by writer, and the models' sums over them.
+    """One line of ``work.jsonl``: the final part of a prompt's responses by writer, and the models' sums over them.
 
     The keys of ``read`` name the writer of the responses, teacher or student. It is empty if the tokenizers or the chat
     templates differ.
     """
 
     texts: dict[str, list[str]]
+    """Empty for a response without a final part."""
+    reasoned: dict[str, int]
+    """Number of responses with reasoning, which is not in their text."""
+    cut: dict[str, int]
+    """Number of responses that were cut while reasoning."""
     read: dict[str, TokenSums]
     read_baseline: dict[str, TokenSums]
 

@@ -33,6 +33,7 @@ from skill_kd.evaluate.samples_folder import (
     read_record,
 )
 from skill_kd.files import open_unlinked, refuse_links, refusing_unwritable
+from skill_kd.kd.answers import Unusable
 from skill_kd.report.evaluation_document import ModelFacts
 
 if TYPE_CHECKING:
@@ -217,9 +218,13 @@ def _chunk(
         }
 
     for index in range(len(chunk)):
-        texts = {who: [writer.text(row) for row in rows[index]] for who, (writer, rows) in written.items()}
+        answers = {who: [writer.reader.read(row) for row in rows[index]] for who, (writer, rows) in written.items()}
         yield {
-            "texts": texts,
+            "texts": {who: [answer.text for answer in each] for who, each in answers.items()},
+            "reasoned": {who: sum(answer.reasoned for answer in each) for who, each in answers.items()},
+            "cut": {
+                who: sum(answer.unusable is Unusable.REASONING for answer in each) for who, each in answers.items()
+            },
             "read": read(student, "student", index),
             "read_baseline": read(baseline, "baseline", index),
         }
