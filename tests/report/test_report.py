@@ -394,7 +394,7 @@ def test_script_and_page_are_small(decision: str) -> None:
 def test_order_of_sections_on_the_decision_page(decision: str) -> None:
     text = Read(decision).text()
     order = [
-        "NO-GO", "Recall is .78 of", "Every metric against its margin", "Quality against coverage",
+        "NO-GO", "Recall is 0.780 (upper bound", "Every metric against its margin", "Quality against coverage",
         "Latency per request",
         "Worst slices", "Lost modes", "What is not covered", "Files read",
     ]  # fmt: skip
