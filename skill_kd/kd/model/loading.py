@@ -125,7 +125,7 @@ def _load_whole(source: LoadOptions, model: str, weights: bool) -> PreTrainedMod
         )
     with _readable(model):
         place, hub = resolve(model), _hub_options(source)
-        # The config tells the family before gigabytes of weights are downloaded.
+        # The config names the family, before gigabytes of weights are downloaded.
         check_family(AutoConfig.from_pretrained(place, **hub).to_dict(), f"'{model}'")
         return load_weights(place, model, use_safetensors=True, **hub, **options)
 
