@@ -119,7 +119,7 @@ def _without_references(prompts: Path, policy: GatePolicy) -> str | None:
 
 
 def _noted(measured: ModelMeasurements, notes: tuple[str, ...]) -> ModelMeasurements:
-    return replace(measured, warnings=notes)
+    return replace(measured, warnings=(*notes, *measured.warnings))
 
 
 def _task(request: Request) -> sampling.SamplingTask:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from skill_kd.kd.dataset.encoding import Encoder
     from skill_kd.kd.dataset.reading import Example
     from skill_kd.kd.rollouts.sampler import Sampler
+    from skill_kd.kd.teacher.writers import AnswerReader
 
 ROWS = 8
 """Responses that both models read in one batch."""
@@ -116,9 +118,12 @@ class Writer:
         sampler = replace(self.sampler, decoding=replace(decoding, vocabulary=vocabulary, eos_ids=ends))
         return replace(self, sampler=sampler)
 
-    def text(self, row: Row) -> str:
-        """Decode a response."""
-        return str(self.tokenizer.decode(row.response, skip_special_tokens=True))
+    @cached_property
+    def reader(self) -> AnswerReader:
+        """Reads responses as those of a teacher: only the final part of an answer is judged."""
+        from skill_kd.kd.teacher.writers import AnswerReader
+
+        return AnswerReader(self.tokenizer, self.sampler.decoding.eos_ids)
 
 
 def open_writer(source: ModelSource, max_new_tokens: int, device: torch.device) -> Writer:

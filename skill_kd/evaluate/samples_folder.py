@@ -17,7 +17,7 @@ from skill_kd.files import as_usage_error, checked, open_unlinked, parse_json, r
 from skill_kd.report.evaluation_document import ModelFacts
 from skill_kd.report.shown_document import SIDES, Latency
 
-FORMAT = 2
+FORMAT = 3
 """Version of the folder's format. Other versions are refused."""
 KEY, WORK, MEASURED = "work.json", "work.jsonl", "measured.json"
 DELETE = "choose another --out, or delete the folder"
@@ -40,13 +40,18 @@ class SamplesKey(TypedDict):
 
 
 class PromptWork(TypedDict):
-    """One line of ``work.jsonl``: a prompt's responses by writer, and the models' sums over them.
+    """One line of ``work.jsonl``: the final part of a prompt's responses by writer, and the models' sums over them.
 
     The keys of ``read`` name the writer of the responses, teacher or student. It is empty if the tokenizers or the chat
     templates differ.
     """
 
     texts: dict[str, list[str]]
+    """Empty for a response without a final part."""
+    reasoned: dict[str, int]
+    """Number of responses with reasoning, which is not in their text."""
+    cut: dict[str, int]
+    """Number of responses that were cut while reasoning."""
     read: dict[str, TokenSums]
     read_baseline: dict[str, TokenSums]
 

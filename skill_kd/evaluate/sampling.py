@@ -38,6 +38,7 @@ from skill_kd.evaluate.samples_folder import (
     refuse_misfit,
 )
 from skill_kd.files import open_unlinked, refuse_links, refusing_unwritable
+from skill_kd.kd.answers import Unusable
 from skill_kd.report.evaluation_document import ModelFacts
 
 if TYPE_CHECKING:
@@ -226,9 +227,13 @@ def _chunk(
         }
 
     for index in range(len(chunk)):
-        texts = {who: [writer.text(row) for row in rows[index]] for who, (writer, rows) in written.items()}
+        answers = {who: [writer.reader.read(row) for row in rows[index]] for who, (writer, rows) in written.items()}
         yield {
-            "texts": texts,
+            "texts": {who: [answer.text for answer in each] for who, each in answers.items()},
+            "reasoned": {who: sum(answer.reasoned for answer in each) for who, each in answers.items()},
+            "cut": {
+                who: sum(answer.unusable is Unusable.REASONING for answer in each) for who, each in answers.items()
+            },
             "read": read(student, "student", index),
             "read_baseline": read(baseline, "baseline", index),
         }

@@ -129,7 +129,7 @@ def _load_whole(source: LoadOptions, model: str, weights: bool) -> PreTrainedMod
     place = resolve(model)
     with _readable(model):
         hub = _hub_options(source, place)
-        # The config tells the family before gigabytes of weights are downloaded.
+        # The config names the family, before gigabytes of weights are downloaded.
         check_family(AutoConfig.from_pretrained(place, **hub).to_dict(), f"'{model}'")
         return load_weights(place, model, **hub, **options)
 

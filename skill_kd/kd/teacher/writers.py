@@ -38,7 +38,7 @@ def foreign_writer(
     """Return the writer of a teacher that has its own tokenizer and template. Its text is encoded for the student."""
     tokenizer, vocabulary, ends = loaded.tokenizer, loaded.vocabulary, own_encoder.eos_ids
     pad = int(tokenizer.pad_token_id)
-    reader = _TextReader(tokenizer, ends)
+    reader = AnswerReader(tokenizer, ends)
 
     def write(examples: Sequence[Example], requests: Sequence[SampleRequest], decoding: Decoding) -> Rows:
         own = replace(sampler, decoding=replace(decoding, eos_ids=ends, vocabulary=vocabulary), pad=pad)
@@ -65,8 +65,8 @@ def served_writer(server: ServedTeacher, encoder: Encoder, tally: AnswerTally) -
     return write
 
 
-class _TextReader:
-    """Reads the text of a loaded teacher's responses. Its special tokens may mark what is reasoning."""
+class AnswerReader:
+    """Reads the text of a loaded model's responses. Its special tokens may mark what is reasoning."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> None:
         self.tokenizer = tokenizer
