@@ -103,7 +103,7 @@ def test_the_option_never_allows_the_code_of_the_student_s_folder(
 
 def test_the_option_is_for_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(tmp_path), "--trust-remote-code"]) == ExitCode.USAGE
-    assert "is not a run folder" in capsys.readouterr().err
+    assert "--trust-remote-code allows what a run's spec asks for" in capsys.readouterr().err
 
 
 def test_a_spec_of_the_user_is_the_consent(theirs: Path) -> None:
