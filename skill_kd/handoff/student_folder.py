@@ -44,7 +44,9 @@ def standalone(folder: Path) -> list[Check]:
         _check("files", not missing, f"missing: {', '.join(missing)}" if missing else ", ".join(NEEDED)),
         _check("safetensors only", bool(found) and not foreign, ", ".join(foreign) or f"{len(found)} dtype"),
         _check("standalone", not linked and not odd, ", ".join([*linked, *odd]) or "no link, no code, no adapter"),
-        _check("dtype", found == {stated}, f"config.json says {stated}, weights are {', '.join(sorted(found)) or 'absent'}"),
+        _check(
+            "dtype", found == {stated}, f"config.json says {stated}, weights are {', '.join(sorted(found)) or 'gone'}"
+        ),
     ]
 
 
