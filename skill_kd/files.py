@@ -71,9 +71,13 @@ def checked(value: object, kind: type[Kind]) -> Kind:
     Raises:
         ValueError: it does not fit. The message names the value.
     """
+    try:
+        text = json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"it has half of a character, {error.object[error.start]!r}") from error
     adapter: TypeAdapter[Kind] = _adapter(kind)  # type: ignore[arg-type]  # a class can be hashed
     try:
-        return adapter.validate_json(json.dumps(value), strict=True)
+        return adapter.validate_json(text, strict=True)
     except ValidationError as error:
         raise ValueError(_mistake(error)) from error
 

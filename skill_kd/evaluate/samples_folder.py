@@ -78,10 +78,7 @@ def check_key(path: Path, key: SamplesKey) -> None:
         kept = read_object(path)
     if kept != key:
         changed = ", ".join(name for name in {**key, **kept} if kept.get(name) != key.get(name))
-        raise UsageError(
-            f"'{path.parent}' has samples from an evaluation with other settings ({changed[:200]} in {path.name}); "
-            f"{DELETE}"
-        )
+        raise UsageError(f"'{path}' is of an evaluation with other settings ({changed[:200]}); {DELETE}")
 
 
 def finished(path: Path) -> list[PromptWork]:

@@ -45,7 +45,7 @@ def standalone(folder: Path) -> list[Check]:
         if name.endswith(CONFIG) and code_references(read_json(folder / name)):
             odd.append(f"{CODE} in {name}")
     stated, found = str(config.get("dtype") or config.get("torch_dtype")), weight_dtypes(folder)
-    of_weights = ", ".join(sorted(found)) or "absent"
+    of_weights = ", ".join(sorted(found)) or "gone"
     return [
         _check("files", not missing, f"missing: {', '.join(missing)}" if missing else ", ".join(NEEDED)),
         _check("safetensors only", bool(found) and not foreign, ", ".join(foreign) or f"{len(found)} dtype"),

@@ -9,7 +9,6 @@ import errno
 import json
 import math
 import os
-import re
 import reprlib
 import secrets
 import shutil
@@ -117,24 +116,14 @@ def parse_json(content: bytes | str, *, finite: bool = False) -> Any:
         raise ValueError("it is nested too deeply") from error
     if deeper_than(value, DEEPEST):
         raise ValueError(f"it is nested more than {DEEPEST} deep")
-    if half := re.search(r"\\u[dD][89a-fA-F]", text):
-        _refuse_half_characters(value, half[0])
     return value
-
-
-def _refuse_half_characters(value: Any, half: str) -> None:
-    """Refuse an escape of half a character without the other half. Such a text could not be written or printed."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"it has half of a character, {half}…") from error
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in pairs:
         if key in values:
-            raise ValueError(f"it has the key {reprlib.repr(key)} twice")
+            raise ValueError(f"duplicate key {reprlib.repr(key)}")
         values[key] = value
     return values
 

@@ -12,8 +12,8 @@ from pydantic_core import PydanticCustomError
 
 from skill_kd.kd.addresses import holds_credentials
 
-LARGEST = 2**31
-"""Largest number in a spec. Arithmetic with such numbers stays finite."""
+LARGEST = 2**63 - 1
+"""Largest whole number in a spec."""
 LONGEST_TEXT = 4096
 LONGEST_PART = 255
 """Bytes in the name of a file, as in most file systems."""
@@ -21,6 +21,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
+Epochs = Annotated[float, Field(gt=0, le=1_000_000)]
 LearningRate = Annotated[float, Field(gt=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -86,9 +87,9 @@ class Section(BaseModel):
         return values
 
     @model_validator(mode="after")
-    def _refuse_large_numbers(self) -> Section:
+    def _refuse_huge_numbers(self) -> Section:
         for key, value in self:
             for each in value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,):
-                if isinstance(each, int | float) and abs(each) > LARGEST:
-                    raise refuse(f"{key}: {reprlib.repr(each)} is too large; the largest number of a spec is {LARGEST}")
+                if isinstance(each, int) and abs(each) > LARGEST:
+                    raise refuse(f"{key}: {reprlib.repr(each)} is too large; use at most {LARGEST}")
         return self
