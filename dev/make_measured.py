@@ -30,7 +30,8 @@ def loss() -> Iterator[Row]:
         size = f"{shape['tokens']} tokens, vocabulary {shape['vocabulary']}"
         yield (
             f"speed and memory of reverse KL and its gradients, computed from hidden states; {size}",
-            f"{_range(faster['eager'])} times as fast as TRL's chunked kernel, both without `torch.compile`; "
+            f"{_range(faster['eager'])} times as fast as TRL's chunked kernel, both without "
+            "`torch.compile`; "
             f"{_range(faster['compiled'])} times with ours compiled. Peak memory without it: {peak['eager'] / 2**20:.0f} MiB, TRL's "
             f"{peak['trl'] / 2**20:.0f} MiB",
         )
@@ -109,8 +110,8 @@ def honesty() -> Iterator[Row]:
         worst = max(damaged, key=lambda name: damaged[name]["value"])
         null = rows["null"]["go_rate"]
         found = (
-            f"GO for {_share(null)} of the students identical to their teacher; of the kinds of damaged students, the one "
-            f"with most GOs got GO for {_share(damaged[worst])}"
+            f"GO for {_share(null)} of the students identical to their teacher; of the kinds of damaged students, the "
+            f"one with most GOs got GO for {_share(damaged[worst])}"
         )
         what = f"verdicts of `evaluate`, policy `{preset}`"
         yield f"{what}, {world['simulations']} simulations per kind of student", found
