@@ -28,7 +28,10 @@ def load_tokenizer(folder: Path) -> Any:
     """Load the tokenizer of a folder."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    from skill_kd.kd.model.loading import TOKENIZER_FILES, readable
+
+    with readable(str(folder), TOKENIZER_FILES):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def load(folder: Path, dtype: Dtype) -> Any:
@@ -43,7 +46,10 @@ def load_config(folder: Path) -> Any:
     """Load the config from the file. Loading a model would switch its cache on."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    from skill_kd.kd.model.loading import readable
+
+    with readable(str(folder), "config.json"):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def positions(folder: Path) -> int | None:

@@ -37,6 +37,7 @@ from .vocabulary import eos_ids, real_vocabulary, refuse_tokens_without_embeddin
 
 UNSUPPORTED = re.compile("trust_remote_code|does not recognize this architecture")
 """Errors of transformers that another version or setting cures."""
+TOKENIZER_FILES = "tokenizer.json, tokenizer_config.json or config.json"
 PANIC = "PanicException"
 """Name of the error of a library in Rust. It is no ``Exception``."""
 
@@ -92,7 +93,7 @@ def load_tokenizer(source: LoadOptions, model: str) -> PreTrainedTokenizerBase:
     adapter = find_adapter(place, source.revision)
     if adapter is not None and not has_tokenizer(place, source.revision):
         return load_tokenizer(_base_options(source, adapter), adapter.base)
-    with _readable(model, "tokenizer.json, tokenizer_config.json or config.json"):
+    with readable(model, TOKENIZER_FILES):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **_hub_options(source, place))
     if tokenizer.eos_token_id is None:
         raise BadInput(f"the tokenizer of '{model}' has no end-of-sequence token, so no response could ever end")
@@ -146,11 +147,11 @@ def _load_whole(source: LoadOptions, model: str, weights: bool) -> PreTrainedMod
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
     place = resolve(model)
-    with _readable(model, "config.json"):
+    with readable(model, "config.json"):
         hub = _hub_options(source, place)
         # The config names the family, before gigabytes of weights are downloaded.
         check_family(AutoConfig.from_pretrained(place, **hub).to_dict(), f"'{model}'")
-    with _readable(model, "config.json, generation_config.json or its weights"):
+    with readable(model, "config.json, generation_config.json or its weights"):
         return load_weights(place, model, **hub, **options)
 
 
@@ -176,8 +177,12 @@ def _hub_options(source: LoadOptions, place: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _readable(model: str, files: str) -> Iterator[None]:
-    """Convert what transformers raises. It checks few types in ``files``, so damage raises anything, anywhere.
+def readable(model: str, files: str) -> Iterator[None]:
+    """Convert what transformers raises. It checks few types in a file, so damage raises anything, anywhere.
+
+    Args:
+        model: the model's name in messages.
+        files: what the block reads, for messages.
 
     Raises:
         Missing: the model, the network or a package is unavailable, or its code would have to run.
