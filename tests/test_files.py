@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 import threading
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from skill_kd.errors import UsageError
-from skill_kd.files import write_or_refuse
+from skill_kd.files import read_checked, write_or_refuse
 from skill_kd.kd import files
-from skill_kd.kd.files import replacing, write_atomically, write_json
+from skill_kd.kd.errors import BadInput
+from skill_kd.kd.files import read_object, record, replacing, write_atomically, write_json
 
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX file modes and folders")
 
@@ -131,3 +135,88 @@ def test_nobody_else_renames_a_file_into_place() -> None:
         if "os.replace(" in (text := path.read_text(encoding="utf-8")) or "mkstemp" in text or "draft.replace" in text
     }
     assert renames == {"kd/files.py", "jobs/folder.py"}
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A schema."""
+
+    name: str
+    numbers: tuple[int, ...]
+    share: float | None = None
+    kind: Literal["a", "b"] = "a"
+    more: dict[str, list[float]] = field(default_factory=dict)
+
+
+WHOLE = {"name": "x", "numbers": [1, 2], "share": 1, "kind": "b", "more": {"k": [0.5]}}
+ODD_JSON = {
+    "not JSON": ("{", "it is not JSON: Expecting"),
+    "nothing": ("", "it is not JSON: Expecting value"),
+    "UTF-16": ("{}".encode("utf-16"), "it is not UTF-8 text"),
+    "a key twice": ('{"name": "x", "name": "y"}', "duplicate key 'name'"),
+    "a deep list": ("[" * 10_000 + "]" * 10_000, "it is nested"),
+    "a list that is too deep": ("[" * 70 + "]" * 70, "it is nested more than 64 deep"),
+    "a deep object": ('{"a":' * 10_000 + "1" + "}" * 10_000, "it is nested"),
+    "many digits": ('{"name": ' + "9" * 5000 + "}", "a number of 5000 digits"),
+}
+MISFITS = {
+    "a list": ([], "object|dictionary"),
+    "null": (None, "object|dictionary"),
+    "another type": ({**WHOLE, "name": 1}, "name"),
+    "a truth value": ({**WHOLE, "numbers": [True]}, "numbers"),
+    "a float": ({**WHOLE, "numbers": [1.5]}, "numbers"),
+    "a text that looks like a number": ({**WHOLE, "share": "1"}, "share"),
+    "another choice": ({**WHOLE, "kind": "c"}, "kind"),
+    "a list as a choice": ({**WHOLE, "kind": []}, "kind"),
+    "deeper": ({**WHOLE, "more": {"k": ["x"]}}, "more"),
+    "too little": ({"name": "x"}, "numbers is missing"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_JSON)
+def test_json_that_is_not_strict_is_refused_with_its_file_and_the_reason(name: str, tmp_path: Path) -> None:
+    content, reason = ODD_JSON[name]
+    path = tmp_path / "a.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(BadInput, match=reason) as refused:
+        read_object(path)
+    assert str(refused.value).startswith(f"cannot read '{path}': ")
+    with pytest.raises(UsageError, match=reason) as refused_too:
+        read_checked(path, Facts, "put it back")
+    assert str(refused_too.value).endswith("; put it back")
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_json_that_does_not_fit_its_schema_is_refused_with_the_field(name: str, tmp_path: Path) -> None:
+    value, field_name = MISFITS[name]
+    (tmp_path / "a.json").write_text(json.dumps(value))
+    with pytest.raises(UsageError, match=field_name) as refused:
+        read_checked(tmp_path / "a.json", Facts, "put it back")
+    assert str(refused.value).startswith(f"cannot read '{tmp_path / 'a.json'}': ")
+    with pytest.raises(ValueError, match=field_name):
+        record(Facts, value)
+
+
+def test_json_that_fits_is_read_alike_with_and_without_pydantic(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(WHOLE))
+    assert read_checked(tmp_path / "a.json", Facts, "") == Facts("x", (1, 2), 1.0, "b", {"k": [0.5]})
+    assert record(Facts, WHOLE) == Facts("x", [1, 2], 1, "b", {"k": [0.5]})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_a_number_that_is_not_finite_fits_no_schema(number: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(WHOLE).replace('"share": 1', f'"share": {number}'))
+    assert "share" in read_object(tmp_path / "a.json")  # other programs write such configs
+    with pytest.raises(UsageError, match=f"the number '{number}'"):
+        read_checked(tmp_path / "a.json", Facts, "")
+
+
+@pytest.mark.parametrize("key", ["missing", "folder"])
+def test_what_is_not_a_file_is_named(key: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for read in (read_object, lambda path: read_checked(path, Facts, "")):
+        with pytest.raises((BadInput, UsageError), match=f"cannot read '{tmp_path / key}': (No such|Is a)"):
+            read(tmp_path / key)

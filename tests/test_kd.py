@@ -342,6 +342,19 @@ PIP_OFFLINE = f"WARNING: Retrying after connection broken by 'NewConnectionError
 
 
 @pytest.mark.parametrize(
+    "content", ["", "[]", "null", "{}", '{"extras": 1}', '{"extras": [1]}', "[" * 10_000, "\udcff"]
+)
+def test_a_damaged_record_of_an_environment_counts_as_none(content: str, tmp_path: Path) -> None:
+    python = launcher.python_of(tmp_path)
+    python.parent.mkdir()
+    python.touch()
+    (tmp_path / "ready.json").write_text('{"extras": ["train"]}')
+    assert launcher.extras_of(tmp_path) == ["train"]
+    (tmp_path / "ready.json").write_bytes(content.encode(errors="surrogateescape"))
+    assert launcher.extras_of(tmp_path) is None
+
+
+@pytest.mark.parametrize(
     ("log", "said"),
     [
         (UV_OFFLINE, "cannot be reached"),

@@ -121,6 +121,17 @@ def test_lines_as_windows(folder: Path) -> None:
     assert "loops since line 1081" in found.table()
 
 
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "week", "", "٣", "9" * 5000, "1000000000"])
+def test_a_window_that_is_no_number_of_lines_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--window: .* is not valid") as refused:
+        window_unit(text)
+    assert len(str(refused.value)) < 200
+
+
+def test_a_window_is_a_day_or_a_number_of_lines() -> None:
+    assert (window_unit("day"), window_unit("0100"), window_unit("999999999")) == ("day", 100, 999_999_999)
+
+
 # --- what is printed --------------------------------------------------------------------------------------------------
 
 

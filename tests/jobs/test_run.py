@@ -444,6 +444,18 @@ def test_a_script_edited_under_its_checkpoints_is_not_resumed() -> None:
 # --- one process at a time --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("text", ["1234", "", "0", "-1", "1 -9", "$(reboot)", "9" * 5000, "\x1b[2J", "٣"])
+def test_only_a_number_in_a_lock_is_named_as_a_process(text: str) -> None:
+    with locked(Path()):
+        Path(".lock").write_text(text, encoding="utf-8")
+        with pytest.raises(RunLockedError) as refused, locked(Path()):
+            pass
+    holder = (
+        "process 1234; wait for it, or stop it with: kill 1234" if text == "1234" else "another process; wait for it"
+    )
+    assert str(refused.value) == f"'.' is in use by {holder}"
+
+
 def test_a_second_run_in_one_folder_is_refused_while_the_first_one_runs() -> None:
     spec = spec_that("wait")
 

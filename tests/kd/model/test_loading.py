@@ -314,6 +314,51 @@ def test_a_folder_without_weights_is_named_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("whole") / "model")
+
+
+DAMAGED = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors")
+
+
+@pytest.mark.parametrize("file", DAMAGED)
+def test_a_damaged_file_of_a_model_is_read_or_refused_by_name(file: str, whole: Path, tmp_path: Path) -> None:
+    content, refused = (whole / file).read_bytes(), 0
+    drawn = random.Random(file).sample(list(damages(file, content)), 8)
+    for number, (damage, new) in enumerate(drawn):
+        folder = Path(shutil.copytree(whole, tmp_path / str(number)))
+        (folder / file).unlink()
+        (folder / file).mkdir() if new is None else (folder / file).write_bytes(new)
+        try:
+            load_pair(source(), str(folder))
+        except ScriptError as error:
+            refused += 1
+            assert str(folder) in str(error), damage
+    assert refused
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "head_dim"])
+@pytest.mark.parametrize("number", [10**9, 10**30])
+def test_a_config_of_a_much_larger_model_than_its_weights_takes_no_memory(
+    key: str, number: int, whole: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: number}))
+    with pytest.raises(BadInput, match=rf"config\.json says {key}: 1000.*, too much for its weights"):
+        load_model(source(), str(folder))
+
+
+@pytest.mark.parametrize("odd", [float("nan"), "2", [2, None], -1, 10**30, True])
+def test_an_end_that_is_no_token_id_is_refused(odd: object, whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "model"))
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": odd}))
+    with pytest.raises(BadInput, match=r"generation_config\.json"):
+        load_model(source(), str(folder))
+
+
 @pytest.mark.parametrize("part", ["whole", "base of an adapter"])
 @pytest.mark.parametrize("weights", [True, False])
 def test_a_family_that_cannot_be_trained_is_refused_before_its_weights_are_read(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import json
 import os
 import pickle
 import shutil
@@ -113,6 +114,44 @@ def test_rollouts_of_several_processes_come_back_as_whole_batches(tmp_path: Path
             )
     _, batches = run.checkpoints.load(newest)
     assert [[row.prompt for row in batch] for batch in batches] == [[(process,) for process in range(12)]] * 2
+
+
+DAMAGED = {
+    "progress is a list": (STATE, [], "not a JSON object"),
+    "stage": (STATE, {"stage": "1"}, "stage cannot be '1'"),
+    "negative": (STATE, {"update": -1}, "cannot be negative"),
+    "huge": (STATE, {"update": 10**30}, "update cannot be"),
+    "best elsewhere": (STATE, {"best": "../../other"}, "'../../other' is not the name of a checkpoint"),
+    "best is a list": (STATE, {"best": []}, "best cannot be"),
+    "measures": (STATE, {"measures": {"before:0": [1]}}, "measures cannot be"),
+    "inputs": (STATE, {"inputs": {"data.train": 1}}, "inputs cannot be"),
+    "unknown": (STATE, {"other": 1}, "unknown field 'other'"),
+    "rollouts are an object": ("rollouts-0.json", {}, "not a list of batches"),
+    "a row is a list": ("rollouts-0.json", [[[]]], "not an object"),
+    "a token": ("rollouts-0.json", [[{**ROWS[0][0].to_json(), "response": ["x"]}]], "response cannot be"),
+    "a negative token": ("rollouts-0.json", [[{**ROWS[0][0].to_json(), "response": [-1]}]], "token id -1 is negative"),
+    "no token": ("rollouts-0.json", [[{**ROWS[0][0].to_json(), "prompt": []}]], "no prompt"),
+    "a writer": ("rollouts-0.json", [[{**ROWS[0][0].to_json(), "source": "me"}]], "source cannot be 'me'"),
+    "too few values": ("rollouts-0.json", [[{**ROWS[0][0].to_json(), "scored": []}]], "one value for each token"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_checkpoint_with_other_values_is_refused_by_file_though_its_checksums_match(
+    name: str, tmp_path: Path
+) -> None:
+    file, value, reason = DAMAGED[name]
+    run = saved(tmp_path, 1)
+    newest = run.checkpoints.newest()
+    assert newest is not None
+    before = json.loads((newest / file).read_text())
+    (newest / file).write_text(json.dumps({**before, **value} if isinstance(value, dict) and value else value))
+    (newest / CHECKSUMS).unlink()
+    seal(newest)
+    assert newest_name(run) == newest.name
+    with pytest.raises(BadInput, match=reason) as refused:
+        run.checkpoints.load(newest)
+    assert f"'{newest / file}'" in str(refused.value)
 
 
 def test_the_newest_few_and_the_best_are_kept(tmp_path: Path) -> None:

@@ -234,6 +234,22 @@ def test_kept_rows_come_back(tmp_path: Path) -> None:
     assert rows_source(rows).off_policy([1, 0]) == [rows[1], rows[0]]
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", "[[]]", "{", '[{"prompt": [1]}]', "[" * 10_000 + "]" * 10_000])
+def test_kept_rows_that_are_damaged_are_refused_by_file(content: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(content)
+    with pytest.raises(BadInput, match=r"rows\.json': "):
+        kept_rows(tmp_path / "rows.json")
+
+
+@pytest.mark.parametrize("part", ["prompt", "response"])
+def test_rows_with_tokens_that_a_model_lacks_are_refused_by_file(part: str) -> None:
+    row = experience(0.5).batch(0, STUDENT)[0]
+    odd = replace(row, **{part: (*getattr(row, part)[1:], VOCABULARY)})
+    refuse_unknown_ids(Path("rows.json"), [row], STUDENT, teacher())
+    with pytest.raises(BadInput, match=rf"'rows\.json' has the token id {VOCABULARY}"):
+        refuse_unknown_ids(Path("rows.json"), [row, odd], STUDENT, teacher())
+
+
 # --- self-training ----------------------------------------------------------------------------------------------------
 
 ENDS = frozenset(range(0, VOCABULARY, 3))
