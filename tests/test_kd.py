@@ -345,6 +345,7 @@ PIP_OFFLINE = f"WARNING: Retrying after connection broken by 'NewConnectionError
     "content", ["", "[]", "null", "{}", '{"extras": 1}', '{"extras": [1]}', "[" * 10_000, "\udcff"]
 )
 def test_a_damaged_record_of_an_environment_counts_as_none(content: str, tmp_path: Path) -> None:
+    launcher = load_script("scripts/kd.py", "kd_launcher")
     python = launcher.python_of(tmp_path)
     python.parent.mkdir()
     python.touch()

@@ -127,7 +127,7 @@ def locked(folder: Path) -> Iterator[Lock]:
 def _holder(descriptor: int) -> str:
     """Return who holds a lock, and what to do about it. Only a number counts as a process id."""
     text = os.read(descriptor, 20).decode("ascii", errors="replace").strip()
-    if not re.fullmatch(r"[1-9]\d*", text, re.ASCII):
+    if not re.fullmatch(r"[1-9]\d{0,9}", text, re.ASCII):
         return "another process; wait for it"
     return f"process {text}; wait for it, or stop it with: kill {text}"
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from script_modules import load_script
 
-from skill_kd.diagnose import Diagnosis, Options, diagnose
+from skill_kd.diagnose import Diagnosis, Options, diagnose, window_unit
 from skill_kd.diagnose.report.diagnosis_page import html, write_page
 from skill_kd.errors import UsageError
 from skill_kd.spec.file import load_spec, parse_spec
@@ -123,7 +123,7 @@ def test_lines_as_windows(folder: Path) -> None:
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "week", "", "٣", "9" * 5000, "1000000000"])
 def test_a_window_that_is_no_number_of_lines_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="--window: .* is not valid") as refused:
+    with pytest.raises(UsageError, match=r"--window: .* is not valid") as refused:
         window_unit(text)
     assert len(str(refused.value)) < 200
 

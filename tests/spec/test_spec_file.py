@@ -258,7 +258,7 @@ def test_an_empty_toml_file_lacks_everything(tmp_path: Path) -> None:
         (f"name: tiny\nstages: [{{kind: 0x{'f' * 5000}}}]", ["a whole number has 20000 bits"]),
         (
             f"name: tiny\ncheckpoint: {{keep: '{'9' * 30}'}}",
-            ["keep: 9999", "too large; use at most 9223372036854775807"],
+            ["keep: 9999", "is too large; use at most 9223"],
         ),
         ("name: tiny\nhandoff: {epochs: 1e300}", ["handoff.epochs", "less than or equal to 1000000"]),
         ("name: tiny\nbackend: &a [*a]", ["backend: ", "string"]),

@@ -30,6 +30,7 @@ from skill_kd.kd.train.experience import (
     Sampling,
     corpus_source,
     data_source,
+    refuse_unknown_ids,
     rows_source,
 )
 from skill_kd.kd.train.held_out import repetition
