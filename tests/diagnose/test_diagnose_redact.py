@@ -36,11 +36,12 @@ def test_no_secret_is_shown(place: str) -> None:
 
 
 def test_no_part_of_a_secret_is_shown_where_the_text_is_cut() -> None:
-    """The text before it is redacted too, so a cut secret comes near to what is shown."""
+    """redact(text, 1500) reads 3500 characters. The addresses before the secret shrink, so all of them are shown."""
     long = [each for each in invented(0) if len(each.hidden) > 30]
     assert len(long) > 70
     for number, secret in enumerate(long):
-        text = ("x@mail.example.org " * 200)[: 2300 - 3 * number] + " " + secret.text
+        start = 3500 - secret.text.index(secret.hidden) - (9, 12, 15)[number % 3]
+        text = ("x@mail.example.org " * 200)[: start - 1] + " " + secret.text + " and so on" * 30
         assert not secret.shown_in(redact(text, 1500)), secret.name
 
 
