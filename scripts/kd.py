@@ -24,6 +24,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.dont_write_bytecode = True
 BUNDLE = Path(__file__).resolve().parent.parent
@@ -40,6 +41,8 @@ OFFLINE = re.compile(
     r"|error sending request|Network is unreachable|ProxyError",
     re.IGNORECASE,
 )
+NVIDIA_SECONDS = 60.0
+"""Longest wait for the names of the GPUs."""
 TRAINS = ("run", "evaluate", "prove", "demo", "handoff")
 """Verbs that need an extra."""
 
@@ -130,10 +133,12 @@ def python_of(folder: Path) -> Path:
 def extras_of(folder: Path) -> list[str] | None:
     """Return the extras that an environment contains, or None if it is incomplete."""
     try:
-        extras = json.loads((folder / "ready.json").read_text(encoding="utf-8"))["extras"]
-    except (OSError, ValueError, KeyError):
+        ready = json.loads((folder / "ready.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
-    return list(extras) if python_of(folder).exists() else None
+    extras = ready.get("extras") if isinstance(ready, dict) else None
+    whole = isinstance(extras, list) and all(isinstance(each, str) for each in extras)
+    return extras if whole and python_of(folder).exists() else None
 
 
 def chosen_python() -> str | None:
@@ -291,9 +296,22 @@ def gpus() -> list[str]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
-    ask = [program, "--query-gpu=name", "--format=csv,noheader"]
-    done = subprocess.run(ask, capture_output=True, text=True, check=False)  # noqa: S603 -- a fixed command
+    kd = runtime()
+    try:
+        done = kd.children.run([program, "--query-gpu=name", "--format=csv,noheader"], NVIDIA_SECONDS)
+    except (OSError, kd.errors.Missing):  # a broken driver can let it hang
+        return []
     return done.stdout.split("\n")[:-1] if done.returncode == 0 else []
+
+
+def runtime() -> Any:
+    """Return the part of the bundle that needs only the standard library, with its modules loaded."""
+    if str(BUNDLE) not in sys.path:
+        sys.path.insert(0, str(BUNDLE))
+    import skill_kd.kd.children
+    import skill_kd.kd.signals
+
+    return skill_kd.kd
 
 
 # --- setup ------------------------------------------------------------------------------------------------------------
@@ -366,23 +384,20 @@ def install(folder: Path, commands: Sequence[Sequence[str]], lock: int) -> None:
     environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if "PIP_INDEX_URL" in environ:
         environ.setdefault("UV_DEFAULT_INDEX", environ["PIP_INDEX_URL"])
-    inherited = () if os.name == "nt" else (lock,)  # if this process is killed, pip continues and keeps the lock
-    with log.open("wb") as file:
-        for command in commands:
-            try:
-                done = subprocess.run(  # noqa: S603 -- see steps; no shell
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=file,
-                    env=environ,
-                    pass_fds=inherited,
-                    check=False,
-                )
-            except OSError as error:
-                raise Stop(f"cannot start {command[0]}: {error.strerror}") from error
-            if done.returncode:
-                raise Stop(f"{reason(log.read_text(encoding='utf-8', errors='replace'))}; the log is {log}")
+    inherited = () if os.name == "nt" else (lock,)  # the lock is held until the last command has ended
+    kd = runtime()
+    try:
+        with log.open("wb") as file, kd.signals.stoppable():
+            for command in commands:
+                done = kd.children.run(command, stdout=file, stderr=file, env=environ, pass_fds=inherited)
+                if done.returncode:
+                    raise Stop(f"{reason(log.read_text(encoding='utf-8', errors='replace'))}; the log is {log}")
+    except kd.signals.Stopped as stopped:
+        raise Stop(f"stopped by {stopped}", stopped.exit_code) from None
+    except kd.errors.ScriptError as error:
+        raise Stop(f"{error}; the log is {log}", error.exit_code) from error
+    except OSError as error:
+        raise Stop(f"cannot run {error.filename or log}: {error.strerror}") from error
 
 
 def reason(log: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from skill_kd.errors import ExitCode, SkillKDError, UsageError
+from skill_kd.kd.signals import Stopped, stoppable
 from skill_kd.kd.terminal import visible, visible_output
 
 
@@ -47,8 +48,9 @@ def guarded(cli: click.Group, args: Sequence[str] | None) -> int:
 
 def _exit_code(cli: click.Group, args: Sequence[str] | None) -> int:
     try:
-        # With color, click does not remove escape sequences without a trace.
-        code = cli.main(args, prog_name="skill-kd", standalone_mode=False, color=True)
+        with stoppable():
+            # With color, click does not remove escape sequences without a trace.
+            code = cli.main(args, prog_name="skill-kd", standalone_mode=False, color=True)
     except SkillKDError as error:
         _show_traceback()
         say(_message(error))
@@ -59,6 +61,9 @@ def _exit_code(cli: click.Group, args: Sequence[str] | None) -> int:
     except click.Abort:
         say("error: interrupted")
         return ExitCode.INTERRUPTED
+    except Stopped as signal:
+        say(f"error: stopped by {signal}")
+        return ExitCode.TERMINATED
     except Exception as error:
         _show_traceback()
         words = " ".join(str(error).split())

@@ -38,16 +38,19 @@ SURFACE = {
         *("--baseline-generations", "--control-generations", "--training-data", "--harness-results"),
         *("--policy", "--set", "--template-option"),
         *("--max-new-tokens", "--dtype", "--latency", "--judge-url", "--judge-model", "--judge-key-env"),
-        *("--out", "--json", "--help"),
+        *("--out", "--trust-remote-code", "--json", "--help"),
     ],
     "generate": ["SPEC", "--out", "--format", "--check", "--force", "--backend", "--json", "--help"],
     "handoff": [
         "RUN",
-        *("--data", "--execute", "--python", "--max-steps", "--no-drift", "--gguf", "--force", "--json", "--help"),
+        *("--data", "--execute", "--python", "--max-steps", "--no-drift", "--gguf", "--force", "--trust-remote-code"),
+        *("--json", "--help"),
     ],
     "plan": ["SPEC", "--device", "--price-per-hour", "--rows", "--backend", "--json", "--help"],
     "prove": ["MODULE:FUNCTION", "--teacher-mix", "--seeds", "--json", "--help"],
-    "run": ["SPEC", "--runs", "--name", "--resume", "--dry-run", "--backend", "--json", "--help"],
+    "run": [
+        *("SPEC", "--runs", "--name", "--resume", "--dry-run", "--backend", "--trust-remote-code", "--json", "--help"),
+    ],
     "schema": ["--help"],
     "validate": ["SPEC", "--backend", "--json", "--help"],
 }

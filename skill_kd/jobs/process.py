@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
-import json
 import os
 import re
 import signal
@@ -19,7 +18,7 @@ from types import FrameType
 from typing import IO
 
 from skill_kd.errors import MissingRequirementError
-from skill_kd.files import open_unlinked
+from skill_kd.files import open_unlinked, parse_json
 from skill_kd.kd.errors import OUT_OF_MEMORY
 from skill_kd.kd.terminal import VisibleStream, visible
 
@@ -229,7 +228,7 @@ class _Events:
             self._offset += len(whole) + 1
         for line in whole.splitlines():
             with contextlib.suppress(ValueError):
-                if isinstance(event := json.loads(line), dict):
+                if isinstance(event := parse_json(line), dict):
                     self._on_event(event)
 
 

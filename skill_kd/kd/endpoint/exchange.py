@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..addresses import proxy_for
 from ..errors import Missing
+from ..files import deeper_than
 from ..terminal import visible
 from .deadline import Deadline
 
@@ -90,7 +91,7 @@ class Exchange:
             raise Fault(f"HTTP {status}, {self._reason(error)}", gone=False) from error
         except RecursionError as error:
             raise self._unbounded("is nested too deeply") from error
-        if _deeper_than(reply, DEEPEST):
+        if deeper_than(reply, DEEPEST):
             raise self._unbounded(f"is nested more than {DEEPEST} deep")
         return reply
 
@@ -223,16 +224,3 @@ def _named(body: str) -> tuple[object, object]:
         return error.get("param"), error.get("code")
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return None, None
-
-
-def _deeper_than(reply: object, deepest: int) -> bool:
-    level = [reply]
-    for _ in range(deepest):
-        level = [
-            child
-            for each in level
-            if isinstance(each, list | dict)
-            for child in (each.values() if isinstance(each, dict) else each)
-            if isinstance(child, list | dict)
-        ]
-    return bool(level)
