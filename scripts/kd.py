@@ -14,6 +14,7 @@ import argparse
 import ast
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -27,8 +28,9 @@ from typing import Any
 
 sys.dont_write_bytecode = True
 BUNDLE = Path(__file__).resolve().parent.parent
-PARTS = ("skill_kd/cli", "templates", "examples", "constraints.txt", "pyproject.toml", "README.md", "LICENSE")
-"""Paths that the bundle must contain. The first is needed to run, and the last three are needed to install."""
+TERMINAL = "skill_kd/kd/terminal.py"
+PARTS = ("skill_kd/cli", TERMINAL, "templates", "examples", "constraints.txt", "pyproject.toml", "README.md", "LICENSE")
+"""Paths that the bundle must contain. The first two are needed to run, and the last three are needed to install."""
 USAGE, ENVIRONMENT, LOCKED, INTERRUPTED = 2, 5, 7, 130
 """Exit codes, as in skill_kd/errors.py."""
 HERE = "--here"
@@ -62,6 +64,7 @@ def main(args: list[str]) -> int:
         here = args[:1] == [HERE]
         args = args[1:] if here else args
         check_bundle()
+        guard_output()
         if args[:1] == ["setup"]:
             return setup(args[1:])
         if not here and (chosen := chosen_python()):
@@ -76,6 +79,14 @@ def main(args: list[str]) -> int:
     except BrokenPipeError:  # the reader closed stdout; without a new stdout, Python would report that at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def guard_output() -> None:
+    """Show control characters in all that follows as escapes, with the code that the verbs use."""
+    source = importlib.util.spec_from_file_location("terminal", BUNDLE / TERMINAL)
+    module = importlib.util.module_from_spec(source)  # type: ignore[arg-type]
+    source.loader.exec_module(module)  # type: ignore[union-attr]
+    module.wrap_output()
 
 
 def say(text: str) -> None:
@@ -94,7 +105,7 @@ def check_bundle() -> None:
     absent = [part for part in PARTS if not (BUNDLE / part).exists()]
     if absent:
         raise Stop(
-            f"the skill in {BUNDLE} is incomplete: {', '.join(absent)} missing; "
+            f"the skill in {str(BUNDLE)!r} is incomplete: {', '.join(absent)} missing; "
             "clone the whole repository, or install it again with a newer installer (npx skills@latest add …)"
         )
 
@@ -122,10 +133,12 @@ def python_of(folder: Path) -> Path:
 def extras_of(folder: Path) -> list[str] | None:
     """Return the extras that an environment contains, or None if it is incomplete."""
     try:
-        extras = json.loads((folder / "ready.json").read_text(encoding="utf-8"))["extras"]
-    except (OSError, ValueError, KeyError):
+        ready = json.loads((folder / "ready.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
-    return list(extras) if python_of(folder).exists() else None
+    extras = ready.get("extras") if isinstance(ready, dict) else None
+    whole = isinstance(extras, list) and all(isinstance(each, str) for each in extras)
+    return extras if whole and python_of(folder).exists() else None
 
 
 def chosen_python() -> str | None:
@@ -266,7 +279,8 @@ def doctor(args: list[str]) -> int:
     ]
     if options.json:
         keys = ("name", "state", "detail", "fix")
-        print(json.dumps({"ready": not core, "rows": [dict(zip(keys, row)) for row in rows]}, indent=2))  # noqa: B905
+        text = json.dumps({"ready": not core, "rows": [dict(zip(keys, row)) for row in rows]}, indent=2)  # noqa: B905
+        print(text.replace("\x7f", r"\u007f"))  # the only control character that json leaves
     else:
         print("\n".join("\t".join(row).rstrip() for row in rows))
     return ENVIRONMENT if core else 0

@@ -38,6 +38,7 @@ from skill_kd.console import Verb, print_json
     help="A finding about an earlier student: sameness (too narrow), sharpened, lost_modes, loops, length, refusals, "
     "imprecise, exposure, teacher_narrow.",
 )
+@click.option("--objective", metavar="KIND", help="Use this objective, and compare it with the recommended one.")
 @click.option("--set", "pairs", multiple=True, metavar="PATH=VALUE", help="Set a value of the spec: student.model=S.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="Write the specs into this folder.")
 @click.option("--spec-only", is_flag=True, help="Print only the spec, with gaps to fill in.")
@@ -51,6 +52,7 @@ def advise(
     lora: bool,
     distilled: bool,
     seen: str | None,
+    objective: str | None,
     pairs: tuple[str, ...],
     out: Path | None,
     spec_only: bool,
@@ -58,13 +60,15 @@ def advise(
 ) -> None:
     """Choose an objective, and a second one to compare with.
 
-    --out writes a spec for each. They differ only in the objective, so their measures can be compared. --set changes
+    --out writes a spec for each. They differ in the objective alone, so their measures can be compared. One exception:
+    with --matters coverage, MiniLLM's best checkpoint is chosen by reverse KL, the others' by forward KL. --set changes
     models, data or any other value in both specs. Start the path of a stage with its kind: distill.updates=200.
 
     \b
     Example:
       skill-kd advise --matters coverage --output-tokens 400
       skill-kd advise --set teacher.model=T --set student.model=S --set data.train=prompts.jsonl -o specs
+      skill-kd advise --objective jsd --set teacher.model=T --set student.from_teacher=12 -o specs
       skill-kd advise --teacher text --spec-only > spec.yaml
       skill-kd advise --seen sameness --distilled --set distill.updates=200 --json
     """
@@ -80,6 +84,7 @@ def advise(
         lora=lora,
         distilled=distilled,
         seen=seen,
+        objective=objective,
         changes=given_values(pairs),
     )
     written = [str(path) for path in advice.write(out)] if out is not None else []

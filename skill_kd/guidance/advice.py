@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from skill_kd.errors import UsageError
 from skill_kd.guidance.specs import pilot, put, skeleton, write_specs
 from skill_kd.guidance.table import BY_KEY, CHOICES, LONG, ON_POLICY, Budget, Choice, Matters, Teacher
+from skill_kd.spec import OBJECTIVE_KINDS
 from skill_kd.spec.file import parse_spec
 
 Settings = tuple[tuple[str, object, str], ...]
@@ -69,6 +70,7 @@ def advise(
     lora: bool = False,
     distilled: bool = False,
     seen: str | None = None,
+    objective: str | None = None,
     changes: Mapping[str, object] | None = None,
 ) -> Advice:
     """Return the advice for a need.
@@ -82,8 +84,9 @@ def advise(
         lora: train adapters instead of all weights.
         distilled: True if the student was distilled before.
         seen: key of a finding about a student trained before.
+        objective: kind of the objective, if the user has chosen one. The recommended objective is then the alternative.
         changes: spec values by path, such as ``{"training.learning_rate": 1e-4}``; ``distill`` and
-            ``warm_start`` name stages.
+            ``warm_start`` name stages. Keys of ``distill.objective`` need ``objective``, and change only its spec.
 
     Raises:
         UsageError: an argument is not one of these, or the changes make the spec invalid.
@@ -101,17 +104,25 @@ def advise(
     for count, name in ((output_tokens, "output_tokens"), (prompts, "prompts")):
         if count is not None and count < 1:
             raise UsageError(f"{name}: {count} is too small; give 1 or more")
-    if chosen := next((path for path in changes or {} if path.startswith("distill.objective")), None):
-        raise UsageError(f"{chosen}: advise chooses the objective; change it in the spec that advise writes")
+    changes = dict(changes or {})
+    keys = {path: changes.pop(path) for path in [*changes] if path.startswith("distill.objective")}
+    if keys and (objective is None or not all(path.startswith("distill.objective.") for path in keys)):
+        raise UsageError(f"{next(iter(keys))}: give the objective's kind with --objective; then --set changes its keys")
     choice = next(each for each in CHOICES if each.fits(matters, teacher, budget, output_tokens > LONG))
+    if objective is not None:
+        choice = _with_objective(choice, objective)
     settings = _settings(choice, matters, teacher, budget, output_tokens, prompts, lora)
-    settings = _with_changes(settings, changes or {})
+    settings = _with_changes(settings, changes)
     # On-policy training corrects the student's samples. A warm start first makes these samples good enough.
     pair = [each for each in (choice.objective, choice.alternative) if each is not None]
     sampled = any(each["kind"] in ("minillm", *ON_POLICY) for each in pair)
     warm = sampled and not distilled
     spec = _filled(choice.objective, teacher, lora, warm, settings)
+    for path, own in keys.items():
+        put(spec, path, own)
     alternative = _filled(choice.alternative, teacher, lora, warm, settings) if choice.alternative else None
+    if alternative is not None and "checkpoint.best_by" not in changes:
+        put(alternative, "checkpoint.best_by", _best_by(_of(alternative), matters, teacher))
     why, would_change = [choice.why], [choice.unless]
     if distilled and sampled:
         why.append("no warm start: it would cost updates, and the samples of a distilled student are good enough")
@@ -126,7 +137,7 @@ def advise(
             path, new, after = changed
             settings = (*settings, (path, new, f"against '{seen}'"))
             spec, alternative = after, spec
-            if "name" not in (changes or {}):
+            if "name" not in changes:
                 spec["name"] = f"against-{seen}".replace("_", "-")
     would_change.append("the undistilled student is as good: always compare with it")
     if alternative is not None and alternative["name"] == spec["name"]:  # the user set one name for both
@@ -146,6 +157,22 @@ DISTILLED = (
 def _of(spec: Mapping[str, Any]) -> str:
     """Return the kind of a spec's distill objective."""
     return str(next(stage for stage in spec["stages"] if stage["kind"] == "distill")["objective"]["kind"])
+
+
+def _with_objective(choice: Choice, kind: str) -> Choice:
+    """Return the choice with the user's objective. The recommended objective becomes the alternative.
+
+    Raises:
+        UsageError: the objective is unknown.
+    """
+    if kind not in OBJECTIVE_KINDS:
+        raise UsageError(f"objective: '{kind}' is unknown; use one of: {', '.join(OBJECTIVE_KINDS)}")
+    if kind == choice.objective["kind"]:
+        return choice
+    pairs = (each for row in CHOICES for each in (row.objective, row.alternative) if each is not None)
+    wanted = next((each for each in pairs if each["kind"] == kind), {"kind": kind})
+    instead = f"{choice.objective['kind']} is recommended for this need: {choice.why}"
+    return replace(choice, objective=wanted, alternative=choice.objective, why="set by you", unless=instead)
 
 
 def _filled(
@@ -172,7 +199,6 @@ def _settings(
     kind = choice.objective["kind"]
     rate = 1e-4 if lora else 5e-6 if kind == "minillm" else 1e-5
     updates = {"small": 200, "normal": 500, "large": 2000}[budget]
-    best = "held_out_nll" if teacher == "text" else "forward_kl" if matters == "coverage" else "reverse_kl"
     policy = "text-only" if teacher == "text" else "creative" if matters == "coverage" else "assistant"
     few = prompts is not None and prompts < 1000
     return (
@@ -182,9 +208,20 @@ def _settings(
         ("rollout.temperature", 1.0, "samples from the distribution that is trained"),
         ("rollout.prompts", 16 if budget == "small" else 64, "sampled together; a multiple of the batch size"),
         ("data.held_out", 0.2 if few else 0.05, "there are few prompts" if few else "enough prompts to measure with"),
-        ("checkpoint.best_by", best, "the held-out measure that matches what matters"),
+        ("checkpoint.best_by", _best_by(str(kind), matters, teacher), "the held-out measure that matches what matters"),
         ("evaluation.policy", policy, "200 prompts × 8 samples give a verdict, fewer than 50 prompts do not"),
     )
+
+
+def _best_by(kind: str, matters: str, teacher: str) -> str:
+    """Return the measure that chooses the best checkpoint.
+
+    MiniLLM minimizes reverse KL, and forward KL may rise meanwhile. Chosen by forward KL, the best checkpoint would be
+    the one before MiniLLM.
+    """
+    if teacher == "text":
+        return "held_out_nll"
+    return "forward_kl" if matters == "coverage" and kind != "minillm" else "reverse_kl"
 
 
 def _plain(value: object) -> str:

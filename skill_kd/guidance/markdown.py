@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from skill_kd.guidance.table import CHOICES, FINDINGS
+from skill_kd.guidance.table import CHOICES, FINDINGS, LONG
 
 
 def objectives_markdown() -> str:
     """Return the table of needs as Markdown, for SKILL.md."""
-    lines = ["| need | objective | compare with | why | choose another |", "|---|---|---|---|---|"]
+    lines = ["| need | objective | compare with | why | choose instead |", "|---|---|---|---|---|"]
     for choice in CHOICES:
         need = [
             " or ".join(f"{word} {each}" for each in given)
             for word, given in (("matters:", choice.matters), ("teacher:", choice.teacher), ("budget:", choice.budget))
             if given
-        ] + (["long answers"] if choice.long else [])
+        ] + ([f"answers above {LONG} tokens"] if choice.long else [])
         named = ", ".join(need) or "otherwise (the default)"
         other = f"`{choice.alternative['kind']}`" if choice.alternative else "–"
         lines.append(f"| {named} | `{choice.objective['kind']}` | {other} | {choice.why} | {choice.unless} |")

@@ -45,14 +45,27 @@ def skeleton(objective: Mapping[str, object], teacher: str, *, lora: bool, warm:
     }
 
 
+_INSTEAD = {
+    "student.from_teacher": ("student", "model"),
+    "teacher.served": ("teacher", "model"),
+    "teacher.model": ("teacher", "served"),
+}
+"""Keys that exclude another key of the skeleton, by section and name."""
+
+
 def put(spec: Values, path: str, value: object) -> None:
     """Set the key at ``path``, such as ``training.learning_rate``; ``distill`` and ``warm_start`` name stages.
+
+    A key of the skeleton that ``path`` excludes is removed: ``student.from_teacher`` removes ``student.model``.
 
     Raises:
         UsageError: there is no such stage, or a part of the path is a value without keys.
     """
     place, last = _place(spec, path)
     place[last] = copy.deepcopy(value)
+    for key, other in _INSTEAD.items():
+        if path == key or path.startswith(f"{key}."):
+            spec[other[0]].pop(other[1], None)
 
 
 def _place(spec: Values, path: str) -> tuple[Values, str]:

@@ -259,7 +259,7 @@ class Choice:
 CHOICES = (
     Choice(None, ("text",), None, None, {"kind": "sequence_kd"},
            "the student can only imitate the teacher's text",
-           "an on-policy objective, which compares both models at every token, if the teacher gives log-probabilities",
+           "reverse_kl, which compares both models at every token, if the teacher gives log-probabilities",
            None),
     Choice(("coverage",), ("served",), None, None, {"kind": "forward_kl", "responses": "teacher"},
            "covers the teacher. Top-k targets alone are biased (arXiv 2503.16870), so we add one class "
@@ -267,7 +267,8 @@ CHOICES = (
            "entropy_aware, which reads the whole distribution, if you have the teacher's weights",
            {"kind": "reverse_kl"}),
     Choice(None, ("served",), None, None, {"kind": "reverse_kl"},
-           "needs one request per student sample; minillm with teacher_mix would need one per token",
+           "needs one request per student sample. minillm samples from a mixture with the teacher by default, so it "
+           "would need one request per token",
            "minillm, which also counts the effect of a token on later ones, if you have the teacher's weights",
            {"kind": "forward_kl", "responses": "teacher"}),
     Choice(("coverage",), None, ("small",), None, {"kind": "forward_kl", "responses": "teacher"},
@@ -286,7 +287,7 @@ CHOICES = (
            {"kind": "forward_kl", "responses": "teacher"}),
     Choice(None, None, None, True, {"kind": "entropy_aware"},
            "without much forward KL, entropy collapses and long answers grow longer (arXiv 2605.16826, mathematics)",
-           "minillm, if answers have under 512 tokens; reverse_kl, if your reverse_kl student kept entropy and length",
+           "reverse_kl, if your reverse_kl student kept entropy and length",
            {"kind": "reverse_kl"}),
     Choice(None, None, None, None, {"kind": "minillm"},
            "reverse KL over whole responses of the student "

@@ -1,4 +1,4 @@
-"""The end of a trainer script: an exit code, and after a failure one ``error:`` line."""
+"""The output and the end of a trainer script: an exit code, and after a failure one ``error:`` line."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from typing import ClassVar
 
 from .errors import GO_ON, LESS_MEMORY, OUT_OF_MEMORY, ScriptError
 from .signals import Stopped, stoppable
+from .terminal import wrap_output
 
 UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 """The disk or the quota is full, the file is too large, or the folder is read-only."""
+
+
+MISPLACED = frozenset({errno.EISDIR, errno.ENOTDIR, errno.EEXIST})
+"""A folder is in the place of a file, or a file in the place of a folder."""
 
 
 class _End:
@@ -26,7 +31,11 @@ class _End:
 
 @contextmanager
 def reporting() -> Iterator[None]:
-    """Turn an error of the block into one ``error:`` line and its exit code. Unexpected errors keep their traceback."""
+    """Turn an error of the block into one ``error:`` line and its exit code. Unexpected errors keep their traceback.
+
+    From here to the end of the process, control characters in the output appear as escapes.
+    """
+    wrap_output()
     _quiet_libraries()
     # Handlers run last in, first out, so what the run registers later, such as its trackers, runs before this one.
     atexit.register(_leave)
@@ -45,6 +54,8 @@ def reporting() -> Iterator[None]:
             _end(f"{OUT_OF_MEMORY}{_words(error)}; {LESS_MEMORY}", 6)
         if isinstance(error, OSError) and error.errno == errno.ELOOP:
             _end(f"'{error.filename}' {error.strerror}", 2)
+        if isinstance(error, OSError) and error.errno in MISPLACED:
+            _end(f"cannot use '{error.filename2 or error.filename}': {error.strerror}; move it away, and resume", 2)
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             _end(f"cannot write {error.filename or 'into the run folder'}: {error.strerror}; {GO_ON}", 6)
         traceback.print_exc()

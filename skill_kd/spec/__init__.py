@@ -18,6 +18,7 @@ from skill_kd.spec.data import Data
 from skill_kd.spec.models import FromTeacher, Lora, Served, Student, Teacher, WeightedModel
 from skill_kd.spec.objectives import (
     JSD,
+    OBJECTIVE_KINDS,
     AdaptiveKL,
     Divergence,
     EntropyAware,
@@ -45,6 +46,7 @@ from skill_kd.spec.stages import (
 
 __all__ = [
     "JSD",
+    "OBJECTIVE_KINDS",
     "AdaptiveKL",
     "Checkpoint",
     "Data",

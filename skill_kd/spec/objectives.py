@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -174,4 +174,6 @@ _OffPolicy = (
     Sft | SequenceKD | ForwardKL | ReverseKL | JSD | SkewKL | SkewReverseKL | AdaptiveKL | EntropyAware | TotalVariation
 )
 OffPolicyObjective = Annotated[_OffPolicy, Field(discriminator="kind")]
-Objective = Annotated[MiniLLM | _OffPolicy, Field(discriminator="kind")]
+_Objective = MiniLLM | _OffPolicy
+Objective = Annotated[_Objective, Field(discriminator="kind")]
+OBJECTIVE_KINDS: tuple[str, ...] = tuple(each.model_fields["kind"].default for each in get_args(_Objective))

@@ -267,3 +267,19 @@ def test_every_link_leads_to_a_file_and_a_heading() -> None:
     assert DOCUMENTS
     failures = [failure for path in DOCUMENTS for failure in broken_links(path)]
     assert not failures, "\n".join(failures)
+
+
+# --- tests that are named ---------------------------------------------------------------------------------------------
+
+
+def test_every_test_that_a_command_selects_exists() -> None:
+    selection = re.compile(r'(tests/[\w/]+\.py) -k "?(\w+)')
+    failures, found = [], 0
+    for name in (".ci/run", "CONTRIBUTING.md", "dev/ARCHITECTURE.md"):
+        for file, word in selection.findall((REPOSITORY / name).read_text(encoding="utf-8")):
+            found += 1
+            source = (REPOSITORY / file).read_text(encoding="utf-8")
+            if word not in file and not re.search(rf"def test_\w*{word}", source):
+                failures.append(f"{name}: {file} has no test named *{word}*")
+    assert found > 10
+    assert not failures, "\n".join(failures)

@@ -23,7 +23,7 @@ from skill_kd.guidance import (
     objectives_markdown,
     pilot,
 )
-from skill_kd.spec import OffPolicyObjective, Spec, all_kinds
+from skill_kd.spec import OBJECTIVE_KINDS, OffPolicyObjective, Spec, all_kinds
 from skill_kd.spec.file import load_spec, parse_spec
 
 NEEDS = list(
@@ -108,8 +108,15 @@ def test_two_specs_differ_only_in_their_objective() -> None:
         path, _, why = advice.settings[-1]
         if why.startswith("against") and not path.startswith("distill.objective"):
             continue  # a remedy other than an objective, such as more of the student's own samples
-        assert distill[0].pop("objective") != distill[1].pop("objective")
+        objectives = [each.pop("objective") for each in distill]
+        assert objectives[0] != objectives[1]
         del ours["name"], theirs["name"]
+        kinds = [each["kind"] for each in objectives]
+        if need[0] == "coverage" and "minillm" in kinds:
+            # Forward KL may rise under MiniLLM, so the best checkpoint would be the one before it.
+            best = {kind: each["checkpoint"].pop("best_by") for kind, each in zip(kinds, (ours, theirs), strict=True)}
+            assert best.pop("minillm") == "reverse_kl"
+            assert seen is not None or [*best.values()] == ["forward_kl"]
         assert ours == theirs
 
 
@@ -127,12 +134,52 @@ def test_given_values_are_in_both_specs() -> None:
             "mine",
             "mine-alternative",
         ]
-    with pytest.raises(UsageError, match="advise chooses the objective"):
+    with pytest.raises(UsageError, match="give the objective's kind with --objective"):
         advise(changes={"distill.objective.coverage_weight": 0.5})
     assert [path for path, *_ in advice.settings].count("distill.updates") == 1
     for wrong in ({"data.trian": "x"}, {"name.first": "x"}, {"distill.updates": "many"}):
         with pytest.raises(UsageError, match=r"trian|has no keys|updates"):
             advise(changes=wrong)
+
+
+def test_given_measure_chooses_the_best_checkpoint_of_both_specs() -> None:
+    advice = advise(matters="coverage", changes={"checkpoint.best_by": "held_out_nll"})
+    assert [spec["checkpoint"]["best_by"] for spec in advice.specs] == ["held_out_nll", "held_out_nll"]
+
+
+@pytest.mark.parametrize("layers", [{"student.from_teacher": 24}, {"student.from_teacher.layers": [0, 1, 5]}])
+def test_student_can_be_grown_from_the_teacher(layers: dict[str, Any]) -> None:
+    for spec in map(parse_spec, advise(changes={"teacher.model": "T", **layers}).specs):
+        assert spec.student.model is None
+        assert spec.student.from_teacher is not None
+        assert spec.student.from_teacher.layers in (24, (0, 1, 5))
+
+
+def test_teacher_can_be_switched_by_a_given_value() -> None:
+    served = {"url": "http://127.0.0.1:1/v1", "model": "M", "top_logprobs": 8}
+    changes = {f"teacher.served.{key}": value for key, value in served.items()}
+    spec = parse_spec(advise(budget="small", changes=changes).skeleton)
+    assert (spec.teacher.model, spec.teacher.served and spec.teacher.served.model) == (None, "M")
+    spec = parse_spec(advise(teacher="served", changes={"teacher.model": "T"}).skeleton)
+    assert (spec.teacher.model, spec.teacher.served) == ("T", None)
+
+
+def test_keys_of_a_given_objective_change_only_its_spec() -> None:
+    chosen, recommended = advise(objective="jsd", changes={"distill.objective.beta": 0.3}).specs
+    assert chosen["stages"][-1]["objective"] == {"kind": "jsd", "beta": 0.3}
+    assert recommended["stages"][-1]["objective"] == {"kind": "minillm"}
+    with pytest.raises(UsageError, match="give the objective's kind with --objective"):
+        advise(objective="jsd", changes={"distill.objective": {"kind": "sft"}})
+
+
+@pytest.mark.parametrize("kind", OBJECTIVE_KINDS)
+def test_given_objective_is_compared_with_the_recommended_one(kind: str) -> None:
+    advice = advise(objective=kind)
+    kinds = [spec["stages"][-1]["objective"]["kind"] for spec in advice.specs]
+    assert advice.objective == kind
+    assert kinds == ([kind, "minillm"] if kind != "minillm" else ["minillm", "entropy_aware"])
+    assert ("set by you" in advice.why) == (kind != "minillm")
+    assert kind == "minillm" or "minillm is recommended for this need" in advice.would_change[0]
 
 
 @pytest.mark.parametrize("matters", ["balanced", "coverage"])
