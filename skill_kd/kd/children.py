@@ -63,7 +63,7 @@ def run(command: Sequence[str], seconds: float | None = None, **options: Any) ->
     """
     limit = time_limit() if seconds is None else seconds
     # Files, not pipes: a process that the child left behind could hold a pipe open.
-    with _captured() as out, _captured() as err:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         with _child(command, **{"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err, **options}) as process:
             try:
                 process.wait(limit)
@@ -73,13 +73,9 @@ def run(command: Sequence[str], seconds: float | None = None, **options: Any) ->
         return subprocess.CompletedProcess(list(command), process.returncode, _text(out), _text(err))
 
 
-def _captured() -> IO[str]:
-    return tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
-
-
-def _text(file: IO[str]) -> str:
+def _text(file: IO[bytes]) -> str:
     file.seek(0)
-    return file.read()
+    return file.read().decode(errors="replace").replace(os.linesep, "\n")
 
 
 @contextmanager
