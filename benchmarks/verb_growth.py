@@ -8,7 +8,7 @@ exponent that leads from the second size to the third: 1 is linear, 2 is quadrat
 - constant: the largest size takes at most a second or a fifth more than the smallest, which can be chance.
 - linear: the power is at most ``--limit``.
 - faster than linear. If the reason is not known, this script ends with exit code 1.
-- too short: the second size is too small to tell.
+- too short: the second size is too small for a fit.
 
 A model's attention is quadratic in the tokens that it reads. Cases "without attention" replace it by a sum, so the rest
 of the work remains. ``--only`` measures some cases again and keeps the other results.
@@ -341,7 +341,7 @@ def power(sizes: list[int], seconds: list[float]) -> float | None:
 
 
 def noise(constant: float) -> float:
-    """Return the seconds by which two measurements may differ by chance."""
+    """Return the difference in seconds that two measurements may have by chance."""
     return max(NOISE, SHARE * constant)
 
 

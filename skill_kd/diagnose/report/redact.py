@@ -140,7 +140,7 @@ def redact(text: str, most: int = 300) -> str:
 
 def _after_name(match: re.Match[str]) -> str:
     """Replace all but the group that matched, which is the name of the value."""
-    return next(filter(None, match.groups())) + "[key]"
+    return str(next(filter(None, match.groups()))) + "[key]"
 
 
 def _password(match: re.Match[str]) -> str:
