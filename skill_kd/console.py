@@ -14,6 +14,8 @@ from typing import Any
 import click
 
 from skill_kd.errors import ExitCode, SkillKDError, UsageError
+from skill_kd.kd.signals import Stopped, stoppable
+from skill_kd.kd.terminal import visible, visible_output
 
 
 class Verb(click.Command):
@@ -24,7 +26,7 @@ class Verb(click.Command):
             return super().invoke(ctx)
         except SkillKDError as error:
             if ctx.params.get("as_json"):
-                lines = [line.strip() for line in _whole(error).splitlines()]
+                lines = [line.strip() for line in _whole(error).split("\n")]
                 failed = {"valid": False} if self.name == "validate" else {}
                 print_json({**failed, "errors": lines, "exit_code": int(error.exit_code)})
             raise
@@ -33,14 +35,22 @@ class Verb(click.Command):
 def guarded(cli: click.Group, args: Sequence[str] | None) -> int:
     """Run a command line and return its exit code; print every error as one message on stderr.
 
-    With ``SKILL_KD_DEBUG`` set, the traceback comes before the message.
+    With ``SKILL_KD_DEBUG`` set, the traceback comes before the message. Whatever is printed, control characters in it
+    appear as escapes.
     Click exits silently with code 1 if the reader of stdout has closed it.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a spec may contain characters that a terminal cannot show
+    with visible_output():
+        return _exit_code(cli, args)
+
+
+def _exit_code(cli: click.Group, args: Sequence[str] | None) -> int:
     try:
-        code = cli.main(args, prog_name="skill-kd", standalone_mode=False)
+        with stoppable():
+            # With color, click does not remove escape sequences without a trace.
+            code = cli.main(args, prog_name="skill-kd", standalone_mode=False, color=True)
     except SkillKDError as error:
         _show_traceback()
         say(_message(error))
@@ -51,6 +61,9 @@ def guarded(cli: click.Group, args: Sequence[str] | None) -> int:
     except click.Abort:
         say("error: interrupted")
         return ExitCode.INTERRUPTED
+    except Stopped as signal:
+        say(f"error: stopped by {signal}")
+        return ExitCode.TERMINATED
     except Exception as error:
         _show_traceback()
         words = " ".join(str(error).split())
@@ -78,27 +91,28 @@ def _whole(error: SkillKDError) -> str:
 def say(text: str) -> None:
     """Print a message on stderr; stdout is for data."""
     with contextlib.suppress(OSError):  # stderr may be closed
-        click.echo(text, err=True)
+        click.echo(text, err=True, color=True)
 
 
 def print_json(document: object) -> None:
     """Print a verb's result as JSON."""
-    click.echo(json.dumps(document, indent=2))
+    click.echo(json.dumps(document, indent=2).replace("\x7f", r"\u007f"))  # the only control that json leaves
 
 
 def print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Print a table: drawn on a terminal, tab-separated otherwise."""
+    """Print a table: drawn on a terminal, tab-separated otherwise. A cell has one line and no tab."""
+    clean = [[visible(cell).replace("\n", r"\n").replace("\t", r"\t") for cell in row] for row in rows]
     if not sys.stdout.isatty():
-        click.echo("\n".join("\t".join(row) for row in (header, *rows)))
+        click.echo("\n".join("\t".join(row) for row in (header, *clean)))
         return
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(*header)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    Console().print(table)
+    for row in clean:
+        table.add_row(*map(Text, row))
+    Console(color_system=None).print(table)
 
 
 def given_values(pairs: Sequence[str], flag: str = "--set", example: str = "recall.margin=0.85") -> dict[str, object]:

@@ -77,7 +77,9 @@ OUT = HERE / "out"
 
 def check_weights() -> None:
     """Stop if the student's folder lacks weights, which Unsloth would replace by random ones. Load only shapes."""
-    _, found = AutoModelForCausalLM.from_pretrained(STUDENT, device_map="meta", output_loading_info=True)
+    _, found = AutoModelForCausalLM.from_pretrained(
+        STUDENT, device_map="meta", output_loading_info=True, use_safetensors=True, trust_remote_code=False
+    )
     for problem in ("missing_keys", "mismatched_keys"):
         assert not found[problem], f"{STUDENT}: {problem} {sorted(found[problem])[:3]}; run skill-kd handoff again"
 
@@ -93,6 +95,7 @@ def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         full_finetuning=CONFIG.method == "full",
         use_gradient_checkpointing="unsloth",
         use_safetensors=True,
+        trust_remote_code=False,
     )
     if CONFIG.method != "full":
         model = FastLanguageModel.get_peft_model(

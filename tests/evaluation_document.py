@@ -6,7 +6,9 @@ Its figures are made up.
 from __future__ import annotations
 
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from typing_extensions import is_typeddict
 
 ATTACK = "</scr" + "ipt><img src=x onerror=alert(1)>"
 """A completion that tries to leave every place it is put in."""

@@ -8,10 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from skill_kd.errors import MissingRequirementError, SkillKDError, UsageError, error_for
 from skill_kd.evaluate.policy import GatePolicy
+from skill_kd.report.shown_document import SIDES
 
 if TYPE_CHECKING:
     import torch
@@ -234,15 +238,23 @@ def bucket(longest: int) -> int:
     return -(-longest // POSITIONS)
 
 
+def _of_length(length: int) -> Any:
+    return Field(min_length=length, max_length=length)
+
+
+Sum = Annotated[float, Field(ge=-1e15, le=1e15)]
+"""A number with which all arithmetic stays finite."""
+
+
 class TokenSums(TypedDict):
     """Sums and means over one prompt's rows, as stored in JSON."""
 
     tokens: int
-    means: dict[str, float]
+    means: dict[str, Sum]
     """Mean of each metric over all tokens."""
-    curve: list[list[float]]
+    curve: Annotated[list[Annotated[list[Sum], _of_length(2)]], _of_length(POSITIONS)]
     """Sum of forward_kl and number of tokens, for each of ``POSITIONS`` buckets."""
-    bins: dict[str, list[list[float]]]
+    bins: dict[str, Annotated[list[Annotated[list[Sum], _of_length(3)]], _of_length(BINS)]]
     """By model: sum of confidence, number of correct predictions and number of tokens, for each of ``BINS`` bins."""
 
 
@@ -255,7 +267,7 @@ def summarized(found: dict[str, list[list[float]]], longest: int) -> TokenSums:
         for position, value in enumerate(row):
             curve[position // width][0] += value
             curve[position // width][1] += 1
-    bins: dict[str, list[list[float]]] = {who: [[0.0, 0.0, 0] for _ in range(BINS)] for who in ("student", "teacher")}
+    bins: dict[str, list[list[float]]] = {who: [[0.0, 0.0, 0] for _ in range(BINS)] for who in SIDES}
     for who, table in bins.items():
         pairs = zip(found[f"{who}_confidence"], found[f"{who}_right"], strict=True)
         for confidence, right in ((c, r) for row in pairs for c, r in zip(*row, strict=True)):

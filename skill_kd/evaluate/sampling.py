@@ -24,13 +24,18 @@ from skill_kd.evaluate.opened_models import ModelSource, TokenSums, Writer
 from skill_kd.evaluate.policy import GatePolicy
 from skill_kd.evaluate.readings import measured
 from skill_kd.evaluate.samples_folder import (
+    DELETE,
     FORMAT,
+    KEY,
+    MEASURED,
+    WORK,
     ModelsRecord,
     PromptWork,
     SamplesKey,
     check_key,
     finished,
     read_record,
+    refuse_misfit,
 )
 from skill_kd.files import open_unlinked, refuse_links, refusing_unwritable
 from skill_kd.kd.answers import Unusable
@@ -81,12 +86,16 @@ def sample(
         refuse_links(folder)
         rows, examples = _prompts(task.prompts)
         folder.mkdir(parents=True, exist_ok=True)
-        check_key(folder / "work.json", _key(task, policy))
-        done = finished(folder / "work.jsonl")
-        if len(done) < len(examples) or not (folder / "measured.json").is_file():
-            write_rows(folder / "measured.json", [_work(task, policy, folder, examples, done, progress)])
-            done = finished(folder / "work.jsonl")
-        record = read_record(folder / "measured.json")
+        key = _key(task, policy)
+        check_key(folder / KEY, key)
+        done = finished(folder / WORK)
+        if len(done) > len(examples):
+            raise UsageError(f"'{folder / WORK}' has {len(done)} lines for {len(examples)} prompts; {DELETE}")
+        if len(done) < len(examples) or not (folder / MEASURED).exists():
+            write_rows(folder / MEASURED, [_work(task, policy, folder, examples, done, progress)])
+            done = finished(folder / WORK)
+        record = read_record(folder / MEASURED)
+        refuse_misfit(folder, done, record, key)
         return _files(folder, rows, done, task), measured(done, record)
 
 
@@ -157,7 +166,7 @@ def _work(
         if shared:
             baseline, _ = opened_models.together(baseline, teacher, shared, examples)
         shared_baseline = (baseline, shared)
-    with open_unlinked(folder / "work.jsonl", "ab") as file:
+    with open_unlinked(folder / WORK, "ab") as file:
         for start in range(len(done), len(examples), AT_ONCE):
             chunk = examples[start : start + AT_ONCE]
             work = _chunk(chunk, start, teacher, (student, vocabulary), shared_baseline, policy, task.max_new_tokens)

@@ -118,8 +118,8 @@ def advise(
     sampled = any(each["kind"] in ("minillm", *ON_POLICY) for each in pair)
     warm = sampled and not distilled
     spec = _filled(choice.objective, teacher, lora, warm, settings)
-    for path, value in keys.items():
-        put(spec, path, value)
+    for path, own in keys.items():
+        put(spec, path, own)
     alternative = _filled(choice.alternative, teacher, lora, warm, settings) if choice.alternative else None
     if alternative is not None and "checkpoint.best_by" not in changes:
         put(alternative, "checkpoint.best_by", _best_by(_of(alternative), matters, teacher))

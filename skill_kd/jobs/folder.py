@@ -62,7 +62,7 @@ def _replace_kd(folder: Path, new: Path) -> None:
 def edited_parts(folder: Path) -> list[str]:
     """Return which of ``train.py`` and ``kd/`` in ``folder`` were edited since skill-kd wrote them."""
     script, written = folder / SCRIPT, None
-    text = _read(script) if os.path.lexists(script) else None
+    text = read_script(script) if os.path.lexists(script) else None
     with contextlib.suppress(UsageError):
         written = read_stamp(text or "").kd
     edited = [SCRIPT] if text is not None and is_edited(text) else []
@@ -105,7 +105,7 @@ def drift(folder: Path, text: str) -> list[str]:
 def _script_drift(script: Path, expected: str) -> str | None:
     if not script.exists():
         return "missing"
-    found = _read(script)
+    found = read_script(script)
     if found == expected:
         return None
     if is_edited(found):
@@ -114,12 +114,17 @@ def _script_drift(script: Path, expected: str) -> str | None:
     return "outdated, another " + ", ".join(key for key in new if key != "body" and old[key] != new[key])
 
 
-def _read(script: Path) -> str:
+def read_script(script: Path) -> str:
+    """Return the text of a script.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
     try:
         return script.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UsageError(f"cannot read '{script}': {reason}") from error
+        raise UsageError(f"cannot read script '{script}': {reason}") from error
 
 
 def _files(kd: Path) -> dict[str, bytes]:

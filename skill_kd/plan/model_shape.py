@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 from skill_kd.errors import UsageError
 from skill_kd.kd.errors import BadInput
 from skill_kd.kd.model.context import CONTEXT_KEYS, context_length
-from skill_kd.kd.model.layers import growth_problem, kept_layers
+from skill_kd.kd.model.layers import MOST_LAYERS, growth_problem, kept_layers
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,8 @@ def parse_config(values: Mapping[str, object], source: str) -> ModelConfig:
     sizes: dict[str, object] = dict(family.defaults)
     named = {key: value for key, value in values.items() if value is not None}
     sizes.update({_ALIASES[key]: value for key, value in named.items() if key in _ALIASES} | named)
-    if isinstance(widths := sizes.get("intermediate_size"), list) and widths:
+    widths = sizes.get("intermediate_size")
+    if isinstance(widths, list) and widths and {*map(type, widths)} == {int}:
         sizes["intermediate_size"] = max(widths)  # Gemma 3n has one for each layer
     if model_type not in _FAMILIES and "intermediate_size" not in sizes and "num_experts" not in sizes:
         family = replace(family, gated_mlp=False)  # as in GPT-2's relatives, which do not name the width
@@ -236,8 +238,8 @@ def parse_config(values: Mapping[str, object], source: str) -> ModelConfig:
     return replace(shape, growth_problem=growth_problem(values))
 
 
-_MOST_LAYERS = 10_000
-"""More layers than any model has. The plan's work grows with the layers, so a larger number is refused first."""
+_LARGEST = 1_000_000_000
+"""A larger size is damage."""
 
 
 class _Sizes:
@@ -249,16 +251,17 @@ class _Sizes:
     def count(self, key: str, default: int | None = None) -> int:
         value = self.values.get(key, default)
         if value is None:
-            raise UsageError(f"the config of {self.source} has no '{key}', so the size of the model is unknown")
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise UsageError(f"the config of {self.source} has {key}: {value!r}, which is not a whole number")
+            raise UsageError(f"config.json of {self.source} has no '{key}', so the size of the model is unknown")
+        if type(value) is not int or not 0 <= value <= _LARGEST:
+            shown = reprlib.repr(value)
+            raise UsageError(f"config.json of {self.source} has {key}: {shown}, not a whole number up to {_LARGEST}")
         return value
 
     def layers(self) -> int:
         value = self.count("num_hidden_layers")
-        if value > _MOST_LAYERS:
+        if value > MOST_LAYERS:
             raise UsageError(
-                f"the config of {self.source} says num_hidden_layers: {value}; at most {_MOST_LAYERS} can be planned"
+                f"config.json of {self.source} says num_hidden_layers: {value}; at most {MOST_LAYERS} can be planned"
             )
         return value
 
@@ -274,7 +277,7 @@ class _Sizes:
 def _shape(model_type: str, family: _Family, sizes: _Sizes, vision: int) -> ModelConfig:
     hidden, heads = sizes.count("hidden_size"), sizes.count("num_attention_heads")
     if not hidden or not heads:
-        raise UsageError(f"the config of {sizes.source} has {heads} heads and a hidden size of {hidden}; 0 is invalid")
+        raise UsageError(f"config.json of {sizes.source} has {heads} heads and a hidden size of {hidden}; 0 is invalid")
     positions = sizes.positions()
     attention_bias = family.bias == "all" or (family.bias == "config" and sizes.flag("attention_bias"))
     config = ModelConfig(

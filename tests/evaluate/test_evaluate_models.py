@@ -446,8 +446,9 @@ def a_run(folder: Path, home: Path, data: dict[str, object] | None = None, **eva
     )
     (folder / "spec.yaml").write_text(json.dumps(spec.model_dump(mode="json")))
     make_model(folder / "student", seed=2, layers=1)
-    values = dict.fromkeys(Manifest.__dataclass_fields__, "")
-    Manifest(**{**values, "status": "done", "command": (), "cwd": str(home), "edited": False}).write(folder)  # type: ignore[arg-type]
+    texts = ("spec_hash", "skill_kd", "backend", "backend_version", "script_hash", "python", "platform", "started")
+    values: dict[str, Any] = dict.fromkeys(texts, "")
+    Manifest("run", "done", edited=False, command=(), cwd=str(home), **values).write(folder)
     return folder
 
 

@@ -326,8 +326,12 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "fewer weights": (fewer_weights, "it lacks the weights model.layers.0.mlp.up_proj.weight"),
     "pickle": (lambda s: (s / "pytorch_model.bin").write_bytes(b"x"), "safetensors only: pytorch_model.bin"),
     "adapter": (lambda s: (s / "adapter_config.json").write_text("{}"), "safetensors only: adapter_config.json"),
-    "code": (lambda s: edit(s / "config.json", auto_map={"AutoModel": "x.Y"}), "standalone: auto_map"),
-    "dtype": (lambda s: edit(s / "config.json", dtype="bfloat16"), "dtype: config says bfloat16"),
+    "code": (lambda s: edit(s / "config.json", auto_map={"AutoModel": "x.Y"}), "standalone: auto_map in config.json"),
+    "code of the tokenizer": (
+        lambda s: edit(s / "tokenizer_config.json", auto_map={"AutoTokenizer": ["them/code--x.Y", None]}),
+        "standalone: auto_map in tokenizer_config.json",
+    ),
+    "dtype": (lambda s: edit(s / "config.json", dtype="bfloat16"), "dtype: config.json says bfloat16"),
     "settings": (lambda s: edit(s / "generation_config.json", temperature=0.1), "generation config"),
     "cache": (lambda s: edit(s / "config.json", use_cache=False), "cache"),
     "length": (lambda s: edit(s / "tokenizer_config.json", model_max_length=64), "length: 64"),
@@ -354,6 +358,33 @@ def test_pickled_adapter_is_refused(tmp_path: Path) -> None:
     (adapter / "adapter_model.bin").write_bytes(b"a pickle")
     with pytest.raises(Missing, match=r"adapter_model\.bin is a pickle"):
         list(_adapter_checks(student, adapter, tmp_path / "merged"))
+
+
+@pytest.mark.parametrize("best", ["../other", "..", "/etc", "a/b", "a\\b", ".hidden", "", 3, ["0-00000001"]])
+def test_a_checkpoint_is_one_of_the_run(best: object, done: Path) -> None:
+    edit(done / "summary.json", best=best)
+    with pytest.raises(UsageError, match=r"summary\.json': best is .*, which is not the name of a checkpoint"):
+        hand_off(done)
+
+
+@pytest.mark.parametrize("name", ["", "trained.safetensors", "adapter_model.safetensors"])
+def test_a_checkpoint_is_not_read_through_a_link(name: str, done: Path, tmp_path: Path) -> None:
+    best = done / "checkpoints" / json.loads((done / "summary.json").read_text())["best"]
+    link = best / name
+    if link.exists():
+        link.rename(tmp_path / "theirs")
+    link.symlink_to(tmp_path / "theirs")
+    with pytest.raises(UsageError, match=f"{re.escape(str(link))}' is a symbolic link"):
+        hand_off(done)
+
+
+def test_an_index_that_names_a_pickle_is_refused(done: Path) -> None:
+    student = done / "student"
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(student / "model.safetensors"), "../weights.bin")}
+    (student / "model.safetensors").rename(student / "other.safetensors")
+    (student / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(Missing, match=r"index\.json names '\.\./weights\.bin'.* only safetensors are loaded"):
+        hand_off(done)
 
 
 def test_weights_are_not_compared_without_a_checkpoint(done: Path) -> None:
@@ -417,6 +448,12 @@ def test_error_of_the_probe_keeps_its_message_and_type(far: Path, tmp_path: Path
         hand_off(far, data=tmp_path / "nothing.jsonl")
     with pytest.raises(MissingRequirementError, match="cannot start"):
         interpreter.ask(str(tmp_path / "python"), {"ask": "gguf"}, tmp_path)
+
+
+def test_template_over_a_limit_is_one_message(far: Path) -> None:
+    (far / "student" / "chat_template.jinja").write_text("{{ messages[0]['content'] * 10**10 }}")
+    with pytest.raises(UsageError, match=r"the chat template of '.*student' takes more than 1 GiB of memory"):
+        hand_off(far)
 
 
 def test_program_in_a_manifest_is_never_run(far: Path, tmp_path: Path) -> None:

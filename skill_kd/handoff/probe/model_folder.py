@@ -28,7 +28,7 @@ def load_tokenizer(folder: Path) -> Any:
     """Load the tokenizer of a folder."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def load(folder: Path, dtype: Dtype) -> Any:
@@ -43,7 +43,7 @@ def load_config(folder: Path) -> Any:
     """Load the config from the file. Loading a model would switch its cache on."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder)
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def positions(folder: Path) -> int | None:
@@ -65,7 +65,7 @@ def lora_targets(folder: Path) -> list[str]:
 
     config = load_config(folder)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     text, head = config.get_text_config(), model.get_output_embeddings()
     experts = {getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")}
     found = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,14 +130,14 @@ def _put_all(holder: Any, weights: dict[str, Any], only_trained: bool) -> str | 
 def _measures(question: Any) -> dict[str, float]:
     """Return the held-out measures of the exported weights, empty if their checkpoint was deleted."""
     from skill_kd.kd.train.checkpoint_files import STATE
+    from skill_kd.kd.train.checkpoints import read_progress
 
-    state = Path(question["checkpoint"] or "") / STATE
+    state, stages = Path(question["checkpoint"] or "") / STATE, question["spec"]["stages"]
     if not state.is_file():
         return {}
-    saved = json.loads(state.read_text(encoding="utf-8"))
-    kind = question["spec"]["stages"][saved["stage"]]["kind"]
-    measures: dict[str, float] = saved["measures"].get(f"{kind}:{saved['update']}", {})
-    return measures
+    progress, _, _ = read_progress(state)
+    kind = stages[progress.stage]["kind"] if progress.stage < len(stages) else None
+    return progress.measures.get(f"{kind}:{progress.update}", {})
 
 
 def _data(data: str, encoder: Encoder) -> Answer:

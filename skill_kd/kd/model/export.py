@@ -164,10 +164,10 @@ def _check(
     expected: Tensor,
     eos_ids: frozenset[int],
 ) -> None:
-    reloaded = load_weights(str(folder), str(folder), dtype=dtype, use_safetensors=True).train(False)
+    reloaded = load_weights(str(folder), str(folder), dtype=dtype).train(False)
     difference = float((_logits(reloaded, probe)[..., : expected.shape[-1]] - expected).abs().max())
     scale = float(expected.abs().max())
-    again = AutoTokenizer.from_pretrained(folder)
+    again = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     problems = [
         (not difference <= 1e-3 * scale, f"its logits differ from the student's by {difference:.3g}"),
         (again.pad_token_id in eos_ids, "its pad token is an end-of-sequence token"),

@@ -41,8 +41,8 @@ def refusal(config: Mapping[str, object]) -> str | None:
     """
     for part in (config, config.get("text_config")):
         family = part.get("model_type") if isinstance(part, Mapping) else None
-        if family in REFUSED:
-            return f"models of type {family!r} cannot be trained here, because {REFUSED[str(family)]}"
+        if isinstance(family, str) and family in REFUSED:
+            return f"models of type {family!r} cannot be trained here, because {REFUSED[family]}"
     return None
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import hub
 import huggingface_hub.constants
 import pytest
 import torch
@@ -33,7 +34,6 @@ from transformers import (
     RwkvConfig,
     SmolLM3Config,
     SmolLM3ForCausalLM,
-    dynamic_module_utils,
 )
 
 from skill_kd.kd.config import FromTeacher, Lora, Student, Teacher, WeightedModel
@@ -85,6 +85,12 @@ def test_a_count_keeps_the_first_and_last_half_and_a_list_what_it_names(
 def test_more_layers_than_the_teacher_has_are_refused(layers: int | tuple[int, ...]) -> None:
     with pytest.raises(BadInput, match=r"student\.from_teacher\.layers.*4 layers"):
         kept_layers(layers, 4)
+
+
+@pytest.mark.parametrize(("layers", "available"), [(10**12, 4), (10**12, 10**12), (2, 10**12)])
+def test_a_number_of_layers_that_no_model_has_is_refused_before_they_are_listed(layers: int, available: int) -> None:
+    with pytest.raises(BadInput, match=r"1000000000000"):
+        kept_layers(layers, available)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
@@ -347,26 +353,19 @@ def test_a_folder_whose_adapter_is_a_pickle_is_refused(load: Callable[..., Any],
         load(source(), str(folder))
 
 
-@pytest.mark.parametrize("commit", ["1" * 40, "2" * 40])
+@pytest.mark.parametrize("commit", [hub.COMMIT, "2" * 40])
 def test_code_of_another_repository_runs_at_the_pinned_commit_alone(
     commit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    there, main = tmp_path / "hub" / "models--them--code", "1" * 40
-    (there / "snapshots" / main).mkdir(parents=True)
-    (there / "refs").mkdir()
-    (there / "refs" / "main").write_text(main)
+    hub.use_cache(tmp_path, monkeypatch)
     ran = tmp_path / "ran"
-    (there / "snapshots" / main / "theirs.py").write_text(f"import os\nos.mkdir({str(ran)!r})\n")
-    folder = make_model(tmp_path / "model")
-    config = json.loads((folder / "config.json").read_text())
-    names = {"auto_map": {"AutoConfig": "them/code--theirs.Config"}, "model_type": "theirs"}
-    (folder / "config.json").write_text(json.dumps({**config, **names}))
-    with suppress(Missing, AttributeError):  # their module holds no such class
-        load_model(source(trust_remote_code=True, revision=commit), str(folder))
-    assert ran.exists() == (commit == main)
+    hub.write_code(hub.repository(tmp_path, "them/code"), ran)
+    here = hub.repository(tmp_path, "them/pinned").rename(tmp_path / "hub/models--them--pinned/snapshots" / commit)
+    hub.model_with_code(here, tmp_path / "ran here", "them/code--")
+    with suppress(Missing):
+        load_model(source(trust_remote_code=True, revision=commit), "them/pinned")
+    assert ran.exists() == (commit == hub.COMMIT)
+    assert not (tmp_path / "ran here").exists()
 
 
 # --- ensembles --------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import itertools
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,9 +18,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from skill_kd.kd.dataset.batch import Row
-from skill_kd.kd.errors import BadInput, TrainingStopped
+from skill_kd.kd.errors import BadInput, Missing, TrainingStopped
 from skill_kd.kd.train import checkpoints
-from skill_kd.kd.train.checkpoint_files import CHECKSUMS, STATE
+from skill_kd.kd.train.checkpoint_files import CHECKSUMS, STATE, seal
 from skill_kd.kd.train.checkpoints import AccelerateState, Checkpoints, Progress
 from skill_kd.kd.train.roll_back import BadUpdate, check_loss, roll_back
 
@@ -396,6 +397,37 @@ def test_the_best_weights_are_put_back_where_later_ones_are_in_memory(tmp_path: 
     assert torch.equal(run.weights(), best)
 
 
+# --- code in one ------------------------------------------------------------------------------------------------------
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, ("exploded",)
+
+
+@pytest.mark.parametrize("file", ["optimizer.bin", "pytorch_model.bin"])
+@pytest.mark.parametrize("load", ["load", "load_best"])
+def test_a_checkpoint_that_holds_code_is_refused_in_our_words(
+    load: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, progress = Trained(tmp_path), Progress(update=1)
+    run.checkpoints.save(progress, [], 0.1)
+    checkpoint = tmp_path / "checkpoints" / "0-00000001"
+    if file == "pytorch_model.bin":
+        (checkpoint / "model.safetensors").unlink()
+    (checkpoint / file).write_bytes(pickle.dumps(Bomb(), 2))
+    (checkpoint / CHECKSUMS).unlink()
+    seal(checkpoint)
+    run.checkpoints.in_memory = None
+    with pytest.raises(
+        Missing, match=r"checkpoint '.*0-00000001': .* could run code; delete this checkpoint"
+    ) as raised:
+        run.checkpoints.load(checkpoint) if load == "load" else run.checkpoints.load_best(progress)
+    assert "weights_only" not in str(raised.value)
+    assert not (tmp_path / "exploded").exists()
+
+
 # --- back to an earlier one -------------------------------------------------------------------------------------------
 
 BAD = BadUpdate(7, "loss nan, gradient norm nan")
@@ -415,9 +447,9 @@ def going_back(folder: Path, *figures: float | None) -> tuple[Trained, Progress,
 
 def test_a_roll_back_takes_up_the_newest_and_the_second_in_a_row_the_best(tmp_path: Path) -> None:
     run, progress, weights = going_back(tmp_path, 0.1, 0.2, 0.3)
-    assert roll_back(run.checkpoints, run.optimizer, progress, BAD, behind=8) == "0-00000003"
+    assert roll_back(run.checkpoints, run.optimizer, progress, BAD, next_update=8) == "0-00000003"
     assert torch.equal(run.weights(), weights[2])
-    assert roll_back(run.checkpoints, run.optimizer, progress, BAD, behind=9) == "0-00000001"
+    assert roll_back(run.checkpoints, run.optimizer, progress, BAD, next_update=9) == "0-00000001"
     assert torch.equal(run.weights(), weights[0])
     assert (progress.update, progress.best, progress.best_figure) == (9, "0-00000001", 0.1)
     newest = run.checkpoints.newest()
@@ -428,22 +460,22 @@ def test_a_roll_back_takes_up_the_newest_and_the_second_in_a_row_the_best(tmp_pa
 
 def test_the_moments_of_another_stage_are_not_taken_over(tmp_path: Path) -> None:
     run, progress, _ = going_back(tmp_path, 0.1)
-    roll_back(run.checkpoints, run.optimizer, progress, BAD, behind=8)
+    roll_back(run.checkpoints, run.optimizer, progress, BAD, next_update=8)
     assert run.optimizer.state
     progress.stage = 1
-    roll_back(run.checkpoints, run.optimizer, progress, BAD, behind=1)
+    roll_back(run.checkpoints, run.optimizer, progress, BAD, next_update=1)
     assert not run.optimizer.state
 
 
 def test_a_run_rolls_back_three_times_at_most_and_only_to_what_is_there(tmp_path: Path) -> None:
     run, progress, _ = going_back(tmp_path / "three", 0.1)
-    for behind in (8, 9, 10):
-        roll_back(run.checkpoints, run.optimizer, progress, BAD, behind)
+    for next_update in (8, 9, 10):
+        roll_back(run.checkpoints, run.optimizer, progress, BAD, next_update)
     with pytest.raises(TrainingStopped, match=r"update 7: loss nan.*\(rolled back 3 times before\)"):
-        roll_back(run.checkpoints, run.optimizer, progress, BAD, behind=11)
+        roll_back(run.checkpoints, run.optimizer, progress, BAD, next_update=11)
     run, progress, _ = going_back(tmp_path / "none")
     with pytest.raises(TrainingStopped, match=r"\(no checkpoint to roll back to\)"):
-        roll_back(run.checkpoints, run.optimizer, progress, BAD, behind=8)
+        roll_back(run.checkpoints, run.optimizer, progress, BAD, next_update=8)
 
 
 @pytest.mark.parametrize("loss", [3.1, -3.1, float("nan"), float("inf")])
