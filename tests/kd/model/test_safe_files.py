@@ -22,6 +22,7 @@ from skill_kd.kd.config import FromTeacher, Student, Teacher
 from skill_kd.kd.errors import BadInput, Missing
 from skill_kd.kd.model.loading import load_model, load_pair, load_student, load_tokenizer
 from skill_kd.kd.model.pretrained import load_weights
+from skill_kd.kd.model.safe_files import refuse_other_formats
 
 ROOT = Path(__file__).parents[3]
 PLAIN = Teacher(dtype="float32")
@@ -257,3 +258,18 @@ def test_a_file_in_place_of_a_model_ends_in_our_words() -> None:
     ) as raised:
         load_model(PLAIN, str(make_model("model") / "config.json"))
     assert "weights_only" not in str(raised.value)
+
+
+def test_a_config_that_is_nested_deeply_is_searched() -> None:
+    folder = make_model("model")
+    deep = "[" * 60 + '{"attn_implementation": "them/kernel"}' + "]" * 60
+    (folder / "config.json").write_text(f'{{"deep": {deep}}}')
+    with pytest.raises(Missing, match="attention kernel"):
+        refuse_other_formats("model", "model", None)
+
+
+def test_a_config_that_is_nested_too_deeply_is_refused() -> None:
+    folder = make_model("model")
+    (folder / "config.json").write_text(f'{{"deep": {"[" * 900 + "]" * 900}}}')
+    with pytest.raises(BadInput, match=r"config\.json': it is nested"):
+        refuse_other_formats("model", "model", None)
