@@ -44,7 +44,7 @@ def left_behind(program: Path) -> list[Path]:
 
 
 def is_alive(pid: int) -> bool:
-    """Return True if there is such a process, and it is no zombie."""
+    """Return True if there is such a process, and it is not a zombie."""
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     return state.strip() != "" and not state.startswith("Z")
 
