@@ -76,7 +76,7 @@ def test_the_text_has_a_limit_that_grows_with_the_conversation() -> None:
     assert len(render(tokenizer_with(long), (("user", content),), {}, for_answer=True)) == 2_300_000
 
 
-def test_a_template_over_a_limit_is_not_a_bad_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_over_a_limit_is_not_counted_as_a_bad_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else each row of the data would take that long, and half the probes of a template would pass for empty."""
     tokenizer = tokenizer_with("{% if messages|length > 1 %}{{ 'x' * 2000000 }}{% endif %}{{ messages[0]['content'] }}")
     with pytest.raises(TemplateOverLimit):
