@@ -12,6 +12,7 @@ from skill_kd.evaluate.moved_run import is_absent_folder, located, names_a_file
 from skill_kd.evaluate.opened_models import ModelSource, accepted_by, plain_errors
 from skill_kd.evaluate.policy import GatePolicy, make_policy
 from skill_kd.evaluate.request import Request
+from skill_kd.files import making, refusing_unwritable
 from skill_kd.jobs.manifest import Manifest
 from skill_kd.spec import Spec
 
@@ -103,18 +104,16 @@ def _held_out(spec: Spec, home: Path, request: Request, folder: Path, run: Path)
         held_out = load_split(Data.of(values), spec.seed).held_out
         if spec.data.max_bad_rows:
             held_out = accepted_by(str(run / "student"), held_out, spec.data.chat_template_options)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "prompts.jsonl"
-    write_rows(
-        path,
-        (
-            {
-                "messages": [{"role": role, "content": content} for role, content in example.messages],
-                **({"reference": example.response} if example.response else {}),
-            }
-            for example in held_out[: request.held_out]
-        ),
+    rows = (
+        {
+            "messages": [{"role": role, "content": content} for role, content in example.messages],
+            **({"reference": example.response} if example.response else {}),
+        }
+        for example in held_out[: request.held_out]
     )
+    with refusing_unwritable(f"'{path}'", "fix that, or choose another --out"), making(folder):
+        write_rows(path, rows)
     return path
 
 

@@ -32,7 +32,7 @@ from skill_kd.evaluate.samples_folder import (
     finished,
     read_record,
 )
-from skill_kd.files import open_unlinked, refuse_links, refusing_unwritable
+from skill_kd.files import making, open_unlinked, refuse_unsafe, refusing_unwritable
 from skill_kd.report.evaluation_document import ModelFacts
 
 if TYPE_CHECKING:
@@ -76,10 +76,10 @@ def sample(
         UsageError: the folder belongs to another task, or the data or models cannot be used.
         MissingRequirementError: a model or a package is missing.
     """
-    with opened_models.plain_errors(), refusing_unwritable(f"'{folder}'", "choose another --out"):
-        refuse_links(folder)
+    refusing = refusing_unwritable(f"'{folder}'", "fix that, or choose another --out")
+    with opened_models.plain_errors(), refusing, making(folder):
+        refuse_unsafe(folder)
         rows, examples = _prompts(task.prompts)
-        folder.mkdir(parents=True, exist_ok=True)
         check_key(folder / "work.json", _key(task, policy))
         done = finished(folder / "work.jsonl")
         if len(done) < len(examples) or not (folder / "measured.json").is_file():

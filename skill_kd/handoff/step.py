@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from skill_kd.errors import MissingRequirementError, TrainingFailedError, UsageError
-from skill_kd.files import refusing_unwritable, write_atomically
+from skill_kd.files import making, refusing_unwritable, write_atomically
 from skill_kd.handoff import gguf
 from skill_kd.handoff.finetune import finetune, measured_drift
 from skill_kd.handoff.finished_run import FinishedRun
@@ -56,7 +56,8 @@ def hand_off(
     """
     finished = FinishedRun.read(run, data, python)
     gguf.refuse_missing(list(quantizations))
-    with refusing_unwritable(f"'{finished.folder}'", "fix that, or free space there"), locked(run) as lock:
+    refusing = refusing_unwritable(f"'{finished.folder}'", "fix that, or free space there")
+    with refusing, making(finished.folder), locked(run) as lock:
         findings = verify(finished, notify)
         result = HandoffResult(finished.folder, checks=[*findings.checks], notes=notes(finished, findings))
         _write(_texts(finished, findings, max_steps), result, force)

@@ -47,7 +47,6 @@ def verify(run: FinishedRun, notify: Callable[[str], None]) -> StudentFindings:
     notify("checking the student's files")
     checks = standalone(run.student)
     _refuse_failed(run, checks)
-    run.folder.mkdir(exist_ok=True)
     notify("loading the student, and comparing it with its checkpoint and the model before training")
     checkpoint = run.best_checkpoint and str(run.best_checkpoint)
     answer = run.ask("student", checkpoint=checkpoint, data=_data(run))

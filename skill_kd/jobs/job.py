@@ -10,7 +10,7 @@ from pathlib import Path
 from skill_kd import plugins
 from skill_kd.backend import Backend
 from skill_kd.errors import SpecError, UsageError
-from skill_kd.files import write_or_refuse
+from skill_kd.files import read_input, write_or_refuse
 from skill_kd.jobs.folder import KD, SCRIPT, drift, edited_parts, fill_folder, to_notebook, write_folder
 from skill_kd.kd.dataset.reading import read_examples
 from skill_kd.kd.errors import ScriptError
@@ -126,10 +126,10 @@ def generate(spec: Spec, target: Path, *, notebook: bool = False, force: bool = 
     changed = [name for name, content in extra.items() if _file_drift(target / name, content) == "changed"]
     if changed and not force:
         raise UsageError(f"'{target}' has other versions of {' and '.join(changed)}; use --force to overwrite them")
-    if not notebook:
-        write_folder(text, target, force)
-    for name, content in extra.items():
-        write_or_refuse(target / name, content)
+    if notebook:
+        write_or_refuse(target / NOTEBOOK, extra[NOTEBOOK])
+    else:
+        write_folder(text, target, force, extra)
     return [target / name for name in (*([] if notebook else [SCRIPT, KD]), *extra)]
 
 
@@ -169,7 +169,7 @@ def prepare_script(script: Path, runs: Path = RUNS, name: str | None = None) -> 
         MissingRequirementError: its backend is not installed.
     """
     try:
-        text = script.read_text(encoding="utf-8")
+        text = read_input(script).decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UsageError(f"cannot read script '{script}': {reason}") from error

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from skill_kd.errors import RunLockedError, UsageError
-from skill_kd.files import open_descriptor, refuse_links, refusing_unwritable, write_atomically
+from skill_kd.files import open_descriptor, refuse_unsafe, refusing_unwritable, write_atomically
 
 Status = Literal["running", "done", "failed", "interrupted"]
 NAME = "manifest.json"
@@ -85,7 +85,7 @@ def refuse_linked(*folders: Path) -> None:
     """
     for folder in folders:
         with refusing_unwritable(f"'{folder}'", "choose another folder"):
-            refuse_links(*folder.glob("*"))
+            refuse_unsafe(*folder.glob("*"))
 
 
 def now() -> str:

@@ -25,7 +25,7 @@ from skill_kd.errors import (
     TrainingFailedError,
     error_for,
 )
-from skill_kd.files import refusing_unwritable
+from skill_kd.files import making, refuse_skill_folder, refusing_unwritable
 from skill_kd.jobs.folder import script_hash, text_hash
 from skill_kd.jobs.job import RUNS, Job, prepare, prepare_script
 from skill_kd.jobs.manifest import Lock, Manifest, locked, now
@@ -109,6 +109,7 @@ def start(
         raise MissingRequirementError(f"backend '{job.backend.name}' needs {', '.join(missing)}; install: {install}")
     command = job.command(resume)
     with refusing_unwritable(f"run folder '{job.folder}'", "fix that, or choose another folder"):
+        refuse_skill_folder(job.folder)
         found = earlier(job, resume)
         if found is None:
             manifest, longer = _make_folder(job, command), None
@@ -139,18 +140,18 @@ def _has_student(folder: Path) -> bool:
 
 def _make_folder(job: Job, command: tuple[str, ...]) -> Manifest:
     """Build the run folder under a temporary name, so that it appears complete or not at all."""
-    job.folder.parent.mkdir(parents=True, exist_ok=True)
     draft = job.folder.with_name(f".{job.folder.name}.{os.getpid()}")
-    try:
-        draft.mkdir()
-        job.fill(draft)
-        resolved = yaml.safe_dump(job.spec.model_dump(mode="json"), sort_keys=False)
-        (draft / RESOLVED).write_text(resolved, encoding="utf-8")
-        manifest = _manifest(job, command, draft)
-        manifest.write(draft)
-        draft.rename(job.folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with making(job.folder.parent):
+        try:
+            draft.mkdir()
+            job.fill(draft)
+            resolved = yaml.safe_dump(job.spec.model_dump(mode="json"), sort_keys=False)
+            (draft / RESOLVED).write_text(resolved, encoding="utf-8")
+            manifest = _manifest(job, command, draft)
+            manifest.write(draft)
+            draft.rename(job.folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
     return manifest
 
 

@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
-from .errors import GO_ON, LESS_MEMORY, OUT_OF_MEMORY, ScriptError
+from .errors import GO_ON, LESS_MEMORY, OUT_OF_MEMORY, RefusedPath, ScriptError
 
 UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 """The disk or the quota is full, the file is too large, or the folder is read-only."""
+UNUSABLE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG})
+"""The rights or the path are wrong, for reading or for writing."""
 
 
 class _End:
@@ -39,10 +41,12 @@ def reporting() -> Iterator[None]:
     except Exception as error:
         if _is_out_of_memory(error):
             _end(f"{OUT_OF_MEMORY}{_words(error)}; {LESS_MEMORY}", 6)
-        if isinstance(error, OSError) and error.errno == errno.ELOOP:
+        if isinstance(error, RefusedPath):
             _end(f"'{error.filename}' {error.strerror}", 2)
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             _end(f"cannot write {error.filename or 'into the run folder'}: {error.strerror}; {GO_ON}", 6)
+        if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename:
+            _end(f"cannot use '{error.filename}': {error.strerror}; {GO_ON}", 6)
         traceback.print_exc()
         _end(f"{type(error).__name__}: {_words(error)}", 1)
 
