@@ -27,7 +27,7 @@ def fill_from_run(
     """
     if not (folder / "student" / "config.json").is_file():
         raise UsageError(
-            f"'{folder}' has no student yet (the run is {manifest.status}); finish it with `skill-kd run --resume`"
+            f"'{folder}' has no student yet (the run is {manifest.status}); finish it first: skill-kd run SPEC --resume"
         )
     evaluation, home = spec.evaluation, Path(manifest.cwd)
     options = {**spec.data.chat_template_options, **request.options}

@@ -123,7 +123,9 @@ class Trainer(FakeBackend):
         if spec.student.model == "unrenderable":
             raise RuntimeError("the template is broken")
         return fill(TEMPLATE, spec, self)
+
     assert not Path("runs").exists()
+
     def command(self, script: Path, spec: Spec) -> list[str]:
         program = "no-such-launcher" if spec.student.model == "unlaunchable" else sys.executable
         return [program, str(script)]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from skill_kd.diagnose.formats.lines import BLOCK, Block, split
-from skill_kd.errors import MissingRequirementError, UsageError
+from skill_kd.errors import MissingRequirementError, UsageError, command
 
 
 class LogSource:
@@ -47,7 +47,7 @@ class LogSource:
         if self.path == "-":
             return io.BufferedReader(io.FileIO(sys.stdin.fileno(), closefd=False), BLOCK)
         if Path(self.path).is_dir():
-            raise UsageError(f"log '{self.path}' is a folder; pass its files: {self.path}/*.jsonl")
+            raise UsageError(f"log '{self.path}' is a folder; pass its files: {command(Path(self.path))}/*.jsonl")
         return open(self.path, "rb", buffering=BLOCK)
 
     def _text_blocks(self, raw: Any) -> Iterator[Block]:
