@@ -35,6 +35,7 @@ from skill_kd.kd.dataset.batch import Row, collate
 from skill_kd.kd.dataset.encoding import Encoded
 from skill_kd.kd.losses.divergences import log_probs, reverse_kl
 from skill_kd.kd.losses.estimators import Estimator, token_logp
+from skill_kd.kd.model import families as known_families
 from skill_kd.kd.model.cached import CachedModel
 from skill_kd.kd.model.export import export_student
 from skill_kd.kd.model.loading import load_model, load_student
@@ -240,11 +241,17 @@ def attempt(family: str, answer: Connection | None = None) -> dict[str, str]:
     return stages
 
 
+def attempt_unchecked(family: str, answer: Connection) -> None:
+    """Try a family even if loading it is refused: this walk finds which families to refuse."""
+    known_families.REFUSED = {}
+    attempt(family, answer)
+
+
 def in_own_process(family: str) -> dict[str, Any]:
     """Return the stages of a family, tried in a process that has ``SECONDS``."""
     context = multiprocessing.get_context("fork")
     began, (ours, theirs) = time.monotonic(), context.Pipe(duplex=False)
-    process = context.Process(target=attempt, args=(family, theirs))
+    process = context.Process(target=attempt_unchecked, args=(family, theirs))
     process.start()
     theirs.close()
     stages: dict[str, str] = {}

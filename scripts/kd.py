@@ -14,6 +14,7 @@ import argparse
 import ast
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -23,11 +24,13 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.dont_write_bytecode = True
 BUNDLE = Path(__file__).resolve().parent.parent
-PARTS = ("skill_kd/cli", "templates", "examples", "constraints.txt", "pyproject.toml", "README.md", "LICENSE")
-"""Paths that the bundle must contain. The first is needed to run, and the last three are needed to install."""
+TERMINAL = "skill_kd/kd/terminal.py"
+PARTS = ("skill_kd/cli", TERMINAL, "templates", "examples", "constraints.txt", "pyproject.toml", "README.md", "LICENSE")
+"""Paths that the bundle must contain. The first two are needed to run, and the last three are needed to install."""
 USAGE, ENVIRONMENT, LOCKED, INTERRUPTED = 2, 5, 7, 130
 """Exit codes, as in skill_kd/errors.py."""
 HERE = "--here"
@@ -38,6 +41,8 @@ OFFLINE = re.compile(
     r"|error sending request|Network is unreachable|ProxyError",
     re.IGNORECASE,
 )
+NVIDIA_SECONDS = 60.0
+"""Longest wait for the names of the GPUs."""
 TRAINS = ("run", "evaluate", "prove", "demo", "handoff")
 """Verbs that need an extra."""
 
@@ -59,6 +64,7 @@ def main(args: list[str]) -> int:
         here = args[:1] == [HERE]
         args = args[1:] if here else args
         check_bundle()
+        guard_output()
         if args[:1] == ["setup"]:
             return setup(args[1:])
         if not here and (chosen := chosen_python()):
@@ -73,6 +79,14 @@ def main(args: list[str]) -> int:
     except BrokenPipeError:  # the reader closed stdout; without a new stdout, Python would report that at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def guard_output() -> None:
+    """Show control characters in all that follows as escapes, with the code that the verbs use."""
+    source = importlib.util.spec_from_file_location("terminal", BUNDLE / TERMINAL)
+    module = importlib.util.module_from_spec(source)  # type: ignore[arg-type]
+    source.loader.exec_module(module)  # type: ignore[union-attr]
+    module.wrap_output()
 
 
 def say(text: str) -> None:
@@ -91,7 +105,7 @@ def check_bundle() -> None:
     absent = [part for part in PARTS if not (BUNDLE / part).exists()]
     if absent:
         raise Stop(
-            f"the skill in {BUNDLE} is incomplete: {', '.join(absent)} missing; "
+            f"the skill in {str(BUNDLE)!r} is incomplete: {', '.join(absent)} missing; "
             "clone the whole repository, or install it again with a newer installer (npx skills@latest add …)"
         )
 
@@ -119,10 +133,12 @@ def python_of(folder: Path) -> Path:
 def extras_of(folder: Path) -> list[str] | None:
     """Return the extras that an environment contains, or None if it is incomplete."""
     try:
-        extras = json.loads((folder / "ready.json").read_text(encoding="utf-8"))["extras"]
-    except (OSError, ValueError, KeyError):
+        ready = json.loads((folder / "ready.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
-    return list(extras) if python_of(folder).exists() else None
+    extras = ready.get("extras") if isinstance(ready, dict) else None
+    whole = isinstance(extras, list) and all(isinstance(each, str) for each in extras)
+    return extras if whole and python_of(folder).exists() else None
 
 
 def chosen_python() -> str | None:
@@ -263,7 +279,8 @@ def doctor(args: list[str]) -> int:
     ]
     if options.json:
         keys = ("name", "state", "detail", "fix")
-        print(json.dumps({"ready": not core, "rows": [dict(zip(keys, row)) for row in rows]}, indent=2))  # noqa: B905
+        text = json.dumps({"ready": not core, "rows": [dict(zip(keys, row)) for row in rows]}, indent=2)  # noqa: B905
+        print(text.replace("\x7f", r"\u007f"))  # the only control character that json leaves
     else:
         print("\n".join("\t".join(row).rstrip() for row in rows))
     return ENVIRONMENT if core else 0
@@ -279,9 +296,22 @@ def gpus() -> list[str]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
-    ask = [program, "--query-gpu=name", "--format=csv,noheader"]
-    done = subprocess.run(ask, capture_output=True, text=True, check=False)  # noqa: S603 -- a fixed command
+    kd = runtime()
+    try:
+        done = kd.children.run([program, "--query-gpu=name", "--format=csv,noheader"], NVIDIA_SECONDS)
+    except (OSError, kd.errors.Missing):  # a broken driver can let it hang
+        return []
     return done.stdout.split("\n")[:-1] if done.returncode == 0 else []
+
+
+def runtime() -> Any:
+    """Return the part of the bundle that needs only the standard library, with its modules loaded."""
+    if str(BUNDLE) not in sys.path:
+        sys.path.insert(0, str(BUNDLE))
+    import skill_kd.kd.children
+    import skill_kd.kd.signals
+
+    return skill_kd.kd
 
 
 # --- setup ------------------------------------------------------------------------------------------------------------
@@ -354,23 +384,20 @@ def install(folder: Path, commands: Sequence[Sequence[str]], lock: int) -> None:
     environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if "PIP_INDEX_URL" in environ:
         environ.setdefault("UV_DEFAULT_INDEX", environ["PIP_INDEX_URL"])
-    inherited = () if os.name == "nt" else (lock,)  # if this process is killed, pip continues and keeps the lock
-    with log.open("wb") as file:
-        for command in commands:
-            try:
-                done = subprocess.run(  # noqa: S603 -- see steps; no shell
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=file,
-                    env=environ,
-                    pass_fds=inherited,
-                    check=False,
-                )
-            except OSError as error:
-                raise Stop(f"cannot start {command[0]}: {error.strerror}") from error
-            if done.returncode:
-                raise Stop(f"{reason(log.read_text(encoding='utf-8', errors='replace'))}; the log is {log}")
+    inherited = () if os.name == "nt" else (lock,)  # the lock is held until the last command has ended
+    kd = runtime()
+    try:
+        with log.open("wb") as file, kd.signals.stoppable():
+            for command in commands:
+                done = kd.children.run(command, stdout=file, stderr=file, env=environ, pass_fds=inherited)
+                if done.returncode:
+                    raise Stop(f"{reason(log.read_text(encoding='utf-8', errors='replace'))}; the log is {log}")
+    except kd.signals.Stopped as stopped:
+        raise Stop(f"stopped by {stopped}", stopped.exit_code) from None
+    except kd.errors.ScriptError as error:
+        raise Stop(f"{error}; the log is {log}", error.exit_code) from error
+    except OSError as error:
+        raise Stop(f"cannot run {error.filename or log}: {error.strerror}") from error
 
 
 def reason(log: str) -> str:

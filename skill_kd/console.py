@@ -15,7 +15,8 @@ from typing import Any
 import click
 
 from skill_kd.errors import ExitCode, SkillKDError, UsageError
-from skill_kd.files import in_one_message, refusing_unwritable
+from skill_kd.kd.signals import Stopped, stoppable
+from skill_kd.kd.terminal import visible, visible_output
 
 
 class Verb(click.Command):
@@ -25,13 +26,15 @@ class Verb(click.Command):
     """
 
     def invoke(self, ctx: click.Context) -> Any:
+        from skill_kd.files import in_one_message
+
         try:
             _refuse_removed_folder()
             with in_one_message():
                 return super().invoke(ctx)
         except SkillKDError as error:
             if ctx.params.get("as_json"):
-                lines = [line.strip() for line in _whole(error).splitlines()]
+                lines = [line.strip() for line in _whole(error).split("\n")]
                 failed = {"valid": False} if self.name == "validate" else {}
                 with contextlib.suppress(UsageError, OSError):  # the message on stderr says more
                     print_json({**failed, "errors": lines, "exit_code": int(error.exit_code)})
@@ -48,15 +51,23 @@ def _refuse_removed_folder() -> None:
 def guarded(cli: click.Group, args: Sequence[str] | None) -> int:
     """Run a command line and return its exit code; print every error as one message on stderr.
 
-    With ``SKILL_KD_DEBUG`` set, the traceback comes before the message.
+    With ``SKILL_KD_DEBUG`` set, the traceback comes before the message. Whatever is printed, control characters in it
+    appear as escapes.
     Click exits silently with code 1 if the reader of stdout has closed it.
     """
     _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a spec may contain characters that a terminal cannot show
+    with visible_output():
+        return _exit_code(cli, args)
+
+
+def _exit_code(cli: click.Group, args: Sequence[str] | None) -> int:
     try:
-        code = cli.main(args, prog_name="skill-kd", standalone_mode=False)
+        with stoppable():
+            # With color, click does not remove escape sequences without a trace.
+            code = cli.main(args, prog_name="skill-kd", standalone_mode=False, color=True)
     except SkillKDError as error:
         _show_traceback()
         say(_message(error))
@@ -72,6 +83,9 @@ def guarded(cli: click.Group, args: Sequence[str] | None) -> int:
     except click.Abort:
         say("error: interrupted")
         return ExitCode.INTERRUPTED
+    except Stopped as signal:
+        say(f"error: stopped by {signal}")
+        return ExitCode.TERMINATED
     except Exception as error:
         _show_traceback()
         words = " ".join(str(error).split())
@@ -111,12 +125,12 @@ def _whole(error: SkillKDError) -> str:
 def say(text: str) -> None:
     """Print a message on stderr; stdout is for data."""
     with contextlib.suppress(OSError):  # stderr may be closed
-        click.echo(text, err=True)
+        click.echo(text, err=True, color=True)
 
 
 def print_json(document: object) -> None:
     """Print a verb's result as JSON. Raises as ``show``."""
-    show(json.dumps(document, indent=2))
+    show(json.dumps(document, indent=2).replace("\x7f", r"\u007f"))  # the only control that json leaves
 
 
 def show(text: object, *, newline: bool = True) -> None:
@@ -125,23 +139,26 @@ def show(text: object, *, newline: bool = True) -> None:
     Raises:
         UsageError: stdout cannot be written, for example because it is a file on a full disk.
     """
+    from skill_kd.files import refusing_unwritable
+
     with refusing_unwritable("to stdout", "fix that, and call this again"):
         click.echo(text, nl=newline)
 
 
 def print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Print a table: drawn on a terminal, tab-separated otherwise."""
+    """Print a table: drawn on a terminal, tab-separated otherwise. A cell has one line and no tab."""
+    clean = [[visible(cell).replace("\n", r"\n").replace("\t", r"\t") for cell in row] for row in rows]
     if not sys.stdout.isatty():
-        show("\n".join("\t".join(row) for row in (header, *rows)))
+        show("\n".join("\t".join(row) for row in (header, *clean)))
         return
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(*header)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    Console().print(table)
+    for row in clean:
+        table.add_row(*map(Text, row))
+    Console(color_system=None).print(table)
 
 
 def given_values(pairs: Sequence[str], flag: str = "--set", example: str = "recall.margin=0.85") -> dict[str, object]:

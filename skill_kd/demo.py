@@ -13,6 +13,7 @@ from skill_kd.errors import SkillKDError, command
 from skill_kd.evaluate import Request, evaluate
 from skill_kd.jobs.resume import RESOLVED
 from skill_kd.jobs.run import RunResult, run
+from skill_kd.kd.terminal import visible
 from skill_kd.render import examples_folder
 from skill_kd.spec import Spec
 from skill_kd.spec.file import parse_spec, read_values
@@ -93,9 +94,7 @@ class DemoResult:
 
 
 def _paragraph(who: str, text: str) -> str:
-    # A model may write terminal control characters.
-    shown = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in " ".join(text.split()))
-    return textwrap.fill(shown, 110, initial_indent=f"{who:<9}", subsequent_indent=" " * 9)
+    return textwrap.fill(visible(" ".join(text.split())), 110, initial_indent=f"{who:<9}", subsequent_indent=" " * 9)
 
 
 def demo_spec(layers: int, seed: int, name: str) -> Spec:

@@ -12,7 +12,6 @@ import json
 import math
 import re
 import tokenize
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,9 @@ from skill_kd import __version__
 from skill_kd import spec as sections
 from skill_kd.backend import Backend
 from skill_kd.errors import MissingRequirementError, SkillKDError, SpecError, UsageError
+from skill_kd.files import checked
 from skill_kd.spec import Section, Spec, all_kinds
+from skill_kd.spec.file import parse_toml
 
 MARKER = "# kd: config"
 """The comment on the one template line that rendering replaces."""
@@ -95,19 +96,38 @@ def fill(template: str, spec: Spec, backend: Backend, source: str = "template") 
     """Render the text of a template, as ``render`` does; ``source`` names it in errors."""
     tree, lines = ast.parse(template), template.split("\n")
     marked = _marked_line(template, tree, source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            lines[node.lineno - 1] = _OUR_IMPORT.sub(r"\1kd", lines[node.lineno - 1])
+    _import_from_copy(tree, lines)
     lines[marked - 1] = config_literal(spec)
     _import_sections(tree, lines, lines[marked - 1], source)
     script = "\n".join(lines)
+    _refuse_skill_kd(script, source)
+    return _header(spec, backend, template, script) + script
+
+
+def fill_standalone(template: str, literal: str, source: str) -> str:
+    """Return a template whose ``CONFIG`` has its own class, with ``literal`` at its marked line, and no header."""
+    tree, lines = ast.parse(template), template.split("\n")
+    _import_from_copy(tree, lines)
+    lines[_marked_line(template, tree, source) - 1] = literal
+    script = "\n".join(lines)
+    _refuse_skill_kd(script, source)
+    return script
+
+
+def _import_from_copy(tree: ast.Module, lines: list[str]) -> None:
+    """Change imports of ``skill_kd.kd`` to ``kd``, the copy next to the script."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            lines[node.lineno - 1] = _OUR_IMPORT.sub(r"\1kd", lines[node.lineno - 1])
+
+
+def _refuse_skill_kd(script: str, source: str) -> None:
     for token in _tokens(script):
         if token.type == tokenize.NAME and token.string == "skill_kd":
             raise SkillKDError(
                 f"{source}: '{token.line.strip()}' needs skill_kd, which is missing where the script runs; "
                 "import only from skill_kd.kd"
             )
-    return _header(spec, backend, template, script) + script
 
 
 def _import_sections(tree: ast.Module, lines: list[str], literal: str, source: str) -> None:
@@ -240,34 +260,36 @@ def _header(spec: Spec, backend: Backend, template: str, script: str) -> str:
     return f'{opening}# body = "{_hash((opening + closing + script).encode())}"\n{closing}'
 
 
-def read_stamp(text: str) -> Stamp:
-    """Return the stamp of a rendered script.
+def read_stamp(text: str, source: str = "train.py") -> Stamp:
+    """Return the stamp of a rendered script. ``source`` names it in errors.
 
     Raises:
         UsageError: there is no stamp, or it is incomplete.
     """
-    tool = _read_header(text).get("tool")
+    tool = _read_header(text, source).get("tool")
     table = tool.get("skill-kd") if isinstance(tool, dict) else None
     try:
-        return Stamp(**table)  # type: ignore[arg-type]  # a missing table is a TypeError as well
-    except TypeError as error:
-        raise UsageError("the script's header has no complete [tool.skill-kd] table; generate it again") from error
+        return checked(table, Stamp)
+    except ValueError as error:
+        raise UsageError(
+            f"the header of {source} has no complete [tool.skill-kd] table: {error}; generate it again"
+        ) from error
 
 
 def read_requirements(text: str) -> list[str]:
     """Return the PEP 723 dependencies of a rendered script."""
-    dependencies = _read_header(text).get("dependencies")
+    dependencies = _read_header(text, "train.py").get("dependencies")
     return [str(each) for each in dependencies] if isinstance(dependencies, list) else []
 
 
-def _read_header(text: str) -> dict[str, object]:
+def _read_header(text: str, source: str) -> dict[str, object]:
     found = _HEADER.search(text)
     if found is None:
-        raise UsageError("the script has no '# /// script' header; write it with 'skill-kd generate'")
+        raise UsageError(f"{source} has no '# /// script' header; write it with 'skill-kd generate'")
     try:
-        return tomllib.loads("".join(line[2:] or "\n" for line in found.group(1).splitlines(keepends=True)))
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"the script's header is malformed: {error}; generate it again") from error
+        return parse_toml("".join(line[2:] or "\n" for line in found.group(1).splitlines(keepends=True)))
+    except ValueError as error:
+        raise UsageError(f"the header of {source} is malformed: {error}; generate it again") from error
 
 
 def is_edited(text: str) -> bool:
@@ -290,7 +312,7 @@ def read_config(text: str, source: str = "train.py") -> dict[str, object]:
         if len(statements) != 1:
             raise ValueError(f"{len(statements)} statements 'CONFIG = …', expected 1")
         return _config_values(statements[0].value)
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:  # those of ast
         raise UsageError(f"cannot read CONFIG in {source}: {error}; use only literals there") from error
 
 

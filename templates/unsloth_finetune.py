@@ -1,8 +1,8 @@
 """Fine-tune a distilled student with Unsloth: adapters or all weights, on the assistant's turns, then save.
 
-The script reads from top to bottom: settings, training, saving. It needs the student's folder and the data next to it,
-and does not need skill-kd. Run it in its own process, ``python finetune.py``: after a full fine-tune in a process,
-Unsloth silently attaches no adapters.
+The script reads from top to bottom: settings, training, saving. It needs the student's folder, and the data and ``kd/``
+next to it. ``kd/`` encodes conversations as in the student's training. The script does not need skill-kd. Run it in its
+own process, ``python finetune.py``: after a full fine-tune in a process, Unsloth silently attaches no adapters.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,11 +24,15 @@ if torch.cuda.is_available() and find_spec("bitsandbytes") is None:
 os.environ["UNSLOTH_COMPILE_LOCATION"] = str(Path(__file__).resolve().parent / "compiled")
 
 from unsloth import FastLanguageModel, is_bfloat16_supported  # isort: skip -- it patches what is imported after it
-from unsloth.chat_templates import train_on_responses_only  # isort: skip
 
-from datasets import load_dataset
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
+
+from skill_kd.kd.dataset.encoding import Encoded
+from skill_kd.kd.dataset.reading import read_examples
+from skill_kd.kd.model.export import exported_encoder
+from skill_kd.kd.reporting import reporting
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,7 @@ class Config:
     push_to: str | None = None
     """Hub repository that the merged model is pushed to."""
     responses_only: bool = True
-    """True if the loss covers only the assistant's turns."""
-    instruction_part: str = "<|im_start|>user\n"
-    """Text that the chat template writes before a user's turn."""
-    response_part: str = "<|im_start|>assistant\n"
-    """Text that it writes before an assistant's turn."""
+    """True if the loss covers only the assistant's turns, as in the student's training."""
     template_options: tuple[tuple[str, object], ...] = ()
     """Options of the chat template, by name."""
     max_tokens: int = 2048
@@ -78,7 +77,9 @@ OUT = HERE / "out"
 
 def check_weights() -> None:
     """Stop if the student's folder lacks weights, which Unsloth would replace by random ones. Load only shapes."""
-    _, found = AutoModelForCausalLM.from_pretrained(STUDENT, device_map="meta", output_loading_info=True)
+    _, found = AutoModelForCausalLM.from_pretrained(
+        STUDENT, device_map="meta", output_loading_info=True, use_safetensors=True, trust_remote_code=False
+    )
     for problem in ("missing_keys", "mismatched_keys"):
         assert not found[problem], f"{STUDENT}: {problem} {sorted(found[problem])[:3]}; run skill-kd handoff again"
 
@@ -94,6 +95,7 @@ def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         full_finetuning=CONFIG.method == "full",
         use_gradient_checkpointing="unsloth",
         use_safetensors=True,
+        trust_remote_code=False,
     )
     if CONFIG.method != "full":
         model = FastLanguageModel.get_peft_model(
@@ -112,25 +114,36 @@ def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
-def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Train on the data, rendered with the student's own chat template."""
-    assert tokenizer.chat_template, "the student has no chat template"
-    rows = load_dataset("json", data_files=str(HERE / CONFIG.data), split="train")
+def encoded_data() -> Dataset:
+    """Return the data as token ids and labels, encoded as in the student's training.
 
-    def as_text(row: dict[str, Any]) -> dict[str, str]:
-        text = tokenizer.apply_chat_template(row["messages"], tokenize=False, **dict(CONFIG.template_options))
-        # Templates may write whitespace after the last end-of-sequence token; a model never generates it.
-        return {"text": text.rstrip()}
+    Text, boundaries, end tokens and loss mask are those of the trainer: an answer keeps its reasoning even if the chat
+    template drops it, and of answers that the template rewrites later, only the last is learned.
+    """
+    encoder = exported_encoder(STUDENT, dict(CONFIG.template_options))
+    assert encoder.tokenizer.chat_template, "the student has no chat template"
+    examples = read_examples(str(HERE / CONFIG.data), "train", 0.0)
+    for example in examples:
+        assert example.response is not None, f"{CONFIG.data} {example.place}: the last turn is not the assistant's"
+    return Dataset.from_list([labeled(encoder.conversation(each).cut(CONFIG.max_tokens)) for each in examples])
 
-    rows = rows.map(as_text, remove_columns=rows.column_names)
+
+def labeled(row: Encoded) -> dict[str, list[int]]:
+    """Return the ids and the labels of a row. The loss leaves out tokens with the label -100."""
+    ids = [*row.prompt, *row.response]
+    learned = [*[False] * len(row.prompt), *row.scored] if CONFIG.responses_only else [True] * len(ids)
+    return {"input_ids": ids, "labels": [token if learn else -100 for token, learn in zip(ids, learned, strict=True)]}
+
+
+def trainer_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> SFTTrainer:
+    """Return the trainer of the model on the data."""
     gpu, half = torch.cuda.is_available(), is_bfloat16_supported()
-    trainer = SFTTrainer(
+    return SFTTrainer(
         model=model,
         processing_class=tokenizer,
-        train_dataset=rows,
+        train_dataset=encoded_data(),
         args=SFTConfig(
             output_dir=str(OUT / "trainer"),
-            dataset_text_field="text",
             max_length=CONFIG.max_tokens,
             packing=False,
             padding_free=False,
@@ -164,12 +177,6 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
             report_to="none",
         ),
     )
-    if CONFIG.responses_only:
-        trainer = train_on_responses_only(
-            trainer, instruction_part=CONFIG.instruction_part, response_part=CONFIG.response_part
-        )
-        check_labels(trainer, tokenizer)
-    trainer.train()
 
 
 def check_labels(trainer: SFTTrainer, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -219,9 +226,13 @@ def keep_config(folder: Path) -> None:
 def main() -> None:
     """Load, train, save."""
     model, tokenizer = load()
-    train(model, tokenizer)
+    trainer = trainer_for(model, tokenizer)
+    if CONFIG.responses_only:
+        check_labels(trainer, tokenizer)
+    trainer.train()
     save(model, tokenizer)
 
 
 if __name__ == "__main__":
-    main()
+    with reporting():
+        main()

@@ -6,7 +6,9 @@ Its figures are made up.
 from __future__ import annotations
 
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from typing_extensions import is_typeddict
 
 ATTACK = "</scr" + "ipt><img src=x onerror=alert(1)>"
 """A completion that tries to leave every place it is put in."""
@@ -36,8 +38,8 @@ def metrics() -> list[dict[str, Any]]:
             detectable=0.021, prompts_needed=412,
         ),
         metric(
-            "retention", "Diversity retained (Vendi score)", "score", form="retention", estimate=0.93, low=0.88, high=0.97,
-            margin=0.80, null=1.0, control=0.0, teacher=5.21, student=5.02, baseline=4.1, detectable=0.05,
+            "retention", "Diversity retained (Vendi score)", "score", form="retention", estimate=0.93, low=0.88,
+            high=0.97, margin=0.80, null=1.0, control=0.0, teacher=5.21, student=5.02, baseline=4.1, detectable=0.05,
         ),
         metric(
             "loops", "Loops", "share", **low, estimate=0.004, low=-0.001, high=0.009, margin=0.01, control=0.11,

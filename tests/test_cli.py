@@ -16,7 +16,9 @@ import yaml
 
 from skill_kd import __version__, plugins
 from skill_kd.cli import cli, main
+from skill_kd.console import print_table
 from skill_kd.jobs.manifest import Manifest
+from skill_kd.kd.terminal import visible_output
 from skill_kd.testing import FakeBackend, minimal_spec
 
 SURFACE = {
@@ -36,16 +38,19 @@ SURFACE = {
         *("--baseline-generations", "--control-generations", "--training-data", "--harness-results"),
         *("--policy", "--set", "--template-option"),
         *("--max-new-tokens", "--dtype", "--latency", "--judge-url", "--judge-model", "--judge-key-env"),
-        *("--out", "--json", "--help"),
+        *("--out", "--trust-remote-code", "--json", "--help"),
     ],
     "generate": ["SPEC", "--out", "--format", "--check", "--force", "--backend", "--json", "--help"],
     "handoff": [
         "RUN",
-        *("--data", "--execute", "--python", "--max-steps", "--no-drift", "--gguf", "--force", "--json", "--help"),
+        *("--data", "--execute", "--python", "--max-steps", "--no-drift", "--gguf", "--force", "--trust-remote-code"),
+        *("--json", "--help"),
     ],
     "plan": ["SPEC", "--device", "--price-per-hour", "--rows", "--backend", "--json", "--help"],
     "prove": ["MODULE:FUNCTION", "--teacher-mix", "--seeds", "--json", "--help"],
-    "run": ["SPEC", "--runs", "--name", "--resume", "--dry-run", "--backend", "--json", "--help"],
+    "run": [
+        *("SPEC", "--runs", "--name", "--resume", "--dry-run", "--backend", "--trust-remote-code", "--json", "--help"),
+    ],
     "schema": ["--help"],
     "validate": ["SPEC", "--backend", "--json", "--help"],
 }
@@ -204,6 +209,57 @@ def test_an_interrupt_outside_a_run_is_exit_code_130(
 
     monkeypatch.setattr(plugins, "backends", interrupted)
     assert Answer(capsys, "backends").code == 130
+
+
+# --- hidden characters ------------------------------------------------------------------------------------------------
+
+HOSTILE = "a\x1b[31m\x1b]0;t\x07\x9b2J\b\rGO \u202egpj\u2066\u200b\U000e0041\x7f"
+SHOWN = r"a\x1b[31m\x1b]0;t\x07\x9b2J\x08\rGO \u202egpj\u2066\u200b\U000e0041\x7f"
+
+
+def test_messages_and_tracebacks_show_them_as_escapes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugins, "broken", lambda: {HOSTILE: "ImportError: no torch"})
+    assert f"plugin '{SHOWN}' could not" in Answer(capsys, "backends").err
+    assert f"No such option '--{SHOWN}'" in Answer(capsys, "backends", f"--{HOSTILE}").err
+    monkeypatch.setenv("SKILL_KD_DEBUG", "1")
+    answer = Answer(capsys, "validate", HOSTILE)
+    assert answer.err.startswith("Traceback")
+    assert answer.err.count(SHOWN) == answer.err.count("GO") > 1
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_cell_is_one_line_without_markup(
+    drawn: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skill_kd.console.sys.stdout.isatty", lambda: drawn)
+    monkeypatch.setenv("COLUMNS", "200")
+    rows = [(HOSTILE, "[red]x[/] :smile:\n\tfake")]
+    with visible_output():
+        print_table(("name", "missing"), rows)
+    lines = capsys.readouterr().out.splitlines()
+    row = lines[3 if drawn else 1]
+    assert len(lines) == (5 if drawn else 2)
+    assert SHOWN in row
+    assert r"[red]x[/] :smile:\n\tfake" in row
+    assert "\x1b" not in "".join(lines)
+
+
+def test_json_stays_json(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = Answer(capsys, "validate", HOSTILE, "--json")
+    assert answer.out.isascii()
+    assert "\x7f" not in answer.out
+    assert HOSTILE in str(answer.document["errors"][0])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8:surrogateescape"])
+def test_no_encoding_of_a_terminal_lets_them_through(encoding: str) -> None:
+    name = os.fsdecode(b"\x9b31m") + HOSTILE
+    command = [sys.executable, "-m", "skill_kd", "validate", name]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert rf"'\udc9b31m{SHOWN}'" in done.stderr.decode("ascii")
 
 
 # --- verbs that train nothing -----------------------------------------------------------------------------------------

@@ -192,9 +192,14 @@ def test_damaged_metrics_are_reported_as_far_as_they_are_events(content: bytes, 
 
 @bounded
 @given(content=damaged(b'{"best": "0-00000001", "measures": {}}') | st.binary(max_size=60))
-def test_a_damaged_summary_is_an_empty_one(content: bytes, tmp_path: Path) -> None:
+def test_a_damaged_summary_is_read_or_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_bytes(content)
-    assert isinstance(RunResult(tmp_path, 0.0).summary, dict)
+    with contextlib.suppress(UsageError):
+        assert isinstance(RunResult(tmp_path, 0.0).summary, dict)
+
+
+def test_a_run_without_a_summary_has_an_empty_one(tmp_path: Path) -> None:
+    assert RunResult(tmp_path, 0.0).summary == {}
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------

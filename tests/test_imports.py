@@ -31,8 +31,8 @@ FLOORS = {
         ("__main__", "testing"),
     ),
     "skill_kd.kd": (
-        ("__init__", "errors", "config", "kinds", "seeds", "addresses", "answers"),
-        ("signals", "files", "reporting"),
+        ("__init__", "errors", "config", "kinds", "seeds", "addresses", "answers", "signals", "terminal"),
+        ("files", "reporting", "children"),
         ("endpoint",),
         ("losses",),
         ("dataset",),
@@ -49,10 +49,12 @@ NO_TORCH = (
     "kinds",
     "addresses",
     "answers",
+    "children",
     "errors",
     "signals",
     "files",
     "reporting",
+    "terminal",
     "endpoint",
     "dataset.formats",
     "dataset.reading",
@@ -60,6 +62,7 @@ NO_TORCH = (
     "model.context",
     "model.families",
     "model.layers",
+    "model.safe_files",
 )
 """The part of kd that the rest of the package may import when a module is loaded."""
 
@@ -224,7 +227,7 @@ def test_only_the_endpoint_imports_the_http_client() -> None:
 def test_the_endpoint_loads_no_torch_and_no_http_client() -> None:
     files = sources(PACKAGE / "kd" / "endpoint")
     names = {name for path in files for each in imports(path) if each.relative for name in each.names}
-    below = {f"skill_kd.kd.{name}" for name in ("addresses", "answers", "errors", "signals")}
+    below = {f"skill_kd.kd.{name}" for name in ("addresses", "answers", "errors", "files", "signals", "terminal")}
     assert {name for name in names if not name.startswith("skill_kd.kd.endpoint.")} == below
     assert not loaded_by("import skill_kd.kd.endpoint") & HEAVY
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shlex
@@ -222,6 +223,26 @@ def test_a_bundle_of_two_files_says_what_it_lacks(bundle: Path, tmp_path: Path) 
         assert done.returncode == 5
         assert "skill_kd/cli" in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+@windows
+def test_hidden_characters_are_shown_as_escapes(bundle: Path, tmp_path: Path, bare: Path) -> None:
+    name, shown = "a\x1b[31m\u202e\x9b\x7f", r"a\x1b[31m\u202e\x9b\x7f"
+    here = {"SKILL_KD_CACHE": str(tmp_path / name)}
+    assert shown in kd(bundle, tmp_path, "doctor", python=bare, changes=here).stdout
+    rows = json.loads(kd(bundle, tmp_path, "doctor", "--json", python=bare, changes=here).stdout)["rows"]
+    assert any(name in row["detail"] for row in rows)
+    for args, changes in (((name,), {"SKILL_KD_PYTHON": name}), (("setup", f"--{name}"), {}), (("validate", name), {})):
+        assert shown in kd(bundle, tmp_path, *args, changes=changes).stderr
+    alone = tmp_path / name / "scripts"
+    alone.mkdir(parents=True)
+    shutil.copy(bundle / "scripts" / "kd.py", alone)
+    assert shown in kd(alone.parent, tmp_path, "doctor").stderr
+
+
+def test_the_terminal_is_guarded_on_an_old_python_too() -> None:
+    source = (REPOSITORY / "skill_kd" / "kd" / "terminal.py").read_text(encoding="utf-8")
+    ast.parse(source, feature_version=(3, 8))
 
 
 def test_a_named_interpreter_is_used(bundle: Path, tmp_path: Path, bare: Path) -> None:

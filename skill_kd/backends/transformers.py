@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from skill_kd.backends import launch
 from skill_kd.errors import UsageError
 from skill_kd.hookspecs import hookimpl
 from skill_kd.kd.errors import BadInput, ScriptError
+from skill_kd.kd.files import read_object
 from skill_kd.kd.model.adapter_folder import adapter_in
 from skill_kd.kd.model.context import context_length
 from skill_kd.kd.model.families import refusal
@@ -120,15 +120,13 @@ def _folder_problems(field: str, model: str, spec: Spec) -> Iterator[str]:
     if adapter is not None and not adapter.on_itself:
         yield from _folder_problems(f"{field} (the base model of the adapter {model!r})", adapter.base, spec)
         return
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not (folder / "config.json").exists():
         yield f"{field}: folder {model!r} contains no config.json; set a folder that save_pretrained wrote"
         return
-    except (OSError, ValueError) as error:
-        yield f"{field}: cannot read config.json in {model!r}: {error}; save the model again"
-        return
-    if not isinstance(config, dict):
+    try:
+        config = read_object(folder / "config.json")
+    except BadInput as error:
+        yield f"{field}: {error}; save the model again"
         return
     if reason := refusal(config):
         yield f"{field}: {model!r}: {reason}; take another model"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from skill_kd.cli.options import JSON
+from skill_kd.cli.options import JSON, TRUST
 from skill_kd.console import Verb, print_json, say, show
 
 
@@ -23,6 +23,7 @@ from skill_kd.console import Verb, print_json, say, show
     "--gguf", "quantizations", multiple=True, metavar="Q", help="Make a GGUF file of the student, for example q8_0."
 )
 @click.option("--force", is_flag=True, help="Overwrite edited files and an earlier fine-tune.")
+@TRUST
 @JSON
 def handoff(
     run: Path,
@@ -33,6 +34,7 @@ def handoff(
     no_drift: bool,
     quantizations: tuple[str, ...],
     force: bool,
+    trust_remote_code: bool,
     as_json: bool,
 ) -> None:
     """Verify a run's student and write the Unsloth step that follows.
@@ -53,6 +55,7 @@ def handoff(
         drift=not no_drift,
         quantizations=quantizations,
         force=force,
+        trust_remote_code=trust_remote_code,
         notify=say,
     )
     if as_json:

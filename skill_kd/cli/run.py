@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from skill_kd.cli.options import BACKEND, JSON, load
+from skill_kd.cli.options import BACKEND, JSON, TRUST, load
 from skill_kd.console import Verb, print_json, say, show
 from skill_kd.errors import OutOfMemoryError, SkillKDError
 
@@ -27,9 +27,17 @@ if TYPE_CHECKING:
 @click.option("--resume", is_flag=True, help="Resume a run from its last checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Print the command and the missing packages; write nothing.")
 @BACKEND
+@TRUST
 @JSON
 def run(
-    spec: Path, runs: Path, name: str | None, resume: bool, dry_run: bool, backend: str | None, as_json: bool
+    spec: Path,
+    runs: Path,
+    name: str | None,
+    resume: bool,
+    dry_run: bool,
+    backend: str | None,
+    trust_remote_code: bool,
+    as_json: bool,
 ) -> None:
     """Train in runs/NAME, from a spec or a generated train.py.
 
@@ -45,9 +53,14 @@ def run(
     from skill_kd.jobs import job as jobs
     from skill_kd.jobs import run as runner
     from skill_kd.jobs.resume import earlier
+    from skill_kd.jobs.trust import is_run_folder, refuse_code
 
     if spec.suffix != ".py":
-        job = jobs.prepare(load(spec, name=name, backend=backend), runs)
+        loaded = load(spec, name=name, backend=backend)
+        # A spec that the user wrote is the consent. One in a run folder may be from somebody else.
+        if is_run_folder(spec.parent) and not trust_remote_code:
+            refuse_code(loaded, spec)
+        job = jobs.prepare(loaded, runs)
     elif backend is None:
         job = jobs.prepare_script(spec, runs, name)
     else:

@@ -18,6 +18,7 @@ from skill_kd.diagnose.report.diagnosis_result import Diagnosis
 from skill_kd.diagnose.report.log_findings import group
 from skill_kd.diagnose.report.pilot import write_pilot, write_replay
 from skill_kd.diagnose.report.redact import salted
+from skill_kd.kd.terminal import unwrapped
 from skill_kd.spec import Spec
 
 
@@ -108,7 +109,9 @@ def _progress() -> Iterator[Progress | None]:
     from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bar
 
+    # The bar moves the cursor, so it needs the terminal itself. It shows only numbers.
+    screen = Console(file=unwrapped(sys.stderr))
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Bar(*columns, console=screen, transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
         task = bar.add_task("reading", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,8 @@ from skill_kd.evaluate.policy import GatePolicy, make_policy
 from skill_kd.evaluate.request import Request
 from skill_kd.evaluate.run_request import fill_from_run
 from skill_kd.evaluate.written import Subject, Written, subject_of_folder, subject_of_run, write_all
-from skill_kd.jobs.manifest import NAME as MANIFEST
 from skill_kd.jobs.manifest import Manifest, refuse_linked
+from skill_kd.jobs.trust import is_run_folder, refuse_code
 from skill_kd.spec.file import load_spec
 
 Notify = Callable[[str], None]
@@ -84,11 +83,16 @@ def _of_generations(request: Request) -> Answer:
 def _of_models(request: Request, progress: sampling.Progress, notify: Notify) -> Answer:
     assert request.subject is not None
     folder = Path(request.subject)
-    if os.path.lexists(folder / MANIFEST):
+    if is_run_folder(folder):
         manifest, spec = Manifest.read(folder), load_spec(folder / "spec.yaml")
+        if not request.trust_remote_code:
+            given = {"teacher": request.teacher, "student": request.baseline}
+            refuse_code(spec, folder / "spec.yaml", [section for section, model in given.items() if model is None])
         refuse_linked(folder / "eval", folder / "eval" / "samples")
         request, task, policy, notes = fill_from_run(request, folder, manifest, spec)
         subject: Subject | None = subject_of_run(folder, spec, Path(manifest.cwd))
+    elif request.trust_remote_code:
+        raise UsageError(f"--trust-remote-code allows what a run's spec asks for, and '{folder}' is not a run folder")
     else:
         task, notes = _task(request), ()
         subject = subject_of_folder(folder, task.teacher.model) if folder.is_dir() else None
@@ -115,7 +119,7 @@ def _without_references(prompts: Path, policy: GatePolicy) -> str | None:
 
 
 def _noted(measured: ModelMeasurements, notes: tuple[str, ...]) -> ModelMeasurements:
-    return replace(measured, warnings=notes)
+    return replace(measured, warnings=(*notes, *measured.warnings))
 
 
 def _task(request: Request) -> sampling.SamplingTask:

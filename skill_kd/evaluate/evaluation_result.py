@@ -14,7 +14,6 @@ from skill_kd.evaluate.inspection import Inspection
 from skill_kd.evaluate.measurements import ShownMeasurements
 from skill_kd.files import write_atomically
 from skill_kd.report.evaluation_document import EvaluationDocument, MetricRow, Reproduction
-from skill_kd.report.markup import clean
 from skill_kd.report.shown_document import HarnessComparison
 
 FORMAT = 1
@@ -141,7 +140,7 @@ def _harness_lines(harness: HarnessComparison | None) -> Iterator[str]:
     yield "harness (retention of the teacher's score; does not affect the verdict):"
     for row in harness["rows"][:HARNESS_ROWS]:
         bounds = "" if row["low"] is None else f"{row['low']:.3f} … {row['high']:.3f}"
-        name = "  " + " ".join(clean(f"{row['task']} {row['metric']}").split())
+        name = "  " + " ".join(f"{row['task']} {row['metric']}".split())
         sides = _number(row["teacher"], 17) + _number(row["student"], 9)
         yield f"{name:<20}{_number(row['retention'], 10)}  {bounds:<20}{sides}  {row['reason'] or ''}".rstrip()
     if rest := harness["rows"][HARNESS_ROWS:]:

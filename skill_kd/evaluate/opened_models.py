@@ -6,11 +6,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from skill_kd.errors import MissingRequirementError, SkillKDError, UsageError, error_for
 from skill_kd.evaluate.policy import GatePolicy
+from skill_kd.report.shown_document import SIDES
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
     from skill_kd.kd.dataset.encoding import Encoder
     from skill_kd.kd.dataset.reading import Example
     from skill_kd.kd.rollouts.sampler import Sampler
+    from skill_kd.kd.teacher.writers import AnswerReader
 
 ROWS = 8
 """Responses that both models read in one batch."""
@@ -112,24 +118,25 @@ class Writer:
         sampler = replace(self.sampler, decoding=replace(decoding, vocabulary=vocabulary, eos_ids=ends))
         return replace(self, sampler=sampler)
 
-    def text(self, row: Row) -> str:
-        """Decode a response."""
-        return str(self.tokenizer.decode(row.response, skip_special_tokens=True))
+    @cached_property
+    def reader(self) -> AnswerReader:
+        """Reads responses as those of a teacher: only the final part of an answer is judged."""
+        from skill_kd.kd.teacher.writers import AnswerReader
+
+        return AnswerReader(self.tokenizer, self.sampler.decoding.eos_ids)
 
 
 def open_writer(source: ModelSource, max_new_tokens: int, device: torch.device) -> Writer:
     """Load a model for evaluation: frozen, in inference mode, sampling from the full distribution at temperature 1."""
     from skill_kd.kd.dataset.encoding import Encoder
     from skill_kd.kd.model import loading
-    from skill_kd.kd.model.cached import check_family
     from skill_kd.kd.model.vocabulary import eos_ids, real_vocabulary
     from skill_kd.kd.rollouts.decoding import Decoding
     from skill_kd.kd.rollouts.sampler import Sampler
 
     loaded, tokenizer = loading.load_pair(source, source.model)
-    check_family(loaded, source.model)
     options = source.template_options
-    vocabulary, ends = real_vocabulary(tokenizer, loaded), eos_ids(tokenizer, loaded, options)
+    vocabulary, ends = real_vocabulary(tokenizer, loaded), eos_ids(tokenizer, loaded.generation_config, options)
     model = loaded.train(False).requires_grad_(False).to(device)
     sampler = Sampler(Decoding(max_new_tokens, 1.0, 1.0, ends, vocabulary), int(tokenizer.pad_token_id), device)
     return Writer(source.model, model, tokenizer, Encoder(tokenizer, ends, options), sampler)
@@ -231,15 +238,23 @@ def bucket(longest: int) -> int:
     return -(-longest // POSITIONS)
 
 
+def _of_length(length: int) -> Any:
+    return Field(min_length=length, max_length=length)
+
+
+Sum = Annotated[float, Field(ge=-1e15, le=1e15)]
+"""A number with which all arithmetic stays finite."""
+
+
 class TokenSums(TypedDict):
     """Sums and means over one prompt's rows, as stored in JSON."""
 
     tokens: int
-    means: dict[str, float]
+    means: dict[str, Sum]
     """Mean of each metric over all tokens."""
-    curve: list[list[float]]
+    curve: Annotated[list[Annotated[list[Sum], _of_length(2)]], _of_length(POSITIONS)]
     """Sum of forward_kl and number of tokens, for each of ``POSITIONS`` buckets."""
-    bins: dict[str, list[list[float]]]
+    bins: dict[str, Annotated[list[Annotated[list[Sum], _of_length(3)]], _of_length(BINS)]]
     """By model: sum of confidence, number of correct predictions and number of tokens, for each of ``BINS`` bins."""
 
 
@@ -252,7 +267,7 @@ def summarized(found: dict[str, list[list[float]]], longest: int) -> TokenSums:
         for position, value in enumerate(row):
             curve[position // width][0] += value
             curve[position // width][1] += 1
-    bins: dict[str, list[list[float]]] = {who: [[0.0, 0.0, 0] for _ in range(BINS)] for who in ("student", "teacher")}
+    bins: dict[str, list[list[float]]] = {who: [[0.0, 0.0, 0] for _ in range(BINS)] for who in SIDES}
     for who, table in bins.items():
         pairs = zip(found[f"{who}_confidence"], found[f"{who}_right"], strict=True)
         for confidence, right in ((c, r) for row in pairs for c, r in zip(*row, strict=True)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 def measured(done: Sequence[PromptWork], record: ModelsRecord) -> ModelMeasurements:
     """Return the columns and curves of the token probabilities, or the reason if there are none."""
-    shown, facts = ShownMeasurements(latency=record["latency"]), record["about"]
+    shown, facts, warnings = ShownMeasurements(latency=record["latency"]), record["about"], tuple(_reasoning(done))
     if record["unread"] is not None:
-        return ModelMeasurements({}, dict.fromkeys(_COLUMNS, record["unread"]), shown, facts)
+        return ModelMeasurements({}, dict.fromkeys(_COLUMNS, record["unread"]), shown, facts, warnings)
     # False without a baseline, or if its tokenizer differs.
     has_baseline = all(line.get("read_baseline") for line in done)
     columns = {
@@ -34,7 +34,22 @@ def measured(done: Sequence[PromptWork], record: ModelsRecord) -> ModelMeasureme
     columns["calibration"] = Columns(*(_overconfidence(done, who) for who in ("student", "teacher")))
     assert facts["decoding"] is not None
     exposure = _exposure(done, facts["decoding"]["max_new_tokens"])
-    return ModelMeasurements(columns, {}, replace(shown, exposure=exposure, calibration=_calibration(done)), facts)
+    shown = replace(shown, exposure=exposure, calibration=_calibration(done))
+    return ModelMeasurements(columns, {}, shown, facts, warnings)
+
+
+def _reasoning(done: Sequence[PromptWork]) -> Iterator[str]:
+    """Yield a warning for each model whose responses have reasoning."""
+    for who in ("teacher", "student"):
+        reasoned, cut = (sum(line[name][who] for line in done) for name in ("reasoned", "cut"))
+        total = sum(len(line["texts"][who]) for line in done)
+        if reasoned:
+            yield f"{reasoned} of {total} responses of the {who} have reasoning; only their final part is judged"
+        if cut:
+            yield (
+                f"{cut} of {total} responses of the {who} were cut while reasoning and count as empty: raise "
+                "--max-new-tokens, or turn reasoning off, for example with --template-option enable_thinking=false"
+            )
 
 
 _COLUMNS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {

@@ -47,6 +47,8 @@ class Request:
     held_out: int | None = None
     """Use at most this many of the run's held-out prompts."""
     out: Path | None = None
+    trust_remote_code: bool = False
+    """True to run the code of the run's models if its spec asks for it."""
 
     @property
     def options(self) -> dict[str, bool | int | float | str]:

@@ -5,19 +5,22 @@ A stopped evaluation resumes from it, and an evaluation with another policy take
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+
+from typing_extensions import TypedDict
 
 from skill_kd.errors import UsageError
 from skill_kd.evaluate.generations import write_rows
 from skill_kd.evaluate.opened_models import TokenSums
-from skill_kd.files import open_unlinked
+from skill_kd.files import as_usage_error, checked, open_unlinked, parse_json, read_checked, read_object
 from skill_kd.report.evaluation_document import ModelFacts
-from skill_kd.report.shown_document import Latency
+from skill_kd.report.shown_document import SIDES, Latency
 
-FORMAT = 2
+FORMAT = 3
 """Version of the folder's format. Other versions are refused."""
+KEY, WORK, MEASURED = "work.json", "work.jsonl", "measured.json"
+DELETE = "choose another --out, or delete the folder"
 
 
 class SamplesKey(TypedDict):
@@ -37,13 +40,18 @@ class SamplesKey(TypedDict):
 
 
 class PromptWork(TypedDict):
-    """One line of ``work.jsonl``: a prompt's responses by writer, and the models' sums over them.
+    """One line of ``work.jsonl``: the final part of a prompt's responses by writer, and the models' sums over them.
 
     The keys of ``read`` name the writer of the responses, teacher or student. It is empty if the tokenizers or the chat
     templates differ.
     """
 
     texts: dict[str, list[str]]
+    """Empty for a response without a final part."""
+    reasoned: dict[str, int]
+    """Number of responses with reasoning, which is not in their text."""
+    cut: dict[str, int]
+    """Number of responses that were cut while reasoning."""
     read: dict[str, TokenSums]
     read_baseline: dict[str, TokenSums]
 
@@ -63,31 +71,58 @@ def check_key(path: Path, key: SamplesKey) -> None:
     Raises:
         UsageError: the folder has another key.
     """
-    if not path.is_file():
+    if not path.exists():
         write_rows(path, [key])
         return
-    kept = json.loads(path.read_text(encoding="utf-8"))
+    with as_usage_error():
+        kept = read_object(path)
     if kept != key:
-        changed = ", ".join(name for name, value in key.items() if kept.get(name) != value)
-        raise UsageError(
-            f"'{path.parent}' has samples from an evaluation with other settings ({changed}); "
-            "choose another --out, or delete the folder"
-        )
+        changed = ", ".join(name for name in {**key, **kept} if kept.get(name) != key.get(name))
+        raise UsageError(f"'{path}' is of an evaluation with other settings ({changed[:200]}); {DELETE}")
 
 
 def finished(path: Path) -> list[PromptWork]:
-    """Return the complete lines. Remove an incomplete last line, so that the next one starts a new line."""
-    if not path.is_file():
+    """Return the complete lines. Remove an incomplete last line, so that the next one starts a new line.
+
+    Raises:
+        UsageError: a line does not fit its schema. The message names it.
+    """
+    if not path.exists():
         return []
     data = path.read_bytes()
     whole = data.rfind(b"\n") + 1
     if whole < len(data):
         with open_unlinked(path, "r+b") as file:
             file.truncate(whole)
-    return [json.loads(line) for line in data[:whole].split(b"\n") if line]
+    found = []
+    for number, line in enumerate(data[:whole].split(b"\n")[:-1], start=1):
+        try:
+            found.append(checked(parse_json(line, finite=True), PromptWork))
+        except ValueError as error:
+            raise UsageError(f"'{path}' line {number}: {error}; {DELETE}") from error
+    return found
+
+
+def refuse_misfit(folder: Path, done: Sequence[PromptWork], record: ModelsRecord, key: SamplesKey) -> None:
+    """Refuse lines that have other writers or sums than this evaluation, or settings that are not its own.
+
+    Raises:
+        UsageError: the message names the file.
+    """
+    count, writers = key["samples"], ("teacher", "student", "control", *(("baseline",) if key["baseline"] else ()))
+    wanted = {who: 2 * count if who == "teacher" else count for who in writers}
+    for number, line in enumerate(done, start=1):
+        texts = {who: len(each) for who, each in line["texts"].items()}
+        sums = [line["read"], line["read_baseline"]]
+        sides = [each.keys() for each in sums if each] + [each["bins"].keys() for by in sums for each in by.values()]
+        has_sums = record["unread"] is None
+        if texts != wanted or bool(line["read"]) != has_sums or any(each != set(SIDES) for each in sides):
+            raise UsageError(f"'{folder / WORK}' line {number} and {MEASURED} are not of one evaluation; {DELETE}")
+    decoding = record["about"]["decoding"]
+    if decoding is None or decoding["max_new_tokens"] != key["max_new_tokens"]:
+        raise UsageError(f"'{folder / MEASURED}' is not a record of this evaluation; {DELETE}")
 
 
 def read_record(path: Path) -> ModelsRecord:
-    """Read ``measured.json``."""
-    record: ModelsRecord = json.loads(path.read_text(encoding="utf-8"))
-    return record
+    """Read ``measured.json``. Raises UsageError if it does not fit its schema."""
+    return read_checked(path, ModelsRecord, DELETE)

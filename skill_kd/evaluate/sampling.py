@@ -24,15 +24,21 @@ from skill_kd.evaluate.opened_models import ModelSource, TokenSums, Writer
 from skill_kd.evaluate.policy import GatePolicy
 from skill_kd.evaluate.readings import measured
 from skill_kd.evaluate.samples_folder import (
+    DELETE,
     FORMAT,
+    KEY,
+    MEASURED,
+    WORK,
     ModelsRecord,
     PromptWork,
     SamplesKey,
     check_key,
     finished,
     read_record,
+    refuse_misfit,
 )
 from skill_kd.files import making, open_unlinked, refuse_unsafe, refusing_unwritable
+from skill_kd.kd.answers import Unusable
 from skill_kd.report.evaluation_document import ModelFacts
 
 if TYPE_CHECKING:
@@ -80,12 +86,16 @@ def sample(
     with opened_models.plain_errors(), refusing, making(folder):
         refuse_unsafe(folder)
         rows, examples = _prompts(task.prompts)
-        check_key(folder / "work.json", _key(task, policy))
-        done = finished(folder / "work.jsonl")
-        if len(done) < len(examples) or not (folder / "measured.json").is_file():
-            write_rows(folder / "measured.json", [_work(task, policy, folder, examples, done, progress)])
-            done = finished(folder / "work.jsonl")
-        record = read_record(folder / "measured.json")
+        key = _key(task, policy)
+        check_key(folder / KEY, key)
+        done = finished(folder / WORK)
+        if len(done) > len(examples):
+            raise UsageError(f"'{folder / WORK}' has {len(done)} lines for {len(examples)} prompts; {DELETE}")
+        if len(done) < len(examples) or not (folder / MEASURED).exists():
+            write_rows(folder / MEASURED, [_work(task, policy, folder, examples, done, progress)])
+            done = finished(folder / WORK)
+        record = read_record(folder / MEASURED)
+        refuse_misfit(folder, done, record, key)
         return _files(folder, rows, done, task), measured(done, record)
 
 
@@ -156,7 +166,7 @@ def _work(
         if shared:
             baseline, _ = opened_models.together(baseline, teacher, shared, examples)
         shared_baseline = (baseline, shared)
-    with open_unlinked(folder / "work.jsonl", "ab") as file:
+    with open_unlinked(folder / WORK, "ab") as file:
         for start in range(len(done), len(examples), AT_ONCE):
             chunk = examples[start : start + AT_ONCE]
             work = _chunk(chunk, start, teacher, (student, vocabulary), shared_baseline, policy, task.max_new_tokens)
@@ -217,9 +227,13 @@ def _chunk(
         }
 
     for index in range(len(chunk)):
-        texts = {who: [writer.text(row) for row in rows[index]] for who, (writer, rows) in written.items()}
+        answers = {who: [writer.reader.read(row) for row in rows[index]] for who, (writer, rows) in written.items()}
         yield {
-            "texts": texts,
+            "texts": {who: [answer.text for answer in each] for who, each in answers.items()},
+            "reasoned": {who: sum(answer.reasoned for answer in each) for who, each in answers.items()},
+            "cut": {
+                who: sum(answer.unusable is Unusable.REASONING for answer in each) for who, each in answers.items()
+            },
             "read": read(student, "student", index),
             "read_baseline": read(baseline, "baseline", index),
         }

@@ -86,7 +86,7 @@ def advise(
         seen: key of a finding about a student trained before.
         objective: kind of the objective, if the user has chosen one. The recommended objective is then the alternative.
         changes: spec values by path, such as ``{"training.learning_rate": 1e-4}``; ``distill`` and
-            ``warm_start`` name stages.
+            ``warm_start`` name stages. Keys of ``distill.objective`` need ``objective``, and change only its spec.
 
     Raises:
         UsageError: an argument is not one of these, or the changes make the spec invalid.
@@ -104,20 +104,24 @@ def advise(
     for count, name in ((output_tokens, "output_tokens"), (prompts, "prompts")):
         if count is not None and count < 1:
             raise UsageError(f"{name}: {count} is too small; give 1 or more")
-    if chosen := next((path for path in changes or {} if path.startswith("distill.objective")), None):
-        raise UsageError(f"{chosen}: give the objective's kind with --objective; change its keys in the written spec")
+    changes = dict(changes or {})
+    keys = {path: changes.pop(path) for path in [*changes] if path.startswith("distill.objective")}
+    if keys and (objective is None or not all(path.startswith("distill.objective.") for path in keys)):
+        raise UsageError(f"{next(iter(keys))}: give the objective's kind with --objective; then --set changes its keys")
     choice = next(each for each in CHOICES if each.fits(matters, teacher, budget, output_tokens > LONG))
     if objective is not None:
         choice = _with_objective(choice, objective)
     settings = _settings(choice, matters, teacher, budget, output_tokens, prompts, lora)
-    settings = _with_changes(settings, changes or {})
+    settings = _with_changes(settings, changes)
     # On-policy training corrects the student's samples. A warm start first makes these samples good enough.
     pair = [each for each in (choice.objective, choice.alternative) if each is not None]
     sampled = any(each["kind"] in ("minillm", *ON_POLICY) for each in pair)
     warm = sampled and not distilled
     spec = _filled(choice.objective, teacher, lora, warm, settings)
+    for path, own in keys.items():
+        put(spec, path, own)
     alternative = _filled(choice.alternative, teacher, lora, warm, settings) if choice.alternative else None
-    if alternative is not None and "checkpoint.best_by" not in (changes or {}):
+    if alternative is not None and "checkpoint.best_by" not in changes:
         put(alternative, "checkpoint.best_by", _best_by(_of(alternative), matters, teacher))
     why, would_change = [choice.why], [choice.unless]
     if distilled and sampled:
@@ -133,7 +137,7 @@ def advise(
             path, new, after = changed
             settings = (*settings, (path, new, f"against '{seen}'"))
             spec, alternative = after, spec
-            if "name" not in (changes or {}):
+            if "name" not in changes:
                 spec["name"] = f"against-{seen}".replace("_", "-")
     would_change.append("the undistilled student is as good: always compare with it")
     if alternative is not None and alternative["name"] == spec["name"]:  # the user set one name for both

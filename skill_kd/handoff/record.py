@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from skill_kd import __version__
-from skill_kd.files import write_atomically
+from skill_kd.files import read_checked, write_atomically
 from skill_kd.handoff.finished_run import FinishedRun
 from skill_kd.handoff.handoff_result import HandoffResult
 from skill_kd.handoff.student_folder import read_json, sha256
 from skill_kd.handoff.verify import StudentFindings
+from skill_kd.jobs.folder import KD, kd_hash
 from skill_kd.jobs.manifest import now
 
 RECORD = "manifest.json"
 
 
+@dataclass(frozen=True)
+class Written:
+    """The part of an earlier record that a hand-off reads."""
+
+    written: dict[str, str]
+
+
 def written_before(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file that the last hand-off wrote, by file name. Empty if there was none."""
+    """Return the SHA-256 of each file that the last hand-off wrote, by file name. Empty if there was none.
+
+    Raises:
+        UsageError: the record is damaged.
+    """
     record = folder / RECORD
-    written: dict[str, str] = read_json(record).get("written", {}) if record.exists() else {}
-    return written
+    return read_checked(record, Written, f"delete it: {record}").written if record.exists() else {}
 
 
 def write_record(run: FinishedRun, findings: StudentFindings, result: HandoffResult) -> None:
@@ -65,7 +77,9 @@ def _student(run: FinishedRun) -> dict[str, Any]:
 
 def _outcome(result: HandoffResult) -> dict[str, Any]:
     return {
-        "written": {name: sha256(result.folder / name) for name in result.written},
+        "written": {
+            name: kd_hash(result.folder) if name == KD else sha256(result.folder / name) for name in result.written
+        },
         "checks": result.checks,
         "drift": result.measures,
     }

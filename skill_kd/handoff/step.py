@@ -16,8 +16,10 @@ from skill_kd.handoff.record import write_record, written_before
 from skill_kd.handoff.step_files import DATA, FinetuneTask, files
 from skill_kd.handoff.student_folder import sha256
 from skill_kd.handoff.verify import StudentFindings, notes, verify
+from skill_kd.jobs.folder import KD, fill_kd, kd_is_edited
 from skill_kd.jobs.manifest import locked
 from skill_kd.jobs.student import STUDENT
+from skill_kd.jobs.trust import refuse_code
 
 UNKNOWN_LENGTH = 2048
 """Assumed tokens of the longest row while there is no data."""
@@ -33,6 +35,7 @@ def hand_off(
     drift: bool = True,
     quantizations: Sequence[str] = (),
     force: bool = False,
+    trust_remote_code: bool = False,
     notify: Callable[[str], None] = lambda _note: None,
 ) -> HandoffResult:
     """Verify the student of ``run``, and write the fine-tuning step into its ``handoff/``.
@@ -46,15 +49,19 @@ def hand_off(
         drift: let ``execute`` take the held-out measures again. This needs the teacher.
         quantizations: GGUF files to make of the distilled student, for example ``q8_0``.
         force: overwrite edited files and an earlier fine-tune.
+        trust_remote_code: run the code of the run's models if its spec asks for it.
         notify: receives a line before each step that may take long.
 
     Raises:
-        UsageError: the run is not finished, a check of its student failed, or the data cannot be used.
+        UsageError: the run is not finished, a check of its student failed, the data cannot be used, or the spec asks
+            for a model's code without ``trust_remote_code``.
         MissingRequirementError: Unsloth, a tool for GGUF, or a model is missing.
         TrainingFailedError: the fine-tune failed, or its exports failed a check.
         RunLockedError, InterruptedRunError: as for ``skill_kd.run``.
     """
     finished = FinishedRun.read(run, data, python)
+    if not trust_remote_code:
+        refuse_code(finished.spec, run / "spec.yaml")
     gguf.refuse_missing(list(quantizations))
     refusing = refusing_unwritable(f"'{finished.folder}'", "fix that, or free space there")
     with refusing, making(finished.folder), locked(run) as lock:
@@ -88,8 +95,13 @@ def _texts(run: FinishedRun, findings: StudentFindings, max_steps: int) -> dict[
 
 
 def _write(texts: Mapping[str, str], result: HandoffResult, force: bool) -> None:
-    """Write the step's files. Edited files are kept unless ``force`` is on."""
+    """Write the step's files and ``kd/``. What was edited is kept unless ``force`` is on."""
     known = written_before(result.folder)
+    if not force and kd_is_edited(result.folder, known.get(KD)):
+        result.kept.append(KD)
+    else:
+        fill_kd(result.folder)
+        result.written.append(KD)
     for name, text in texts.items():
         path = result.folder / name
         if not force and _edited(path, text, known.get(name)):

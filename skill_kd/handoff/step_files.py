@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from skill_kd.handoff import gguf
-from skill_kd.render import MARKER, Value, literal, templates_folder
+from skill_kd.render import MARKER, Value, fill_standalone, literal, templates_folder
 from skill_kd.spec import Spec
 
 TEMPLATE = "unsloth_finetune.py"
@@ -43,7 +43,7 @@ class FinetuneTask:
 
     spec: Spec
     parts: dict[str, str] | None
-    """Parts of the chat template, from the probe; None if it is not a plain sequence of turns."""
+    """Parts of the chat template for Ollama, from the probe; None if it is not a plain sequence of turns."""
     longest: int
     """Number of tokens of the longest row."""
     rows: int
@@ -68,14 +68,12 @@ class FinetuneTask:
         """Return the values of the script's frozen config."""
         handoff = self.spec.handoff
         assert handoff is not None
-        parts = self.parts or {}
         return {
             "student": "../student",
             "data": DATA,
             "method": handoff.method,
             "export": self._saved(handoff.export),
             "responses_only": handoff.responses_only,
-            **{name: parts.get(name, "") for name in ("instruction_part", "response_part")},
             "template_options": [[name, value] for name, value in self.spec.data.chat_template_options.items()],
             "max_tokens": self.max_tokens,
             "epochs": handoff.epochs,
@@ -104,12 +102,9 @@ def files(task: FinetuneTask) -> dict[str, str]:
 
 def script(task: FinetuneTask) -> str:
     """Return the template with this task's values, as literals, at its one marked line."""
-    lines = (templates_folder() / TEMPLATE).read_text(encoding="utf-8").split("\n")
-    marked = [number for number, line in enumerate(lines) if line == f"CONFIG = Config()  {MARKER}"]
-    assert len(marked) == 1, f"{TEMPLATE} needs exactly one marked line"
+    template = (templates_folder() / TEMPLATE).read_text(encoding="utf-8")
     values = "\n".join(f"    {name}={literal(value)}," for name, value in task.values().items())
-    lines[marked[0]] = f"CONFIG = Config(  {MARKER}\n{values}\n)"
-    return "\n".join(lines)
+    return fill_standalone(template, f"CONFIG = Config(  {MARKER}\n{values}\n)", TEMPLATE)
 
 
 def cli_config(task: FinetuneTask) -> str:

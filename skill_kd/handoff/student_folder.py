@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from skill_kd.errors import UsageError
+from skill_kd.files import as_usage_error, read_object
 from skill_kd.jobs.student import BrokenStudent, header
-from skill_kd.kd.errors import BadInput
-from skill_kd.kd.files import read_object
+from skill_kd.kd.model.safe_files import CODE, CONFIG, code_references
 
-NEEDED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+NEEDED = (CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 FOREIGN = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".py")
 """File name endings that can run code when loaded."""
 WEIGHTS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -38,14 +38,19 @@ def standalone(folder: Path) -> list[Check]:
     missing = [name for name in NEEDED if name not in names]
     foreign = [name for name in names if name.endswith(FOREIGN) or name == "adapter_config.json"]
     linked = [name for name in names if (folder / name).is_symlink()]
-    config = read_json(folder / "config.json")
-    odd = [key for key in ("auto_map", "quantization_config") if key in config]
-    stated, found = config.get("dtype") or config.get("torch_dtype"), weight_dtypes(folder)
+    config = read_json(folder / CONFIG)
+    odd = [f"quantization_config in {CONFIG}"] if "quantization_config" in config else []
+    for name in names:
+        # llama.cpp's converter runs the code that such a file names, also a tokenizer's.
+        if name.endswith(CONFIG) and code_references(read_json(folder / name)):
+            odd.append(f"{CODE} in {name}")
+    stated, found = str(config.get("dtype") or config.get("torch_dtype")), weight_dtypes(folder)
+    of_weights = ", ".join(sorted(found)) or "gone"
     return [
         _check("files", not missing, f"missing: {', '.join(missing)}" if missing else ", ".join(NEEDED)),
         _check("safetensors only", bool(found) and not foreign, ", ".join(foreign) or f"{len(found)} dtype"),
         _check("standalone", not linked and not odd, ", ".join([*linked, *odd]) or "no link, no code, no adapter"),
-        _check("dtype", found == {stated}, f"config says {stated}, weights are {', '.join(sorted(found)) or 'absent'}"),
+        _check("dtype", found == {stated}, f"config.json says {stated}, weights are {of_weights}"),
     ]
 
 
@@ -64,10 +69,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: the file cannot be read, or is not a JSON object.
     """
-    try:
+    with as_usage_error():
         return read_object(path)
-    except BadInput as error:
-        raise UsageError(str(error)) from error
 
 
 def weight_dtypes(folder: Path) -> set[str]:
@@ -80,8 +83,7 @@ def weight_dtypes(folder: Path) -> set[str]:
         headers = [header(path) for path in folder.glob("*.safetensors")]
     except BrokenStudent as error:
         raise UsageError(str(error)) from error
-    entries = [entry for each in headers for name, entry in each.items() if name != "__metadata__"]
-    return {WEIGHTS.get(entry["dtype"], entry["dtype"]) for entry in entries}
+    return {WEIGHTS.get(tensor.dtype, tensor.dtype) for each in headers for tensor in each.values()}
 
 
 def sha256(path: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from skill_kd.errors import UsageError, command
 from skill_kd.handoff.finished_run import FinishedRun
-from skill_kd.handoff.step_files import DATA
+from skill_kd.handoff.step_files import CONFIG, DATA, SCRIPT
 from skill_kd.handoff.student_folder import Check, failures, standalone
 
 
@@ -19,7 +19,7 @@ class StudentFindings:
     checks: list[Check]
     has_template: bool
     parts: dict[str, str] | None
-    """Parts of the chat template; None if it is not a plain sequence of turns."""
+    """Parts of the chat template for Ollama; None if it is not a plain sequence of turns."""
     targets: list[str]
     """Names of the layers that adapters can be attached to."""
     positions: int | None
@@ -33,6 +33,8 @@ class StudentFindings:
     """The fine-tuning data, as rows of messages."""
     longest: int | None = None
     """Number of tokens of the longest row; None without data."""
+    differently: int = 0
+    """Number of rows that Unsloth's own command renders to other tokens than the script."""
 
 
 def verify(run: FinishedRun, notify: Callable[[str], None]) -> StudentFindings:
@@ -63,6 +65,12 @@ def notes(run: FinishedRun, findings: StudentFindings) -> list[str]:
     found = []
     if findings.longest is None:
         found.append(f"handoff.data is not set; put rows of messages into {run.folder / DATA}")
+    if findings.differently:
+        found.append(
+            f"{CONFIG}: `unsloth train` renders rows by itself, without the trainer's rules and options of the chat "
+            f"template; it would train on other tokens in {findings.differently} of {len(findings.rows)} rows, so use "
+            f"{SCRIPT}"
+        )
     if run.handoff.ollama and findings.parts and "note" in findings.parts:
         found.append(f"Modelfile: {findings.parts['note']}")
     return [*found, f"these checks are about files, not about quality; {verdict}"]
@@ -82,11 +90,6 @@ def _refuse_failed(run: FinishedRun, checks: Sequence[Check]) -> None:
 def _refuse_unsuited(run: FinishedRun, findings: StudentFindings) -> None:
     if not findings.has_template:
         raise UsageError(f"the tokenizer in '{run.student}' has no chat template; add one, and run handoff again")
-    if run.handoff.responses_only and findings.parts is None:
-        raise UsageError(
-            "handoff.responses_only: the chat template is not a plain sequence of turns, so the responses cannot be "
-            "found; set responses_only to false"
-        )
     if run.handoff.method != "full" and not findings.targets:
         raise UsageError(
             f"handoff.method: {run.handoff.method} attaches adapters to linear layers by their names, and the student "

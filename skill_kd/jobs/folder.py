@@ -40,13 +40,24 @@ def fill_folder(text: str, folder: Path, others: Mapping[str, str] | None = None
     """Replace ``train.py``, ``kd/`` and ``others`` in an existing folder; after an OSError the folder is unchanged."""
     with tempfile.TemporaryDirectory(prefix=".skill-kd-", dir=folder) as temporary:
         new = Path(temporary)
-        for name, module in kd_files().items():
-            (new / KD / name).parent.mkdir(parents=True, exist_ok=True)
-            (new / KD / name).write_bytes(module)
         files = {SCRIPT: text, **(others or {})}
+        _write_kd(new)
         for name, content in files.items():
             (new / name).write_bytes(content.encode())
         _exchange(new, folder, (KD, *files))
+
+
+def fill_kd(folder: Path) -> None:
+    """Replace only ``kd/`` in an existing folder; after an OSError the folder is unchanged."""
+    with tempfile.TemporaryDirectory(prefix=".skill-kd-", dir=folder) as temporary:
+        _write_kd(Path(temporary))
+        _exchange(Path(temporary), folder, (KD,))
+
+
+def _write_kd(folder: Path) -> None:
+    for name, content in kd_files().items():
+        (folder / KD / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / KD / name).write_bytes(content)
 
 
 def _exchange(new: Path, folder: Path, names: Sequence[str]) -> None:
@@ -74,13 +85,17 @@ def _exchange(new: Path, folder: Path, names: Sequence[str]) -> None:
 
 def edited_parts(folder: Path) -> list[str]:
     """Return which of ``train.py`` and ``kd/`` in ``folder`` were edited since skill-kd wrote them."""
-    script, kd = folder / SCRIPT, folder / KD
-    text = _read(script) if os.path.lexists(script) else None
-    written = {files_hash(kd_files())}
+    script, written = folder / SCRIPT, None
+    text = read_script(script) if os.path.lexists(script) else None
     with contextlib.suppress(UsageError):
-        written.add(read_stamp(text or "").kd)
+        written = read_stamp(text or "").kd
     edited = [SCRIPT] if text is not None and is_edited(text) else []
-    return edited + ([f"{KD}/"] if os.path.lexists(kd) and files_hash(_files(kd)) not in written else [])
+    return edited + ([f"{KD}/"] if kd_is_edited(folder, written) else [])
+
+
+def kd_is_edited(folder: Path, written: str | None) -> bool:
+    """Return True if ``kd/`` in ``folder`` is neither ours nor the one with the hash ``written``."""
+    return os.path.lexists(folder / KD) and kd_hash(folder) not in {written, files_hash(kd_files())}
 
 
 def script_hash(folder: Path, name: str = SCRIPT) -> str:
@@ -114,7 +129,7 @@ def drift(folder: Path, text: str) -> list[str]:
 def _script_drift(script: Path, expected: str) -> str | None:
     if not script.exists():
         return "missing"
-    found = _read(script)
+    found = read_script(script)
     if found == expected:
         return None
     if is_edited(found):
@@ -123,12 +138,17 @@ def _script_drift(script: Path, expected: str) -> str | None:
     return "outdated, another " + ", ".join(key for key in new if key != "body" and old[key] != new[key])
 
 
-def _read(script: Path) -> str:
+def read_script(script: Path) -> str:
+    """Return the text of a script.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
     try:
         return read_input(script).decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UsageError(f"cannot read '{script}': {reason}") from error
+        raise UsageError(f"cannot read script '{script}': {reason}") from error
 
 
 def _files(kd: Path) -> dict[str, bytes]:

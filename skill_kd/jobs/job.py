@@ -10,8 +10,8 @@ from pathlib import Path
 from skill_kd import plugins
 from skill_kd.backend import Backend
 from skill_kd.errors import SpecError, UsageError
-from skill_kd.files import read_input, write_or_refuse
-from skill_kd.jobs.folder import KD, SCRIPT, drift, edited_parts, fill_folder, to_notebook, write_folder
+from skill_kd.files import write_or_refuse
+from skill_kd.jobs.folder import KD, SCRIPT, drift, edited_parts, fill_folder, read_script, to_notebook, write_folder
 from skill_kd.kd.dataset.reading import read_examples
 from skill_kd.kd.errors import ScriptError
 from skill_kd.render import is_edited, read_config, read_stamp
@@ -168,15 +168,11 @@ def prepare_script(script: Path, runs: Path = RUNS, name: str | None = None) -> 
         SpecError: ``CONFIG`` is not a valid spec.
         MissingRequirementError: its backend is not installed.
     """
-    try:
-        text = read_input(script).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UsageError(f"cannot read script '{script}': {reason}") from error
-    stamp = read_stamp(text)
+    text = read_script(script)
+    stamp = read_stamp(text, f"'{script}'")
     if not script.with_name(KD).is_dir():
         raise UsageError(f"there is no kd/ next to '{script}'; copy the whole generated folder")
-    values = read_config(text, str(script)) | {"backend": stamp.backend} | ({"name": name} if name else {})
+    values = read_config(text, f"'{script}'") | {"backend": stamp.backend} | ({"name": name} if name else {})
     spec = parse_spec(values, source=f"CONFIG in {script}")
     edited = is_edited(text) or f"{KD}/" in edited_parts(script.parent)
     return Job(spec, plugins.get_backend(stamp.backend), runs / spec.name, script, edited)

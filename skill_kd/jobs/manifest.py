@@ -6,15 +6,19 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
+
+from pydantic import ConfigDict
 
 from skill_kd.errors import RunLockedError, UsageError
-from skill_kd.files import open_descriptor, refuse_unsafe, refusing_unwritable, write_atomically
+from skill_kd.files import open_descriptor, read_checked, refuse_unsafe, refusing_unwritable, write_atomically
+from skill_kd.spec.section import Text
 
 Status = Literal["running", "done", "failed", "interrupted"]
 NAME = "manifest.json"
@@ -27,6 +31,8 @@ _LOCKED_BYTE = 1 << 20
 class Manifest:
     """Content of ``manifest.json``. Times are ISO 8601 in UTC; hashes are hexadecimal SHA-256."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     name: str
     status: Status
     spec_hash: str
@@ -38,7 +44,7 @@ class Manifest:
     edited: bool
     """True if the user edited the script after it was rendered."""
     command: tuple[str, ...]
-    cwd: str
+    cwd: Text
     python: str
     platform: str
     started: str
@@ -59,22 +65,13 @@ class Manifest:
         """Return the manifest of a run folder.
 
         Raises:
-            UsageError: there is no manifest, or ``skill-kd run`` did not write it, or the folder holds a symbolic link.
+            UsageError: there is no manifest, or its content is not that of one, or the folder holds a symbolic link.
         """
         path = folder / NAME
         refuse_linked(folder)
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            manifest = cls(**{**values, "command": tuple(values["command"])})
-        except OSError as error:
-            raise UsageError(f"'{folder}' is not a run folder: cannot read '{path}': {error.strerror}") from error
-        except (ValueError, TypeError, KeyError) as error:
-            raise UsageError(
-                f"'{path}' was not written by this skill-kd; start a new run with another --name"
-            ) from error
-        if manifest.status not in get_args(Status):
-            raise UsageError(f"'{path}': unknown status '{manifest.status}'; start a new run with another --name")
-        return manifest
+        if not os.path.exists(path):
+            raise UsageError(f"'{folder}' is not a run folder: it has no {NAME}")
+        return read_checked(path, cls, "start a new run with another --name")
 
 
 def refuse_linked(*folders: Path) -> None:
@@ -119,15 +116,20 @@ def locked(folder: Path) -> Iterator[Lock]:
         try:
             _lock(descriptor)
         except (BlockingIOError, PermissionError) as error:
-            pid = path.read_text(encoding="ascii", errors="replace").strip() or "?"
-            raise RunLockedError(
-                f"'{folder}' is in use by process {pid}; wait for it, or stop it with: kill {pid}"
-            ) from error
+            raise RunLockedError(f"'{folder}' is in use by {_holder(descriptor)}") from error
         lock = Lock(descriptor)
         lock.name_holder(os.getpid())
         yield lock
     finally:
         os.close(descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    """Return who holds a lock, and what to do about it. Only a number counts as a process id."""
+    text = os.read(descriptor, 20).decode("ascii", errors="replace").strip()
+    if not re.fullmatch(r"[1-9]\d*", text, re.ASCII):
+        return "another process; wait for it"
+    return f"process {text}; wait for it, or stop it with: kill {text}"
 
 
 def _lock(descriptor: int) -> None:

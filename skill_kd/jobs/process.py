@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
-import json
+import io
 import os
 import re
 import signal
@@ -17,8 +18,9 @@ from types import FrameType
 from typing import IO
 
 from skill_kd.errors import MissingRequirementError
-from skill_kd.files import open_unlinked
+from skill_kd.files import open_unlinked, parse_json
 from skill_kd.kd.errors import OUT_OF_MEMORY
+from skill_kd.kd.terminal import VisibleStream, visible
 
 Event = dict[str, object]
 """One line of ``metrics.jsonl``."""
@@ -30,6 +32,7 @@ _DRAIN_SECONDS = 5.0
 _DRAIN_AFTER_SIGNAL_SECONDS = 120.0
 """The same after a signal: a launcher may die at once while its workers still write a checkpoint."""
 _SECRET_NAME = re.compile(r"(?:KEY|TOKEN|SECRET)$|PASSWORD", re.IGNORECASE)
+_MOVES = re.compile(rb"\A(?:\x1b\[A)+")
 _SHORTEST_SECRET = 8
 """Minimum length of a secret to redact; a shorter value may occur in a log by chance."""
 
@@ -119,17 +122,22 @@ def _environment() -> dict[str, str]:
 
 def _pump(process: subprocess.Popen[bytes], transcript: Transcript) -> None:
     assert process.stdout is not None
+    screen = VisibleStream(sys.stderr)
+    # It keeps the bytes of a character together, and CR with LF, if a chunk ends between them.
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")("backslashreplace"), translate=False)
     with process.stdout as source:
         while chunk := os.read(source.fileno(), 65536):
             # A closed terminal must not stop a run or leave its pipe full.
             with contextlib.suppress(OSError, ValueError):
-                sys.stderr.buffer.write(chunk)
-                sys.stderr.buffer.flush()
+                screen.write_output(decoder.decode(chunk))
+                screen.flush()
             transcript.feed(chunk)
+        with contextlib.suppress(OSError, ValueError):
+            screen.write_output(decoder.decode(b"", final=True))
 
 
 class Transcript:
-    """Log of the output. For a line redrawn with carriage returns, it keeps only the last state.
+    """Log of the output, with control characters as escapes. Of a redrawn line it keeps only the last state.
 
     Secrets from the environment are redacted, because a library may print a header. ``file`` is unbuffered, so closing
     it cannot fail and a crash of this process loses nothing.
@@ -161,22 +169,29 @@ class Transcript:
             self._pending = b""
 
     def _keep(self, line: bytes) -> None:
-        line = _last_state(line).rstrip(b"\r")
+        line = _last_state(line).strip(b"\r")
         for value, name in self._secrets:
             line = line.replace(value, name)
-        text = "".join(filter(str.isprintable, line.decode(errors="replace"))).strip()
-        self._last_line = text or self._last_line
+        text = visible(line.decode(errors="backslashreplace"))
+        self._last_line = text.strip() or self._last_line
         # Launchers of several processes put the rank in brackets before each line.
-        if match := re.match(r"(?:\[[^\]]*\]:?\s*)?error: (.+)", text):
+        if match := re.match(r"(?:\[[^\]]*\]:?\s*)?error: (.*\S)", text):
             self.last_error = match[1]
         # The trainer reports a full disk. The last words above are kept even then.
         with contextlib.suppress(OSError, ValueError):
-            self._file.write(line + b"\n")
+            self._file.write(text.encode() + b"\n")
 
 
 def _last_state(line: bytes) -> bytes:
-    """Return the visible part of the line. A trailing carriage return overwrites nothing yet."""
-    return line[line.rstrip(b"\r").rfind(b"\r") + 1 :]
+    """Return the line without what was overwritten, and without moves from other bars.
+
+    Only a line that starts with a carriage return is redrawn. A trailing one overwrites nothing yet.
+    """
+    line = _MOVES.sub(b"", line)
+    if not line.startswith(b"\r"):
+        return line
+    shown = line.rstrip(b"\r")
+    return b"\r" + _MOVES.sub(b"", shown[shown.rfind(b"\r") + 1 :]) + line[len(shown) :][:1]
 
 
 def _secrets() -> list[tuple[bytes, bytes]]:
@@ -213,7 +228,7 @@ class _Events:
             self._offset += len(whole) + 1
         for line in whole.splitlines():
             with contextlib.suppress(ValueError):
-                if isinstance(event := json.loads(line), dict):
+                if isinstance(event := parse_json(line), dict):
                     self._on_event(event)
 
 

@@ -15,7 +15,7 @@ import yaml
 from skill_kd import __version__
 from skill_kd.errors import SkillKDError, SpecError, UsageError, command
 from skill_kd.files import write_atomically
-from skill_kd.jobs.folder import KD, SCRIPT, kd_hash, script_hash, text_hash
+from skill_kd.jobs.folder import KD, SCRIPT, kd_hash, read_script, script_hash, text_hash
 from skill_kd.jobs.job import Job, prepare_script
 from skill_kd.jobs.manifest import Manifest
 from skill_kd.jobs.student import STUDENT
@@ -70,7 +70,7 @@ def earlier(job: Job, resume: bool) -> Earlier | None:
     if not job.folder.is_dir():
         raise UsageError(f"run folder '{job.folder}' does not exist, so it cannot be resumed; start without --resume")
     manifest = Manifest.read(job.folder)
-    text = (job.folder / SCRIPT).read_bytes().decode(errors="replace")
+    text = read_script(job.folder / SCRIPT)
     longer = _longer(job, manifest, text)
     new = text if longer is None else longer.script
     if not manifest.edited:
@@ -145,7 +145,7 @@ def _from_student(job: Job) -> str:
 def _refuse_edited(folder: Path, manifest: Manifest, text: str) -> None:
     """Refuse a run folder whose ``train.py`` should have the content ``text`` and the hash of the manifest."""
     edited = None if manifest.script_hash in {text_hash(text), script_hash(folder)} else SCRIPT
-    if edited is None and kd_hash(folder) != read_stamp(text).kd:
+    if edited is None and kd_hash(folder) != read_stamp(text, f"'{folder / SCRIPT}'").kd:
         edited = f"{KD}/"
     if edited:
         new = command("skill-kd", "run", folder / SCRIPT, "--name", "NEW")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import shutil
@@ -25,7 +24,7 @@ from skill_kd.errors import (
     TrainingFailedError,
     error_for,
 )
-from skill_kd.files import making, refuse_skill_folder, refusing_unwritable
+from skill_kd.files import as_usage_error, making, read_object, refuse_skill_folder, refusing_unwritable
 from skill_kd.jobs.folder import script_hash, text_hash
 from skill_kd.jobs.job import RUNS, Job, prepare, prepare_script
 from skill_kd.jobs.manifest import Lock, Manifest, locked, now
@@ -59,11 +58,14 @@ class RunResult:
 
     @property
     def summary(self) -> Event:
-        """The final metrics that the script wrote; empty if it wrote none."""
-        with contextlib.suppress(OSError, ValueError):
-            values = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
-            return values if isinstance(values, dict) else {}
-        return {}
+        """The final metrics that the script wrote; empty if it wrote none.
+
+        Raises:
+            UsageError: ``summary.json`` is damaged.
+        """
+        path = self.folder / "summary.json"
+        with as_usage_error():
+            return read_object(path) if path.exists() else {}
 
 
 def run(

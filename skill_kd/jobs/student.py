@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import struct
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from skill_kd.files import checked, parse_json, read_object
 from skill_kd.kd.errors import BadInput
-from skill_kd.kd.files import read_object
 
 STUDENT = "student"
 """Name of the student's folder in a run folder."""
@@ -38,11 +40,21 @@ def check_student(folder: Path) -> None:
     if lost := sorted(named - {path.name for path in weights}):
         raise BrokenStudent(f"'{folder / lost[0]}' is missing, which {index.name} names")
     headers = [header(path) for path in weights]
-    if not any(each.keys() - {"__metadata__"} for each in headers):
+    if not any(headers):
         raise BrokenStudent(f"'{weights[0]}' holds no tensor")
 
 
-def header(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class TensorPlace:
+    """The entry of a tensor in the header of a safetensors file."""
+
+    dtype: str
+    shape: tuple[Annotated[int, Field(ge=0)], ...]
+    data_offsets: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+    """First byte and end, counted from the end of the header."""
+
+
+def header(path: Path) -> dict[str, TensorPlace]:
     """Return the header of a complete safetensors file: dtype, shape and place of each tensor, by name.
 
     Raises:
@@ -51,14 +63,17 @@ def header(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            values = json.loads(file.read(min(length, _LONGEST_HEADER)))
-        ends = [entry["data_offsets"][1] for name, entry in values.items() if name != "__metadata__"]
-        expected, found = 8 + length + max(ends, default=0), path.stat().st_size
-    except (OSError, ValueError, struct.error, AttributeError, TypeError, LookupError) as error:
-        raise BrokenStudent(f"'{path}' is not a complete safetensors file: {error}") from error
-    if expected != found:
+            values = parse_json(file.read(min(length, _LONGEST_HEADER)))
+        tensors = checked(values, dict[str, Any])
+        tensors.pop("__metadata__", None)
+        tensors = checked(tensors, dict[str, TensorPlace])
+    except (OSError, ValueError, struct.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BrokenStudent(f"'{path}' is not a complete safetensors file: {reason}") from error
+    expected = 8 + length + max((each.data_offsets[1] for each in tensors.values()), default=0)
+    if expected != (found := path.stat().st_size):
         raise BrokenStudent(f"'{path}' is not a complete safetensors file: {found} bytes of {expected}")
-    return dict(values)
+    return tensors
 
 
 def _json_object(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Files of a run folder: written atomically, and never opened through a symbolic link.
+"""Files of a run folder: written atomically, checked when read, and never opened through a symbolic link.
 
 A reader sees the old content or the new content, and a failure leaves the old content. Pipes, sockets and devices are
 neither read nor written: they may have no end, and a rename would replace them.
@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
+import reprlib
 import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import MISSING, fields
+from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from types import UnionType
+from typing import IO, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .errors import GO_ON, BadInput, RefusedPath, TrainingStopped
 
+Kind = TypeVar("Kind")
+DEEPEST = 64
+"""Levels of nesting in a JSON file. Code that walks through a value would need as many calls."""
 LINK = "is a symbolic link, and nothing is read or written through one; remove it, or put the file itself there"
 SPECIAL = "is a pipe, a socket or a device; use a file"
 
@@ -96,19 +104,147 @@ def open_unlinked(path: Path, mode: str, **options: Any) -> IO[Any]:
     return open(path, mode, opener=opener, **options)
 
 
+def read_json(path: Path) -> Any:
+    """Read a file that holds one JSON value, as ``parse_json`` does.
+
+    Raises:
+        BadInput: the file cannot be read, or is not such JSON. The message names it.
+    """
+    try:
+        content = read_input(path)
+    except OSError as error:
+        raise BadInput(f"cannot read '{path}': {error.strerror}") from error
+    with naming(path):
+        return parse_json(content)
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """Read a file that holds a JSON object.
 
     Raises:
         BadInput: the file cannot be read, or is not a JSON object.
     """
-    try:
-        values = json.loads(read_input(path).decode())
-    except (OSError, ValueError) as error:
-        raise BadInput(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}") from error
+    values = read_json(path)
     if not isinstance(values, dict):
         raise BadInput(f"'{path}' is not a JSON object")
     return values
+
+
+@contextmanager
+def naming(path: Path, fix: str = "") -> Iterator[None]:
+    """Name a file in the error of a block that reads its content.
+
+    Raises:
+        BadInput: the block raised a ``ValueError``. The message has the path, the reason and the fix.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise BadInput(f"cannot read '{path}': {error}" + f"; {fix}" * bool(fix)) from error
+
+
+def parse_json(content: bytes | str, *, finite: bool = False) -> Any:
+    """Parse JSON. Bytes are UTF-8.
+
+    Raises:
+        ValueError: it is malformed, has a key twice in one object, or is nested more than ``DEEPEST`` deep. With
+            ``finite``, also if it has NaN or a number beyond the range of a float. The message gives the reason.
+    """
+    options: dict[str, Any] = {"parse_float": _finite, "parse_constant": _finite} if finite else {}
+    try:
+        text = content.decode() if isinstance(content, bytes) else content
+        value = json.loads(text, object_pairs_hook=_unique_keys, parse_int=_whole_number, **options)
+    except UnicodeDecodeError as error:
+        raise ValueError("it is not UTF-8 text") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if deeper_than(value, DEEPEST):
+        raise ValueError(f"it is nested more than {DEEPEST} deep")
+    return value
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"duplicate key {reprlib.repr(key)}")
+        values[key] = value
+    return values
+
+
+def _whole_number(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError as error:  # Python converts 4300 digits at most
+        raise ValueError(f"it has a number of {len(digits)} digits") from error
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(float(number)):
+        raise ValueError(f"it has the number {reprlib.repr(number)}")
+    return float(number)
+
+
+def deeper_than(value: object, deepest: int) -> bool:
+    """Return True if lists and objects are nested more than ``deepest`` levels inside ``value``."""
+    level = [value]
+    for _ in range(deepest):
+        level = [
+            child
+            for each in level
+            if isinstance(each, list | dict)
+            for child in (each.values() if isinstance(each, dict) else each)
+            if isinstance(child, list | dict)
+        ]
+    return bool(level)
+
+
+def record(kind: type[Kind], values: object) -> Kind:
+    """Return the dataclass that a JSON object describes.
+
+    Raises:
+        ValueError: the value is not an object, or a field is missing, unknown or of another type than its annotation.
+            The message names the field.
+    """
+    if not isinstance(values, dict):
+        raise ValueError("it is not an object")
+    kinds, needed = _fields(kind)  # type: ignore[arg-type]  # a class can be hashed
+    for name, value in values.items():
+        if name not in kinds:
+            raise ValueError(f"it has the unknown field {reprlib.repr(name)}")
+        if not _fits(value, kinds[name]):
+            raise ValueError(f"{name} cannot be {reprlib.repr(value)}")
+    if lost := needed - values.keys():
+        raise ValueError(f"{min(lost)} is missing")
+    return kind(**values)
+
+
+@cache
+def _fields(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
+    """Return the types of a dataclass's fields, and the names of those without a default."""
+    needed = (each.name for each in fields(kind) if each.default is each.default_factory is MISSING)
+    return get_type_hints(kind), frozenset(needed)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Return True if a value of parsed JSON has the annotated type. A list also fits a tuple of any length.
+
+    Whole numbers have at most 64 bits, as in a tensor.
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in {Union, UnionType}:
+        return any(_fits(value, part) for part in parts)
+    if origin is Literal:
+        return isinstance(value, str) and value in parts
+    if origin in {list, tuple}:
+        return isinstance(value, list) and all(_fits(each, parts[0]) for each in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(each, parts[1]) for each in value.values())
+    if type(value) is int:
+        return kind in {int, float} and -(2**63) <= value < 2**63
+    return type(value) is kind
 
 
 @contextmanager

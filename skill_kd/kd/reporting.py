@@ -1,4 +1,4 @@
-"""The end of a trainer script: an exit code, and after a failure one ``error:`` line."""
+"""The output and the end of a trainer script: an exit code, and after a failure one ``error:`` line."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 from .errors import GO_ON, LESS_MEMORY, OUT_OF_MEMORY, RefusedPath, ScriptError
+from .signals import Stopped, stoppable
+from .terminal import wrap_output
 
 UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 """The disk or the quota is full, the file is too large, or the folder is read-only."""
-UNUSABLE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG})
+UNUSABLE = frozenset({errno.EACCES, errno.EPERM, errno.ENAMETOOLONG})
 """The rights or the path are wrong, for reading or for writing."""
+MISPLACED = frozenset({errno.EISDIR, errno.ENOTDIR, errno.EEXIST})
+"""A folder is in the place of a file, or a file in the place of a folder."""
 
 
 class _End:
@@ -27,22 +31,31 @@ class _End:
 
 @contextmanager
 def reporting() -> Iterator[None]:
-    """Turn an error of the block into one ``error:`` line and its exit code. Unexpected errors keep their traceback."""
+    """Turn an error of the block into one ``error:`` line and its exit code. Unexpected errors keep their traceback.
+
+    From here to the end of the process, control characters in the output appear as escapes.
+    """
+    wrap_output()
     _quiet_libraries()
     # Handlers run last in, first out, so what the run registers later, such as its trackers, runs before this one.
     atexit.register(_leave)
     try:
-        yield
+        with stoppable():
+            yield
         _End.code = 0
     except ScriptError as error:
         _end(str(error), error.exit_code)
     except KeyboardInterrupt:
         _end("interrupted before the first checkpoint", 130)
+    except Stopped as signal:
+        _end(f"stopped by {signal}", Stopped.exit_code)
     except Exception as error:
         if _is_out_of_memory(error):
             _end(f"{OUT_OF_MEMORY}{_words(error)}; {LESS_MEMORY}", 6)
         if isinstance(error, RefusedPath):
             _end(f"'{error.filename}' {error.strerror}", 2)
+        if isinstance(error, OSError) and error.errno in MISPLACED:
+            _end(f"cannot use '{error.filename2 or error.filename}': {error.strerror}; move it away, and resume", 2)
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             _end(f"cannot write {error.filename or 'into the run folder'}: {error.strerror}; {GO_ON}", 6)
         if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename:

@@ -11,6 +11,10 @@ from skill_kd.spec import Spec
 
 _WORTHWHILE = 0.02
 """Smallest saving worth proposing, as a share of the peak."""
+_MOST_SPLITS = 1024
+"""Largest ``training.accumulate`` to propose."""
+_MOST_SIZES = 32
+"""Largest number of rounds of which every smaller size is tried. Each one is planned, which takes time."""
 
 Peak = Callable[[Spec], int]
 """Function from a spec to its peak in bytes."""
@@ -79,10 +83,12 @@ def _candidates(spec: Spec, on_cpu: bool) -> Iterator[list[Settings]]:
     """Yield ways to save memory, the cheapest first; the options of each go from mild to strong."""
     training, launch = spec.training, spec.launch
     rows = training.batch_size // launch.processes
-    splits = [count for count in range(training.accumulate + 1, rows + 1) if rows % count == 0]
+    splits = [count for count in range(training.accumulate + 1, min(rows, _MOST_SPLITS) + 1) if rows % count == 0]
     yield [(("training.accumulate", count),) for count in splits]
-    batches = range(spec.rollout.prompts // training.batch_size - 1, 0, -1)
-    yield [(("rollout.prompts", count * training.batch_size),) for count in batches]
+    yield [
+        (("rollout.prompts", count * training.batch_size),)
+        for count in _fewer(spec.rollout.prompts // training.batch_size)
+    ]
     yield [(("checkpoint.measure_prompts", count),) for count in (32, 16, 8) if count < spec.checkpoint.measure_prompts]
     if spec.teacher.model is not None and spec.teacher.dtype == "float32":
         yield [(("teacher.dtype", "bfloat16"),)]
@@ -111,6 +117,13 @@ def _candidates(spec: Spec, on_cpu: bool) -> Iterator[list[Settings]]:
             for count in more
             if count > 1 and training.batch_size % (count * training.accumulate) == 0
         ]
+
+
+def _fewer(count: int) -> list[int]:
+    """Return smaller numbers, the largest first: all of them, or halves of halves if there are many."""
+    if count <= _MOST_SIZES:
+        return list(range(count - 1, 0, -1))
+    return [count >> halvings for halvings in range(1, count.bit_length())]
 
 
 def _joined(parts: list[Settings]) -> Settings:

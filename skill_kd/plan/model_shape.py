@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 from skill_kd.errors import UsageError
 from skill_kd.kd.errors import BadInput
 from skill_kd.kd.model.context import CONTEXT_KEYS, context_length
-from skill_kd.kd.model.layers import growth_problem, kept_layers
+from skill_kd.kd.model.layers import MOST_LAYERS, growth_problem, kept_layers
 
 
 @dataclass(frozen=True)
@@ -188,13 +189,17 @@ _FAMILIES: Mapping[str, _Family] = {
     "opt": _Family("all", norm_bias=True, gated_mlp=False, position_rows=2, defaults=_TIED),
 }
 _ALIASES = {
-    "n_embd": "hidden_size",
-    "n_layer": "num_hidden_layers",
-    "n_head": "num_attention_heads",
-    "n_inner": "intermediate_size",
-    "ffn_dim": "intermediate_size",
-    "num_local_experts": "num_experts",
+    **dict.fromkeys(("n_embd", "d_model"), "hidden_size"),
+    **dict.fromkeys(("n_layer", "n_layers", "num_layers"), "num_hidden_layers"),
+    **dict.fromkeys(("n_head", "n_heads", "num_heads", "attention_heads"), "num_attention_heads"),
+    "num_kv_heads": "num_key_value_heads",
+    **dict.fromkeys(("n_inner", "ffn_dim", "ffn_hidden_size", "dff"), "intermediate_size"),
+    **dict.fromkeys(("num_local_experts", "n_routed_experts", "moe_num_experts"), "num_experts"),
+    **dict.fromkeys(("num_experts_per_token", "moe_topk", "moe_top_k", "moe_k"), "num_experts_per_tok"),
+    "expert_ffn_hidden_size": "moe_intermediate_size",
 }
+_WITHOUT_ATTENTION = frozenset({"mamba", "mamba2", "falcon_mamba"})
+"""Model types that work (references/models.md) and that the formulas of this part do not cover."""
 
 
 def parse_config(values: Mapping[str, object], source: str) -> ModelConfig:
@@ -212,18 +217,29 @@ def parse_config(values: Mapping[str, object], source: str) -> ModelConfig:
     if isinstance(text, Mapping):
         vision = _vision_parameters(values, text, source)
         values = {**text, "tie_word_embeddings": values.get("tie_word_embeddings")}
+    if isinstance(experts := values.get("ffn_config"), Mapping):
+        values = {**experts, **values}  # DBRX
     model_type = str(values.get("model_type", "unknown"))
+    if model_type in _WITHOUT_ATTENTION:
+        raise UsageError(
+            f"model '{source}': models of type '{model_type}' have no attention heads, and plan knows only the memory "
+            "and time of attention; they train without a plan: try a few updates first"
+        )
     family = _FAMILIES.get(model_type, _Family("config"))
     sizes: dict[str, object] = dict(family.defaults)
-    sizes.update({_ALIASES.get(key, key): value for key, value in values.items() if value is not None})
-    if isinstance(widths := sizes.get("intermediate_size"), list) and widths:
+    named = {key: value for key, value in values.items() if value is not None}
+    sizes.update({_ALIASES[key]: value for key, value in named.items() if key in _ALIASES} | named)
+    widths = sizes.get("intermediate_size")
+    if isinstance(widths, list) and widths and {*map(type, widths)} == {int}:
         sizes["intermediate_size"] = max(widths)  # Gemma 3n has one for each layer
+    if model_type not in _FAMILIES and "intermediate_size" not in sizes and "num_experts" not in sizes:
+        family = replace(family, gated_mlp=False)  # as in GPT-2's relatives, which do not name the width
     shape = _shape(model_type, family, _Sizes(sizes, f"{source} ({model_type})"), vision)
     return replace(shape, growth_problem=growth_problem(values))
 
 
-_MOST_LAYERS = 10_000
-"""More layers than any model has. The plan's work grows with the layers, so a larger number is refused first."""
+_LARGEST = 1_000_000_000
+"""A larger size is damage."""
 
 
 class _Sizes:
@@ -235,16 +251,17 @@ class _Sizes:
     def count(self, key: str, default: int | None = None) -> int:
         value = self.values.get(key, default)
         if value is None:
-            raise UsageError(f"the config of {self.source} has no '{key}', so the size of the model is unknown")
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise UsageError(f"the config of {self.source} has {key}: {value!r}, which is not a whole number")
+            raise UsageError(f"config.json of {self.source} has no '{key}', so the size of the model is unknown")
+        if type(value) is not int or not 0 <= value <= _LARGEST:
+            shown = reprlib.repr(value)
+            raise UsageError(f"config.json of {self.source} has {key}: {shown}, not a whole number up to {_LARGEST}")
         return value
 
     def layers(self) -> int:
         value = self.count("num_hidden_layers")
-        if value > _MOST_LAYERS:
+        if value > MOST_LAYERS:
             raise UsageError(
-                f"the config of {self.source} says num_hidden_layers: {value}; at most {_MOST_LAYERS} can be planned"
+                f"config.json of {self.source} says num_hidden_layers: {value}; at most {MOST_LAYERS} can be planned"
             )
         return value
 
@@ -260,7 +277,7 @@ class _Sizes:
 def _shape(model_type: str, family: _Family, sizes: _Sizes, vision: int) -> ModelConfig:
     hidden, heads = sizes.count("hidden_size"), sizes.count("num_attention_heads")
     if not hidden or not heads:
-        raise UsageError(f"the config of {sizes.source} has {heads} heads and a hidden size of {hidden}; 0 is invalid")
+        raise UsageError(f"config.json of {sizes.source} has {heads} heads and a hidden size of {hidden}; 0 is invalid")
     positions = sizes.positions()
     attention_bias = family.bias == "all" or (family.bias == "config" and sizes.flag("attention_bias"))
     config = ModelConfig(
@@ -270,7 +287,7 @@ def _shape(model_type: str, family: _Family, sizes: _Sizes, vision: int) -> Mode
         heads=heads,
         kv_heads=sizes.count("num_key_value_heads", heads),
         head_dim=sizes.count("head_dim", hidden // heads),
-        intermediate_size=sizes.count("intermediate_size", None if family.gated_mlp else 4 * hidden),
+        intermediate_size=_mlp_width(family, sizes, hidden),
         vocab_size=sizes.count("vocab_size"),
         max_positions=positions or None,
         tied_embeddings=sizes.flag("tie_word_embeddings"),
@@ -288,6 +305,14 @@ def _shape(model_type: str, family: _Family, sizes: _Sizes, vision: int) -> Mode
         approximate=model_type not in _FAMILIES or sizes.count("word_embed_proj_dim", hidden) != hidden,
     )
     return _mixture(config, sizes)
+
+
+def _mlp_width(family: _Family, sizes: _Sizes, hidden: int) -> int:
+    """Return the width of a dense MLP. A config without one may have experts in all layers."""
+    if not family.gated_mlp:
+        return sizes.count("intermediate_size", 4 * hidden)
+    experts_only = "num_experts" in sizes.values and "intermediate_size" not in sizes.values
+    return sizes.count("moe_intermediate_size" if experts_only else "intermediate_size")
 
 
 def _mixture(config: ModelConfig, sizes: _Sizes) -> ModelConfig:

@@ -5,7 +5,6 @@ This reads only ``config.json``, a few kilobytes, and needs no torch, so a run c
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from skill_kd.errors import MissingRequirementError, SkillKDError, UsageError, error_for
-from skill_kd.kd.errors import ScriptError
+from skill_kd.kd.errors import BadInput, ScriptError
 from skill_kd.kd.files import read_object
 from skill_kd.kd.model.adapter_folder import CONFIG, adapter_in, adapter_of
 from skill_kd.kd.model.families import refusal
@@ -93,15 +92,12 @@ def _packaged(model: str) -> ModelConfig:
 
 
 def _read_file(path: Path, model: str) -> ModelConfig:
+    if not path.exists():
+        raise UsageError(f"model '{model}': the folder has no config.json; save_pretrained writes one")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UsageError(f"model '{model}': the folder has no config.json; save_pretrained writes one") from error
-    except (OSError, ValueError, RecursionError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or "not JSON"
-        raise UsageError(f"model '{model}': cannot read {path}: {reason}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"model '{model}': {path} is not a JSON object")
+        values = read_object(path)
+    except BadInput as error:
+        raise UsageError(f"model '{model}': {error}") from error
     if refused := refusal(values):
         raise UsageError(f"model '{model}': {refused}; take another model")
     return parse_config(values, model)

@@ -13,9 +13,9 @@ from pathlib import Path
 import yaml
 
 from skill_kd.files import read_input, refuse_skill_folder, write_atomically
+from skill_kd.kd.terminal import visible
 from skill_kd.report.evaluation import setting
 from skill_kd.report.evaluation_document import EvaluationDocument, MetricRow, Reproduction
-from skill_kd.report.markup import clean
 from skill_kd.report.metrics import shown
 from skill_kd.report.numbers import finite, number, size
 from skill_kd.report.shown_document import SIDES, SIDES_AND_BASELINE, Latency, ModelSpeed, Side
@@ -69,7 +69,7 @@ def plain(text: object) -> str:
 
 
 def _one_line(text: object) -> str:
-    return " ".join(clean(text).split())
+    return " ".join(visible(text).split())
 
 
 def _front_matter(evaluation: EvaluationDocument, name: str, made: TrainingFacts) -> dict[str, object]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from skill_kd.kd.terminal import visible
 from skill_kd.report.axes import Position, Scale, fitting
-from skill_kd.report.markup import Markup, clean, tag
+from skill_kd.report.markup import Markup, tag
 from skill_kd.report.numbers import finite
 
 WIDTH, LEFT, RIGHT = 680, 64, 16
@@ -37,7 +38,7 @@ def figure(title: str, description: str, height: float, drawing: Iterable[Markup
 
 def words(x: float, y: float, text: str, room: float, class_: str = "", anchor: str = "start") -> Markup:
     """Return ``text`` cut to ``room`` pixels; hovering shows all of it."""
-    whole = clean(text)
+    whole = visible(text)
     shown = fitting(whole, room, 11.5 if "t" in class_.split() else 13)
     hint = [tag("title", whole)] if shown != whole else []
     place = {"x": f"{x:g}", "y": f"{y:g}", "text_anchor": None if anchor == "start" else anchor}

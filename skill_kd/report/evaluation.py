@@ -14,7 +14,7 @@ from skill_kd.report.evaluation_document import (
     Verdict,
 )
 from skill_kd.report.harness import harness
-from skill_kd.report.markup import Child, Markup, clean, join, tag
+from skill_kd.report.markup import Child, Markup, join, tag
 from skill_kd.report.metrics import metric_parts, shown
 from skill_kd.report.numbers import MISSING, finite, number, percent, size
 from skill_kd.report.page import (
@@ -276,7 +276,7 @@ def _reproduction(evaluation: EvaluationDocument) -> list[Markup]:
         ("Reason code", tag("code", evaluation["reason_code"])),
     ]
     files = [[each["role"], each["name"], each["rows"], Cell(tag("code", each["sha256"]))] for each in facts["files"]]
-    policy = sample(clean(json.dumps(facts["policy"], indent=2)))
+    policy = sample(json.dumps(facts["policy"], indent=2))
     return [
         pairs(items),
         table("Files read", ["Role", "Name", Column("Rows", numeric=True), "SHA-256"], files),

@@ -6,7 +6,9 @@ report/, never the reverse. None means not measured.
 
 # No `from __future__ import annotations`: Python 3.11 does not find NotRequired in string annotations.
 
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired
+
+from typing_extensions import TypedDict
 
 from skill_kd.report.shown_document import Better, Curves, HarnessComparison, JudgeCounts, Latency
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import base64
 import html
 import json
-import re
 from collections.abc import Iterable
 from hashlib import sha256
 
-_UNSEEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff\u202d\u202e]")
-"""Controls, lone surrogates, non-characters, and the overrides that reverse the direction of text."""
+from skill_kd.kd.terminal import visible
+
 _VOID = frozenset({"meta", "br", "input"})
 
 
@@ -24,14 +23,9 @@ Child = object
 """Markup, or any value whose `str` is shown as text."""
 
 
-def clean(text: object) -> str:
-    """Return ``str(text)``, with characters that must not reach a page or a terminal replaced by U+FFFD."""
-    return _UNSEEN.sub("\ufffd", str(text).replace("\r\n", "\n"))
-
-
 def escape(value: Child) -> Markup:
     """Return ``value`` unchanged if it is `Markup`, else as escaped text."""
-    return value if isinstance(value, Markup) else Markup(html.escape(clean(value), quote=True))
+    return value if isinstance(value, Markup) else Markup(html.escape(visible(value), quote=True))
 
 
 def join(parts: Iterable[Child], separator: str = "") -> Markup:

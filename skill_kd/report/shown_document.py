@@ -5,7 +5,9 @@ The keys are frozen. None means not measured.
 
 # No `from __future__ import annotations`: Python 3.11 does not find NotRequired in string annotations.
 
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired
+
+from typing_extensions import TypedDict
 
 Better = Literal["high", "low"]
 Side = Literal["teacher", "student"]

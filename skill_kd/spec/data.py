@@ -18,7 +18,7 @@ class Data(Section):
     """Prompts, and responses if there are any."""
 
     train: Text
-    """JSONL or Parquet file or hub id (``name@COMMIT`` pins it): ``prompt`` or ``messages``, optional ``response``."""
+    """JSONL or Parquet file, or ``owner/name@COMMIT`` on the hub: ``prompt`` or ``messages``, optional ``response``."""
     split: Text = "train"
     """Split to read when ``train`` is a hub id."""
     held_out: Annotated[float, Field(gt=0, lt=1)] | Text = 0.05

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from collections.abc import Callable, Hashable
@@ -13,11 +12,15 @@ import yaml
 from pydantic import ValidationError
 
 from skill_kd.errors import SpecError
+from skill_kd.files import parse_json
 from skill_kd.spec import Spec
 from skill_kd.spec.mistakes import mistakes
 
 MAX_BYTES = 64 * 1024
 """Maximum size of a spec file. A much larger file than a few KiB is probably data, and YAML is slow to parse."""
+
+MAX_BITS = 64
+"""Maximum size of a whole number."""
 
 MAX_ALIASES = 16
 """Maximum number of YAML aliases. Nested aliases multiply: a few lines can expand to more nodes than fit in memory."""
@@ -76,7 +79,7 @@ def read_value(text: str, where: str) -> Any:
         SpecError: the text is malformed; the message starts with ``where``.
     """
     try:
-        return _parse_yaml(text)
+        return _without_huge_numbers(_parse_yaml(text))
     except Exception as error:  # as above
         raise SpecError(f"{where}: the value is malformed: {_one_line(error)}") from error
 
@@ -98,31 +101,26 @@ def _parse_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 -- a SafeLoader
 
 
-def _parse_json(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_unique_keys)
+def parse_toml(text: str) -> dict[str, Any]:
+    """Parse TOML.
 
-
-def _parse_toml(text: str) -> Any:
+    Raises:
+        ValueError: the text is malformed, nested too deeply, or has a key of more than 16 parts.
+    """
     if found := _LONG_KEY.search(text):
         line = text.count("\n", 0, found.start()) + 1
         raise ValueError(f"line {line}: a key or value of more than 16 parts joined by dots")
-    return tomllib.loads(text)
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in values:
-            raise ValueError(f"duplicate key '{key}'")
-        values[key] = value
-    return values
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 _PARSERS: dict[str, Callable[[str], Any]] = {
     ".yaml": _parse_yaml,
     ".yml": _parse_yaml,
-    ".json": _parse_json,
-    ".toml": _parse_toml,
+    ".json": parse_json,
+    ".toml": parse_toml,
 }
 
 
@@ -146,11 +144,31 @@ def parse_spec(values: object, source: str = "spec") -> Spec:
         SpecError: the values are invalid; the message has one line for each mistake.
     """
     try:
-        return Spec.model_validate(values)
+        return Spec.model_validate(_without_huge_numbers(values))
     except ValidationError as error:
         raise SpecError(f"{source}: " + "\n  ".join(mistakes(error))) from error
+    except ValueError as error:
+        raise SpecError(f"{source}: {error}") from error
+
+
+def _without_huge_numbers(values: Any) -> Any:
+    """Return the values. Refuse whole numbers beyond 64 bits: Python could neither print nor calculate with some.
+
+    Raises:
+        ValueError: there is one.
+    """
+    left, seen = [values], set[int]()
+    while left:
+        each = left.pop()
+        if isinstance(each, int) and each.bit_length() > MAX_BITS:
+            raise ValueError(f"a whole number has {each.bit_length()} bits, and at most {MAX_BITS} are possible")
+        if isinstance(each, dict | list | tuple | set) and id(each) not in seen:  # YAML can put a list into itself
+            seen.add(id(each))
+            left += [*each, *each.values()] if isinstance(each, dict) else each
+    return values
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    # Python's message on a number of thousands of digits goes on with advice for programmers.
+    text = " ".join(str(error).partition("; use sys.")[0].split()) or type(error).__name__
     return text if len(text) <= 300 else text[:299] + "…"

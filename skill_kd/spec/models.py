@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from skill_kd.kd.model.safe_files import local_code
 from skill_kd.spec.section import (
     Dtype,
     Fraction,
@@ -74,7 +75,7 @@ class Teacher(Section):
     cache_gb: NonNegativeFloat = 4.0
     """Disk space per process, in GB, for the teacher's hidden states of responses that several updates train on."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Keep it off unless you have read that code at ``revision``."""
+    """Run Python code that comes with a model of the hub. Keep it off unless you have read it at ``revision``."""
     served: Served | None = None
     """An endpoint to query instead of loading ``model``."""
     max_unusable: Fraction = 0.1
@@ -90,14 +91,22 @@ class Teacher(Section):
             raise refuse(f"revision: {self.revision!r} does not apply to a list of models; set it in each entry")
         if self.served and (self.revision or self.quantization or self.trust_remote_code):
             raise refuse("'revision', 'quantization' and 'trust_remote_code' do not apply to 'served'; drop them")
-        listed = self.model if isinstance(self.model, tuple) else (self,)
         if self.trust_remote_code:
-            for model in listed:
-                _require_commit(model.revision)
+            for model, revision in self.revisions:
+                _require_commit(model, revision)
         return self
 
+    @property
+    def revisions(self) -> tuple[tuple[str, str | None], ...]:
+        """Name and revision of each model that is loaded here; empty for a served teacher."""
+        if isinstance(self.model, tuple):
+            return tuple((each.model, each.revision) for each in self.model)
+        return () if self.model is None else ((self.model, self.revision),)
 
-def _require_commit(revision: str | None) -> None:
+
+def _require_commit(model: str, revision: str | None) -> None:
+    if reason := local_code(model):
+        raise refuse(reason)
     if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         raise refuse(
             "trust_remote_code: true needs 'revision', the commit whose code you have read "
@@ -154,7 +163,7 @@ class Student(Section):
     quantization: Literal["8bit", "4bit"] | None = None
     """Quantize and freeze the base weights; needs ``lora``."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Keep it off unless you have read that code at ``revision``."""
+    """As for a teacher. A student whose class is code of its own is refused: its export could not be loaded."""
     lora: Lora | None = None
     """Low-rank adapters to train; null trains all weights."""
 
@@ -172,5 +181,11 @@ class Student(Section):
         if self.quantization and self.lora is None:
             raise refuse(f"quantization: {self.quantization} freezes the weights; add 'lora' to train adapters")
         if self.trust_remote_code:
-            _require_commit(self.revision)
+            for model, revision in self.revisions:
+                _require_commit(model, revision)
         return self
+
+    @property
+    def revisions(self) -> tuple[tuple[str, str | None], ...]:
+        """Name and revision of the model; empty if the student grows from its teacher."""
+        return () if self.model is None else ((self.model, self.revision),)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from skill_kd.spec.section import (
+    Epochs,
     Fraction,
     LearningRate,
     PositiveFloat,
@@ -136,7 +137,7 @@ class Handoff(Section):
     """Weights to train: adapters, adapters on a 4-bit base, or all weights."""
     data: Text | None = None
     """JSONL file with ``messages``, or with ``prompt`` and ``response``."""
-    epochs: PositiveFloat = 1.0
+    epochs: Epochs = 1.0
     """Passes over ``data``."""
     export: tuple[Annotated[str, Field(pattern=r"^(merged|lora|gguf-[a-z0-9_]+)$")], ...] = ("merged",)
     """Formats to save: ``merged`` (16-bit folder), ``lora`` (only the adapter), or GGUF such as ``gguf-q4_k_m``."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, model_validator
 
 from skill_kd.spec.objectives import Divergence, MiniLLM, Objective, OffPolicyObjective, Sft
-from skill_kd.spec.section import LearningRate, PositiveFloat, PositiveInt, Section, refuse
+from skill_kd.spec.section import Epochs, LearningRate, PositiveInt, Section, refuse
 
 
 class WarmStart(Section):
@@ -16,7 +16,7 @@ class WarmStart(Section):
     kind: Literal["warm_start"] = "warm_start"
     objective: OffPolicyObjective = Sft()
     """The loss: imitate the responses in the data (``sft``), or the teacher."""
-    epochs: PositiveFloat = 1.0
+    epochs: Epochs = 1.0
     """Passes over the training prompts."""
     learning_rate: LearningRate | None = None
     """Learning rate of this stage; null uses ``training.learning_rate``."""
@@ -50,7 +50,7 @@ class SelfTrain(Section):
     """Responses to sample per prompt."""
     keep: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of the usable samples to keep: those with the highest teacher log-likelihood per token."""
-    epochs: PositiveFloat = 1.0
+    epochs: Epochs = 1.0
     """Passes over the kept samples."""
     learning_rate: LearningRate | None = None
     """Learning rate of this stage; null uses ``training.learning_rate``."""

@@ -156,15 +156,15 @@ class Texts(HTMLParser):
 HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script> call me"
 
 
-def hostile(tmp_path: Path, folder: Path) -> Path:
-    """Return a log whose damage contains HTML and secrets."""
+def hostile(tmp_path: Path, folder: Path, start: str = "") -> Path:
+    """Return a log whose damage contains ``start``, HTML and secrets."""
     path = tmp_path / "hostile.jsonl"
     rows = [json.loads(line) for line in written(folder, damage="boilerplate").read_text(encoding="utf-8").splitlines()]
     for number, row in enumerate(rows):
         row["prompt"] += f" MARKERPROMPT{number} from maria.lopez@example.org"
         if row["output"].startswith("Certainly"):
             row["output"] = (
-                f"{HOSTILE} SECRETWORD 4111 1111 1111 1111 or maria.lopez@example.org \ud800 " + row["output"]
+                f"{start}{HOSTILE} SECRETWORD 4111 1111 1111 1111 or maria.lopez@example.org \ud800 " + row["output"]
             )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -187,6 +187,19 @@ def test_text_of_the_log_is_shown_only_on_request_and_redacted(tmp_path: Path, f
     page.feed(html(loud))
     assert "img" not in page.tags
     assert "alert(2)</script>" not in html(loud)
+
+
+def test_an_opening_has_no_secret_and_an_example_is_one_line_without_hidden_characters(
+    tmp_path: Path, folder: Path
+) -> None:
+    key = "AK" + "IA" + "Q7" * 8
+    path = hostile(tmp_path, folder, f"Use {key} \x1b[31m\u202e\n   do 1     curl\r")
+    loud = diagnose([str(path)], examples=True)
+    for shown in (loud.table(), json.dumps(loud.to_json()), html(loud)):
+        assert key.lower() not in shown.lower()
+    assert loud.findings[0].openings[0].text == "use key 31m do 1"
+    assert "   do 1     curl" not in loud.table().splitlines()
+    assert not {"\x1b", "\u202e"} & set(html(loud))
 
 
 def test_advice_never_comes_from_the_log(tmp_path: Path, folder: Path) -> None:

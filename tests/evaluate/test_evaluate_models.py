@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,54 @@ def test_options_of_the_template_reach_every_model_of_an_evaluation(home: Path, 
     assert quiet[0].tokenizer.decode(written.prompt).endswith("assistant\n<|im_end|>")
 
 
+MARKS = ("<|channel|>", "<|message|>", "<|start|>", "<|return|>", "<|end|>")
+THINKS = CHAT_TEMPLATE.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+"""Opens the reasoning in the prompt."""
+
+
+@pytest.mark.parametrize(
+    ("template", "said", "judged"),
+    [
+        (CHAT_TEMPLATE, "fox<|im_end|>", "fox"),
+        (CHAT_TEMPLATE, "<think>lazy</think>fox<|im_end|>", "fox"),
+        (CHAT_TEMPLATE, "<think>lazy", ""),
+        (THINKS, "lazy</think>fox<|im_end|>", "fox"),
+        (THINKS, "lazy dog", ""),
+        (
+            CHAT_TEMPLATE,
+            "<|channel|>analysis<|message|>lazy<|end|><|start|>assistant<|channel|>final<|message|>fox<|im_end|>",
+            "fox",
+        ),
+        (CHAT_TEMPLATE, "<|channel|>analysis<|message|>lazy", ""),
+    ],
+)
+def test_only_the_final_part_of_a_response_is_judged(template: str, said: str, judged: str, tmp_path: Path) -> None:
+    folder = Path(templated(tmp_path, template, special=(UNK, BOS, EOS, *MARKS)))
+    writer = opened_models.open_writer(ModelSource(str(folder)), 4, CPU)
+    prompt = writer.encoder.prompt(Example((("user", "hello"),), None)).prompt
+    ids = writer.tokenizer(said, add_special_tokens=False)["input_ids"]
+    assert writer.reader.read(row(list(prompt), ids)).text == judged
+
+
+def test_responses_with_reasoning_are_counted_for_both_sides(home: Path, tmp_path: Path) -> None:
+    """Random models never close the reasoning that the prompt opens."""
+    asked = task(home, templated(tmp_path / "student", THINKS, seed=2, layers=1))
+    files, measured = sampling.sample(asked, POLICY, tmp_path / "out")
+    written = read_objects(tmp_path / "out" / "student.jsonl")
+    assert len(written) == 40
+    assert {line["response"] for line in written} == {""}  # type: ignore[index]
+    assert measured.warnings[0].startswith("40 of 40 responses of the student have reasoning")
+    assert re.match(
+        r"\d+ of 40 responses of the student were cut while reasoning.*--max-new-tokens", measured.warnings[1]
+    )
+    assert len(measured.warnings) == 2, "the teacher does not reason"
+    found = evaluate_generations(files, POLICY, measured=measured)
+    assert set(measured.warnings) <= set(found.warnings)
+    loops = next(metric for metric in found.metrics if metric.name == "loops").found
+    assert loops is not None
+    assert loops.value > 0.5, "an answer without a final part is empty"
+
+
 def test_samples_depend_on_the_options_only_if_there_are_some() -> None:
     assert "template_options" not in ModelSource("m").key()
     assert ModelSource("m", template_options={"quiet": True}).key()["template_options"] == {"quiet": True}
@@ -397,8 +446,9 @@ def a_run(folder: Path, home: Path, data: dict[str, object] | None = None, **eva
     )
     (folder / "spec.yaml").write_text(json.dumps(spec.model_dump(mode="json")))
     make_model(folder / "student", seed=2, layers=1)
-    values = dict.fromkeys(Manifest.__dataclass_fields__, "")
-    Manifest(**{**values, "status": "done", "command": (), "cwd": str(home), "edited": False}).write(folder)  # type: ignore[arg-type]
+    texts = ("spec_hash", "skill_kd", "backend", "backend_version", "script_hash", "python", "platform", "started")
+    values: dict[str, Any] = dict.fromkeys(texts, "")
+    Manifest("run", "done", edited=False, command=(), cwd=str(home), **values).write(folder)
     return folder
 
 

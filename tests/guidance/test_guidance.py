@@ -164,6 +164,14 @@ def test_teacher_can_be_switched_by_a_given_value() -> None:
     assert (spec.teacher.model, spec.teacher.served) == ("T", None)
 
 
+def test_keys_of_a_given_objective_change_only_its_spec() -> None:
+    chosen, recommended = advise(objective="jsd", changes={"distill.objective.beta": 0.3}).specs
+    assert chosen["stages"][-1]["objective"] == {"kind": "jsd", "beta": 0.3}
+    assert recommended["stages"][-1]["objective"] == {"kind": "minillm"}
+    with pytest.raises(UsageError, match="give the objective's kind with --objective"):
+        advise(objective="jsd", changes={"distill.objective": {"kind": "sft"}})
+
+
 @pytest.mark.parametrize("kind", OBJECTIVE_KINDS)
 def test_given_objective_is_compared_with_the_recommended_one(kind: str) -> None:
     advice = advise(objective=kind)

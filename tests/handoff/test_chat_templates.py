@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from chat_templates import DEFAULT_SYSTEM, LLAMA3, NO_TURNS, THINKS_LAST
 from tiny import CHAT_TEMPLATE, make_tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, MambaConfig, MixtralConfig, PreTrainedTokenizerFast
@@ -16,19 +17,6 @@ from skill_kd.handoff.probe.template import template_parts
 from skill_kd.handoff.step_files import FinetuneTask, modelfile
 from skill_kd.spec import Handoff
 from skill_kd.testing import minimal_spec
-
-LLAMA3 = (
-    "{{ bos_token }}{% for m in messages %}<|start|>{{ m['role'] }}<|end|>\n\n{{ m['content'] }}<|eot|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant<|end|>\n\n{% endif %}"
-)
-DEFAULT_SYSTEM = (
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}" + CHAT_TEMPLATE
-)
-THINKS_LAST = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if loop.last and m['role'] == 'assistant' %}<think>"
-    "</think>{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
-)
-NO_TURNS = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
 
 @pytest.mark.parametrize(

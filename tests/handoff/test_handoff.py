@@ -17,8 +17,9 @@ from typing import Any
 import huggingface_hub
 import pytest
 import yaml
+from chat_templates import NO_TURNS
 from safetensors.torch import load_file, save_file
-from tiny import CHAT_TEMPLATE, make_model, make_tokenizer
+from tiny import BOS, CHAT_TEMPLATE, EOS, UNK, make_model, make_tokenizer
 
 from skill_kd.cli import main
 from skill_kd.errors import (
@@ -33,11 +34,15 @@ from skill_kd.handoff import gguf, hand_off, interpreter
 from skill_kd.handoff.probe import student as probe_of_student
 from skill_kd.handoff.probe.__main__ import QUESTIONS
 from skill_kd.handoff.probe.finetuned import _adapter_checks
+from skill_kd.handoff.probe.model_folder import findings, load_tokenizer
 from skill_kd.handoff.probe.student import _data
 from skill_kd.handoff.step_files import FinetuneTask, script
+from skill_kd.jobs.folder import kd_hash
 from skill_kd.jobs.manifest import Manifest
 from skill_kd.jobs.run import run
+from skill_kd.kd.dataset.encoding import Encoder
 from skill_kd.kd.errors import BadInput, Missing
+from skill_kd.render import files_hash, kd_files
 from skill_kd.spec import Handoff
 from skill_kd.spec.file import parse_spec
 from skill_kd.testing import minimal_spec
@@ -46,6 +51,7 @@ pytestmark = pytest.mark.script
 
 REPOSITORY = Path(__file__).parents[2]
 CHAT = REPOSITORY / "examples" / "data" / "chat.jsonl"
+STOP = "<|stop|>"
 ROWS = [{"prompt": "hello", "response": "world"}, {"prompt": "the quick", "response": "brown fox"}]
 
 
@@ -129,10 +135,10 @@ def test_finished_run_is_verified_and_its_step_is_written(far: Path) -> None:
     assert {"weights", "chat template", "tokens", "pad", "generation config", "dtype"} <= {
         each["name"] for each in result.checks
     }
-    assert set(result.written) == {"finetune.py", "finetune.ipynb", "unsloth.yaml", "data.jsonl"}
+    assert set(result.written) == {"kd", "finetune.py", "finetune.ipynb", "unsloth.yaml", "data.jsonl"}
+    assert kd_hash(far / "handoff") == files_hash(kd_files())
     config = config_of((far / "handoff" / "finetune.py").read_text())
     assert config["export"] == ("merged", "lora")
-    assert (config["instruction_part"], config["response_part"]) == ("<|im_start|>user\n", "<|im_start|>assistant\n")
     rows = [json.loads(line) for line in (far / "handoff" / "data.jsonl").read_text().splitlines()]
     assert rows == [json.loads(line) for line in CHAT.read_text().splitlines()]
     tokenizer = make_tokenizer()
@@ -320,8 +326,12 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "fewer weights": (fewer_weights, "it lacks the weights model.layers.0.mlp.up_proj.weight"),
     "pickle": (lambda s: (s / "pytorch_model.bin").write_bytes(b"x"), "safetensors only: pytorch_model.bin"),
     "adapter": (lambda s: (s / "adapter_config.json").write_text("{}"), "safetensors only: adapter_config.json"),
-    "code": (lambda s: edit(s / "config.json", auto_map={"AutoModel": "x.Y"}), "standalone: auto_map"),
-    "dtype": (lambda s: edit(s / "config.json", dtype="bfloat16"), "dtype: config says bfloat16"),
+    "code": (lambda s: edit(s / "config.json", auto_map={"AutoModel": "x.Y"}), "standalone: auto_map in config.json"),
+    "code of the tokenizer": (
+        lambda s: edit(s / "tokenizer_config.json", auto_map={"AutoTokenizer": ["them/code--x.Y", None]}),
+        "standalone: auto_map in tokenizer_config.json",
+    ),
+    "dtype": (lambda s: edit(s / "config.json", dtype="bfloat16"), "dtype: config.json says bfloat16"),
     "settings": (lambda s: edit(s / "generation_config.json", temperature=0.1), "generation config"),
     "cache": (lambda s: edit(s / "config.json", use_cache=False), "cache"),
     "length": (lambda s: edit(s / "tokenizer_config.json", model_max_length=64), "length: 64"),
@@ -350,6 +360,33 @@ def test_pickled_adapter_is_refused(tmp_path: Path) -> None:
         list(_adapter_checks(student, adapter, tmp_path / "merged"))
 
 
+@pytest.mark.parametrize("best", ["../other", "..", "/etc", "a/b", "a\\b", ".hidden", "", 3, ["0-00000001"]])
+def test_a_checkpoint_is_one_of_the_run(best: object, done: Path) -> None:
+    edit(done / "summary.json", best=best)
+    with pytest.raises(UsageError, match=r"summary\.json': best is .*, which is not the name of a checkpoint"):
+        hand_off(done)
+
+
+@pytest.mark.parametrize("name", ["", "trained.safetensors", "adapter_model.safetensors"])
+def test_a_checkpoint_is_not_read_through_a_link(name: str, done: Path, tmp_path: Path) -> None:
+    best = done / "checkpoints" / json.loads((done / "summary.json").read_text())["best"]
+    link = best / name
+    if link.exists():
+        link.rename(tmp_path / "theirs")
+    link.symlink_to(tmp_path / "theirs")
+    with pytest.raises(UsageError, match=f"{re.escape(str(link))}' is a symbolic link"):
+        hand_off(done)
+
+
+def test_an_index_that_names_a_pickle_is_refused(done: Path) -> None:
+    student = done / "student"
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(student / "model.safetensors"), "../weights.bin")}
+    (student / "model.safetensors").rename(student / "other.safetensors")
+    (student / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(Missing, match=r"index\.json names '\.\./weights\.bin'.* only safetensors are loaded"):
+        hand_off(done)
+
+
 def test_weights_are_not_compared_without_a_checkpoint(done: Path) -> None:
     shutil.rmtree(done / "checkpoints")
     weights = next(each for each in hand_off(done).checks if each["name"] == "weights")
@@ -367,21 +404,37 @@ def test_quantized_student_is_compared_except_for_its_weights(done: Path) -> Non
         hand_off(done)
 
 
-@pytest.mark.parametrize(
-    ("template", "words"), [(None, "has no chat template; add one"), ("turns", "handoff.responses_only")]
-)
-def test_chat_template_without_turns_is_refused(template: str | None, words: str, done: Path, tmp_path: Path) -> None:
-    base = Path(shutil.copytree(spec_of(done)["student"]["model"], tmp_path / "base"))
-    change_spec(done, "student", model=str(base))
-    for folder in (base, done / "student"):
-        (folder / "chat_template.jinja").unlink()
-        if template:
-            (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    with pytest.raises(UsageError, match=words):
+@pytest.fixture
+def with_template(done: Path, tmp_path: Path) -> Callable[[str | None], None]:
+    """Return a function that gives the run's student, and the model before training, another chat template."""
+
+    def write(template: str | None) -> None:
+        base = Path(shutil.copytree(spec_of(done)["student"]["model"], tmp_path / "base"))
+        change_spec(done, "student", model=str(base))
+        for folder in (base, done / "student"):
+            (folder / "chat_template.jinja").unlink()
+            if template:
+                (folder / "chat_template.jinja").write_text(template)
+
+    return write
+
+
+def test_a_student_without_a_chat_template_is_refused(done: Path, with_template: Callable[[str | None], None]) -> None:
+    with_template(None)
+    with pytest.raises(UsageError, match="has no chat template; add one"):
         hand_off(done)
-    if template:
-        change_spec(done, "handoff", responses_only=False)
-        assert "finetune.py" in hand_off(done).written
+
+
+def test_a_template_without_marks_of_turns_is_enough(done: Path, with_template: Callable[[str | None], None]) -> None:
+    with_template(NO_TURNS)
+    result = hand_off(done)
+    assert "finetune.py" in result.written
+    noted = next(note for note in result.notes if note.startswith("unsloth.yaml: "))
+    assert f"in {len(CHAT.read_text().splitlines())} of" in noted, "the template writes no end of a response"
+
+
+def test_rows_that_unsloths_own_command_renders_alike_give_no_note(done: Path) -> None:
+    assert not [note for note in hand_off(done).notes if "unsloth.yaml" in note]
 
 
 def test_unfinished_run_is_refused(done: Path) -> None:
@@ -452,6 +505,35 @@ def test_edited_script_is_kept_without_force(done: Path) -> None:
     assert hand_off(done).kept == ["finetune.py"]
     assert hand_off(done, force=True).kept == []
     assert not path.read_text().endswith("# mine\n")
+
+
+def test_an_edited_kd_is_kept_without_force(done: Path) -> None:
+    hand_off(done)
+    edited = done / "handoff" / "kd" / "answers.py"
+    edited.write_text(edited.read_text() + "# mine\n")
+    assert hand_off(done).kept == ["kd"]
+    assert edited.read_text().endswith("# mine\n")
+    assert hand_off(done, force=True).kept == []
+    assert not edited.read_text().endswith("# mine\n")
+
+
+def test_an_older_kd_is_replaced(done: Path) -> None:
+    hand_off(done)
+    (done / "handoff" / "kd" / "answers.py").write_text("# of an older version\n")
+    record = done / "handoff" / "manifest.json"
+    edit(record, written={**json.loads(record.read_text())["written"], "kd": kd_hash(done / "handoff")})
+    assert hand_off(done).kept == []
+    assert kd_hash(done / "handoff") == files_hash(kd_files())
+
+
+@pytest.mark.parametrize("name", ["kd", "kd/answers.py", "kd/dataset/formats/generic.py"])
+def test_a_link_in_the_place_of_kd_is_refused(name: str, done: Path, tmp_path: Path) -> None:
+    hand_off(done)
+    path = done / "handoff" / name
+    moved = path.rename(tmp_path / "moved")
+    path.symlink_to(moved)
+    with pytest.raises(UsageError, match=f"{re.escape(name)}' is a symbolic link"):
+        hand_off(done)
 
 
 def test_edited_data_is_read_and_kept(done: Path) -> None:
@@ -557,6 +639,23 @@ def test_execute_without_unsloth_names_the_install_commands(done: Path) -> None:
         hand_off(done, execute=True)
 
 
+# --- options of the chat template -------------------------------------------------------------------------------------
+
+
+def test_a_pad_token_that_ends_a_turn_only_with_the_options_is_refused(tmp_path: Path) -> None:
+    folder = make_model(tmp_path, special=(UNK, BOS, EOS, STOP), pad=STOP)
+    template = CHAT_TEMPLATE.replace(EOS, "{{ stop | default('" + EOS + "') }}")
+    (folder / "chat_template.jinja").write_text(template)
+    pad = load_tokenizer(folder).pad_token_id
+
+    def found(**options: str) -> dict[str, Any]:
+        return next(each for each in findings(folder, "float32", options) if each["name"] == "pad")
+
+    assert found()["passed"]
+    assert not found(stop=STOP)["passed"]
+    assert f"end of sequence [2, {pad}]" in found(stop=STOP)["detail"]
+
+
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
@@ -564,15 +663,16 @@ def test_fine_tuning_data_is_rendered_with_the_options_and_a_refused_row_is_name
     tokenizer = make_tokenizer()
     tokenizer.chat_template = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
-        + CHAT_TEMPLATE
-        + "{{ 'fox ' * more | default(0) }}"
+        "{{ 'fox ' * more | default(0) }}" + CHAT_TEMPLATE
     )
     data = tmp_path / "rows.jsonl"
     data.write_text('{"prompt": "hello", "response": "world"}\n')
 
     def longest(**options: int) -> int:
-        question = {"data": str(data), "spec": {"data": {"chat_template_options": options}}}
-        return int(_data(question, tokenizer)["longest"])
+        ends = frozenset({int(tokenizer.eos_token_id)})
+        answer = _data(str(data), Encoder(tokenizer, ends, options))
+        assert answer["differently"] == bool(options)
+        return int(answer["longest"])
 
     assert longest(more=20) >= longest() + 20
     turns = [{"role": role, "content": "hello"} for role in ("system", "user", "assistant")]
@@ -589,12 +689,13 @@ def test_values_are_literals_in_the_script() -> None:
     hostile = '"""\n); import os; os.abort() # \u202e'
     task = FinetuneTask(
         minimal_spec().model_copy(update={"handoff": Handoff()}),
-        {"instruction_part": hostile, "response_part": hostile},
+        None,
         10,
         1,
+        targets=(hostile,),
     )
     text = script(task)
-    assert config_of(text)["instruction_part"] == hostile
+    assert config_of(text)["targets"] == (hostile,)
     assert text.isascii() or "\u202e" not in text
     template = (REPOSITORY / "templates" / "unsloth_finetune.py").read_text()
     assert len(ast.parse(text).body) == len(ast.parse(template).body)

@@ -648,11 +648,15 @@ PICKLE = "import os, pickle\nclass Bomb:\n    def __reduce__(self): return (os.m
 
 
 @pytest.mark.script
-@pytest.mark.parametrize("kind", ["pickle", "remote code"])
+@pytest.mark.parametrize("kind", ["pickle", "index of a pickle", "remote code"])
 def test_a_model_that_would_run_code_is_refused_and_runs_none(kind: str, models: Path, here: Path) -> None:
     model = shutil.copytree(models / "student", here / "model")
-    if kind == "pickle":
+    if kind != "remote code":
+        names = load_file(model / "model.safetensors")
         (model / "model.safetensors").unlink()
+        if kind == "index of a pickle":
+            index = {"metadata": {}, "weight_map": dict.fromkeys(names, "pytorch_model.bin")}
+            (model / "model.safetensors.index.json").write_text(json.dumps(index))
         dump = f"{PICKLE}pickle.dump(Bomb(), open('model/pytorch_model.bin', 'wb'))"
         subprocess.run([sys.executable, "-c", dump], check=True)
     else:
@@ -662,6 +666,7 @@ def test_a_model_that_would_run_code_is_refused_and_runs_none(kind: str, models:
         (model / "code.py").write_text("import os\nos.mkdir('exploded')\n")
     message = error_of(skill_kd("run", write_spec(models, student={"model": str(model)})), 5)
     assert f"cannot load '{model}'" in message
-    assert ("safetensors" if kind == "pickle" else "custom code") in message
+    assert ("code of its own" if kind == "remote code" else "only safetensors are loaded") in message
+    assert "weights_only" not in message
     assert not (here / "exploded").exists()
     failed_run(Path("runs/tiny"), message, 5)

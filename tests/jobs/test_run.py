@@ -69,7 +69,8 @@ def wait(stopped: list[int]) -> None:
 
 
 def main(how: str) -> None:
-    print("step 0\\rstep 1\\rstep 2")
+    print("\\rstep 0\\rstep 1\\rstep 2")
+    print("note: \\x1b[31m\\u202e\\rGO")
     print("environment", os.environ["TQDM_MININTERVAL"], "PYTHONDONTWRITEBYTECODE" in os.environ, file=sys.stderr)
     if how in ("wait", "stubborn", "launcher") and "--resume" not in sys.argv:
         wait([])
@@ -204,12 +205,14 @@ def test_an_event_is_reported_when_its_line_is_complete() -> None:
     assert [event["event"] for event in seen] == ["note", "done"]
 
 
-def test_output_reaches_the_terminal_as_it_is_and_the_log_without_dead_bars(capfd: pytest.CaptureFixture[str]) -> None:
+def test_bars_reach_the_terminal_alive_and_the_log_dead_and_nothing_steers_either(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     folder = run(spec_that()).folder
-    shown = capfd.readouterr()
-    assert "step 0\rstep 1\rstep 2\n" in shown.err
+    shown, note = capfd.readouterr(), r"note: \x1b[31m\u202e"
+    assert f"\rstep 0\rstep 1\rstep 2\n{note}\\rGO\n" in shown.err
     assert shown.out == ""
-    assert (folder / "train.log").read_text().splitlines() == ["step 2", "environment 1 False"]
+    assert (folder / "train.log").read_text().splitlines() == ["step 2", rf"{note}\rGO", "environment 1 False"]
 
 
 # --- refusals before anything is written ------------------------------------------------------------------------------
@@ -592,13 +595,13 @@ def test_the_script_of_a_run_is_the_one_that_generate_writes() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 1000])
 def test_of_a_redrawn_line_the_log_keeps_the_last_state_however_it_is_cut(size: int, tmp_path: Path) -> None:
-    output = b"plain\n 0%\r 50%\r100%\r\nwindows\r\n\r\x1b[A 1/2\r 2/2\nlast"
+    output = b"plain\n\r 0%\r 50%\r100%\r\nwindows\r\n\r\x1b[A 1/2\r 2/2\nerror: a\rb\nlast"
     with (tmp_path / "log").open("wb", buffering=0) as file:
         transcript = Transcript(file)
         for start in range(0, len(output), size):
             transcript.feed(output[start : start + size])
         transcript.close()
-    assert (tmp_path / "log").read_bytes() == b"plain\n100%\nwindows\n 2/2\nlast\n"
+    assert (tmp_path / "log").read_bytes() == b"plain\n100%\nwindows\n 2/2\nerror: a\\rb\nlast\n"
 
 
 @pytest.mark.parametrize(
@@ -607,8 +610,9 @@ def test_of_a_redrawn_line_the_log_keeps_the_last_state_however_it_is_cut(size: 
         (b"error: first\nerror: second\nbye\n", "second"),
         (b"[rank0]: error: of a rank\nTraceback\n", "of a rank"),
         (b"no error: here\n\n  \n", "no error: here"),
-        (b"50%|###\rerror: after a bar", "after a bar"),
-        (b"error: \x1b[31mred\x07\n", "[31mred"),
+        (b"\r50%|###\r\r  \rerror: after a bar", "after a bar"),
+        (b"error: \x1b[31mred\x07\n", r"\x1b[31mred\x07"),
+        (b"\r 1/2\n\r 1/2\r\x1b[Aerror: between bars\n", "between bars"),
         (b"", ""),
     ],
 )

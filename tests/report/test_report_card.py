@@ -15,6 +15,7 @@ from evaluation_document import ATTACK, bare, document
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skill_kd.kd.terminal import visible
 from skill_kd.report import card as cards
 from skill_kd.report.card import TrainingFacts, model_card, plain, write_card
 
@@ -151,7 +152,7 @@ def test_hostile_name_changes_neither_front_matter_nor_structure() -> None:
 
 
 def plain_words(text: str) -> list[str]:
-    return re.sub("[\x1b\u202e\ud800]", "\ufffd", text).split()
+    return visible(text).split()
 
 
 @given(st.text(alphabet=st.characters(), max_size=60))

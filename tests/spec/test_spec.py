@@ -290,6 +290,33 @@ def test_the_message_names_the_field_its_value_and_the_fix(candidate: Values, fr
     assert "\n" not in message, "one mistake, one line"
 
 
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"teacher": {"model": "them/model"}},
+        {
+            "teacher": {
+                "model": [{"model": "org/other", "revision": COMMIT}, {"model": "them/model", "revision": COMMIT}]
+            }
+        },
+        {"student": {"model": "them/model"}},
+    ],
+    ids=["teacher", "one of several", "student"],
+)
+def test_code_of_a_folder_is_refused_also_if_it_has_a_hub_id(
+    sections: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [(name, section)] = sections.items()
+    pinned = {} if isinstance(section["model"], list) else {"revision": COMMIT}
+    candidate = values(**{name: {**section, **pinned, "trust_remote_code": True}})
+    monkeypatch.chdir(tmp_path)
+    parse_spec(candidate)
+    (tmp_path / "them" / "model").mkdir(parents=True)
+    assert f"{name}: trust_remote_code: true runs code of the hub only, and 'them/model' is on this" in refusal(
+        candidate
+    )
+
+
 def test_all_missing_sections_are_named_at_once() -> None:
     assert refusal({}) == "spec: name: is missing\n  teacher: is missing\n  student: is missing\n  data: is missing"
 

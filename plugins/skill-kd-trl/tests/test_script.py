@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -145,6 +147,21 @@ def test_a_checkpoint_that_was_cut_off_is_not_gone_on_from(models: Path, script:
     run.train("--resume")
     assert [event["update"] for event in run.events("update")] == [1, 2, 3, 3]
     assert run.losses[2] == run.losses[3]
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, ("exploded",)
+
+
+def test_a_checkpoint_that_holds_code_is_refused_in_our_words(models: Path, script: Any) -> None:
+    run = script(values(models, REVERSE, checkpoint={"every": 1})).train()
+    (run.folder / "checkpoints/checkpoint-3/optimizer.pt").write_bytes(pickle.dumps(Bomb(), 2))
+    code, talk = run.run("--resume")
+    assert code == 5, talk
+    assert "checkpoint-3': a file of it holds more than tensors and numbers" in talk.splitlines()[-1]
+    assert "weights_only" not in talk.splitlines()[-1]
+    assert not (REPOSITORY / "exploded").exists()
 
 
 def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(models: Path, script: Any) -> None:

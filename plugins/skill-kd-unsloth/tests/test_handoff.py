@@ -11,11 +11,16 @@ from typing import Any
 
 import pytest
 import yaml
+from chat_templates import REASONING
 from specs import REPOSITORY, needs_unsloth, values
+from tiny import make_model
 
 from skill_kd.handoff import hand_off
-from skill_kd.handoff.step_files import FinetuneTask, cli_config
+from skill_kd.handoff.step_files import FinetuneTask, cli_config, script
+from skill_kd.jobs.folder import fill_kd
 from skill_kd.jobs.run import run
+from skill_kd.kd.dataset.reading import read_examples
+from skill_kd.kd.model.export import exported_encoder
 from skill_kd.spec import Handoff
 from skill_kd.spec.file import load_spec, parse_spec
 
@@ -58,6 +63,36 @@ def test_unsloth_fine_tunes_the_student_and_the_result_loads(
     config = json.loads((folder / "handoff/out/merged/config.json").read_text())
     assert (config["dtype"], config["use_cache"]) == ("bfloat16", True)
     assert config["rope_theta"] == json.loads((folder / "student/config.json").read_text())["rope_theta"]
+
+
+ROWS_OF_THE_TRAINER = """
+import json, finetune
+rows = finetune.trainer_for(*finetune.load()).train_dataset
+json.dump([{name: row[name] for name in ("input_ids", "labels")} for row in rows], open("rows.json", "w"))
+"""
+
+
+def test_unsloth_trains_on_the_tokens_and_the_loss_mask_of_our_trainer(tmp_path: Path) -> None:
+    """The template opens the reasoning in the prompt, and drops it from every answer."""
+    student, step = make_model(tmp_path / "student", layers=1), tmp_path / "handoff"
+    (student / "chat_template.jinja").write_text(REASONING)
+    step.mkdir()
+    spec = parse_spec(values(tmp_path, student={"model": str(student)})).model_copy(update={"handoff": Handoff()})
+    (step / "finetune.py").write_text(script(FinetuneTask(spec, None, longest=64, rows=2)))
+    fill_kd(step)
+    texts = ("hello", "<think>fox</think>dog", "the lazy", "<think>quick</think>brown")
+    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, texts, strict=True)]
+    (step / "data.jsonl").write_text("".join(json.dumps({"messages": some}) + "\n" for some in (turns[:2], turns)))
+    subprocess.run([sys.executable, "-c", ROWS_OF_THE_TRAINER], cwd=step, check=True)
+    encoder = exported_encoder(student, {})
+    expected = []
+    for example in read_examples(str(step / "data.jsonl"), "train", 0.0):
+        row = encoder.conversation(example)
+        assert all(row.scored)
+        ids = [*row.prompt, *row.response]
+        expected.append({"input_ids": ids, "labels": [-100] * len(row.prompt) + list(row.response)})
+    assert json.loads((step / "rows.json").read_text()) == expected
+    assert encoder.tokenizer.decode(row.response) == "quick</think>brown<|im_end|>"
 
 
 @pytest.fixture(scope="module")

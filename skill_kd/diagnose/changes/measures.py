@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from skill_kd.diagnose.changes.windows import NOT_LOGGED, Sampled, Setting, Windows, length_bin, text_hash
+from skill_kd.kd.children import end_with_parent, starting_workers
 from skill_kd.textstats import NearDuplicates, compression, looping, opening, refusal, words
 
 OPENING = 5
@@ -80,7 +81,9 @@ def measure_all(windows: Windows, jobs: int = 1) -> list[WindowSample]:
         return [measure(*part) for part in parts]
     import multiprocessing
 
-    with multiprocessing.get_context("spawn").Pool(min(jobs, os.cpu_count() or 1)) as pool:
+    with starting_workers():
+        pool = multiprocessing.get_context("spawn").Pool(min(jobs, os.cpu_count() or 1), end_with_parent)
+    with pool:
         return pool.starmap(measure, parts, chunksize=4)
 
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import queue
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,8 +31,10 @@ from skill_kd.diagnose.formats.readers import (
 )
 from skill_kd.diagnose.formats.sources import LogSource
 from skill_kd.errors import UsageError
+from skill_kd.kd.children import end_with_parent, starting_workers
 from skill_kd.kd.dataset.formats.endpoints import OpenAIBatch
 from skill_kd.kd.dataset.formats.generic import Fields
+from skill_kd.kd.terminal import wrap_output
 
 MOST_BAD = 0.05
 """Share of unreadable lines above which the input is refused."""
@@ -65,9 +68,9 @@ def window_unit(text: str) -> str | int:
     """
     if text == "day":
         return text
-    if text.isascii() and text.isdigit() and int(text) > 0:
+    if re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
         return int(text)
-    raise UsageError(f"--window: '{text}' is not valid. Use day, or a number of lines")
+    raise UsageError(f"--window: '{text[:40]}' is not valid. Use day, or a number of lines below 1,000,000,000")
 
 
 @dataclass
@@ -259,7 +262,8 @@ def _shared(first: _BlockTask, rest: Iterator[_BlockTask], options: Options, uni
     for _ in range(min(options.jobs, os.cpu_count() or 1)):
         mine, theirs = context.Pipe(duplex=False)
         worker = context.Process(target=_work, args=(tasks, theirs, options, unit), daemon=True)
-        worker.start()
+        with starting_workers():
+            worker.start()
         theirs.close()
         ends.append((worker, mine))
     try:
@@ -273,6 +277,7 @@ def _shared(first: _BlockTask, rest: Iterator[_BlockTask], options: Options, uni
     finally:
         for worker, _ in ends:
             worker.terminate()
+        tasks.cancel_join_thread()  # its thread would wait forever for workers to read the rest
 
 
 def _put(tasks: Any, task: _BlockTask | None, workers: Sequence[Any]) -> None:
@@ -286,6 +291,8 @@ def _put(tasks: Any, task: _BlockTask | None, workers: Sequence[Any]) -> None:
 
 
 def _work(tasks: Any, result: Any, options: Options, unit: str | int) -> None:
+    wrap_output()
+    end_with_parent()
     own = Scan(Windows(unit))
     while (task := tasks.get()) is not None:
         absorb(task, options, own)

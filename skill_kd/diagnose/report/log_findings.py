@@ -117,7 +117,8 @@ def _openings(
     texts = {each.opening: each for each in reversed(after)}
 
     def text(key: int) -> str:
-        return redact(" ".join(opening(words(texts[key].row.output), OPENING)))
+        # Words are in lower case, without signs: no secret would still have its format.
+        return " ".join(opening(words(redact(texts[key].row.output)), OPENING))
 
     return _phrases(before, after, lambda each: each.opening, name, text if examples else None)
 

@@ -116,7 +116,7 @@ def _finding(found: Diagnosis, number: int, finding: LogFinding) -> Iterator[str
     yield from (f"   sign     {_change(found, sign)}" for sign in finding.signs)
     for title, phrases in (("opening", finding.openings), ("cluster", finding.clusters)):
         for phrase in phrases[:3]:
-            text = f"  {phrase.text}" if phrase.text is not None else ""
+            text = f"  {' '.join(phrase.text.split())}" if phrase.text is not None else ""
             yield f"   {title}  {phrase.id}: {phrase.before:.1%} → {phrase.after:.1%} of answers{text}"
     yield from (f"   example  {' '.join(each.split())}" for each in finding.examples[:3])
     yield from (f"   do {place}     {each.do} [{each.evidence}]" for place, each in enumerate(entry.remedies, 1))

@@ -24,8 +24,9 @@ def finetuned(question: Any) -> Answer:
     folder, out = Path(question["folder"]), Path(question["out"])
     checks: list[Answer] = []
     if (merged := out / "merged").is_dir():
+        options = question["spec"]["data"]["chat_template_options"]
         dtype: Dtype = json.loads((merged / "config.json").read_text(encoding="utf-8"))["dtype"]
-        checks += [_named("merged", each) for each in findings(merged, dtype)]
+        checks += [_named("merged", each) for each in findings(merged, dtype, options)]
         ours, theirs = load_tokenizer(merged), load_tokenizer(folder)
         same = ours.get_vocab() == theirs.get_vocab() and ours.chat_template == theirs.chat_template
         checks.append(check("merged: tokenizer", same, "tokens and chat template of the student"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .model_folder import Answer, load, load_tokenizer
+from .model_folder import Answer, load
 
 
 def measure(question: Any) -> Answer:
@@ -15,9 +15,9 @@ def measure(question: Any) -> Answer:
     import torch
 
     from skill_kd.kd.config import Config
-    from skill_kd.kd.dataset.encoding import Encoder
     from skill_kd.kd.dataset.training_data import load_training_data
-    from skill_kd.kd.model.vocabulary import eos_ids, real_vocabulary
+    from skill_kd.kd.model.export import exported_encoder
+    from skill_kd.kd.model.vocabulary import real_vocabulary
     from skill_kd.kd.rollouts.decoding import Decoding
     from skill_kd.kd.rollouts.sampler import Sampler, requests_for
     from skill_kd.kd.teacher.teacher import open_teacher
@@ -26,9 +26,8 @@ def measure(question: Any) -> Answer:
     config = Config.of(question["spec"])
     first = Path(next(iter(question["folders"].values())))
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    model, tokenizer = load(first, config.student.dtype), load_tokenizer(first)
-    options = config.data.chat_template_options
-    encoder = Encoder(tokenizer, eos_ids(tokenizer, model, options), options)
+    model, encoder = load(first, config.student.dtype), exported_encoder(first, config.data.chat_template_options)
+    tokenizer = encoder.tokenizer
     data = load_training_data(config, encoder)
     vocabulary = real_vocabulary(tokenizer, model)
     rollout = config.rollout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ def load_tokenizer(folder: Path) -> Any:
     """Load the tokenizer of a folder."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def load(folder: Path, dtype: Dtype) -> Any:
@@ -42,7 +43,7 @@ def load_config(folder: Path) -> Any:
     """Load the config from the file. Loading a model would switch its cache on."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder)
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def positions(folder: Path) -> int | None:
@@ -64,7 +65,7 @@ def lora_targets(folder: Path) -> list[str]:
 
     config = load_config(folder)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     text, head = config.get_text_config(), model.get_output_embeddings()
     experts = {getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")}
     found = {
@@ -95,16 +96,21 @@ def difference(model: Any, other: Any, tokenizer: Any) -> float:
     return max(shares)
 
 
-def findings(folder: Path, dtype: Dtype) -> list[Answer]:
-    """Load a folder as a user would, and check for errors that break other tools."""
+def findings(folder: Path, dtype: Dtype, options: Mapping[str, Any]) -> list[Answer]:
+    """Load a folder as a user would, and check for errors that break other tools.
+
+    Args:
+        options: ``data.chat_template_options``.
+    """
     import torch
 
     from skill_kd.kd.dataset.template_tokens import written_by_template
-    from skill_kd.kd.model.vocabulary import eos_ids
+    from skill_kd.kd.model.export import exported_encoder
 
     model, tokenizer = load(folder, dtype), load_tokenizer(folder)
     finite = all(bool(torch.isfinite(each).all()) for each in logits(model, tokenizer))
-    pad, ends, written = tokenizer.pad_token_id, eos_ids(tokenizer, model), written_by_template(tokenizer)
+    pad, written = tokenizer.pad_token_id, written_by_template(tokenizer)
+    ends = exported_encoder(folder, options).eos_ids
     pads = pad is not None and pad not in ends | written and model.generation_config.pad_token_id == pad
     cache = getattr(load_config(folder), "use_cache", True)
     rows, limit, read = model.get_input_embeddings().weight.shape[0], tokenizer.model_max_length, positions(folder)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,18 +21,20 @@ from .template import template_parts
 
 if TYPE_CHECKING:
     from skill_kd.kd.config import Config
+    from skill_kd.kd.dataset.encoding import Encoder
 
 
 def student(question: Any) -> Answer:
     """Compare the exported folder with the run's best checkpoint and with the original model, and read the data."""
     from skill_kd.kd.config import Config
+    from skill_kd.kd.model.export import exported_encoder
 
     config, folder = Config.of(question["spec"]), Path(question["folder"])
-    tokenizer = load_tokenizer(folder)
+    tokenizer, options = load_tokenizer(folder), config.data.chat_template_options
     answer: Answer = {
-        "checks": [*findings(folder, config.student.dtype), *_compared_with_run(question, config, folder)],
+        "checks": [*findings(folder, config.student.dtype, options), *_compared_with_run(question, config, folder)],
         "has_template": bool(tokenizer.chat_template),
-        "parts": template_parts(tokenizer, question["spec"]["data"]["chat_template_options"]),
+        "parts": template_parts(tokenizer, options),
         "targets": lora_targets(folder),
         "positions": positions(folder),
         "teachers": _revisions(question["spec"]["teacher"]),
@@ -41,7 +42,7 @@ def student(question: Any) -> Answer:
         "metrics": _measures(question),
     }
     if question["data"]:
-        answer |= _data(question, tokenizer)
+        answer |= _data(question["data"], exported_encoder(folder, options))
     return answer
 
 
@@ -129,37 +130,53 @@ def _put_all(holder: Any, weights: dict[str, Any], only_trained: bool) -> str | 
 def _measures(question: Any) -> dict[str, float]:
     """Return the held-out measures of the exported weights, empty if their checkpoint was deleted."""
     from skill_kd.kd.train.checkpoint_files import STATE
+    from skill_kd.kd.train.checkpoints import read_progress
 
-    state = Path(question["checkpoint"] or "") / STATE
+    state, stages = Path(question["checkpoint"] or "") / STATE, question["spec"]["stages"]
     if not state.is_file():
         return {}
-    saved = json.loads(state.read_text(encoding="utf-8"))
-    kind = question["spec"]["stages"][saved["stage"]]["kind"]
-    measures: dict[str, float] = saved["measures"].get(f"{kind}:{saved['update']}", {})
-    return measures
+    progress, _, _ = read_progress(state)
+    kind = stages[progress.stage]["kind"] if progress.stage < len(stages) else None
+    return progress.measures.get(f"{kind}:{progress.update}", {})
 
 
-def _data(question: Any, tokenizer: Any) -> Answer:
-    """Return the fine-tuning data as rows of messages, and the length of the longest in tokens."""
+def _data(data: str, encoder: Encoder) -> Answer:
+    """Return the fine-tuning data as rows of messages, and the length of the longest in tokens.
+
+    ``differently`` counts the rows that have other tokens if only the chat template renders them, without options.
+    """
     from skill_kd.kd.dataset.reading import read_examples
-    from skill_kd.kd.dataset.rendering import TemplateRefusal, render
     from skill_kd.kd.errors import BadInput
 
-    examples = read_examples(question["data"], "train", 0.0)
+    examples = read_examples(data, "train", 0.0)
     open_ended = sum(example.response is None for example in examples)
     if open_ended:
-        raise BadInput(f"handoff.data '{question['data']}': {open_ended} of {len(examples)} rows have no response")
-    options = question["spec"]["data"]["chat_template_options"]
-    rows, longest = [], 0
+        raise BadInput(f"handoff.data '{data}': {open_ended} of {len(examples)} rows have no response")
+    rows, longest, differently = [], 0, 0
     for example in examples:
         turns = (*example.messages, ("assistant", example.response or ""))
         rows.append({"messages": [{"role": role, "content": content} for role, content in turns]})
         try:
-            text = render(tokenizer, turns, options, for_answer=False)
-        except TemplateRefusal as error:
-            raise BadInput(f"handoff.data '{question['data']}' {example.place}: {error}") from error
-        longest = max(longest, len(tokenizer(text)["input_ids"]))
-    return {"rows": rows, "longest": longest} if tokenizer.chat_template else {"rows": rows}
+            row = encoder.conversation(example)
+        except BadInput as error:
+            raise BadInput(f"handoff.data '{data}' {example.place}: {error}") from error
+        ids = (*row.prompt, *row.response)
+        longest = max(longest, len(ids))
+        differently += ids != _plain_ids(encoder.tokenizer, turns)
+    if not encoder.tokenizer.chat_template:
+        return {"rows": rows}
+    return {"rows": rows, "longest": longest, "differently": differently}
+
+
+def _plain_ids(tokenizer: Any, turns: Sequence[tuple[str, str]]) -> tuple[int, ...] | None:
+    """Return the ids of a conversation as the chat template alone writes it, or None if it refuses it."""
+    from skill_kd.kd.dataset.boundaries import text_ids
+    from skill_kd.kd.dataset.rendering import TemplateRefusal, render
+
+    try:
+        return text_ids(tokenizer, render(tokenizer, turns, {}, for_answer=False).rstrip())
+    except TemplateRefusal:
+        return None
 
 
 def _revisions(source: Any) -> list[dict[str, str | None]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..files import record
 from ..losses.estimators import Responses
 from ..losses.masking import position_ids
 from ..seeds import seeded
@@ -33,12 +34,21 @@ class Row:
     """The teacher's final hidden states [T, H] that predict the response, if they are already known."""
 
     @classmethod
-    def of(cls, values: dict[str, Any]) -> Row:
-        """Read a row back from JSON."""
-        fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        return cls(**fields)
+    def of(cls, values: object) -> Row:
+        """Read a row back from JSON.
+
+        Raises:
+            ValueError: the values are not those of a row. The message gives the reason.
+        """
+        read = record(cls, values)
+        lists: dict[str, Any] = {name: tuple(each) for name, each in vars(read).items() if isinstance(each, list)}
+        row = replace(read, **lists)
+        known = (each for each in (row.scored, row.behaviour_logp, row.student_logp) if each is not None)
+        if not row.prompt or not row.response or any(len(each) != len(row.response) for each in known):
+            raise ValueError("a row has no prompt, no response, or not one value for each token of the response")
+        if min(row.prompt + row.response) < 0:
+            raise ValueError(f"token id {min(row.prompt + row.response)} is negative")
+        return row
 
     def to_json(self) -> dict[str, Any]:
         """Return the values that ``of`` reads, without the teacher's hidden states, which can be recomputed."""

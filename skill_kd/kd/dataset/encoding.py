@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import BadInput
-from .boundaries import following_ids, text_ids
+from .boundaries import AddedTokens, GrowingText, following_ids, text_ids
 from .reading import Example
 from .rendering import TemplateRefusal, Turn, render
 from .targets import after_opened, answer_text
@@ -47,6 +47,7 @@ class Encoder:
         self.eos_ids = eos_ids
         self.options = options
         """Options of the chat template."""
+        self._added_tokens = AddedTokens(tokenizer)
         turn_end = end_of_turn(tokenizer, options)
         self.end = turn_end if turn_end in eos_ids else int(tokenizer.eos_token_id)
         """The token that ends a response given as text."""
@@ -87,36 +88,37 @@ class Encoder:
     def _pieces(self, turns: tuple[Turn, ...]) -> list[Piece]:
         """Cut the rendered conversation at its answers. It is cut only at the last one if another changes later."""
         prompt, target = answer_text(self._render, turns)
-        try:
-            earlier = [answer_text(self._render, turns[: index + 1]) for index in _answers(turns[:-1])]
-        except BadInput:
-            earlier = []
         pieces: list[Piece] = []
         done = ""
-        for before, answer in (*earlier, (prompt, target)):
-            if not before.startswith(done):
-                return [(prompt, False), (target, True)]
-            pieces += [(before[len(done) :], False), (answer, True)]
-            done = before + answer
-        return pieces
+        try:
+            for index in _answers(turns[:-1]):
+                before, answer = answer_text(self._render, turns[: index + 1])
+                if not (before.startswith(done) and prompt.startswith(before + answer)):
+                    return [(prompt, False), (target, True)]
+                pieces += [(before[len(done) :], False), (answer, True)]
+                done = before + answer
+        except BadInput:
+            return [(prompt, False), (target, True)]
+        return [*pieces, (prompt[len(done) :], False), (target, True)]
 
     def _encoded(self, pieces: Sequence[Piece]) -> Encoded | None:
         """Tokenize pieces as one text. Return None if a later prompt has other tokens there than by itself."""
-        text = pieces[0][0]
-        ids = added = text_ids(self.tokenizer, text)
-        first = len(ids)
-        scored = [False] * first
+        text = GrowingText(self.tokenizer, self._added_tokens, pieces[0][0])
+        text.settle()
+        response: list[int] = []
+        scored: list[bool] = []
         for piece, is_answer in pieces[1:]:
-            added = following_ids(self.tokenizer, text, ids, piece)
-            ids, text = ids + added, text + piece
+            added = text.add(piece)
+            response += added
             scored += self._flags(added, is_answer)
-            if not is_answer and ids != text_ids(self.tokenizer, text):
+            if not is_answer and not text.settle():
                 return None
         if not self.eos_ids.intersection(added):
             # A template that ends its turns with plain text would never teach the student to stop.
-            ids, scored = (*ids, self.end), [*scored, True]
+            response.append(self.end)
+            scored.append(True)
         end = max(index for index, flag in enumerate(scored) if flag) + 1
-        return Encoded(ids[:first], ids[first:end], tuple(scored[first:end]))
+        return Encoded(text.begin, tuple(response[:end]), tuple(scored[:end]))
 
     def answer(self, example: Example, text: str) -> Encoded:
         """Encode the prompt and a response given as text, which the end-of-sequence token ends."""

@@ -126,6 +126,9 @@ def _rows(source: str, split: str) -> Iterator[tuple[str, object]]:
             rows = load_dataset("parquet", data_files=str(path), split="train")
         else:
             name, _, revision = source.partition("@")
+            if "/" not in name:
+                # datasets takes some plain names for readers of this folder's files. The one of 'pandas' runs pickles.
+                raise BadInput(f"there is no data file '{source}'; for a data set of the hub, write owner/name")
             rows = load_dataset(name, split=split, revision=revision or None)
     except BadInput:
         raise

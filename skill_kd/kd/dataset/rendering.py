@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput
+from .template_limits import TemplateOverLimit, check_length, template_limits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,18 +38,25 @@ def render(
 
     Raises:
         TemplateRefusal: the template does not accept the conversation, for example the order of its roles.
+        TemplateOverLimit: the template takes too much time or memory, or writes too much.
     """
     turns = tuple(turns)
     if not tokenizer.chat_template:
         return _without_template(tokenizer, turns)
     messages = [{"role": role, "content": content} for role, content in turns]
+    template = f"the chat template of '{tokenizer.name_or_path}'"
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=for_answer, **options))
-    except ImportError:
+        with template_limits(template):
+            text = str(
+                tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=for_answer, **options)
+            )
+    except (ImportError, TemplateOverLimit):
         raise
     except Exception as error:  # a template calls functions of Python, which raise errors of any kind
         words = " ".join(str(error).split())[:300]
         raise TemplateRefusal(f"the chat template refuses the conversation: {words!r}") from error
+    check_length(template, text, sum(len(content) for _, content in turns))
+    return text
 
 
 def _without_template(tokenizer: PreTrainedTokenizerBase, turns: tuple[Turn, ...]) -> str:

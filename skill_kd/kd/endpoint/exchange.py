@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..addresses import proxy_for
 from ..errors import Missing
+from ..files import deeper_than
+from ..terminal import visible
 from .deadline import Deadline
 
 if TYPE_CHECKING:
@@ -89,7 +91,7 @@ class Exchange:
             raise Fault(f"HTTP {status}, {self._reason(error)}", gone=False) from error
         except RecursionError as error:
             raise self._unbounded("is nested too deeply") from error
-        if _deeper_than(reply, DEEPEST):
+        if deeper_than(reply, DEEPEST):
             raise self._unbounded(f"is nested more than {DEEPEST} deep")
         return reply
 
@@ -197,8 +199,7 @@ class Exchange:
 
     def _shown(self, text: str) -> str:
         """Return text of the server as one line of a message: no key, no control characters, 300 characters at most."""
-        words = " ".join(self._redacted(text).split())
-        return "".join(each if each.isprintable() else "?" for each in words)[:300]
+        return visible(" ".join(self._redacted(text).split()))[:300]
 
     def _redacted(self, text: str) -> str:
         """Remove the key from text that the server controls: some servers echo the headers of the request."""
@@ -223,16 +224,3 @@ def _named(body: str) -> tuple[object, object]:
         return error.get("param"), error.get("code")
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return None, None
-
-
-def _deeper_than(reply: object, deepest: int) -> bool:
-    level = [reply]
-    for _ in range(deepest):
-        level = [
-            child
-            for each in level
-            if isinstance(each, list | dict)
-            for child in (each.values() if isinstance(each, dict) else each)
-            if isinstance(child, list | dict)
-        ]
-    return bool(level)

@@ -31,9 +31,8 @@ def bucketed(logp_BTV: Tensor, ids_BTK: Tensor) -> Tensor:
     """Return log-probabilities [B, T, K+1] of the given ids and, last, of all other tokens together.
 
     An id of −1 means no token and gets ``LOG_ZERO``. The result is exact: nothing is renormalized. Merging outcomes
-    loses information, so a divergence between two distributions over the same buckets is at most the full one (data
-    processing inequality, for KL, Jensen-Shannon, skew KL and total variation). It is equal if ``ids_BTK`` lists all
-    tokens.
+    loses information. So a divergence that obeys the data processing inequality, such as KL or total variation, is at
+    most as large over the same buckets as over all tokens. It is equal if ``ids_BTK`` lists all tokens.
     """
     vocabulary = logp_BTV.shape[-1]
     absent_BTK = ids_BTK < 0

@@ -5,6 +5,7 @@ This module imports no torch, so that checks stay quick.
 
 from __future__ import annotations
 
+import reprlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -33,7 +34,7 @@ class Adapter:
     @property
     def on_itself(self) -> bool:
         """Return True if the base model is in the same folder."""
-        return Path(self.base).resolve() == Path(self.place).resolve()
+        return "\0" not in self.base and Path(self.base).resolve() == Path(self.place).resolve()
 
 
 def adapter_in(folder: Path) -> Adapter | None:
@@ -92,11 +93,14 @@ def adapter_of(values: Mapping[str, object], place: str) -> Adapter:
         BadInput: it names no base model, or is of a kind that cannot be merged into one.
     """
     base, kind, revision = (values.get(key) for key in (BASE, "peft_type", "revision"))
-    if not (isinstance(base, str) and base):
+    if not (isinstance(base, str) and base and "\0" not in base):
         raise BadInput(f"'{place}' is an adapter whose {CONFIG} names no base model; {_MERGE}")
     if kind != "LORA":
-        raise BadInput(f"'{place}' is an adapter of peft_type {kind!r}, and only LORA can be merged here; {_MERGE}")
-    return Adapter(place, base, revision if isinstance(revision, str) else None)
+        shown = reprlib.repr(kind)
+        raise BadInput(f"'{place}' is an adapter of peft_type {shown}, and only LORA can be merged here; {_MERGE}")
+    if revision is not None and not isinstance(revision, str):
+        raise BadInput(f"'{place}': revision in {CONFIG} is {reprlib.repr(revision)}, not a text; {_MERGE}")
+    return Adapter(place, base, revision)
 
 
 _MERGE = "merge it into its base yourself (peft's merge_and_unload), save the result, and give that folder"

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache
 
-from ..errors import BadInput
 from ..losses.masking import position_ids
-from .families import refusal
 
 WITH_MASK = {"past_key_values": True, "cache_params": False}
 """Names of the cache, the same in a model's output and among its arguments.
@@ -81,7 +79,9 @@ class CachedModel:
     def keep_rows(self, rows: Tensor) -> bool:
         """Drop all rows of the cache but ``rows`` (indices). Return False if this cache cannot do that."""
         (cache,) = self.cache.values()
-        selectors = [_row_selector(each) for each in (cache if isinstance(cache, list) else [cache])]
+        # An ensemble has a cache for each member, with its name.
+        caches = [each for named in cache for each in named.values()] if isinstance(cache, list) else [cache]
+        selectors = [_row_selector(each) for each in caches]
         able = [select for select in selectors if select is not None]
         if len(able) < len(selectors):
             return False
@@ -90,13 +90,14 @@ class CachedModel:
         return True
 
     def _pass(self, ids_RN: Tensor, attention_mask_RL: Tensor, keep: int) -> CachedPass:
-        output = self.forward(
+        output = with_cache(
+            self.forward,
+            self.cache,
             input_ids=ids_RN,
-            attention_mask=attention_mask_RL if all(WITH_MASK[name] for name in self.cache) else None,
+            attention_mask=attention_mask_RL,
             position_ids=position_ids(attention_mask_RL)[:, -ids_RN.shape[1] :],
             use_cache=True,
             logits_to_keep=keep,
-            **(self.cache or {"past_key_values": None}),
         )
         self.cache = cache_of(output)
         # Without a cache, the next pass would silently treat its few tokens as the whole context.
@@ -107,6 +108,17 @@ class CachedModel:
         hidden = getattr(output, "hidden", None)
         # A few models ignore ``logits_to_keep``.
         return CachedPass(output.logits[:, -keep:], hidden if hidden is None else hidden[:, -keep:])
+
+
+def with_cache(
+    forward: Callable[..., Any], cache: Mapping[str, Any], attention_mask: Tensor | None = None, **inputs: Any
+) -> Any:
+    """Return a model's output after a cache that ``cache_of`` returned; empty if the model has read nothing.
+
+    ``attention_mask`` covers all tokens, also those of the cache.
+    """
+    mask = attention_mask if all(WITH_MASK[name] for name in cache) else None
+    return forward(attention_mask=mask, **inputs, **(cache or {"past_key_values": None}))
 
 
 def cache_of(output: Any) -> dict[str, Any]:
@@ -130,13 +142,3 @@ def _row_selector(cache: Any) -> Callable[[Tensor], None] | None:
         return None
     selector: Callable[[Tensor], None] = cache.reorder_cache
     return selector
-
-
-def check_family(model: PreTrainedModel, whose: str) -> None:
-    """Refuse a loaded model that is wrong in a padded batch or with its cache.
-
-    Raises:
-        BadInput: the message has the reason.
-    """
-    if reason := refusal(model.config.to_dict()):
-        raise BadInput(f"{whose}: {reason}; take another model")

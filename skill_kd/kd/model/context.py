@@ -16,6 +16,6 @@ def context_length(config: Mapping[str, object]) -> int | None:
     """
     for part in (config.get("text_config"), config):
         for key in CONTEXT_KEYS:
-            if isinstance(part, Mapping) and isinstance(value := part.get(key), int):
+            if isinstance(part, Mapping) and type(value := part.get(key)) is int:
                 return value
     return None

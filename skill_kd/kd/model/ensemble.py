@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..losses.divergences import log_probs
+from .cached import cache_of, with_cache
 
 
 class Ensemble(nn.Module):
@@ -22,18 +23,19 @@ class Ensemble(nn.Module):
         self.log_weights = [math.log(weight / sum(weights)) for weight in weights]
         self.vocabulary = vocabulary
 
-    def forward(self, past_key_values: Any = None, **inputs: Any) -> _Output:
-        """Return the mixed log-probabilities as ``logits``, and the members' caches."""
-        caches = past_key_values or [None] * len(self.models)
-        outputs = [model(past_key_values=cache, **inputs) for model, cache in zip(self.models, caches, strict=True)]
+    def forward(self, past_key_values: list[dict[str, Any]] | None = None, **inputs: Any) -> _Output:
+        """Return the mixed log-probabilities as ``logits``, and the members' caches, each with its name."""
+        caches = past_key_values or [{} for _ in self.models]
+        outputs = [with_cache(model, cache, **inputs) for model, cache in zip(self.models, caches, strict=True)]
         logp = [
             log_probs(output.logits[..., : self.vocabulary]) + log_weight
             for output, log_weight in zip(outputs, self.log_weights, strict=True)
         ]
-        return _Output(torch.stack(logp).logsumexp(dim=0), [output.past_key_values for output in outputs])
+        found = [cache_of(output) for output in outputs]
+        return _Output(torch.stack(logp).logsumexp(dim=0), found if all(found) else None)
 
 
 @dataclass(frozen=True)
 class _Output:
     logits: Tensor
-    past_key_values: list[Any]
+    past_key_values: list[dict[str, Any]] | None

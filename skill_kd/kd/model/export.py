@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..dataset.encoding import Encoder
 from ..dataset.template_tokens import written_by_template
 from ..errors import TrainingStopped
 from ..files import write_json, writing
+from . import vocabulary
 from .context import context_length
 from .pretrained import load_weights
 
@@ -64,6 +67,17 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
     if getattr(plain, "is_quantized", False):
         plain = plain.dequantize()
     return plain.train(False)
+
+
+def exported_encoder(folder: Path, options: Mapping[str, Any]) -> Encoder:
+    """Return an encoder for an exported student, which encodes conversations as in its training.
+
+    Args:
+        options: ``data.chat_template_options``.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ends = vocabulary.eos_ids(tokenizer, GenerationConfig.from_pretrained(folder), options)
+    return Encoder(tokenizer, ends, options)
 
 
 def rounded(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
@@ -150,10 +164,10 @@ def _check(
     expected: Tensor,
     eos_ids: frozenset[int],
 ) -> None:
-    reloaded = load_weights(str(folder), str(folder), dtype=dtype, use_safetensors=True).train(False)
+    reloaded = load_weights(str(folder), str(folder), dtype=dtype).train(False)
     difference = float((_logits(reloaded, probe)[..., : expected.shape[-1]] - expected).abs().max())
     scale = float(expected.abs().max())
-    again = AutoTokenizer.from_pretrained(folder)
+    again = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     problems = [
         (not difference <= 1e-3 * scale, f"its logits differ from the student's by {difference:.3g}"),
         (again.pad_token_id in eos_ids, "its pad token is an end-of-sequence token"),

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..errors import BadInput
+
 _COLUMNS = "it counts positions from the first column, so padding would change its responses"
 _NO_CACHE = "it returns no cache of keys or states, so each sampled token would read the whole text again"
 _NO_MASK = "it has no attention mask, so padding would enter its recurrent state"
@@ -39,6 +41,20 @@ def refusal(config: Mapping[str, object]) -> str | None:
     """
     for part in (config, config.get("text_config")):
         family = part.get("model_type") if isinstance(part, Mapping) else None
-        if family in REFUSED:
-            return f"models of type {family!r} cannot be trained here, because {REFUSED[str(family)]}"
+        if isinstance(family, str) and family in REFUSED:
+            return f"models of type {family!r} cannot be trained here, because {REFUSED[family]}"
     return None
+
+
+def check_family(config: Mapping[str, object], whose: str) -> None:
+    """Refuse a model that cannot be trained or sampled here.
+
+    Args:
+        config: the content of config.json.
+        whose: the model, for the message.
+
+    Raises:
+        BadInput: the message has the reason.
+    """
+    if reason := refusal(config):
+        raise BadInput(f"{whose}: {reason}; take another model")

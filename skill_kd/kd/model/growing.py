@@ -29,7 +29,9 @@ def grow(teacher: PreTrainedModel, layers: int | tuple[int, ...]) -> PreTrainedM
     config = _short_config(teacher, text, kept)
     try:
         with torch.device(teacher.device):
-            student: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=teacher.dtype)
+            student: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, dtype=teacher.dtype, trust_remote_code=False
+            )
         student.load_state_dict(_kept_weights(teacher, student, kept, text.num_hidden_layers))
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -8,6 +8,8 @@ from ..errors import BadInput
 
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
 """Names of the number of layers in config.json. GPT-2 uses the second one."""
+MOST_LAYERS = 10_000
+"""More layers than any model has. The work on a config grows with them, so a larger number is refused first."""
 INDICES = ("mlp_only_layers", "moe_layers", "attn_layer_indices", "full_attn_idxs")
 """Settings that list numbers of layers."""
 LEADING = ("first_k_dense_replace", "num_dense_layers", "max_window_layers")
@@ -33,20 +35,21 @@ def kept_layers(layers: int | Sequence[int], available: int) -> tuple[int, ...]:
     """Return the layers a grown student keeps. A count keeps half from each end and drops one middle block.
 
     Raises:
-        BadInput: the teacher has fewer layers.
+        BadInput: the teacher has fewer layers, or more than ``MOST_LAYERS``.
     """
-    if isinstance(layers, int):
-        first = (layers + 1) // 2
-        kept = (*range(first), *range(available - layers + first, available))
-    else:
-        kept = tuple(layers)
-    if len(kept) > available or max(kept) >= available:
+    if available > MOST_LAYERS:
+        raise BadInput(f"the teacher's config says {available} layers; layers can be taken of at most {MOST_LAYERS}")
+    needed = layers if isinstance(layers, int) else max(len(layers), max(layers) + 1)
+    if needed > available:
         asked = layers if isinstance(layers, int) else list(layers)
         raise BadInput(
             f"student.from_teacher.layers: {asked} is more than the teacher's {available} layers; "
             f"the last layer is {available - 1}"
         )
-    return kept
+    if not isinstance(layers, int):
+        return tuple(layers)
+    first = (layers + 1) // 2
+    return (*range(first), *range(available - layers + first, available))
 
 
 def text_part(config: Mapping[str, object]) -> Mapping[str, object]:

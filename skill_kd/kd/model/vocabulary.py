@@ -6,10 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..dataset.template_tokens import NO_OPTIONS, end_of_turn
 from ..errors import BadInput
@@ -45,16 +42,17 @@ def shared_vocabulary(
 
 
 def eos_ids(
-    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, options: Mapping[str, Any] = NO_OPTIONS
+    tokenizer: PreTrainedTokenizerBase, settings: GenerationConfig | None, options: Mapping[str, Any] = NO_OPTIONS
 ) -> frozenset[int]:
     """Return every id that ends a response: EOS, those of the generation config, and the template's end of turn.
 
     A base model stops at EOS, and its chat template may end turns with another token. Both end a response.
 
     Args:
+        settings: the model's generation config.
         options: ``data.chat_template_options``.
     """
-    named = getattr(model.generation_config, "eos_token_id", None)
+    named = getattr(settings, "eos_token_id", None)
     listed = named if isinstance(named, list) else [] if named is None else [named]
     turn_end = end_of_turn(tokenizer, options)
     written = [] if turn_end is None else [turn_end]

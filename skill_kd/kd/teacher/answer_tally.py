@@ -29,7 +29,8 @@ class AnswerTally:
     def __init__(self, most: float) -> None:
         self.most = most
         """Largest share of unusable answers, ``teacher.max_unusable``."""
-        self.asked = self.reasoned = 0
+        self.asked = self.reasoned = self.cut = 0
+        """Numbers of all answers, and of those with text that had reasoning or that the length limit cut."""
         self.unusable: Counter[Unusable] = Counter()
 
     def add(self, answers: Sequence[Answer]) -> None:
@@ -39,7 +40,9 @@ class AnswerTally:
             TrainingStopped: more than the allowed share cannot be used.
         """
         self.asked += len(answers)
-        self.reasoned += sum(answer.reasoned and answer.unusable is None for answer in answers)
+        usable = [answer for answer in answers if answer.unusable is None]
+        self.reasoned += sum(answer.reasoned for answer in usable)
+        self.cut += sum(not answer.finished for answer in usable)
         self.unusable.update(answer.unusable for answer in answers if answer.unusable)
         if self.unusable.total() > self.most * max(self.asked, LEAST_ASKED):
             raise TrainingStopped(self.refusal())
@@ -50,10 +53,14 @@ class AnswerTally:
         return f"{self._counts()}; {fixes}; or allow a larger share than {self.most:g} with teacher.max_unusable"
 
     def note(self) -> str | None:
-        """Return the counts as a note, or None if all answers were used as they are."""
+        """Return the counts as a note, or None if all answers were used whole."""
         dropped = [f"{self._counts()}; those are not trained on"] if self.unusable else []
         reasoned = [f"{self.reasoned} of {self.asked} have reasoning, which is left out"] if self.reasoned else []
-        return "teacher's answers: " + "; ".join(dropped + reasoned) if dropped or reasoned else None
+        cut = [
+            f"{self.cut} of {self.asked} were cut by the length limit and teach no end; rollout.max_new_tokens sets it"
+        ]
+        told = dropped + reasoned + (cut if self.cut else [])
+        return "teacher's answers: " + "; ".join(told) if told else None
 
     def _counts(self) -> str:
         reasons = ", ".join(f"{count} {reason.value}" for reason, count in self.unusable.most_common())

@@ -29,7 +29,7 @@ from ..losses.divergences import log_probs
 from ..losses.estimators import token_logp
 from ..losses.lm_head import Head
 from ..losses.projection import HiddenStates
-from ..model.cached import cache_of, check_family
+from ..model.cached import cache_of
 from ..model.loading import check_context, load_teacher
 from ..model.sharding import ShardedTeacher
 from ..model.student import find_head, response_hidden_states, response_logits
@@ -145,7 +145,6 @@ def open_teacher(
         return Teacher(None, vocabulary, writer, server if told else None, tally=tally)
     loaded = load_teacher(config.teacher, weights=over is None or over.is_main_process)
     for member in loaded.members:
-        check_family(member, "the teacher")
         check_context(member, config.data.max_prompt_tokens + config.rollout.max_new_tokens, "the teacher")
     model: nn.Module = loaded.model.to(sampler.device) if over is None else ShardedTeacher(loaded.model, over)
     together = model.together if isinstance(model, ShardedTeacher) else nullcontext

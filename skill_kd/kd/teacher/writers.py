@@ -38,7 +38,7 @@ def foreign_writer(
     """Return the writer of a teacher that has its own tokenizer and template. Its text is encoded for the student."""
     tokenizer, vocabulary, ends = loaded.tokenizer, loaded.vocabulary, own_encoder.eos_ids
     pad = int(tokenizer.pad_token_id)
-    reader = _TextReader(tokenizer, ends)
+    reader = AnswerReader(tokenizer, ends)
 
     def write(examples: Sequence[Example], requests: Sequence[SampleRequest], decoding: Decoding) -> Rows:
         own = replace(sampler, decoding=replace(decoding, eos_ids=ends, vocabulary=vocabulary), pad=pad)
@@ -65,8 +65,8 @@ def served_writer(server: ServedTeacher, encoder: Encoder, tally: AnswerTally) -
     return write
 
 
-class _TextReader:
-    """Reads the text of a loaded teacher's responses. Its special tokens may mark what is reasoning."""
+class AnswerReader:
+    """Reads the text of a loaded model's responses. Its special tokens may mark what is reasoning."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> None:
         self.tokenizer = tokenizer
@@ -98,16 +98,23 @@ def _text_rows(
         None if answer.unusable else encoder.answer(example, answer.text)
         for example, answer in zip(examples, answers, strict=True)
     ]
-    # A tokenizer may drop every character of a text. The end token alone would teach the student to answer nothing.
-    counted = [
-        replace(answer, unusable=Unusable.EMPTY) if row is not None and len(row.response) < 2 else answer
-        for answer, row in zip(answers, encoded, strict=True)
-    ]
+    counted = [_counted(answer, row, max_new_tokens) for answer, row in zip(answers, encoded, strict=True)]
     tally.add(counted)
     return [
         None if row is None or answer.unusable else _text_row(row, answer.finished, max_new_tokens)
         for row, answer in zip(encoded, counted, strict=True)
     ]
+
+
+def _counted(answer: Answer, row: Encoded | None, max_new_tokens: int) -> Answer:
+    """Return the answer as it is counted, after its text became tokens of the student."""
+    if row is None:
+        return answer
+    if len(row.response) < 2:
+        # The tokenizer dropped every character. The end token alone would teach the student to answer nothing.
+        return replace(answer, unusable=Unusable.EMPTY)
+    # The student may need more tokens for a text than the teacher.
+    return replace(answer, finished=answer.finished and len(row.response) <= max_new_tokens)
 
 
 def _text_row(encoded: Encoded, finished: bool, max_new_tokens: int) -> Row:

@@ -6,10 +6,13 @@ import json
 import shutil
 import sys
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from pickle import UnpicklingError
 
-from ..files import open_unlinked, sync_file, sync_folder, write_atomically
+from ..errors import BadInput, Missing
+from ..files import open_unlinked, read_object, sync_file, sync_folder, write_atomically
 
 STATE = "progress.json"
 
@@ -27,10 +30,10 @@ def flaw(checkpoint: Path) -> str | None:
     if checkpoint.is_symlink():
         return "it is a symbolic link"
     try:
-        expected = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        expected = read_object(checkpoint / CHECKSUMS)
+    except BadInput:
         return f"{CHECKSUMS} cannot be read"
-    if not isinstance(expected, dict) or STATE not in expected:
+    if STATE not in expected:
         return f"{CHECKSUMS} does not list {STATE}"
     for name, written in expected.items():
         try:
@@ -48,6 +51,22 @@ def is_whole(checkpoint: Path) -> bool:
     if wrong:
         print(f"note: checkpoint {checkpoint.name} is torn, so it is skipped: {wrong}", file=sys.stderr)  # noqa: T201
     return wrong is None
+
+
+@contextmanager
+def refusing_code(checkpoint: Path) -> Iterator[None]:
+    """Convert torch's refusal of a pickle, which advises to load it in spite of that.
+
+    Raises:
+        Missing: a file of the checkpoint holds more than tensors and numbers.
+    """
+    try:
+        yield
+    except UnpicklingError as error:
+        raise Missing(
+            f"cannot load checkpoint '{checkpoint}': a file of it holds more than tensors and numbers, and could run "
+            "code; delete this checkpoint, and resume from the one before it"
+        ) from error
 
 
 def _checksum(path: Path) -> list[int]:

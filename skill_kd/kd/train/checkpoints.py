@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -17,9 +19,11 @@ from safetensors.torch import load_file, save_file
 
 from ..dataset.batch import Row
 from ..errors import BadInput
-from ..files import sync_folder, write_atomically, writing
-from .checkpoint_files import PARTIAL, STATE, delete, is_whole, remove, seal
+from ..files import naming, read_json, read_object, record, sync_folder, write_atomically, writing
+from .checkpoint_files import PARTIAL, STATE, delete, is_whole, refusing_code, remove, seal
 from .held_out import Figures
+
+REMOVE = "remove this checkpoint to resume from the one before it"
 
 
 @dataclass
@@ -38,6 +42,32 @@ class Progress:
     """A few completions of held-out prompts, by the same keys as ``measures``."""
     roll_backs: list[str] = field(default_factory=list)
     """Names of the checkpoints that roll-backs wrote."""
+
+
+@dataclass
+class _Saved(Progress):
+    """Content of ``progress.json``."""
+
+    inputs: dict[str, str] = field(default_factory=dict)
+    kept_by: str = ""
+
+
+def read_progress(file: Path) -> tuple[Progress, dict[str, str], str]:
+    """Return the progress in a checkpoint's ``progress.json``, its ``inputs``, and the name of its format.
+
+    Raises:
+        BadInput: the file holds something else.
+    """
+    values = read_object(file)
+    with naming(file, REMOVE):
+        saved = record(_Saved, values)
+        if min(saved.stage, saved.update) < 0:
+            raise ValueError("stage and update cannot be negative")
+        for name in filter(None, (saved.best, *saved.roll_backs)):
+            if not re.fullmatch(r"\d+-\d+", name):
+                raise ValueError(f"{reprlib.repr(name)} is not the name of a checkpoint")
+    progress = Progress(**{each.name: getattr(saved, each.name) for each in fields(Progress)})
+    return progress, saved.inputs, saved.kept_by
 
 
 class State(Protocol):
@@ -139,24 +169,28 @@ class Checkpoints:
         If the best checkpoint is torn, it is forgotten, so that a later one can become the best.
 
         Raises:
-            BadInput: the run's inputs have changed since the checkpoint was written, or it is sharded differently.
+            BadInput: the run's inputs have changed since the checkpoint was written, it is sharded differently, or a
+                file of it holds something else than ``save`` writes.
+            Missing: a file of the checkpoint could run code.
         """
-        values: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        self._refuse_other_inputs(values.pop("inputs"), checkpoint)
-        if values.pop("kept_by") != self.state.kept_by:
+        progress, inputs, kept_by = read_progress(checkpoint / STATE)
+        self._refuse_other_inputs(inputs, checkpoint)
+        if kept_by != self.state.kept_by:
             raise BadInput(
                 f"checkpoint {checkpoint.name} was written with another launch.strategy; resume with the strategy that "
                 "the run began with (only none and ddp can replace each other)"
             )
-        self.state.load_state(str(checkpoint))
+        self._restore(checkpoint)
         self.in_memory = checkpoint.name
-        progress = Progress(**values)
         if not self._has_best(progress):
             progress.best = progress.best_figure = None
-        files = sorted(checkpoint.glob("rollouts-*.json"), key=lambda file: int(file.stem.partition("-")[2]))
+        files = [file for file in checkpoint.glob("rollouts-*.json") if re.fullmatch(r"rollouts-\d+", file.stem)]
+        files.sort(key=lambda file: int(file.stem.partition("-")[2]))
+        parts = [_saved_rows(file) for file in files]
+        if len({len(part) for part in parts}) > 1:
+            raise BadInput(f"checkpoint '{checkpoint}' has rollouts of different batches; {REMOVE}")
         # Each file holds one process's part of every batch.
-        batches = zip(*(_saved_rows(file) for file in files), strict=True)
-        return progress, [[row for part in batch for row in part] for batch in batches]
+        return progress, [[row for part in batch for row in part] for batch in zip(*parts, strict=True)]
 
     def load_best(self, progress: Progress) -> None:
         """Load the best checkpoint's weights into the student, if another checkpoint is in memory.
@@ -166,7 +200,11 @@ class Checkpoints:
         if not self._has_best(progress):
             progress.best = self.in_memory
         elif progress.best not in {None, self.in_memory}:
-            self.state.load_state(str(self.folder / str(progress.best)))
+            self._restore(self.folder / str(progress.best))
+
+    def _restore(self, checkpoint: Path) -> None:
+        with refusing_code(checkpoint):
+            self.state.load_state(str(checkpoint))
 
     def _has_best(self, progress: Progress) -> bool:
         """Return True if the best checkpoint is whole, or if there is none yet. All processes call it."""
@@ -227,8 +265,13 @@ def _save_rows(path: Path, batches: Sequence[Sequence[Row]]) -> None:
 
 
 def _saved_rows(path: Path) -> list[list[Row]]:
+    listed = read_json(path)
+    with naming(path, REMOVE):
+        if not isinstance(listed, list) or not all(isinstance(batch, list) for batch in listed):
+            raise ValueError("it is not a list of batches")
+        batches = [[Row.of(row) for row in batch] for batch in listed]
     states = load_file(path.with_suffix(".safetensors"))
     return [
-        [replace(Row.of(row), teacher_states=states.get(f"{number}.{place}")) for place, row in enumerate(batch)]
-        for number, batch in enumerate(json.loads(path.read_text(encoding="utf-8")))
+        [replace(row, teacher_states=states.get(f"{number}.{place}")) for place, row in enumerate(batch)]
+        for number, batch in enumerate(batches)
     ]

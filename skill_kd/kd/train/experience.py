@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..config import Config
 from ..dataset.batch import Row, epoch_stream
@@ -80,6 +82,21 @@ def data_source(data: TrainingData) -> PromptSource:
 def rows_source(rows: Sequence[Row]) -> PromptSource:
     """Return a source of existing rows."""
     return PromptSource([Encoded(row.prompt) for row in rows], lambda indices: [rows[index] for index in indices])
+
+
+def refuse_unknown_ids(source: Path, rows: Iterable[Row], student: PreTrainedModel, teacher: Teacher) -> None:
+    """Refuse rows of a file with token ids that a model does not have.
+
+    Raises:
+        BadInput: the message names the file and the highest id.
+    """
+    prompts, responses = int(student.config.get_text_config().vocab_size), teacher.vocabulary
+    for row in rows:
+        if max(row.prompt) >= prompts or max(row.response) >= responses:
+            raise BadInput(
+                f"'{source}' has the token id {max(row.prompt + row.response)}, and the models have only {responses} "
+                "tokens; remove the file, or put back the one that the run wrote"
+            )
 
 
 class Experience:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -18,13 +19,21 @@ from ..config import Config, Sft, Stage, Training
 from ..dataset.batch import Row, collate
 from ..dataset.encoding import Encoder
 from ..dataset.training_data import TrainingData
-from ..errors import StoppedBySignal
+from ..errors import BadInput, StoppedBySignal
 from ..files import write_json
 from ..losses.estimators import effective_sample_size
 from ..model.export import export_student
 from ..signals import StopRequest
-from .checkpoints import Checkpoints, Progress
-from .experience import Experience, PromptSource, Sampling, Term, corpus_source, data_source
+from .checkpoints import REMOVE, Checkpoints, Progress
+from .experience import (
+    Experience,
+    PromptSource,
+    Sampling,
+    Term,
+    corpus_source,
+    data_source,
+    refuse_unknown_ids,
+)
 from .held_out import Figures
 from .held_out_measures import HeldOutMeasures
 from .journal import Journal
@@ -249,6 +258,7 @@ def train(run: Run, resume: bool) -> None:
     newest = run.checkpoints.newest() if resume else None
     progress, pending = run.checkpoints.load(newest) if newest else (Progress(), [])
     if newest:
+        refuse_other_run(run, newest, progress, pending)
         run.journal.note(f"resuming from checkpoint {newest.name}")
     else:
         measure(run, progress, "before")
@@ -260,6 +270,18 @@ def train(run: Run, resume: bool) -> None:
     export_best(run, progress)
     run.journal.event("done", best=progress.best, student=str(run.folder / "student"))
     run.journal.close()
+
+
+def refuse_other_run(run: Run, checkpoint: Path, progress: Progress, pending: list[list[Row]]) -> None:
+    """Refuse a checkpoint that does not fit the stages, the batches or the vocabulary of this run.
+
+    Raises:
+        BadInput: it does not. The message names the checkpoint.
+    """
+    refuse_unknown_ids(checkpoint, chain.from_iterable(pending), run.student.model, run.sampling.teacher)
+    sizes = {len(batch) for batch in pending}
+    if progress.stage >= len(run.config.stages) or sizes - {run.config.training.batch_size}:
+        raise BadInput(f"checkpoint '{checkpoint}' is of another run: it has other stages or batches; {REMOVE}")
 
 
 def export_best(run: Run, progress: Progress) -> None:

@@ -13,11 +13,11 @@ from ..config import Config, SelfTrain
 from ..dataset.batch import Row, collate
 from ..dataset.encoding import Encoded
 from ..errors import BadInput, StoppedBySignal
-from ..files import write_atomically
+from ..files import naming, read_json, write_atomically
 from ..rollouts.sampler import Sampler, SampleRequest
 from ..signals import StopRequest
 from ..teacher.teacher import Teacher
-from .experience import PromptSource, Sampling, rows_source
+from .experience import PromptSource, Sampling, refuse_unknown_ids, rows_source
 from .held_out import repetition
 from .strategy import WrappedStudent
 
@@ -42,7 +42,9 @@ def own_samples_source(
         with student.gathered():
             rows = own_best_samples(config, stage, student.model, sampling.teacher, prompts, sampling.sampler)
         keep_rows(file, rows)
-    return rows_source(kept_rows(file))
+    rows = kept_rows(file)
+    refuse_unknown_ids(file, rows, student.model, sampling.teacher)
+    return rows_source(rows)
 
 
 @torch.no_grad()
@@ -99,5 +101,13 @@ def keep_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def kept_rows(path: Path) -> list[Row]:
-    """Return the rows that ``keep_rows`` wrote."""
-    return [Row.of(values) for values in json.loads(path.read_text(encoding="utf-8"))]
+    """Return the rows that ``keep_rows`` wrote.
+
+    Raises:
+        BadInput: the file holds something else.
+    """
+    listed = read_json(path)
+    with naming(path, "delete it, and resume: the student samples again"):
+        if not isinstance(listed, list) or not listed:
+            raise ValueError("it is not a list of rows")
+        return [Row.of(values) for values in listed]

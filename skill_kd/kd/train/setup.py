@@ -14,7 +14,7 @@ from ..dataset.encoding import Encoder
 from ..dataset.training_data import TrainingData, load_training_data
 from ..errors import BadInput
 from ..files import refuse_unsafe
-from ..model.cached import check_family
+from ..model.families import check_family
 from ..model.loading import check_context
 from ..model.vocabulary import eos_ids, real_vocabulary, refuse_ids_beyond
 from ..rollouts.decoding import Decoding
@@ -87,10 +87,10 @@ def open_parts(
         ScriptError: the data, the teacher or its tokenizer cannot be used. The message names the cause and the fix.
     """
     rollout, training = config.rollout, config.training
-    check_family(student, "the student")
+    check_family(student.config.to_dict(), "the student")
     check_context(student, config.data.max_prompt_tokens + rollout.max_new_tokens, "the student")
     options = config.data.chat_template_options
-    encoder = Encoder(tokenizer, eos_ids(tokenizer, student, options), options)
+    encoder = Encoder(tokenizer, eos_ids(tokenizer, student.generation_config, options), options)
     data = load_training_data(config, encoder)
     vocabulary = real_vocabulary(tokenizer, student)
     decoding = Decoding(rollout.max_new_tokens, rollout.temperature, rollout.top_p, encoder.eos_ids, vocabulary)

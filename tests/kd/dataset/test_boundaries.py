@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from tiny import make_tokenizer
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from skill_kd.kd.dataset.boundaries import following_ids, text_ids
+from skill_kd.kd.dataset.boundaries import AddedTokens, GrowingText, following_ids, text_ids
 from skill_kd.kd.dataset.encoding import Encoder
 from skill_kd.kd.dataset.reading import Example
 
@@ -210,3 +213,97 @@ def test_an_unknown_token_that_covers_prompt_and_response_leaves_the_response_a_
     prompt = text_ids(tokenizer, "☃")
     assert text_ids(tokenizer, "☃☃") == prompt == (tokenizer.unk_token_id,)
     assert following_ids(tokenizer, "☃", prompt, "☃") == prompt
+
+
+# --- work that does not grow with the square of the turns -------------------------------------------------------------
+
+
+def normalized_unigram() -> PreTrainedTokenizerFast:
+    """As T5 and Llama 2: NFKC makes '＜s＞' the text of a special token, and each part begins with '▁'."""
+    tokenizer = unigram()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    return tokenizer
+
+
+def with_odd_tokens(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Add tokens that swallow space, stand alone, are part of others, or are found after normalization."""
+    tokenizer.add_tokens(
+        [
+            AddedToken("<|end|>", rstrip=True, normalized=False),
+            AddedToken("<mask>", lstrip=True, normalized=False),
+            AddedToken("dog", single_word=True, normalized=False),
+            AddedToken("<|user|>\nHello", normalized=False),
+            AddedToken("</s>\n<|assistant|>", normalized=False),
+            AddedToken("un</s>\nun", normalized=False),
+            AddedToken("\n\n", normalized=True),
+            AddedToken("day", normalized=True),
+        ]
+    )
+    return tokenizer
+
+
+GROWING = FAMILIES | {
+    "byte-level BPE, odd tokens": lambda: with_odd_tokens(byte_level()),
+    "Metaspace, first, odd tokens": lambda: with_odd_tokens(metaspace("first")),
+    "WordPiece, odd tokens": lambda: with_odd_tokens(word_piece()),
+    "Unigram, NFKC": normalized_unigram,
+    "Unigram, NFKC, odd tokens": lambda: with_odd_tokens(normalized_unigram()),
+}
+PARTS = ["Hello", " answer", "un", "happy", "dog", " day", ".", " ", "  ", "\n", "\n\n", "é", "e\u0301", "☃", "ﬁ"]
+PARTS += [*SPECIAL, "<|", "|>", "s>", "</", "<mask>", " <mask>", "<|end|>", "<|end|> ", "user", "</s>\n", "<|user|>\n"]
+PARTS.append("＜s＞")
+PIECES = st.lists(st.lists(st.sampled_from(PARTS), min_size=1, max_size=6).map("".join), min_size=2, max_size=7)
+
+
+@functools.cache
+def growing(name: str) -> PreTrainedTokenizerBase:
+    return GROWING[name]()
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.sampled_from(sorted(GROWING)), PIECES)
+@example("byte-level BPE, odd tokens", ["A happy day of un</s>\n", "un answer"])  # a longer token begins before </s>
+@example("Unigram, NFKC, odd tokens", ["A happy day", " day. Hello user answer.", "Hello"])  # ▁day is found behind ▁
+@example("Metaspace, first", ["<s>☃ happy answer.", "☃"])  # <unk> is an added token
+def test_text_that_grows_has_the_ids_that_it_has_if_all_of_it_is_tokenized_again(name: str, pieces: list[str]) -> None:
+    tokenizer = growing(name)
+    text = pieces[0]
+    ids = text_ids(tokenizer, text)
+    grown = GrowingText(tokenizer, AddedTokens(tokenizer), text)
+    assert grown.begin == ids
+    assert grown.settle()
+    for piece in pieces[1:]:
+        added = following_ids(tokenizer, text, ids, piece)
+        assert grown.add(piece) == added
+        ids, text = ids + added, text + piece
+        if not grown.settle():
+            assert text_ids(tokenizer, text) != ids
+            break
+        assert text_ids(tokenizer, text) == ids
+
+
+class Counted(PreTrainedTokenizerFast):
+    """Counts the characters that it tokenizes."""
+
+    characters = 0
+
+    def __call__(self, text: Any, *arguments: Any, **options: Any) -> Any:
+        self.characters += len(text)
+        return super().__call__(text, *arguments, **options)
+
+
+def test_tokenizing_a_conversation_is_linear_in_its_turns() -> None:
+    tokenizer = Counted(tokenizer_object=byte_level().backend_tokenizer, unk_token="<unk>", eos_token="</s>")
+    tokenizer.chat_template = TEMPLATE
+    encoder = Encoder(tokenizer, frozenset({int(tokenizer.eos_token_id)}))
+
+    def characters(turns: int) -> float:
+        before = tokenizer.characters
+        asked = (("user", "Hello world"), ("assistant", "The answer is short.")) * (turns // 2)
+        row = encoder.conversation(Example((*asked, ("user", "A happy day")), "Hello"))
+        assert row.scored.count(True) > turns, "only the last answer is scored"
+        return tokenizer.characters - before
+
+    assert characters(40) < 5 * characters(10)

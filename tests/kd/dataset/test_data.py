@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from chat_templates import FORGETFUL
 from tiny import EOS, UNK, make_tokenizer, tiny_config
 from transformers import PreTrainedTokenizerFast
 
@@ -162,6 +165,26 @@ def test_a_data_set_of_the_hub_is_read_at_its_revision(
     assert asked == [("owner/name", "test", revision)]
 
 
+@pytest.mark.parametrize("source", ["pandas", "pandas@main"])
+def test_a_reader_of_datasets_is_not_taken_for_a_data_set(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one named 'pandas' runs the pickles that it finds in the working folder."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.pkl").write_bytes(pickle.dumps(Bomb()))
+    for read in (lambda: read_examples(source, "train", 0.0), lambda: read_corpus(source)):
+        with pytest.raises(BadInput, match=f"there is no data file '{source}'; for a data set of the hub, write owner"):
+            read()
+    assert not (tmp_path / "exploded").exists()
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, ("exploded",)
+
+
 def test_a_corpus_is_its_text_fields(tmp_path: Path) -> None:
     assert read_corpus(jsonl(tmp_path / "corpus.jsonl", [{"text": "a"}, {"prompt": "b"}, {"text": "c"}])) == ["a", "c"]
 
@@ -208,13 +231,6 @@ def test_overlap_with_a_held_out_file_is_measured_and_refused_above_the_limit(tm
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
 TURNS = (("system", "world"), ("user", "hello"), ("assistant", "fox dog"), ("user", "brown"))
-FORGETFUL = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-    "{% if m['role'] == 'assistant' and not loop.last %}{{ m['content'].split('</think>')[-1] }}"
-    "{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-"""Drops the reasoning of earlier answers."""
 
 
 def encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:

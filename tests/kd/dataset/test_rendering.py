@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_templates import REASONING, STRICT, THINKING
 from tiny import EOS, UNK, make_tokenizer, tiny_config
 from transformers import PreTrainedTokenizerFast
 
@@ -20,26 +21,6 @@ from skill_kd.kd.dataset.rendering import TemplateRefusal, render
 from skill_kd.kd.dataset.training_data import load_training_data
 from skill_kd.kd.errors import BadInput
 
-THINKING = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-    "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
-)
-"""As that of Qwen3: it thinks unless an option says no."""
-REASONING = (
-    "{% for m in messages %}{% if m['role'] == 'user' %}<|im_start|>{{ m['content'] }}"
-    "{% else %}<|Answer|>{{ m['content'].split('</think>')[-1] }}<|im_end|>{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|Answer|><think>\n{% endif %}"
-)
-"""As that of DeepSeek-R1: it opens the reasoning in the prompt, and drops it from every answer."""
-STRICT = (
-    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
-    "<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
-)
-"""As that of Gemma: no system turns, and the other roles in turn."""
 ON_POLICY: tuple[Stage, ...] = (Distill(),)
 FROM_DATA: tuple[Stage, ...] = (WarmStart(), Distill())
 SYSTEM = (("system", "world"), ("user", "hello"))

@@ -3,59 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tiny import make_tokenizer
-from transformers import PreTrainedTokenizerFast
+from chat_templates import FAMILIES, tokenizer_of
 
 from skill_kd.kd.dataset.encoding import Encoder
 from skill_kd.kd.dataset.reading import Example
 from skill_kd.kd.dataset.template_tokens import end_of_turn, written_by_template
-
-CHATML = (
-    "{% if tools %}<tools>{{ tools }}</tools>{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-LLAMA = (
-    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n{{ m['content'] }}"
-    "<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)
-GEMMA = (
-    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-    "<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n{{ m['content'] }}<end_of_turn>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
-)
-MISTRAL = (
-    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'] }}{{ eos_token }}"
-    "{% else %}[INST] {{ m['content'] }} [/INST]{% endif %}{% endfor %}"
-)
-PLAIN = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n\n{% endfor %}"
-
-FAMILIES: dict[str, tuple[str | None, tuple[str, ...], str, str | None]] = {
-    # template, special tokens, EOS of the base model, end of turn
-    "qwen": (CHATML, ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_pad|>"), "<|endoftext|>", "<|im_end|>"),
-    "llama 3": (
-        LLAMA,
-        ("<|begin|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-        "<|end_of_text|>",
-        "<|eot_id|>",
-    ),
-    "gemma": (GEMMA, ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"), "<eos>", "<end_of_turn>"),
-    "mistral": (MISTRAL, ("<s>", "</s>", "[INST]", "[/INST]"), "</s>", "</s>"),
-    "gpt-2": (None, ("<|endoftext|>",), "<|endoftext|>", None),
-    "plain text": (PLAIN, ("<s>", "</s>"), "</s>", None),
-}
-BEGINS = {"llama 3": "<|begin|>", "gemma": "<bos>", "mistral": "<s>"}
-
-
-def tokenizer_of(family: str) -> PreTrainedTokenizerFast:
-    template, special, eos, _ = FAMILIES[family]
-    tokenizer = make_tokenizer(chat=False, pad=None, special=("<unk>",))
-    tokenizer.add_special_tokens({"extra_special_tokens": list(special)})
-    tokenizer.add_tokens(["\n\n"])  # Gemma lists whitespace among its added tokens
-    tokenizer.eos_token, tokenizer.bos_token = eos, BEGINS.get(family)
-    tokenizer.chat_template = template
-    return tokenizer
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from skill_kd.kd.answers import Answer, Unusable
 from skill_kd.kd.endpoint import Endpoint, Names, Refused, exchange, retries
 from skill_kd.kd.errors import Missing
+from skill_kd.kd.terminal import visible
 
 TURNS = [("user", "hello")]
 OK = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}
@@ -85,11 +86,13 @@ def test_a_prompt_that_the_filter_stops_is_an_answer_without_text(ask: Any) -> N
     assert len(seen) == 1
 
 
-def test_a_message_has_no_control_characters_of_the_server(ask: Any) -> None:
-    endpoint, _ = ask(lambda _: (404, {"error": "\x1b[2J gone \u202e\u009b\n"}))
+def test_a_message_shows_control_characters_of_the_server_as_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = httpx.Response(404, stream=httpx.ByteStream("\x1b[2J gone \u202e\u009b\n".encode()))
+    client = httpx.Client(transport=httpx.MockTransport(lambda _: answer))
+    monkeypatch.setattr(exchange.Exchange, "_client", client)
     with pytest.raises(Refused, match="HTTP 404") as refused:
-        endpoint.chat(TURNS, max_tokens=7)
-    assert str(refused.value).isprintable()
+        Endpoint("http://a.invalid/v1", "m", Names("url", "model", "key")).chat(TURNS, max_tokens=7)
+    assert r"\x1b[2J gone \u202e\x9b" in str(refused.value)
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
@@ -119,7 +122,8 @@ def test_any_reply_is_an_answer_or_one_clear_error(status: int, body: bytes, mon
             said.append(str(missing))
         else:
             assert answer is None or bool(answer.text.strip()) == (answer.unusable is None)
-    assert all(each.isprintable() and "http://a.invalid/v1" in each for each in said)
+    assert all(each == visible(each) and "http://a.invalid/v1" in each for each in said)
+    assert all(len(each.splitlines()) == 1 for each in said)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,9 @@ CASES: list[Case] = [
     ("total_variation", {}),
 ]
 """Those that are compared with the references of reference.py."""
+# A gate that is always open leaves the sum of both directions.
+SYMMETRIC: list[Case] = [("total_variation", {}), ("jsd", {"beta": 0.5}), ("entropy_aware", {"entropy_threshold": 0.1})]
+"""Those whose value stays the same if the two distributions are swapped."""
 PARAMETERS: dict[str, dict[str, float]] = {
     "jsd": {"beta": 0.3},
     "skew_kl": {"skew": 0.2},

@@ -6,7 +6,7 @@ import math
 import pytest
 import reference
 import torch
-from divergence_cases import CASES, Case
+from divergence_cases import CASES, SYMMETRIC, Case
 from torch import Tensor
 
 from skill_kd.kd.losses import divergences
@@ -14,8 +14,6 @@ from skill_kd.kd.losses.divergences import LOG_ZERO, log_probs
 
 torch.set_num_threads(1)  # Tensors this small only lose time to threads.
 
-# A gate that is always open leaves the sum of both directions.
-SYMMETRIC: list[Case] = [("total_variation", {}), ("jsd", {"beta": 0.5}), ("entropy_aware", {"entropy_threshold": 0.1})]
 every_divergence = pytest.mark.parametrize(
     "case", CASES, ids=lambda case: "-".join(map(str, (case[0], *case[1].values())))
 )

@@ -11,14 +11,14 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from skill_kd.kd.errors import BadInput
-from skill_kd.kd.model.cached import CachedModel, cache_of, check_family
+from skill_kd.kd.model.cached import CachedModel, cache_of
+from skill_kd.kd.model.ensemble import Ensemble
 
 torch.set_num_threads(1)
 
 SHAPE = {"vocab_size": 13, "hidden_size": 16, "initializer_range": 0.5, "bos_token_id": 1, "eos_token_id": 2}
 ATTENTION = {"intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-MAKES: dict[str, Callable[[], Any]] = {
+CONFIGS: dict[str, Callable[[], Any]] = {
     "keys": lambda: transformers.Qwen3Config(num_hidden_layers=2, **ATTENTION, **SHAPE),
     "window": lambda: transformers.MistralConfig(num_hidden_layers=2, sliding_window=3, **ATTENTION, **SHAPE),
     "state": lambda: transformers.MambaConfig(num_hidden_layers=2, state_size=4, time_step_rank=4, **SHAPE),
@@ -31,11 +31,20 @@ MAKES: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=MAKES)
+ENSEMBLES = {"ensemble of states": ["state", "state"], "ensemble of keys and states": ["keys", "state"]}
+
+
+def make(kind: str) -> nn.Module:
+    made: nn.Module = transformers.AutoModelForCausalLM.from_config(CONFIGS[kind]()).eval()
+    return made
+
+
+@pytest.fixture(scope="module", params=[*CONFIGS, *ENSEMBLES])
 def model(request: pytest.FixtureRequest) -> nn.Module:
     torch.manual_seed(0)
-    made: nn.Module = transformers.AutoModelForCausalLM.from_config(MAKES[request.param]()).eval()
-    return made
+    if kinds := ENSEMBLES.get(request.param):
+        return Ensemble([make(kind) for kind in kinds], [3.0, 1.0], 13)
+    return make(request.param)
 
 
 IDS = torch.randint(3, 13, (3, 9), generator=torch.Generator().manual_seed(0))
@@ -113,8 +122,8 @@ def test_rows_stay_if_a_cache_cannot_drop_them() -> None:
     for cache, able in (
         (object(), False),
         (PartlySelected(), False),
-        ([transformers.DynamicCache(), object()], False),
-        ([transformers.DynamicCache()], True),
+        ([{"past_key_values": transformers.DynamicCache()}, {"cache_params": object()}], False),
+        ([{"past_key_values": transformers.DynamicCache()}], True),
     ):
         reader = CachedModel(Counting(cache))
         reader.read(IDS, REAL, 1)
@@ -126,17 +135,10 @@ def test_a_cache_keeps_its_name() -> None:
     assert cache_of(SimpleNamespace(past_key_values=None)) == {}
 
 
-def test_a_model_without_a_cache_is_refused() -> None:
+@pytest.mark.parametrize("model", [Counting(None), Ensemble([Counting(object()), Counting(None)], [1.0, 1.0], 13)])
+def test_a_model_without_a_cache_is_refused(model: nn.Module) -> None:
     with pytest.raises(ValueError, match="no cache"):
-        CachedModel(Counting(None)).read(IDS, REAL, 1)
-
-
-def test_a_model_of_a_refused_family_is_named() -> None:
-    model = transformers.AutoModelForCausalLM.from_config(
-        transformers.RwkvConfig(vocab_size=13, hidden_size=16, attention_hidden_size=16, num_hidden_layers=2)
-    )
-    with pytest.raises(BadInput, match=r"the student: models of type 'rwkv'.*no attention mask"):
-        check_family(model, "the student")
+        CachedModel(model).read(IDS, REAL, 1)
 
 
 def test_a_model_that_returns_more_logits_than_asked_for_is_cut_to_them() -> None:

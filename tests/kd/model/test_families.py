@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from skill_kd.kd.model.families import REFUSED, refusal
+from skill_kd.kd.errors import BadInput
+from skill_kd.kd.model.families import REFUSED, check_family, refusal
 
 
 @pytest.mark.parametrize(
@@ -17,6 +18,12 @@ def test_a_refused_family_is_named_with_its_reason(config: dict[str, object]) ->
 @pytest.mark.parametrize("config", [{}, {"model_type": "llama"}, {"model_type": 3, "text_config": None}])
 def test_other_models_are_not_refused(config: dict[str, object]) -> None:
     assert refusal(config) is None
+
+
+def test_a_model_of_a_refused_family_is_named() -> None:
+    check_family({"model_type": "llama"}, "the student")
+    with pytest.raises(BadInput, match=r"^the student: models of type 'rwkv'.*no attention mask.*; take another model"):
+        check_family({"model_type": "rwkv"}, "the student")
 
 
 def test_each_refused_family_is_one_of_transformers() -> None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import hub
 import huggingface_hub.constants
 import pytest
 import torch
@@ -30,9 +31,9 @@ from transformers import (
     PreTrainedModel,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    RwkvConfig,
     SmolLM3Config,
     SmolLM3ForCausalLM,
-    dynamic_module_utils,
 )
 
 from skill_kd.kd.config import FromTeacher, Lora, Student, Teacher, WeightedModel
@@ -313,6 +314,25 @@ def test_a_folder_without_weights_is_named_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("part", ["whole", "base of an adapter"])
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_family_that_cannot_be_trained_is_refused_before_its_weights_are_read(
+    part: str, weights: bool, tmp_path: Path
+) -> None:
+    model = tmp_path / "rwkv"
+    RwkvConfig().save_pretrained(model)  # a folder without weights
+    if part != "whole":
+        named = tmp_path / "adapter"
+        named.mkdir()
+        (named / "adapter_config.json").write_text(
+            json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(model)})
+        )
+        (named / "adapter_model.safetensors").write_bytes(b"")
+    asked = model if part == "whole" else tmp_path / "adapter"
+    with pytest.raises(BadInput, match=r"rwkv': models of type 'rwkv' cannot be trained here, because it has no"):
+        load_model(source(), str(asked), weights=weights)
+
+
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])
 def test_a_folder_whose_adapter_is_a_pickle_is_refused(load: Callable[..., Any], tmp_path: Path) -> None:
     folder = make_model(tmp_path / "model")
@@ -327,26 +347,19 @@ def test_a_folder_whose_adapter_is_a_pickle_is_refused(load: Callable[..., Any],
         load(source(), str(folder))
 
 
-@pytest.mark.parametrize("commit", ["1" * 40, "2" * 40])
+@pytest.mark.parametrize("commit", [hub.COMMIT, "2" * 40])
 def test_code_of_another_repository_runs_at_the_pinned_commit_alone(
     commit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    there, main = tmp_path / "hub" / "models--them--code", "1" * 40
-    (there / "snapshots" / main).mkdir(parents=True)
-    (there / "refs").mkdir()
-    (there / "refs" / "main").write_text(main)
+    hub.use_cache(tmp_path, monkeypatch)
     ran = tmp_path / "ran"
-    (there / "snapshots" / main / "theirs.py").write_text(f"import os\nos.mkdir({str(ran)!r})\n")
-    folder = make_model(tmp_path / "model")
-    config = json.loads((folder / "config.json").read_text())
-    names = {"auto_map": {"AutoConfig": "them/code--theirs.Config"}, "model_type": "theirs"}
-    (folder / "config.json").write_text(json.dumps({**config, **names}))
-    with suppress(Missing, AttributeError):  # their module holds no such class
-        load_model(source(trust_remote_code=True, revision=commit), str(folder))
-    assert ran.exists() == (commit == main)
+    hub.write_code(hub.repository(tmp_path, "them/code"), ran)
+    here = hub.repository(tmp_path, "them/pinned").rename(tmp_path / "hub/models--them--pinned/snapshots" / commit)
+    hub.model_with_code(here, tmp_path / "ran here", "them/code--")
+    with suppress(Missing):
+        load_model(source(trust_remote_code=True, revision=commit), "them/pinned")
+    assert ran.exists() == (commit == hub.COMMIT)
+    assert not (tmp_path / "ran here").exists()
 
 
 # --- ensembles --------------------------------------------------------------------------------------------------------
@@ -460,13 +473,13 @@ def test_a_text_with_a_token_that_a_model_lacks_is_refused() -> None:
 def test_every_eos_that_a_generation_config_names_ends_a_response() -> None:
     tokenizer = make_tokenizer()
     model = build_model("llama", layers=1, vocabulary=300, tokenizer=tokenizer)
-    assert eos_ids(tokenizer, model) == {2}
+    assert eos_ids(tokenizer, model.generation_config) == {2}
     model.generation_config.eos_token_id = [2, 0]
-    assert eos_ids(tokenizer, model) == {0, 2}
+    assert eos_ids(tokenizer, model.generation_config) == {0, 2}
     model.generation_config.eos_token_id = None
-    assert eos_ids(tokenizer, model) == {2}
+    assert eos_ids(tokenizer, model.generation_config) == {2}
     tokenizer.eos_token = UNK  # a base model; its template ends turns with token 2
-    assert eos_ids(tokenizer, model) == {0, 2}
+    assert eos_ids(tokenizer, model.generation_config) == {0, 2}
 
 
 def test_a_tokenizer_without_pad_pads_with_eos_and_one_without_eos_is_refused(tmp_path: Path) -> None:

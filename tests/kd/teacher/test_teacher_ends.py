@@ -64,7 +64,7 @@ def opened(
 ) -> tuple[teachers.Teacher, Decoding, Encoder]:
     model = build_model("llama", layers=1, vocabulary=len(student), tokenizer=student)
     model.generation_config.eos_token_id = None
-    decoding = Decoding(6, 1.0, 1.0, eos_ids(student, model), len(student))
+    decoding = Decoding(6, 1.0, 1.0, eos_ids(student, model.generation_config), len(student))
     encoder = Encoder(student, decoding.eos_ids)
     loaded = LoadedTeacher(Speaker(teacher, ends, says), teacher, len(teacher))
     monkeypatch.setattr(teachers, "load_teacher", lambda _source, **_options: loaded)

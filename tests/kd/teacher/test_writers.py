@@ -96,8 +96,20 @@ def test_text_that_the_tokenizer_drops_counts_as_empty(monkeypatch: pytest.Monke
 
 def test_a_cut_answer_with_text_has_no_end_token(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Script(monkeypatch, [replace(SAID, finished=False)])
-    [row] = served_writer(server, ENCODER, AnswerTally(0.0))(EXAMPLES[:1], REQUESTS[:1], DECODING)
+    tally = AnswerTally(0.0)
+    [row] = served_writer(server, ENCODER, tally)(EXAMPLES[:1], REQUESTS[:1], DECODING)
     assert text_of(row) == "the lazy dog"
+    assert str(tally.note()).startswith("teacher's answers: 1 of 1 were cut by the length limit and teach no end")
+
+
+def test_an_answer_of_more_student_tokens_than_the_limit_counts_as_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    length = len(ENCODER.answer(EXAMPLES[0], SAID.text).response)
+    for limit, end in ((length, TOKENIZER.eos_token), (length - 1, "")):
+        tally = AnswerTally(0.0)
+        write = served_writer(Script(monkeypatch, [SAID]), ENCODER, tally)
+        [row] = write(EXAMPLES[:1], REQUESTS[:1], replace(DECODING, max_new_tokens=limit))
+        assert text_of(row) == f"the lazy dog{end}"
+        assert (tally.cut, tally.note() is None) == ((0, True) if end else (1, False))
 
 
 # --- the share --------------------------------------------------------------------------------------------------------
@@ -210,7 +222,7 @@ def foreign(monkeypatch: pytest.MonkeyPatch, said: str, limit: int = 200, openin
     monkeypatch.setattr(Sampler, "sample", sample)
     tally = AnswerTally(1.0)
     loaded = LoadedTeacher(model, theirs, len(theirs))
-    own = Encoder(theirs, eos_ids(theirs, model))
+    own = Encoder(theirs, eos_ids(theirs, model.generation_config))
     [row] = foreign_writer(model, loaded, SAMPLER, ENCODER, own, tally)(EXAMPLES[:1], REQUESTS[:1], DECODING)
     return row, tally
 

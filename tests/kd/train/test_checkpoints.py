@@ -6,6 +6,7 @@ import contextlib
 import errno
 import itertools
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,9 +18,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from skill_kd.kd.dataset.batch import Row
-from skill_kd.kd.errors import BadInput, TrainingStopped
+from skill_kd.kd.errors import BadInput, Missing, TrainingStopped
 from skill_kd.kd.train import checkpoints
-from skill_kd.kd.train.checkpoint_files import CHECKSUMS, STATE
+from skill_kd.kd.train.checkpoint_files import CHECKSUMS, STATE, seal
 from skill_kd.kd.train.checkpoints import AccelerateState, Checkpoints, Progress
 from skill_kd.kd.train.roll_back import BadUpdate, check_loss, roll_back
 
@@ -394,6 +395,37 @@ def test_the_best_weights_are_put_back_where_later_ones_are_in_memory(tmp_path: 
     assert not torch.equal(run.weights(), best)
     run.checkpoints.load_best(progress)
     assert torch.equal(run.weights(), best)
+
+
+# --- code in one ------------------------------------------------------------------------------------------------------
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, ("exploded",)
+
+
+@pytest.mark.parametrize("file", ["optimizer.bin", "pytorch_model.bin"])
+@pytest.mark.parametrize("load", ["load", "load_best"])
+def test_a_checkpoint_that_holds_code_is_refused_in_our_words(
+    load: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, progress = Trained(tmp_path), Progress(update=1)
+    run.checkpoints.save(progress, [], 0.1)
+    checkpoint = tmp_path / "checkpoints" / "0-00000001"
+    if file == "pytorch_model.bin":
+        (checkpoint / "model.safetensors").unlink()
+    (checkpoint / file).write_bytes(pickle.dumps(Bomb(), 2))
+    (checkpoint / CHECKSUMS).unlink()
+    seal(checkpoint)
+    run.checkpoints.in_memory = None
+    with pytest.raises(
+        Missing, match=r"checkpoint '.*0-00000001': .* could run code; delete this checkpoint"
+    ) as raised:
+        run.checkpoints.load(checkpoint) if load == "load" else run.checkpoints.load_best(progress)
+    assert "weights_only" not in str(raised.value)
+    assert not (tmp_path / "exploded").exists()
 
 
 # --- back to an earlier one -------------------------------------------------------------------------------------------

@@ -216,7 +216,7 @@ HOMES: dict[str, Collection[str]] = {
     "its kind to ON_POLICY (if its on_policy is above 0), _OFF or _TEXT in skill_kd/guidance/table.py": {
         kind for finding in FINDINGS for remedy in finding.remedies for knob in remedy.knobs for kind in knob.kinds
     },
-    "its copies to LOGIT_COPIES in skill_kd/plan/loss.py, printed by tests/plan/test_plan.py -k live": LOGIT_COPIES,
+    "its copies to LOGIT_COPIES in plan/loss.py: 0, then what tests/plan/test_plan.py -k live obtains": LOGIT_COPIES,
     "a row to 'All objectives' in references/objectives.md": re.findall(r"^\| `(\w+)` \|", REFERENCE, re.MULTILINE),
     "a spec to OBJECTIVES in tests/kd/train/test_trainer.py, and its losses with SKILL_KD_WRITE_GOLDEN=1": json.loads(
         (TESTS / "golden_losses.json").read_text(encoding="utf-8")
@@ -227,9 +227,8 @@ HOMES_OF_DIVERGENCES: dict[str, Collection[str]] = {
     "the function to DIVERGENCES in skill_kd/kd/losses/divergences.py": DIVERGENCES,
     "the model to OffPolicyObjective in skill_kd/spec": kinds(OffPolicyObjective),
     "its formula in plain Python to tests/reference.py": dict(inspect.getmembers(reference, inspect.isfunction)),
-    "its parameters to CASES, and other ones than the defaults to PARAMETERS, in tests/kd/losses/divergence_cases.py": [
-        kind for kind, _ in CASES
-    ],
+    "its parameters to CASES (a symmetric one also to SYMMETRIC), and other values than the defaults to PARAMETERS, in "
+    "tests/kd/losses/divergence_cases.py": [kind for kind, _ in CASES],
 }
 
 

@@ -9,7 +9,6 @@ it with Ctrl-C and resume with ``python train.py --resume``.
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import sys
 import time
@@ -46,8 +45,8 @@ from skill_kd.kd.model.student import StudentWithLoss
 from skill_kd.kd.reporting import reporting
 from skill_kd.kd.signals import StopRequest
 from skill_kd.kd.teacher import teacher as teachers
-from skill_kd.kd.train.checkpoint_files import STATE
-from skill_kd.kd.train.checkpoints import Progress
+from skill_kd.kd.train.checkpoint_files import STATE, refusing_code
+from skill_kd.kd.train.checkpoints import Progress, read_progress
 from skill_kd.kd.train.held_out_measures import HeldOutMeasures
 from skill_kd.kd.train.journal import Journal
 from skill_kd.kd.train.objectives import build_objective
@@ -371,14 +370,14 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     run, newest = prepare(), newest_checkpoint()
-    progress = Progress(**json.loads((newest / STATE).read_text(encoding="utf-8"))) if newest else Progress()
+    progress = read_progress(newest / STATE)[0] if newest else Progress()
     generation_config = run.student.generation_config
     trainer = open_trainer(run, progress)
     if newest:
         run.journal.note(f"resuming from checkpoint {newest.name}")
     else:
         run.measures.take(run.student, progress, "before")
-    with run.journal.bar_of(STAGE.kind, STAGE.updates, progress.update):
+    with run.journal.bar_of(STAGE.kind, STAGE.updates, progress.update), refusing_code(newest or FOLDER):
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     if run.stop.agreed and trainer.state.global_step < STAGE.updates:
         raise StoppedBySignal(run.stop.agreed)

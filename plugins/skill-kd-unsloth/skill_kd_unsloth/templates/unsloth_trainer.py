@@ -89,6 +89,7 @@ def load_unsloth_student() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             use_gradient_checkpointing=checkpointing,
             revision=source.revision,
             use_safetensors=True,
+            trust_remote_code=False,
         )
     except (OSError, ImportError, ValueError, RuntimeError) as error:
         raise Missing(f"Unsloth cannot load '{folder}': {' '.join(str(error).split())[:400]}") from error

@@ -1,0 +1,163 @@
+"""Child processes that end with this one, however it ends. It needs only the standard library."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import IO, Any
+
+from .errors import BadInput, Missing
+
+TIME_LIMIT = 7200.0
+"""Seconds that ``run`` waits for a child, unless the environment sets another limit."""
+VARIABLE = "SKILL_KD_TIME_LIMIT"
+GRACE = 5.0
+"""Seconds between SIGINT, after which a child removes its temporary files, and SIGKILL."""
+
+_WATCHER = """\
+import os, signal, sys
+group = sys.stdin.readline()
+sys.stdin.read()
+if group:
+    os.killpg(int(group), signal.SIGKILL)
+"""
+"""It reads the id of a process group, and kills the group at the end of its input, which is the end of its parent."""
+
+
+def time_limit() -> float:
+    """Return the seconds that a child may take: ``SKILL_KD_TIME_LIMIT`` or two hours.
+
+    Raises:
+        BadInput: the variable is not a positive number.
+    """
+    text = os.environ.get(VARIABLE) or str(TIME_LIMIT)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= threading.TIMEOUT_MAX:
+        raise BadInput(f"{VARIABLE}: '{text}' is not a positive number of seconds; set one, or unset it")
+    return seconds
+
+
+def run(command: Sequence[str], seconds: float | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, without a shell, and return its exit code, stdout and stderr.
+
+    Args:
+        command: the program and its arguments.
+        seconds: limit of its time; ``time_limit()`` by default.
+        options: other options of ``subprocess.Popen``. By default stdin is empty, and both outputs are captured.
+
+    Raises:
+        OSError: it cannot be started.
+        Missing: it took longer than the limit.
+        BadInput: the limit in the environment is not a number.
+    """
+    limit = time_limit() if seconds is None else seconds
+    # Files, not pipes: a process that the child left behind could hold a pipe open.
+    with _captured() as out, _captured() as err:
+        with _child(command, **{"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err, **options}) as process:
+            try:
+                process.wait(limit)
+            except subprocess.TimeoutExpired:
+                fix = f"; to allow more, set {VARIABLE} to more seconds" if seconds is None else ""
+                raise Missing(f"'{command[0]}' took longer than {limit:g} s and was stopped{fix}") from None
+        return subprocess.CompletedProcess(list(command), process.returncode, _text(out), _text(err))
+
+
+def _captured() -> IO[str]:
+    return tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+
+
+def _text(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
+
+
+@contextmanager
+def _child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """Start a child that ends at the end of the block or of this process, with all processes of its group.
+
+    It has a session of its own, so a terminal's Ctrl-C reaches only this process. Windows has no such groups. There the
+    end of the block ends the child, but the end of this process does not.
+    """
+    with _watching() as watch, subprocess.Popen(command, start_new_session=True, **options) as process:  # noqa: S603
+        try:
+            watch(process.pid)
+            yield process
+        finally:
+            try:
+                _ask_to_end(process)
+            finally:
+                watch(None)
+
+
+@contextmanager
+def _watching() -> Iterator[Callable[[int | None], None]]:
+    """Yield a function. It receives the group that must end with this process, and None to end it now."""
+    if os.name == "nt":
+        yield lambda _group: None
+        return
+    command, null = [sys.executable, "-I", "-S", "-c", _WATCHER], subprocess.DEVNULL
+    with subprocess.Popen(  # noqa: S603 -- our own text, no shell
+        command, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True
+    ) as watcher:
+        told = watcher.stdin
+        assert told is not None
+
+        def watch(group: int | None) -> None:
+            if group is None:
+                watcher.communicate()
+            else:
+                told.write(f"{group}\n".encode())
+                told.flush()
+
+        yield watch
+
+
+def _ask_to_end(process: subprocess.Popen[Any]) -> None:
+    """Ask a child that still runs to end, and wait for a moment."""
+    if process.poll() is not None:
+        return
+    if os.name == "nt":
+        process.kill()
+        return
+    with suppress(OSError):
+        os.killpg(process.pid, signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE)
+
+
+@contextmanager
+def starting_workers() -> Iterator[None]:
+    """Start workers of ``multiprocessing`` in the block. A terminal's Ctrl-C then reaches only this process.
+
+    Without it, a worker that still imports its modules would print a traceback. Each worker first calls
+    ``end_with_parent``.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # workers inherit it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_parent() -> None:
+    """Let this worker of ``multiprocessing`` end when its parent does, also by SIGKILL."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for Windows, where nothing is inherited
+    threading.Thread(target=_follow, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _follow(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
