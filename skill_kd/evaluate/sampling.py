@@ -37,7 +37,7 @@ from skill_kd.evaluate.samples_folder import (
     read_record,
     refuse_misfit,
 )
-from skill_kd.files import making, open_unlinked, refuse_unsafe, refusing_unwritable
+from skill_kd.files import making, open_unlinked, read_input, refuse_unsafe, refusing_unwritable
 from skill_kd.kd.answers import Unusable
 from skill_kd.report.evaluation_document import ModelFacts
 
@@ -132,7 +132,7 @@ def _key(task: SamplingTask, policy: GatePolicy) -> SamplesKey:
         "teacher": task.teacher.key(),
         "student": task.student.key(),
         "baseline": task.baseline.key() if task.baseline else None,
-        "prompts": hashlib.sha256(task.prompts.read_bytes()).hexdigest(),
+        "prompts": hashlib.sha256(read_input(task.prompts)).hexdigest(),
         "max_new_tokens": task.max_new_tokens,
         "samples": policy.samples,
         "seed": policy.seed,

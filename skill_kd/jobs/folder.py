@@ -100,7 +100,7 @@ def kd_is_edited(folder: Path, written: str | None) -> bool:
 
 def script_hash(folder: Path, name: str = SCRIPT) -> str:
     """Return the SHA-256 of the script in ``folder``, in hexadecimal."""
-    return hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    return hashlib.sha256(read_input(folder / name)).hexdigest()
 
 
 def text_hash(text: str) -> str:

@@ -76,8 +76,8 @@ def _open_regular(path: Path, flags: int, mode: int = 0o666) -> int:
     return descriptor
 
 
-def open_input(path: Path) -> IO[bytes]:
-    """Open a file that the user named, to read its bytes. It may be a symbolic link.
+def open_input(path: Path, buffering: int = -1) -> IO[bytes]:
+    """Open a file that the user named, to read its bytes. It may be a symbolic link. ``buffering`` is that of ``open``.
 
     Raises:
         OSError: it cannot be opened; ``RefusedPath`` for a pipe, a socket or a device, which may have no end.
@@ -86,7 +86,7 @@ def open_input(path: Path) -> IO[bytes]:
     def opener(name: str, flags: int) -> int:
         return _open_regular(Path(name), flags)
 
-    return open(path, "rb", opener=opener)
+    return open(path, "rb", buffering, opener=opener)
 
 
 def read_input(path: Path) -> bytes:
