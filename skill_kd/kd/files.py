@@ -7,6 +7,7 @@ neither read nor written: they may have no end, and a rename would replace them.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
@@ -76,8 +77,8 @@ def _open_regular(path: Path, flags: int, mode: int = 0o666) -> int:
     return descriptor
 
 
-def open_input(path: Path, buffering: int = -1) -> IO[bytes]:
-    """Open a file that the user named, to read its bytes. It may be a symbolic link. ``buffering`` is that of ``open``.
+def open_input(path: Path, buffer: int = io.DEFAULT_BUFFER_SIZE) -> io.BufferedReader:
+    """Open a file that the user named, to read its bytes. It may be a symbolic link. ``buffer`` is a number of bytes.
 
     Raises:
         OSError: it cannot be opened; ``RefusedPath`` for a pipe, a socket or a device, which may have no end.
@@ -86,7 +87,7 @@ def open_input(path: Path, buffering: int = -1) -> IO[bytes]:
     def opener(name: str, flags: int) -> int:
         return _open_regular(Path(name), flags)
 
-    return open(path, "rb", buffering, opener=opener)
+    return io.BufferedReader(io.FileIO(path, opener=opener), buffer)
 
 
 def read_input(path: Path) -> bytes:
