@@ -27,7 +27,7 @@ from skill_kd.errors import (
 from skill_kd.files import as_usage_error, making, read_object, refuse_skill_folder, refusing_unwritable
 from skill_kd.jobs.folder import script_hash, text_hash
 from skill_kd.jobs.job import RUNS, Job, prepare, prepare_script
-from skill_kd.jobs.manifest import Lock, Manifest, locked, now
+from skill_kd.jobs.manifest import KILLED, Lock, Manifest, locked, now
 from skill_kd.jobs.process import Ending, Event, supervise
 from skill_kd.jobs.resume import RESOLVED, earlier, lengthen
 from skill_kd.jobs.student import STUDENT, BrokenStudent, check_student
@@ -125,6 +125,8 @@ def start(
             else:
                 manifest = replace(manifest, script_hash=text_hash(longer.script))
         with locked(job.folder) as lock:
+            if found is not None and found.manifest.status == "running":
+                notify(f"'{job.spec.name}' {KILLED}; it resumes from its newest whole checkpoint")
             manifest.write(job.folder)
             if longer is not None:
                 lengthen(job, longer)
