@@ -16,7 +16,7 @@ Each result counts as one of these:
 
 Checkpoints are damaged twice: as they are, and with new checksums, as somebody would who means harm.
 
-    python benchmarks/damaged_files.py [--share S] [--only TEXT] [--jobs N] [--work DIR] [--out benchmarks/results/damaged_files.json]
+    python benchmarks/damaged_files.py [--share S] [--only TEXT] [--jobs N] [--work DIR] [--out FILE]
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def spec() -> dict[str, Any]:
 
 
 def make_homes(work: Path) -> None:
-    """Write the folders ``done``, ``stopped`` and ``locked``: models, data, and a run with its evaluation and hand-off."""
+    """Write the folders ``done``, ``stopped`` and ``locked``: models, data, a run, its evaluation and hand-off."""
     home = work / "done"
     make_model(home / "teacher", layers=2, seed=0)
     make_model(home / "base", layers=1, seed=1)

@@ -30,9 +30,9 @@ def loss() -> Iterator[Row]:
         size = f"{shape['tokens']} tokens, vocabulary {shape['vocabulary']}"
         yield (
             f"speed and memory of reverse KL and its gradients, computed from hidden states; {size}",
-            f"{_range(faster['eager'])} times as fast as TRL's chunked kernel; {_range(faster['compiled'])} times, if "
-            f"only ours is compiled. Peak memory, not compiled: {peak['eager'] / 2**20:.0f} MiB, TRL's "
-            f"{peak['trl'] / 2**20:.0f} MiB",
+            f"neither compiled: {_range(faster['eager'])} times as fast as TRL's chunked kernel, peak memory "
+            f"{peak['eager'] / 2**20:.0f} MiB (TRL: {peak['trl'] / 2**20:.0f} MiB); ours with `torch.compile`, TRL's "
+            f"without: {_range(faster['compiled'])} times as fast",
         )
 
 
@@ -108,10 +108,13 @@ def honesty() -> Iterator[Row]:
         damaged = {name: row["false_rate"] for name, row in rows.items() if row["false_verdict"] == "GO"}
         worst = max(damaged, key=lambda name: damaged[name]["value"])
         null = rows["null"]["go_rate"]
-        found = (
-            f"GO for {_share(null)} of the students identical to their teacher; "
-            f"of the damaged students, GO for at most {_share(damaged[worst])} of a kind"
+        rate = damaged[worst]
+        passed = (
+            f"at most {_share(rate)} of a kind got GO"
+            if rate["value"]
+            else f"none got GO (95% interval for each kind of damage: at most {rate['high']:.1%})"
         )
+        found = f"students identical to their teacher: {_share(null)} got GO; damaged students: {passed}"
         what = f"verdicts of `evaluate`, policy `{preset}`"
         yield f"{what}, {world['simulations']} simulations per kind of student", found
 

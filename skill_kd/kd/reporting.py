@@ -50,7 +50,7 @@ def reporting() -> Iterator[None]:
     except Stopped as signal:
         _end(f"stopped by {signal}", Stopped.exit_code)
     except Exception as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             _end(f"{OUT_OF_MEMORY}{_words(error)}; {LESS_MEMORY}", 6)
         if isinstance(error, RefusedPath):
             _end(f"'{error.filename}' {error.strerror}", 2)
@@ -64,7 +64,7 @@ def reporting() -> Iterator[None]:
         _end(f"{type(error).__name__}: {_words(error)}", 1)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Return True if memory ran out. On a CPU torch raises a plain RuntimeError."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)

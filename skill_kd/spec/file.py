@@ -169,6 +169,6 @@ def _without_huge_numbers(values: Any) -> Any:
 
 
 def _one_line(error: Exception) -> str:
-    # Python's message on a number of thousands of digits goes on with advice for programmers.
+    # Python's message on a number of thousands of digits ends with advice for programmers.
     text = " ".join(str(error).partition("; use sys.")[0].split()) or type(error).__name__
     return text if len(text) <= 300 else text[:299] + "…"

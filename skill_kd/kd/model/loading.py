@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,7 +10,6 @@ from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -21,7 +21,8 @@ from transformers import (
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from ..config import Lora, Student, Teacher, WeightedModel
-from ..errors import BadInput, Missing
+from ..errors import BadInput, Missing, ScriptError
+from ..reporting import is_out_of_memory
 from .adapter_folder import Adapter
 from .context import context_length
 from .ensemble import Ensemble
@@ -32,6 +33,11 @@ from .packaged import resolve
 from .pretrained import load_weights
 from .safe_files import refuse_local_code
 from .vocabulary import eos_ids, real_vocabulary, refuse_tokens_without_embedding, shared_vocabulary
+
+UNSUPPORTED = re.compile("trust_remote_code|does not recognize this architecture")
+"""Errors of transformers that another version or setting cures."""
+PANIC = "PanicException"
+"""Name of the error of a library in Rust. It is no ``Exception``."""
 
 
 class LoadOptions(Protocol):
@@ -85,7 +91,7 @@ def load_tokenizer(source: LoadOptions, model: str) -> PreTrainedTokenizerBase:
     adapter = find_adapter(place, source.revision)
     if adapter is not None and not has_tokenizer(place, source.revision):
         return load_tokenizer(_base_options(source, adapter), adapter.base)
-    with _readable(model):
+    with _readable(model, "tokenizer.json, tokenizer_config.json or config.json"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **_hub_options(source, place))
     if tokenizer.eos_token_id is None:
         raise BadInput(f"the tokenizer of '{model}' has no end-of-sequence token, so no response could ever end")
@@ -127,10 +133,11 @@ def _load_whole(source: LoadOptions, model: str, weights: bool) -> PreTrainedMod
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
     place = resolve(model)
-    with _readable(model):
+    with _readable(model, "config.json"):
         hub = _hub_options(source, place)
         # The config names the family, before gigabytes of weights are downloaded.
         check_family(AutoConfig.from_pretrained(place, **hub).to_dict(), f"'{model}'")
+    with _readable(model, "config.json, generation_config.json or its weights"):
         return load_weights(place, model, **hub, **options)
 
 
@@ -156,14 +163,27 @@ def _hub_options(source: LoadOptions, place: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _readable(model: str) -> Iterator[None]:
+def _readable(model: str, files: str) -> Iterator[None]:
+    """Convert what transformers raises. It checks few types in ``files``, so damage raises anything, anywhere.
+
+    Raises:
+        Missing: the model, the network or a package is unavailable, or its code would have to run.
+        BadInput: one of the files is damaged.
+    """
     try:
         yield
-    except (OSError, ImportError, ValueError, KeyError, SafetensorError, UnpicklingError) as error:
-        raise Missing(f"cannot load '{model}': {_reason(error)}") from error
+    except ScriptError:
+        raise
+    except BaseException as error:
+        if is_out_of_memory(error) or not (isinstance(error, Exception) or type(error).__name__ == PANIC):
+            raise
+        reason = _reason(error)
+        if isinstance(error, OSError | ImportError | UnpicklingError) or UNSUPPORTED.search(str(error)):
+            raise Missing(f"cannot load '{model}': {reason}") from error
+        raise BadInput(f"cannot load '{model}' ({files}): {type(error).__name__}: {reason}") from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """Return a library's message, or our own words if the message advises to run code."""
     text = " ".join(str(error).split())
     if isinstance(error, UnpicklingError):

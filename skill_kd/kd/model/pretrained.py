@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,7 +14,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from ..errors import BadInput
+from ..files import read_object
 from .adapter_folder import without_adapter
+from .layers import LAYER_COUNTS, text_part
 from .safe_files import refuse_other_formats
 
 OLD_BUFFERS = re.compile(r"(\.(attn|attention|self_attn|self_attention)\.(masked_)?bias|inv_freq)$")
@@ -21,6 +25,15 @@ NO_ADAPTER = "no-adapter"
 """A folder that no hub repository has. transformers looks for adapters there, so it puts none on a model by itself."""
 NAMED = 3
 """Most names of weights in a message."""
+WIDTHS = ("hidden_size", "n_embd", "d_model")
+SIZES = (
+    *("vocab_size", "intermediate_size", "n_inner", "ffn_dim", "head_dim", "num_attention_heads", "n_head"),
+    *("num_key_value_heads", "num_experts", "num_local_experts", "moe_intermediate_size", *WIDTHS),
+)
+"""Settings of config.json that the size of the weights depends on, besides the number of layers and the width."""
+MOST_PER_BYTE = 64
+"""Numbers in a matrix of a model, for each byte of its files. Quantized weights have 8 at most."""
+MOST_LAYERS = 10_000
 SEARCHED = 100
 """Missing names that are compared with all others, to find a prefix."""
 
@@ -39,6 +52,7 @@ def load_weights(place: str, name: str, **options: Any) -> PreTrainedModel:
     """
     if "gguf_file" not in options:
         refuse_other_formats(place, name, options.get("revision"))
+        refuse_impossible_sizes(Path(place), name)
     verbosity = logging.get_verbosity()
     # Otherwise transformers prints a table of the same names, and continues.
     logging.set_verbosity_error()
@@ -57,6 +71,26 @@ def load_weights(place: str, name: str, **options: Any) -> PreTrainedModel:
     refuse_other_weights(info, loaded, name)
     model: PreTrainedModel = loaded
     return model
+
+
+def refuse_impossible_sizes(folder: Path, name: str) -> None:
+    """Refuse a folder whose config describes a much larger model than its weights. It would take all memory to load.
+
+    Raises:
+        BadInput: the message names the size in the config.
+    """
+    if not folder.is_dir():
+        return
+    config = text_part(read_object(folder / "config.json"))
+    width = next((value for key in WIDTHS if type(value := config.get(key)) is int), 1)
+    most = MOST_PER_BYTE * sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    for key in (*LAYER_COUNTS, *SIZES):
+        size = config.get(key)
+        if type(size) is int and (size * width > most or (key in LAYER_COUNTS and size > MOST_LAYERS)):
+            raise BadInput(
+                f"cannot load '{name}': config.json says {key}: {reprlib.repr(size)}, too much for its weights; put "
+                "the config back that was saved with them"
+            )
 
 
 def refuse_other_weights(info: Mapping[str, Collection[Any]], model: nn.Module, checkpoint: str) -> None:

@@ -108,12 +108,12 @@ class Journal:
             self.bar.set_postfix_str(f"loss {figures['loss']:.4g}, {rate:.0f} tokens/s", refresh=False)
             self.bar.update(1)
 
-    def rolled_back(self, stage: str, bad: int, behind: int, checkpoint: str, reason: str) -> None:
-        """Record that update ``bad`` was not taken and that update ``behind`` is next. Both count from 0."""
-        self.event("roll_back", stage=stage, bad=bad, behind=behind, checkpoint=checkpoint, reason=reason)
-        self.note(f"rolled back to checkpoint {checkpoint} ({reason}); continuing after update {behind}")
+    def rolled_back(self, stage: str, bad: int, next_update: int, checkpoint: str, reason: str) -> None:
+        """Record that update ``bad`` was not taken and that update ``next_update`` is next. Both count from 0."""
+        self.event("roll_back", stage=stage, bad=bad, next=next_update, checkpoint=checkpoint, reason=reason)
+        self.note(f"rolled back to checkpoint {checkpoint} ({reason}); continuing after update {next_update}")
         if self.bar is not None:
-            self.bar.update(behind - bad)
+            self.bar.update(next_update - bad)
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -220,11 +220,11 @@ def begin_schedule(
     return scheduler
 
 
-def go_back(run: Run, progress: Progress, bad: BadUpdate, behind: int) -> None:
-    """Roll back, and record it. Training resumes at update ``behind``, after the rows of the bad round."""
-    source = roll_back(run.checkpoints, run.student.optimizer, progress, bad, behind)
+def go_back(run: Run, progress: Progress, bad: BadUpdate, next_update: int) -> None:
+    """Roll back, and record it. Training resumes at update ``next_update``, after the rows of the bad round."""
+    source = roll_back(run.checkpoints, run.student.optimizer, progress, bad, next_update)
     stage = run.config.stages[progress.stage].kind
-    run.journal.rolled_back(stage, bad.update, behind, source, str(bad).partition(";")[0])
+    run.journal.rolled_back(stage, bad.update, next_update, source, str(bad).partition(";")[0])
 
 
 def log_update(journal: Journal, objective: Objective, stage: str, update: int, figures: Figures) -> None:

@@ -38,9 +38,9 @@ def check_loss(update: int, loss: float, grad_norm: float, limit: float | None) 
 
 
 def roll_back(
-    checkpoints: Checkpoints, optimizer: torch.optim.Optimizer, progress: Progress, bad: BadUpdate, behind: int
+    checkpoints: Checkpoints, optimizer: torch.optim.Optimizer, progress: Progress, bad: BadUpdate, next_update: int
 ) -> str:
-    """Restore the newest whole checkpoint, and set progress to update ``behind``. All processes call it.
+    """Restore the newest whole checkpoint, and set progress to update ``next_update``. All processes call it.
 
     The rows since that checkpoint are skipped, because training on them again would lead to the same update. A new
     checkpoint is written immediately, so that a run killed later resumes from here. If the newest checkpoint was itself
@@ -65,7 +65,7 @@ def roll_back(
     if int(source.partition("-")[0]) != progress.stage:
         optimizer.state.clear()  # the restored moments are those of an earlier stage
     progress.best, progress.best_figure = found.best, found.best_figure
-    progress.update = behind
-    progress.roll_backs.append(f"{progress.stage}-{behind:08d}")
+    progress.update = next_update
+    progress.roll_backs.append(f"{progress.stage}-{next_update:08d}")
     checkpoints.save(progress, [])
     return source

@@ -260,9 +260,16 @@ def test_a_file_in_place_of_a_model_ends_in_our_words() -> None:
     assert "weights_only" not in str(raised.value)
 
 
-def test_a_config_that_is_nested_too_deeply_is_searched() -> None:
+def test_a_config_that_is_nested_deeply_is_searched() -> None:
     folder = make_model("model")
-    deep = "[" * 900 + "]" * 900
-    (folder / "config.json").write_text(f'{{"deep": {deep}, "attn_implementation": "them/kernel"}}')
+    deep = "[" * 60 + '{"attn_implementation": "them/kernel"}' + "]" * 60
+    (folder / "config.json").write_text(f'{{"deep": {deep}}}')
     with pytest.raises(Missing, match="attention kernel"):
+        refuse_other_formats("model", "model", None)
+
+
+def test_a_config_that_is_nested_too_deeply_is_refused() -> None:
+    folder = make_model("model")
+    (folder / "config.json").write_text(f'{{"deep": {"[" * 900 + "]" * 900}}}')
+    with pytest.raises(BadInput, match=r"config\.json': it is nested"):
         refuse_other_formats("model", "model", None)

@@ -447,9 +447,9 @@ def going_back(folder: Path, *figures: float | None) -> tuple[Trained, Progress,
 
 def test_a_roll_back_takes_up_the_newest_and_the_second_in_a_row_the_best(tmp_path: Path) -> None:
     run, progress, weights = going_back(tmp_path, 0.1, 0.2, 0.3)
-    assert roll_back(run.checkpoints, run.optimizer, progress, BAD, behind=8) == "0-00000003"
+    assert roll_back(run.checkpoints, run.optimizer, progress, BAD, next_update=8) == "0-00000003"
     assert torch.equal(run.weights(), weights[2])
-    assert roll_back(run.checkpoints, run.optimizer, progress, BAD, behind=9) == "0-00000001"
+    assert roll_back(run.checkpoints, run.optimizer, progress, BAD, next_update=9) == "0-00000001"
     assert torch.equal(run.weights(), weights[0])
     assert (progress.update, progress.best, progress.best_figure) == (9, "0-00000001", 0.1)
     newest = run.checkpoints.newest()
@@ -460,22 +460,22 @@ def test_a_roll_back_takes_up_the_newest_and_the_second_in_a_row_the_best(tmp_pa
 
 def test_the_moments_of_another_stage_are_not_taken_over(tmp_path: Path) -> None:
     run, progress, _ = going_back(tmp_path, 0.1)
-    roll_back(run.checkpoints, run.optimizer, progress, BAD, behind=8)
+    roll_back(run.checkpoints, run.optimizer, progress, BAD, next_update=8)
     assert run.optimizer.state
     progress.stage = 1
-    roll_back(run.checkpoints, run.optimizer, progress, BAD, behind=1)
+    roll_back(run.checkpoints, run.optimizer, progress, BAD, next_update=1)
     assert not run.optimizer.state
 
 
 def test_a_run_rolls_back_three_times_at_most_and_only_to_what_is_there(tmp_path: Path) -> None:
     run, progress, _ = going_back(tmp_path / "three", 0.1)
-    for behind in (8, 9, 10):
-        roll_back(run.checkpoints, run.optimizer, progress, BAD, behind)
+    for next_update in (8, 9, 10):
+        roll_back(run.checkpoints, run.optimizer, progress, BAD, next_update)
     with pytest.raises(TrainingStopped, match=r"update 7: loss nan.*\(rolled back 3 times before\)"):
-        roll_back(run.checkpoints, run.optimizer, progress, BAD, behind=11)
+        roll_back(run.checkpoints, run.optimizer, progress, BAD, next_update=11)
     run, progress, _ = going_back(tmp_path / "none")
     with pytest.raises(TrainingStopped, match=r"\(no checkpoint to roll back to\)"):
-        roll_back(run.checkpoints, run.optimizer, progress, BAD, behind=8)
+        roll_back(run.checkpoints, run.optimizer, progress, BAD, next_update=8)
 
 
 @pytest.mark.parametrize("loss", [3.1, -3.1, float("nan"), float("inf")])
