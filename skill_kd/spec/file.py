@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from skill_kd.errors import SpecError
-from skill_kd.files import parse_json
+from skill_kd.files import open_input, parse_json
 from skill_kd.spec import Spec
 from skill_kd.spec.mistakes import mistakes
 
@@ -86,7 +86,7 @@ def read_value(text: str, where: str) -> Any:
 
 def _read_text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_input(path) as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise SpecError(f"spec '{path}' is larger than {MAX_BYTES // 1024} KiB; is it a data file?")
