@@ -110,11 +110,11 @@ def honesty() -> Iterator[Row]:
         null = rows["null"]["go_rate"]
         rate = damaged[worst]
         passed = (
-            f"for at most {_share(rate)} of the students with one kind of damage"
+            f"at most {_share(rate)} of a kind got GO"
             if rate["value"]
-            else f"for no damaged student (95% interval for each kind of damage: at most {rate['high']:.1%})"
+            else f"none got GO (95% interval for each kind of damage: at most {rate['high']:.1%})"
         )
-        found = f"GO for {_share(null)} of the students identical to their teacher, {passed}"
+        found = f"students identical to their teacher: {_share(null)} got GO; damaged students: {passed}"
         what = f"verdicts of `evaluate`, policy `{preset}`"
         yield f"{what}, {world['simulations']} simulations per kind of student", found
 

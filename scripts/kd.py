@@ -57,6 +57,7 @@ class Stop(Exception):
 
 def main(args: list[str]) -> int:
     """Run one verb and return its exit code."""
+    open_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a path may contain characters that a terminal cannot show
@@ -65,6 +66,7 @@ def main(args: list[str]) -> int:
         args = args[1:] if here else args
         check_bundle()
         guard_output()
+        check_folders()
         if args[:1] == ["setup"]:
             return setup(args[1:])
         if not here and (chosen := chosen_python()):
@@ -79,6 +81,23 @@ def main(args: list[str]) -> int:
     except BrokenPipeError:  # the reader closed stdout; without a new stdout, Python would report that at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        failed, fix = "write to stdout", "send it elsewhere"
+        if error.filename:
+            failed, fix = f"use '{error.filename}'", "set SKILL_KD_CACHE to another folder"
+        say(f"error: cannot {failed}: {error.strerror}; fix that, or {fix}")
+        return ENVIRONMENT
+
+
+def open_streams() -> None:
+    """Open closed standard streams on the null device. Otherwise the next file, such as the lock, would take one."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def guard_output() -> None:
@@ -91,7 +110,8 @@ def guard_output() -> None:
 
 def say(text: str) -> None:
     """Print a message on stderr. stdout is for data."""
-    print(text, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # stderr may be full
+        print(text, file=sys.stderr, flush=True)
 
 
 def call(*args: str) -> str:
@@ -110,13 +130,36 @@ def check_bundle() -> None:
         )
 
 
+def check_folders() -> None:
+    """Stop if the working folder was removed, or if the cache is in the skill's folder, where nothing is written."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise Stop(f"the working folder cannot be used: {error.strerror}; change to another one", USAGE) from error
+    folder = cache()
+    if any(each.exists() and each.samefile(BUNDLE) for each in (folder, *folder.parents)):
+        raise Stop(
+            f"the cache folder {folder} is in the skill's folder, which every update empties; name another folder in "
+            "SKILL_KD_CACHE",
+            USAGE,
+        )
+
+
 # --- environment ------------------------------------------------------------------------------------------------------
 
 
 def cache() -> Path:
-    """Return the user's cache folder of skill-kd, which also contains its models."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SKILL_KD_CACHE") or Path(base) / "skill-kd").expanduser().resolve()
+    """Return the user's cache folder of skill-kd, which also contains its models.
+
+    A relative XDG_CACHE_HOME does not count, as its specification says. A relative SKILL_KD_CACHE would be another
+    folder for each working folder.
+    """
+    named, base = os.environ.get("SKILL_KD_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
+    folder = named or os.path.join(base if os.path.isabs(base) else "~/.cache", "skill-kd")
+    expanded = os.path.expanduser(folder)
+    if not os.path.isabs(expanded):
+        raise Stop(f"SKILL_KD_CACHE: '{folder}' is not an absolute path; set one", USAGE)
+    return Path(os.path.realpath(expanded))
 
 
 def environment() -> Path:
@@ -132,13 +175,15 @@ def python_of(folder: Path) -> Path:
 
 def extras_of(folder: Path) -> list[str] | None:
     """Return the extras that an environment contains, or None if it is incomplete."""
+    if not os.path.isfile(folder / "ready.json"):  # nothing would end the reading of a pipe
+        return None
     try:
         ready = json.loads((folder / "ready.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     extras = ready.get("extras") if isinstance(ready, dict) else None
     whole = isinstance(extras, list) and all(isinstance(each, str) for each in extras)
-    return extras if whole and python_of(folder).exists() else None
+    return extras if whole and os.path.isfile(python_of(folder)) else None
 
 
 def chosen_python() -> str | None:
@@ -266,7 +311,8 @@ def doctor(args: list[str]) -> int:
     options = parser.parse_args(args)
     core, train, evaluate, gpu = lacking(), lacking("train"), lacking("evaluate"), gpus()
     extras, folder = extras_of(environment()), environment()
-    writable = os.access(next(each for each in (cache(), *cache().parents) if each.exists()), os.W_OK)
+    nearest = next(each for each in (cache(), *cache().parents) if os.path.exists(each))
+    writable = os.path.isdir(nearest) and os.access(nearest, os.W_OK | os.X_OK)
     rows = [
         ("skill", "ok", f"{version()} in {BUNDLE}", ""),
         ("python", "ok", f"{sys.version.split()[0]} in {sys.executable}", ""),
@@ -275,7 +321,7 @@ def doctor(args: list[str]) -> int:
         ("train", *state(train, setup_command("train"))),
         ("evaluate", *state(evaluate, setup_command("evaluate"))),
         ("gpu", "ok" if gpu else "none", ", ".join(gpu) or "nvidia-smi lists none; torch may support another kind", ""),
-        ("cache", "ok" if writable else "read-only", str(cache()), "" if writable else "set SKILL_KD_CACHE"),
+        ("cache", "ok" if writable else "not writable", str(cache()), "" if writable else "set SKILL_KD_CACHE"),
     ]
     if options.json:
         keys = ("name", "state", "detail", "fix")
@@ -332,10 +378,6 @@ def setup(args: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the commands, and run none")
     options = parser.parse_args(args)
     folder, extras = environment(), wanted_extras(options)
-    if BUNDLE in folder.parents:
-        raise Stop(
-            f"SKILL_KD_CACHE: {cache()} is inside the skill's folder, which every update empties; choose another", USAGE
-        )
     held = None if options.clear else extras_of(folder)
     if options.dry_run:
         print("\n".join(shlex.join(command) for command in steps(folder, held, options)))
@@ -379,6 +421,8 @@ def steps(folder: Path, held: list[str] | None, options: argparse.Namespace) -> 
 def install(folder: Path, commands: Sequence[Sequence[str]], lock: int) -> None:
     """Run ``commands``. Their long output goes to a log, for the case that one fails."""
     log = folder.with_suffix(".log")
+    with contextlib.suppress(FileNotFoundError):
+        log.unlink()  # it may be a link or a pipe
     say(f"installing into {folder}, which takes minutes; the log is {log}")
     environ = {**os.environ, "PIP_USER": "0"}
     environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -418,8 +462,14 @@ def reason(log: str) -> str:
 def mark(folder: Path, extras: list[str]) -> None:
     """Record atomically that the environment is complete."""
     temporary = folder / f".ready.{os.getpid()}"
-    temporary.write_text(json.dumps({"extras": extras, "skill_kd": version(), "bundle": str(BUNDLE)}), encoding="utf-8")
-    temporary.replace(folder / "ready.json")
+    try:
+        record = {"extras": extras, "skill_kd": version(), "bundle": str(BUNDLE)}
+        temporary.write_text(json.dumps(record), encoding="utf-8")
+        temporary.replace(folder / "ready.json")
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise Stop(f"cannot write to {folder}: {error.strerror}; fix that, and run setup again") from error
 
 
 @contextlib.contextmanager

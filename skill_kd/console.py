@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,17 +20,32 @@ from skill_kd.kd.terminal import visible, visible_output
 
 
 class Verb(click.Command):
-    """A command whose ``--json`` also reports errors: ``{"errors": […], "exit_code": n}``."""
+    """A command whose ``--json`` also reports errors: ``{"errors": […], "exit_code": n}``.
+
+    An ``OSError`` that no part of the verb expects becomes a ``UsageError`` with its path.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
+        from skill_kd.files import in_one_message
+
         try:
-            return super().invoke(ctx)
+            _refuse_removed_folder()
+            with in_one_message():
+                return super().invoke(ctx)
         except SkillKDError as error:
             if ctx.params.get("as_json"):
                 lines = [line.strip() for line in _whole(error).split("\n")]
                 failed = {"valid": False} if self.name == "validate" else {}
-                print_json({**failed, "errors": lines, "exit_code": int(error.exit_code)})
+                with contextlib.suppress(UsageError, OSError):  # the message on stderr says more
+                    print_json({**failed, "errors": lines, "exit_code": int(error.exit_code)})
             raise
+
+
+def _refuse_removed_folder() -> None:
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UsageError(f"the working folder cannot be used: {error.strerror}; change to another one") from error
 
 
 def guarded(cli: click.Group, args: Sequence[str] | None) -> int:
@@ -39,6 +55,7 @@ def guarded(cli: click.Group, args: Sequence[str] | None) -> int:
     appear as escapes.
     Click exits silently with code 1 if the reader of stdout has closed it.
     """
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a spec may contain characters that a terminal cannot show
@@ -56,8 +73,13 @@ def _exit_code(cli: click.Group, args: Sequence[str] | None) -> int:
         say(_message(error))
         return int(error.exit_code)
     except click.ClickException as error:
-        error.show()
+        with contextlib.suppress(OSError):  # stderr may be full
+            error.show()
         return error.exit_code
+    except OSError as error:  # while the help is printed
+        _show_traceback()
+        say(f"error: cannot write to stdout: {error.strerror}; fix that, and call this again")
+        return ExitCode.USAGE
     except click.Abort:
         say("error: interrupted")
         return ExitCode.INTERRUPTED
@@ -70,6 +92,18 @@ def _exit_code(cli: click.Group, args: Sequence[str] | None) -> int:
         say(f"error: unexpected {type(error).__name__}: {words}; set SKILL_KD_DEBUG=1 for the traceback")
         return ExitCode.CRASH
     return code if isinstance(code, int) else ExitCode.OK
+
+
+def _open_streams() -> None:
+    """Open closed standard streams on the null device. Otherwise the next file would take their place."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def _show_traceback() -> None:
@@ -95,15 +129,27 @@ def say(text: str) -> None:
 
 
 def print_json(document: object) -> None:
-    """Print a verb's result as JSON."""
-    click.echo(json.dumps(document, indent=2).replace("\x7f", r"\u007f"))  # the only control that json leaves
+    """Print a verb's result as JSON. Raises as ``show``."""
+    show(json.dumps(document, indent=2).replace("\x7f", r"\u007f"))  # the only control that json leaves
+
+
+def show(text: object, *, newline: bool = True) -> None:
+    """Print a verb's result on stdout.
+
+    Raises:
+        UsageError: stdout cannot be written, for example because it is a file on a full disk.
+    """
+    from skill_kd.files import refusing_unwritable
+
+    with refusing_unwritable("to stdout", "fix that, and call this again"):
+        click.echo(text, nl=newline)
 
 
 def print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     """Print a table: drawn on a terminal, tab-separated otherwise. A cell has one line and no tab."""
     clean = [[visible(cell).replace("\n", r"\n").replace("\t", r"\t") for cell in row] for row in rows]
     if not sys.stdout.isatty():
-        click.echo("\n".join("\t".join(row) for row in (header, *clean)))
+        show("\n".join("\t".join(row) for row in (header, *clean)))
         return
     from rich.console import Console
     from rich.table import Table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import textwrap
 import time
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skill_kd.errors import SkillKDError
+from skill_kd.errors import SkillKDError, command
 from skill_kd.evaluate import Request, evaluate
 from skill_kd.jobs.resume import RESOLVED
 from skill_kd.jobs.run import RunResult, run
@@ -125,7 +124,7 @@ def demo(
         result = run(spec, out)
     except SkillKDError as error:
         if (written := out / spec.name / RESOLVED).is_file():  # `demo` has no --resume: it always starts a new run
-            resume = shlex.join(["skill-kd", "run", str(written), "--runs", str(out), "--resume"])
+            resume = command("skill-kd", "run", written, "--runs", out, "--resume")
             error.add_note(f"to resume this demo: {resume}")
         raise
     summary: Any = result.summary
@@ -148,7 +147,7 @@ def _judged(result: RunResult, progress: Callable[[int, int], None]) -> Judged:
     try:
         found, written = evaluate(asked, progress)
     except SkillKDError as error:  # keep the trained student
-        return Judged(f"not evaluated: {error}; run `skill-kd evaluate {result.folder}` later")
+        return Judged(f"not evaluated: {error}; to do so later: {command('skill-kd', 'evaluate', result.folder)}")
     return Judged(found.decision.sentence, found.decision.verdict, written.report, time.monotonic() - begun)
 
 

@@ -5,7 +5,9 @@ A message names the field, the value and the fix in one line. It is printed unch
 
 from __future__ import annotations
 
+import shlex
 from enum import IntEnum
+from pathlib import Path
 
 
 class ExitCode(IntEnum):
@@ -76,3 +78,8 @@ def error_for(exit_code: int, message: str) -> SkillKDError | None:
     kinds = (UsageError, MissingRequirementError, TrainingFailedError)
     kind = next((kind for kind in kinds if kind.exit_code == exit_code), None)
     return kind and kind(message)
+
+
+def command(*words: str | Path) -> str:
+    """Return a command line for the user to paste, quoted for a POSIX shell. No path in it looks like an option."""
+    return shlex.join(f"./{word}" if isinstance(word, Path) and str(word)[:1] == "-" else str(word) for word in words)

@@ -22,7 +22,10 @@ TESTS = Path(__file__).parent
 
 
 LANES = {
-    "faults": ("jobs/test_faults.py", "jobs/test_kill.py", "documents/test_soak.py"),
+    "faults": (
+        *("jobs/test_faults.py", "jobs/test_kill.py", "documents/test_soak.py"),
+        "diagnose/test_diagnose_signals.py",
+    ),
     "processes": ("kd/train/test_distributed.py", "kd/model/test_sharding.py"),
     "browser": ("report/test_report_browser.py", "diagnose/test_diagnose_browser.py"),
     "studies": ("documents/test_evals.py", "evaluate/test_evaluate_honesty.py", "test_demo.py"),

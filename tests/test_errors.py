@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+from pathlib import Path
+
 import pytest
 
-from skill_kd.errors import ExitCode, MissingRequirementError, SkillKDError, TrainingFailedError, UsageError, error_for
+import skill_kd
+from skill_kd.errors import (
+    ExitCode,
+    MissingRequirementError,
+    SkillKDError,
+    TrainingFailedError,
+    UsageError,
+    command,
+    error_for,
+)
 from skill_kd.kd.errors import BadInput, Missing, ScriptError, TrainingStopped
 
 
@@ -24,3 +37,25 @@ def test_what_a_script_raises_is_the_same_error_to_its_parent(
 @pytest.mark.parametrize("code", sorted({*ExitCode, -9} - {ExitCode.USAGE, ExitCode.ENVIRONMENT, ExitCode.TRAINING}))
 def test_any_other_exit_code_stands_for_no_class(code: int) -> None:
     assert error_for(code, "why") is None
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "it's", '"', "$(touch broken)", "a; touch broken", "a\nb", "-rf", "*", "~", "ß"]
+)
+def test_a_shown_command_means_the_same_to_a_shell(name: str, tmp_path: Path) -> None:
+    shown = command("printf", "%s|", Path(name), "a", Path("b"))
+    done = subprocess.run(["sh", "-c", shown], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{'./' * name.startswith('-')}{name}|a|b|"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_message_puts_a_value_into_a_command_without_quotes() -> None:
+    package = Path(skill_kd.__file__).parent
+    unquoted = re.compile(r"skill-kd (run|evaluate|handoff|generate) ([\w-]+ )*\{")
+    found = [
+        f"{path.relative_to(package)}: {line.strip()}"
+        for path in package.rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if unquoted.search(line)
+    ]
+    assert not found, "use errors.command:\n" + "\n".join(found)

@@ -406,6 +406,59 @@ def test_of_two_setups_at_once_one_is_turned_away(bundle: Path, tmp_path: Path) 
     assert first[0].returncode == 5
 
 
+@windows
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=str
+)
+def test_an_installation_ends_with_setup_and_frees_its_lock(
+    number: int, code: int, bundle: Path, tmp_path: Path
+) -> None:
+    fake, ready = tmp_path / "bin", tmp_path / "at work"
+    fake.mkdir()
+    (fake / "uv").write_text(
+        f"#!/bin/sh\n[ -e {shlex.quote(str(ready))} ] && exit 1\ntouch {shlex.quote(str(ready))}\nsleep 60\n"
+    )
+    (fake / "uv").chmod(0o755)
+    changes = {"PATH": f"{fake}{os.pathsep}{os.environ['PATH']}"}
+    command = [sys.executable, str(bundle / "scripts" / "kd.py"), "setup"]
+    with subprocess.Popen(command, env=environment(tmp_path, changes), stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 30
+        while not ready.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(20) == code
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+    # The installation holds the lock until it has ended.
+    while (again := kd(bundle, tmp_path, "setup", changes=changes)).returncode == 7:
+        assert time.monotonic() < deadline, "the installation outlived setup"
+    assert again.returncode == 5
+
+
+@windows
+def test_an_installation_has_a_time_limit(bundle: Path, tmp_path: Path) -> None:
+    fake = tmp_path / "bin"
+    fake.mkdir()
+    (fake / "uv").write_text("#!/bin/sh\nsleep 60\n")
+    (fake / "uv").chmod(0o755)
+    path = f"{fake}{os.pathsep}{os.environ['PATH']}"
+    done = kd(bundle, tmp_path, "setup", changes={"PATH": path, "SKILL_KD_TIME_LIMIT": "0.5"})
+    assert done.returncode == 5
+    assert "took longer than 0.5 s and was stopped; to allow more, set SKILL_KD_TIME_LIMIT" in done.stderr
+    wrong = kd(bundle, tmp_path, "setup", changes={"PATH": path, "SKILL_KD_TIME_LIMIT": "soon"})
+    assert (wrong.returncode, "SKILL_KD_TIME_LIMIT: 'soon'" in wrong.stderr) == (2, True)
+
+
+@windows
+def test_doctor_does_not_wait_for_a_broken_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nsleep 60\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    launcher = load_script("scripts/kd.py", "kd_launcher")
+    monkeypatch.setattr(launcher, "NVIDIA_SECONDS", 0.5)
+    assert launcher.gpus() == []
+
+
 @pytest.mark.model
 def test_setup_installs_the_core_then_what_judges_generations(bundle: Path, tmp_path: Path, bare: Path) -> None:
     before = listing(bundle)

@@ -68,10 +68,10 @@ _BODY = """\
 # Five minutes before the time limit, train.py gets SIGTERM: it writes a checkpoint and stops. Then use --resume.
 #SBATCH --signal=TERM@300
 set -euo pipefail
-folder=$(dirname "$0")
+folder=$(dirname -- "$0")
 if [ -n "${{SLURM_JOB_ID:-}}" ] && [ -z "${{STARTED_ON_EVERY_MACHINE:-}}" ]; then
   # Slurm runs a copy of this file in another folder.
-  folder=$(dirname "$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\\([^ ]*\\).*/\\1/p')")
+  folder=$(dirname "$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\\(.*\\/launch\\.sh\\).*/\\1/p')")
   # sed reads all of its input. head would exit early, and pipefail would then end the job.
   MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
   export MASTER_ADDR STARTED_ON_EVERY_MACHINE=1

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from skill_kd.cli.options import JSON
-from skill_kd.console import Verb, print_json
+from skill_kd.console import Verb, print_json, show
 
 
 @click.command(cls=Verb)
@@ -91,7 +91,7 @@ def advise(
     if as_json:
         print_json({**advice.to_json(), "files": written})
     elif written and not spec_only:
-        click.echo(advice.table(spec=False))
-        click.echo("\nwritten\n" + "".join(f"  {path}\n" for path in written), nl=False)
+        show(advice.table(spec=False))
+        show("\nwritten\n" + "".join(f"  {path}\n" for path in written), newline=False)
     else:
-        click.echo(advice.yaml() if spec_only else advice.table())
+        show(advice.yaml() if spec_only else advice.table())

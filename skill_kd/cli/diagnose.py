@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from skill_kd.cli.options import JSON, load
-from skill_kd.console import Verb, print_json
+from skill_kd.console import Verb, print_json, show
 
 
 @click.command(cls=Verb)
@@ -98,4 +98,4 @@ def diagnose(
     if as_json:
         print_json(found.to_json())
     else:
-        click.echo(found.table())
+        show(found.table())

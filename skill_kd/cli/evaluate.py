@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from skill_kd.cli.options import JSON, TRUST
-from skill_kd.console import Verb, print_json, say
+from skill_kd.console import Verb, print_json, say, show
 from skill_kd.errors import ExitCode
 
 
@@ -87,6 +87,6 @@ def evaluate(
     if as_json:
         print_json(found.to_json())
     else:
-        click.echo(found.table())
+        show(found.table())
     say(written.summary)
     return ExitCode(found.decision.exit_code)

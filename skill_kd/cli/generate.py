@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from skill_kd.cli.options import BACKEND, JSON, SPEC, load
-from skill_kd.console import Verb, print_json
+from skill_kd.console import Verb, print_json, show
 
 
 @click.command(cls=Verb)
@@ -42,4 +42,4 @@ def generate(
     if as_json:
         print_json({"name": loaded.name, "hash": loaded.hash, "written": [str(path) for path in written]})
     else:
-        click.echo("".join(f"{path}\n" for path in written), nl=False)
+        show("".join(f"{path}\n" for path in written), newline=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from skill_kd.cli.options import JSON, TRUST
-from skill_kd.console import Verb, print_json, say
+from skill_kd.console import Verb, print_json, say, show
 
 
 @click.command(cls=Verb)
@@ -61,4 +61,4 @@ def handoff(
     if as_json:
         print_json(result.to_json())
     else:
-        click.echo(result.table())
+        show(result.table())

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from skill_kd.cli.options import BACKEND, JSON, SPEC, load
-from skill_kd.console import Verb, print_json
+from skill_kd.console import Verb, print_json, show
 
 
 @click.command(cls=Verb)
@@ -33,4 +33,4 @@ def plan(
     if as_json:
         print_json(result.to_json())
     else:
-        click.echo(result.table())
+        show(result.table())

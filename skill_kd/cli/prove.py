@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from skill_kd.cli.options import JSON
-from skill_kd.console import Verb, print_json
+from skill_kd.console import Verb, print_json, show
 from skill_kd.errors import ExitCode
 
 
@@ -45,5 +45,5 @@ def prove(loss: str, mixes: tuple[float, ...], seeds: int, as_json: bool) -> Exi
     if as_json:
         print_json(verdict.to_json())
     else:
-        click.echo(verdict.table())
+        show(verdict.table())
     return ExitCode.OK if verdict.exact else ExitCode.NO_GO

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from skill_kd.cli.options import BACKEND, JSON, TRUST, load
-from skill_kd.console import Verb, print_json, say
+from skill_kd.console import Verb, print_json, say, show
 from skill_kd.errors import OutOfMemoryError, SkillKDError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def run(
         print_json({**document, "seconds": round(result.seconds, 1), "summary": result.summary})
     else:
         say(f"run '{job.spec.name}' is done; the student is in:")
-        click.echo(result.student)
+        show(result.student)
 
 
 @contextlib.contextmanager
@@ -106,4 +106,4 @@ def _print_dry_run(folder: str, command: Sequence[str], missing: list[str], as_j
     if as_json:
         print_json({"folder": folder, "command": list(command), "missing": missing})
     else:
-        click.echo(f"folder   {folder}\ncommand  {shlex.join(command)}\nmissing  {', '.join(missing) or 'nothing'}")
+        show(f"folder   {folder}\ncommand  {shlex.join(command)}\nmissing  {', '.join(missing) or 'nothing'}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from skill_kd.cli.options import BACKEND, JSON, SPEC, load
-from skill_kd.console import Verb, print_json, say
+from skill_kd.console import Verb, print_json, say, show
 
 
 @click.command(cls=Verb)
@@ -44,4 +44,4 @@ def validate(spec: Path, backend: str | None, as_json: bool) -> None:
             }
         )
     else:
-        click.echo(summary(loaded))
+        show(summary(loaded))

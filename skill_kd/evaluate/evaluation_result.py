@@ -65,7 +65,6 @@ class EvaluationResult:
 
     def write(self, path: Path) -> None:
         """Write the JSON atomically."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
 
     def table(self) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from skill_kd.errors import UsageError
-from skill_kd.files import replacing
+from skill_kd.files import open_input, replacing
 
 LONGEST_LINE = 16 * 2**20
 """Largest length of a line, in bytes."""
@@ -103,7 +103,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
         UsageError: the file cannot be read, or a line is not a JSON object or is longer than ``LONGEST_LINE``.
     """
     try:
-        with path.open("rb") as file:
+        with open_input(path) as file:
             number = 0
             # Binary mode splits at \n only. Text mode would also split at separators that JSON strings may hold.
             while line := file.readline(LONGEST_LINE + 1):
@@ -183,7 +183,7 @@ def _label(value: object) -> str | None:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_input(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from skill_kd.errors import UsageError
 from skill_kd.evaluate.estimates import ONE_SIDED, ratio_bounds
+from skill_kd.files import open_input
 from skill_kd.report.shown_document import Better, HarnessComparison, HarnessModel, HarnessRow
 
 LARGEST = 64 * 2**20
@@ -99,7 +100,7 @@ def read(path: Path) -> Results:
         UsageError: it cannot be read, is too large, or holds no results.
     """
     try:
-        with path.open("rb") as file:
+        with open_input(path) as file:
             content = file.read(LARGEST + 1)
     except OSError as error:
         raise UsageError(f"cannot read '{path}': {error.strerror}") from error

@@ -12,7 +12,8 @@ from skill_kd.evaluate.moved_run import is_absent_folder, located, names_a_file
 from skill_kd.evaluate.opened_models import ModelSource, accepted_by, plain_errors
 from skill_kd.evaluate.policy import GatePolicy, make_policy
 from skill_kd.evaluate.request import Request
-from skill_kd.jobs.manifest import Manifest
+from skill_kd.files import making, refusing_unwritable
+from skill_kd.jobs.manifest import Manifest, ended
 from skill_kd.spec import Spec
 
 
@@ -22,15 +23,15 @@ def fill_from_run(
     """Return the request, the sampling task, the policy and notes. The run's spec fills what the request leaves out.
 
     Raises:
+        RunLockedError: the run still runs.
         UsageError: the run has no student yet, its teacher cannot be loaded, or its prompts are not on this machine.
     """
+    end = ended(folder, manifest)
     if not (folder / "student" / "config.json").is_file():
-        raise UsageError(
-            f"'{folder}' has no student yet (the run is {manifest.status}); finish it with `skill-kd run --resume`"
-        )
+        raise UsageError(f"'{folder}' has no student yet: the run {end}; finish it first: skill-kd run SPEC --resume")
     evaluation, home = spec.evaluation, Path(manifest.cwd)
     options = {**spec.data.chat_template_options, **request.options}
-    notes: list[str] = []
+    notes = [f"the run {end}: the student may be that of an earlier start"] if manifest.status == "running" else []
     prompts, training = request.prompts, request.training_data
     if prompts is None and evaluation.prompts is not None:
         prompts = located(evaluation.prompts, home)
@@ -103,18 +104,16 @@ def _held_out(spec: Spec, home: Path, request: Request, folder: Path, run: Path)
         held_out = load_split(Data.of(values), spec.seed).held_out
         if spec.data.max_bad_rows:
             held_out = accepted_by(str(run / "student"), held_out, spec.data.chat_template_options)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "prompts.jsonl"
-    write_rows(
-        path,
-        (
-            {
-                "messages": [{"role": role, "content": content} for role, content in example.messages],
-                **({"reference": example.response} if example.response else {}),
-            }
-            for example in held_out[: request.held_out]
-        ),
+    rows = (
+        {
+            "messages": [{"role": role, "content": content} for role, content in example.messages],
+            **({"reference": example.response} if example.response else {}),
+        }
+        for example in held_out[: request.held_out]
     )
+    with refusing_unwritable(f"'{path}'", "fix that, or choose another --out"), making(folder):
+        write_rows(path, rows)
     return path
 
 

@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 from skill_kd.errors import UsageError
 from skill_kd.evaluate.generations import write_rows
 from skill_kd.evaluate.opened_models import TokenSums
-from skill_kd.files import as_usage_error, checked, open_unlinked, parse_json, read_checked, read_object
+from skill_kd.files import as_usage_error, checked, open_unlinked, parse_json, read_checked, read_input, read_object
 from skill_kd.report.evaluation_document import ModelFacts
 from skill_kd.report.shown_document import SIDES, Latency
 
@@ -89,7 +89,7 @@ def finished(path: Path) -> list[PromptWork]:
     """
     if not path.exists():
         return []
-    data = path.read_bytes()
+    data = read_input(path)
     whole = data.rfind(b"\n") + 1
     if whole < len(data):
         with open_unlinked(path, "r+b") as file:

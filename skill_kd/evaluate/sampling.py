@@ -37,7 +37,7 @@ from skill_kd.evaluate.samples_folder import (
     read_record,
     refuse_misfit,
 )
-from skill_kd.files import open_unlinked, refuse_links, refusing_unwritable
+from skill_kd.files import making, open_unlinked, read_input, refuse_unsafe, refusing_unwritable
 from skill_kd.kd.answers import Unusable
 from skill_kd.report.evaluation_document import ModelFacts
 
@@ -82,10 +82,10 @@ def sample(
         UsageError: the folder belongs to another task, or the data or models cannot be used.
         MissingRequirementError: a model or a package is missing.
     """
-    with opened_models.plain_errors(), refusing_unwritable(f"'{folder}'", "choose another --out"):
-        refuse_links(folder)
+    refusing = refusing_unwritable(f"'{folder}'", "fix that, or choose another --out")
+    with opened_models.plain_errors(), refusing, making(folder):
+        refuse_unsafe(folder)
         rows, examples = _prompts(task.prompts)
-        folder.mkdir(parents=True, exist_ok=True)
         key = _key(task, policy)
         check_key(folder / KEY, key)
         done = finished(folder / WORK)
@@ -132,7 +132,7 @@ def _key(task: SamplingTask, policy: GatePolicy) -> SamplesKey:
         "teacher": task.teacher.key(),
         "student": task.student.key(),
         "baseline": task.baseline.key() if task.baseline else None,
-        "prompts": hashlib.sha256(task.prompts.read_bytes()).hexdigest(),
+        "prompts": hashlib.sha256(read_input(task.prompts)).hexdigest(),
         "max_new_tokens": task.max_new_tokens,
         "samples": policy.samples,
         "seed": policy.seed,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skill_kd.evaluate.evaluation_result import EvaluationResult
-from skill_kd.files import refusing_unwritable, write_atomically
+from skill_kd.files import making, refusing_unwritable, write_atomically
 from skill_kd.report.card import TrainingFacts, model_card, write_card
 from skill_kd.report.evaluation import decision_page
 from skill_kd.spec import SelfTrain, Spec, Stage
@@ -51,7 +51,7 @@ def write_all(found: EvaluationResult, folder: Path, subject: Subject | None) ->
         UsageError: the folder cannot be written.
     """
     document, report = found.to_json(), folder / "report.html"
-    with refusing_unwritable(f"'{folder}'", "choose another --out"):
+    with refusing_unwritable(f"'{folder}'", "fix that, or choose another --out"), making(folder):
         found.write(folder / "evaluation.json")
         write_atomically(report, decision_page(document))
     card = None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from skill_kd.errors import UsageError
-from skill_kd.files import write_atomically
+from skill_kd.files import making, read_input, refusing_unwritable, write_atomically
 from skill_kd.guidance.table import BY_KEY
 from skill_kd.spec.file import parse_spec
 
@@ -114,14 +115,11 @@ def write_specs(specs: tuple[Values, ...], folder: Path) -> list[Path]:
     """
     import yaml
 
-    try:
-        texts = {folder / f"{each['name']}.yaml": yaml.safe_dump(each, sort_keys=False) for each in specs}
+    texts = {folder / f"{each['name']}.yaml": yaml.safe_dump(each, sort_keys=False) for each in specs}
+    with refusing_unwritable(f"'{folder}'", "fix that, or choose another --out"), making(folder):
         for path, text in texts.items():
-            if path.exists() and path.read_text(encoding="utf-8") != text:
+            if os.path.lexists(path) and read_input(path) != text.encode():
                 raise UsageError(f"'{path}' exists with other content; move it away, or choose another --out")
-        folder.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
             write_atomically(path, text)
-    except OSError as error:
-        raise UsageError(f"cannot write into '{folder}': {error.strerror}") from error
     return list(texts)

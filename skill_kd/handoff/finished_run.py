@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from skill_kd.errors import UsageError
-from skill_kd.files import read_checked, refuse_links, refusing_unwritable
+from skill_kd.files import read_checked, refuse_unsafe, refusing_unwritable
 from skill_kd.handoff import interpreter
 from skill_kd.handoff.student_folder import read_json
 from skill_kd.jobs.folder import KD
-from skill_kd.jobs.manifest import Manifest, refuse_linked
+from skill_kd.jobs.manifest import Manifest, ended, refuse_linked
 from skill_kd.jobs.student import STUDENT
 from skill_kd.report.evaluation_document import Verdict
 from skill_kd.spec import Handoff, Spec
@@ -46,10 +46,11 @@ class FinishedRun:
 
         Raises:
             UsageError: it is not a run folder, or the run is not finished.
+            RunLockedError: the run is still running.
         """
         manifest = Manifest.read(run)
         if manifest.status != "done":
-            raise UsageError(f"run '{run}' is {manifest.status}; finish it first: skill-kd run SPEC --resume")
+            raise UsageError(f"run '{run}' {ended(run, manifest)}; finish it first: skill-kd run SPEC --resume")
         refuse_linked(run / FOLDER, run / FOLDER / KD, *(run / FOLDER / KD).rglob("*/"))
         return cls(run.absolute(), manifest, _spec(run, data), interpreter.with_torch(python))
 
@@ -90,7 +91,7 @@ class FinishedRun:
             raise UsageError(f"'{summary}': best is {best!r}, which is not the name of a checkpoint in checkpoints/")
         checkpoint = self.path / "checkpoints" / best
         with refusing_unwritable(f"'{checkpoint}'", "remove it"):
-            refuse_links(checkpoint, *checkpoint.glob("*"))
+            refuse_unsafe(checkpoint, *checkpoint.glob("*"))
         return checkpoint
 
     def ask(self, kind: str, **question: object) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from skill_kd.errors import MissingRequirementError, TrainingFailedError, UsageError
-from skill_kd.files import refusing_unwritable, write_atomically
+from skill_kd.files import making, read_input, refusing_unwritable, write_atomically
 from skill_kd.handoff import gguf
 from skill_kd.handoff.finetune import finetune, measured_drift
 from skill_kd.handoff.finished_run import FinishedRun
@@ -63,7 +63,8 @@ def hand_off(
     if not trust_remote_code:
         refuse_code(finished.spec, run / "spec.yaml")
     gguf.refuse_missing(list(quantizations))
-    with refusing_unwritable(f"'{finished.folder}'", "fix that, or free space there"), locked(run) as lock:
+    refusing = refusing_unwritable(f"'{finished.folder}'", "fix that, or free space there")
+    with refusing, making(finished.folder), locked(run) as lock:
         findings = verify(finished, notify)
         result = HandoffResult(finished.folder, checks=[*findings.checks], notes=notes(finished, findings))
         _write(_texts(finished, findings, max_steps), result, force)
@@ -112,7 +113,7 @@ def _write(texts: Mapping[str, str], result: HandoffResult, force: bool) -> None
 
 def _edited(path: Path, text: str, written: str | None) -> bool:
     """Return True if a file has neither the text of the last hand-off (by its SHA-256) nor that of this one."""
-    return path.exists() and sha256(path) != written and path.read_text("utf-8") != text
+    return path.exists() and sha256(path) != written and read_input(path) != text.encode()
 
 
 def _quantize(run: FinishedRun, quantization: str, result: HandoffResult) -> None:

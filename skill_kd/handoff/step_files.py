@@ -175,7 +175,8 @@ _TURN = '{{ if eq .Role "%s" }}%s{{ .Content }}%s{{ end }}'
 def modelfile(task: FinetuneTask) -> str:
     """Return a Modelfile for the first GGUF file of the fine-tuned model.
 
-    If the chat template is a plain sequence of turns, the Modelfile has it. Otherwise Ollama uses the GGUF file's own.
+    If the chat template is a plain sequence of turns, the Modelfile has it. Otherwise, or if Ollama cannot read its
+    text in a Modelfile, Ollama uses the GGUF file's own.
     """
     assert task.spec.handoff is not None
     file = gguf.file_name(FINETUNED, gguf.among(task.spec.handoff.export)[0])
@@ -185,8 +186,7 @@ def modelfile(task: FinetuneTask) -> str:
         f"FROM ./{OUT}/{file}",
     ]
     parts = task.parts or {}
-    # Ollama would read braces as its own template language.
-    if "before_system" in parts and not any(mark in text for text in parts.values() for mark in ("{{", '"""')):
+    if "before_system" in parts and not any(map(_reads_as_action, parts.values())):
         turns = (
             _TURN % ("system", parts["before_system"], parts["after_system"]),
             _TURN % ("user", parts["instruction_part"], parts["after_user"]),
@@ -194,9 +194,27 @@ def modelfile(task: FinetuneTask) -> str:
         )
         opening = _OPENING % parts["opening"] if parts["opening"] else ""
         body = f"{opening}{{{{ range .Messages }}}}{''.join(turns)}{{{{ end }}}}{parts['response_part']}"
-        lines.append(f'TEMPLATE """{body}"""')
+        if (quoted := _quoted(body)) is not None:
+            lines.append(f"TEMPLATE {quoted}")
     if "note" in parts:
         lines.append(f"# {' '.join(parts['note'].split())}")
-    if stop := parts.get("after_assistant", "").strip():
-        lines.append(f"PARAMETER stop {json.dumps(stop)}")
+    stop = parts.get("after_assistant", "").strip()
+    if stop and (quoted := _quoted(stop)) is not None:
+        lines.append(f"PARAMETER stop {quoted}")
     return "\n".join([*lines, ""])
+
+
+def _reads_as_action(text: str) -> bool:
+    """Return True if Ollama would read braces of the text as its own template language."""
+    return "{{" in text or text.endswith("{")
+
+
+def _quoted(text: str) -> str | None:
+    """Return a value for a Modelfile, or None if Ollama cannot read it back.
+
+    Ollama has no escapes. It ends the value at the next quotes of the same kind, and drops characters that cannot be
+    printed.
+    """
+    quotes = '"""' if any(each in text for each in '"\n') else '"'
+    kept = all(each.isprintable() or each in "\n\t" for each in text)
+    return f"{quotes}{text}{quotes}" if kept and '"""' not in text else None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from skill_kd.errors import UsageError
-from skill_kd.files import as_usage_error, read_object
+from skill_kd.files import as_usage_error, open_input, read_object
 from skill_kd.jobs.student import BrokenStudent, header
 from skill_kd.kd.model.safe_files import CODE, CONFIG, code_references
 
@@ -88,5 +88,5 @@ def weight_dtypes(folder: Path) -> set[str]:
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    with open_input(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

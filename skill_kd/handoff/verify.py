@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from skill_kd.errors import UsageError
+from skill_kd.errors import UsageError, command
 from skill_kd.handoff.finished_run import FinishedRun
 from skill_kd.handoff.step_files import CONFIG, DATA, SCRIPT
 from skill_kd.handoff.student_folder import Check, failures, standalone
@@ -49,7 +49,6 @@ def verify(run: FinishedRun, notify: Callable[[str], None]) -> StudentFindings:
     notify("checking the student's files")
     checks = standalone(run.student)
     _refuse_failed(run, checks)
-    run.folder.mkdir(exist_ok=True)
     notify("loading the student, and comparing it with its checkpoint and the model before training")
     checkpoint = run.best_checkpoint and str(run.best_checkpoint)
     answer = run.ask("student", checkpoint=checkpoint, data=_data(run))
@@ -61,7 +60,7 @@ def verify(run: FinishedRun, notify: Callable[[str], None]) -> StudentFindings:
 
 def notes(run: FinishedRun, findings: StudentFindings) -> list[str]:
     """Return the notes for a person about a verified student."""
-    missing = f"there is no verdict of the gate yet, run: skill-kd evaluate {run.path}"
+    missing = f"there is no verdict of the gate yet, run: {command('skill-kd', 'evaluate', run.path)}"
     verdict = f"the gate's verdict is {run.verdict}" if run.verdict else missing
     found = []
     if findings.longest is None:

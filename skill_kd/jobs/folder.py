@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 
 from skill_kd.errors import UsageError
+from skill_kd.files import making, read_input, refusing_unwritable
 from skill_kd.render import files_hash, is_edited, kd_files, read_requirements, read_stamp
 
 SCRIPT = "train.py"
 KD = "kd"
 
 
-def write_folder(text: str, folder: Path, force: bool = False) -> None:
+def write_folder(text: str, folder: Path, force: bool = False, others: Mapping[str, str] | None = None) -> None:
     """Write ``text`` as ``train.py`` and our modules as ``kd/`` into ``folder``; create it if needed.
+
+    ``others`` are the texts of files next to them, by name.
 
     Raises:
         UsageError: ``train.py`` or ``kd/`` has edits and ``force`` is off, or the folder cannot be written. The folder
@@ -27,36 +32,55 @@ def write_folder(text: str, folder: Path, force: bool = False) -> None:
     """
     if not force and (edited := edited_parts(folder)):
         raise UsageError(f"'{folder}' contains edits in {' and '.join(edited)}; use --force to overwrite them")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        fill_folder(text, folder)
-    except OSError as error:
-        raise UsageError(f"cannot write '{folder}': {error.strerror}; fix that, or choose another folder") from error
+    with refusing_unwritable(f"'{folder}'", "fix that, or choose another folder"), making(folder):
+        fill_folder(text, folder, others)
 
 
-def fill_folder(text: str, folder: Path) -> None:
-    """Replace ``train.py`` and ``kd/`` in an existing folder; after an OSError the folder is unchanged."""
+def fill_folder(text: str, folder: Path, others: Mapping[str, str] | None = None) -> None:
+    """Replace ``train.py``, ``kd/`` and ``others`` in an existing folder; after an OSError the folder is unchanged."""
     with tempfile.TemporaryDirectory(prefix=".skill-kd-", dir=folder) as temporary:
         new = Path(temporary)
-        (new / SCRIPT).write_bytes(text.encode())
-        _replace_kd(folder, new)
-        os.replace(new / SCRIPT, folder / SCRIPT)
+        files = {SCRIPT: text, **(others or {})}
+        _write_kd(new)
+        for name, content in files.items():
+            (new / name).write_bytes(content.encode())
+        _exchange(new, folder, (KD, *files))
 
 
 def fill_kd(folder: Path) -> None:
     """Replace only ``kd/`` in an existing folder; after an OSError the folder is unchanged."""
     with tempfile.TemporaryDirectory(prefix=".skill-kd-", dir=folder) as temporary:
-        _replace_kd(folder, Path(temporary))
+        _write_kd(Path(temporary))
+        _exchange(Path(temporary), folder, (KD,))
 
 
-def _replace_kd(folder: Path, new: Path) -> None:
-    """Write ``kd/`` into the empty folder ``new``, and move it into ``folder``."""
+def _write_kd(folder: Path) -> None:
     for name, content in kd_files().items():
-        (new / KD / name).parent.mkdir(parents=True, exist_ok=True)
-        (new / KD / name).write_bytes(content)
-    if os.path.lexists(folder / KD):
-        os.replace(folder / KD, new / "replaced")
-    os.replace(new / KD, folder / KD)
+        (folder / KD / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / KD / name).write_bytes(content)
+
+
+def _exchange(new: Path, folder: Path, names: Sequence[str]) -> None:
+    """Move ``names`` from ``new`` into ``folder``, and what they replace into ``new``; all of them, or none."""
+    for name in names:
+        if name != KD and (folder / name).is_dir() and not (folder / name).is_symlink():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(folder / name))
+    replaced = new / "replaced"
+    replaced.mkdir()
+    moved = []
+    try:
+        for name in names:
+            if os.path.lexists(folder / name):
+                os.replace(folder / name, replaced / name)
+            moved.append(name)
+            os.replace(new / name, folder / name)
+    except OSError:
+        for name in moved:
+            if os.path.lexists(folder / name):
+                os.replace(folder / name, new / name)
+            if os.path.lexists(replaced / name):
+                os.replace(replaced / name, folder / name)
+        raise
 
 
 def edited_parts(folder: Path) -> list[str]:
@@ -76,7 +100,7 @@ def kd_is_edited(folder: Path, written: str | None) -> bool:
 
 def script_hash(folder: Path, name: str = SCRIPT) -> str:
     """Return the SHA-256 of the script in ``folder``, in hexadecimal."""
-    return hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    return hashlib.sha256(read_input(folder / name)).hexdigest()
 
 
 def text_hash(text: str) -> str:
@@ -121,7 +145,7 @@ def read_script(script: Path) -> str:
         UsageError: it cannot be read.
     """
     try:
-        return script.read_text(encoding="utf-8")
+        return read_input(script).decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UsageError(f"cannot read script '{script}': {reason}") from error

@@ -126,10 +126,10 @@ def generate(spec: Spec, target: Path, *, notebook: bool = False, force: bool = 
     changed = [name for name, content in extra.items() if _file_drift(target / name, content) == "changed"]
     if changed and not force:
         raise UsageError(f"'{target}' has other versions of {' and '.join(changed)}; use --force to overwrite them")
-    if not notebook:
-        write_folder(text, target, force)
-    for name, content in extra.items():
-        write_or_refuse(target / name, content)
+    if notebook:
+        write_or_refuse(target / NOTEBOOK, extra[NOTEBOOK])
+    else:
+        write_folder(text, target, force, extra)
     return [target / name for name in (*([] if notebook else [SCRIPT, KD]), *extra)]
 
 

@@ -16,8 +16,8 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
-from skill_kd.errors import RunLockedError, UsageError
-from skill_kd.files import open_descriptor, read_checked, refuse_links, refusing_unwritable, write_atomically
+from skill_kd.errors import RunLockedError, UsageError, command
+from skill_kd.files import open_descriptor, read_checked, refuse_unsafe, refusing_unwritable, write_atomically
 from skill_kd.spec.section import Text
 
 Status = Literal["running", "done", "failed", "interrupted"]
@@ -74,6 +74,21 @@ class Manifest:
         return read_checked(path, cls, "start a new run with another --name")
 
 
+KILLED = "ended without a record, because its launcher was killed"
+
+
+def ended(folder: Path, manifest: Manifest) -> str:
+    """Return how a run ended, as the rest of a sentence about the run.
+
+    Raises:
+        RunLockedError: it still runs.
+    """
+    if manifest.status != "running":
+        return f"is {manifest.status}"
+    refuse_in_use(folder)
+    return KILLED
+
+
 def refuse_linked(*folders: Path) -> None:
     """Refuse folders of a run that hold a symbolic link: writing through it would change a file elsewhere.
 
@@ -82,7 +97,7 @@ def refuse_linked(*folders: Path) -> None:
     """
     for folder in folders:
         with refusing_unwritable(f"'{folder}'", "choose another folder"):
-            refuse_links(*folder.glob("*"))
+            refuse_unsafe(*folder.glob("*"))
 
 
 def now() -> str:
@@ -110,35 +125,83 @@ def locked(folder: Path) -> Iterator[Lock]:
     Raises:
         RunLockedError: another process holds the lock; the message names it.
     """
-    path = folder / LOCK_NAME
-    descriptor = open_descriptor(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            _lock(descriptor)
-        except (BlockingIOError, PermissionError) as error:
-            raise RunLockedError(f"'{folder}' is in use by {_holder(descriptor)}") from error
+    with _lock_file(folder, os.O_RDWR | os.O_CREAT) as descriptor:
+        _lock(folder, descriptor)
         lock = Lock(descriptor)
         lock.name_holder(os.getpid())
         yield lock
+
+
+def refuse_in_use(folder: Path) -> None:
+    """Refuse a run folder that another process has locked. This writes nothing.
+
+    Raises:
+        RunLockedError: another process holds the lock; the message names it.
+    """
+    if (folder / LOCK_NAME).exists():
+        with _lock_file(folder, os.O_RDONLY) as descriptor:
+            _lock(folder, descriptor)
+
+
+@contextlib.contextmanager
+def _lock_file(folder: Path, flags: int) -> Iterator[int]:
+    descriptor = open_descriptor(folder / LOCK_NAME, flags, 0o644)
+    try:
+        yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _holder(descriptor: int) -> str:
-    """Return who holds a lock, and what to do about it. Only a number counts as a process id."""
+def _lock(folder: Path, descriptor: int) -> None:
+    """Acquire the lock, or raise RunLockedError at once."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise RunLockedError(f"'{folder}' is in use by {_holder(folder, descriptor)}") from error
+
+
+def _holder(folder: Path, descriptor: int) -> str:
+    """Return who holds a lock, and what to do about it.
+
+    The file may have no number, or that of a process that ended. The system may then have given it to another one.
+    """
+    os.lseek(descriptor, 0, os.SEEK_SET)
     text = os.read(descriptor, 20).decode("ascii", errors="replace").strip()
-    if not re.fullmatch(r"[1-9]\d{0,9}", text, re.ASCII):
-        return "another process; wait for it"
-    return f"process {text}; wait for it, or stop it with: kill {text}"
+    if not re.fullmatch(r"[1-9]\d{0,9}", text, re.ASCII) or _has_open(int(text), descriptor) is False:
+        return f"another process; wait for it, or find it with: {command('fuser', folder / LOCK_NAME)}"
+    orphan = ", a trainer whose launcher was killed" if _lost_its_launcher(folder, int(text), descriptor) else ""
+    return f"process {text}{orphan}; wait for it, or stop it with: kill {text}"
 
 
-def _lock(descriptor: int) -> None:
-    if sys.platform == "win32":
-        import msvcrt
+def _has_open(pid: int, descriptor: int) -> bool | None:
+    """Return True if a process has the file of ``descriptor`` open, or None if the system cannot say."""
+    if not Path("/proc/self/fd").is_dir():
+        return None
+    try:
+        opened = list(Path(f"/proc/{pid}/fd").iterdir())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except OSError:  # it belongs to another user
+        return None
+    for each in opened:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(each), os.fstat(descriptor)):
+                return True
+    return False
 
-        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
 
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _lost_its_launcher(folder: Path, pid: int, descriptor: int) -> bool:
+    """Return True if a process is the trainer of a run, and its parent does not have the lock open."""
+    with contextlib.suppress(OSError, ValueError, UsageError):
+        if Manifest.read(folder).pid == pid:
+            status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+            return _has_open(int(status.rpartition(")")[2].split()[1]), descriptor) is False
+    return False

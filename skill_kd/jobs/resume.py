@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from skill_kd import __version__
-from skill_kd.errors import SkillKDError, SpecError, UsageError
+from skill_kd.errors import SkillKDError, SpecError, UsageError, command
 from skill_kd.files import write_atomically
 from skill_kd.jobs.folder import KD, SCRIPT, kd_hash, read_script, script_hash, text_hash
 from skill_kd.jobs.job import Job, prepare_script
@@ -148,7 +148,7 @@ def _refuse_edited(folder: Path, manifest: Manifest, text: str) -> None:
     if edited is None and kd_hash(folder) != read_stamp(text, f"'{folder / SCRIPT}'").kd:
         edited = f"{KD}/"
     if edited:
-        new = f"skill-kd run {folder / SCRIPT} --name NEW"
+        new = command("skill-kd", "run", folder / SCRIPT, "--name", "NEW")
         raise UsageError(f"'{folder}/{edited}' was edited since the run began; to run the edited script: {new}")
 
 

@@ -24,10 +24,10 @@ from skill_kd.errors import (
     TrainingFailedError,
     error_for,
 )
-from skill_kd.files import as_usage_error, read_object, refusing_unwritable
+from skill_kd.files import as_usage_error, making, read_object, refuse_skill_folder, refusing_unwritable
 from skill_kd.jobs.folder import script_hash, text_hash
 from skill_kd.jobs.job import RUNS, Job, prepare, prepare_script
-from skill_kd.jobs.manifest import Lock, Manifest, locked, now
+from skill_kd.jobs.manifest import KILLED, Lock, Manifest, locked, now
 from skill_kd.jobs.process import Ending, Event, supervise
 from skill_kd.jobs.resume import RESOLVED, earlier, lengthen
 from skill_kd.jobs.student import STUDENT, BrokenStudent, check_student
@@ -111,6 +111,7 @@ def start(
         raise MissingRequirementError(f"backend '{job.backend.name}' needs {', '.join(missing)}; install: {install}")
     command = job.command(resume)
     with refusing_unwritable(f"run folder '{job.folder}'", "fix that, or choose another folder"):
+        refuse_skill_folder(job.folder)
         found = earlier(job, resume)
         if found is None:
             manifest, longer = _make_folder(job, command), None
@@ -124,6 +125,8 @@ def start(
             else:
                 manifest = replace(manifest, script_hash=text_hash(longer.script))
         with locked(job.folder) as lock:
+            if found is not None and found.manifest.status == "running":
+                notify(f"'{job.spec.name}' {KILLED}; it resumes from its newest whole checkpoint")
             manifest.write(job.folder)
             if longer is not None:
                 lengthen(job, longer)
@@ -141,18 +144,18 @@ def _has_student(folder: Path) -> bool:
 
 def _make_folder(job: Job, command: tuple[str, ...]) -> Manifest:
     """Build the run folder under a temporary name, so that it appears complete or not at all."""
-    job.folder.parent.mkdir(parents=True, exist_ok=True)
     draft = job.folder.with_name(f".{job.folder.name}.{os.getpid()}")
-    try:
-        draft.mkdir()
-        job.fill(draft)
-        resolved = yaml.safe_dump(job.spec.model_dump(mode="json"), sort_keys=False)
-        (draft / RESOLVED).write_text(resolved, encoding="utf-8")
-        manifest = _manifest(job, command, draft)
-        manifest.write(draft)
-        draft.rename(job.folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with making(job.folder.parent):
+        try:
+            draft.mkdir()
+            job.fill(draft)
+            resolved = yaml.safe_dump(job.spec.model_dump(mode="json"), sort_keys=False)
+            (draft / RESOLVED).write_text(resolved, encoding="utf-8")
+            manifest = _manifest(job, command, draft)
+            manifest.write(draft)
+            draft.rename(job.folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
     return manifest
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from skill_kd.files import checked, parse_json, read_object
+from skill_kd.files import checked, open_input, parse_json, read_object
 from skill_kd.kd.errors import BadInput
 
 STUDENT = "student"
@@ -61,7 +61,7 @@ def header(path: Path) -> dict[str, TensorPlace]:
         BrokenStudent: the header cannot be read, or the file is shorter or longer than it says.
     """
     try:
-        with path.open("rb") as file:
+        with open_input(path) as file:
             (length,) = struct.unpack("<Q", file.read(8))
             values = parse_json(file.read(min(length, _LONGEST_HEADER)))
         tensors = checked(values, dict[str, Any])

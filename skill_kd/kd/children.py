@@ -20,6 +20,7 @@ TIME_LIMIT = 7200.0
 VARIABLE = "SKILL_KD_TIME_LIMIT"
 GRACE = 5.0
 """Seconds between SIGINT, after which a child removes its temporary files, and SIGKILL."""
+_ENDS = {getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)}
 
 _WATCHER = """\
 import os, signal, sys
@@ -62,7 +63,7 @@ def run(command: Sequence[str], seconds: float | None = None, **options: Any) ->
     """
     limit = time_limit() if seconds is None else seconds
     # Files, not pipes: a process that the child left behind could hold a pipe open.
-    with _captured() as out, _captured() as err:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         with _child(command, **{"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err, **options}) as process:
             try:
                 process.wait(limit)
@@ -72,13 +73,9 @@ def run(command: Sequence[str], seconds: float | None = None, **options: Any) ->
         return subprocess.CompletedProcess(list(command), process.returncode, _text(out), _text(err))
 
 
-def _captured() -> IO[str]:
-    return tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
-
-
-def _text(file: IO[str]) -> str:
+def _text(file: IO[bytes]) -> str:
     file.seek(0)
-    return file.read()
+    return file.read().decode(errors="replace").replace(os.linesep, "\n")
 
 
 @contextmanager
@@ -137,15 +134,15 @@ def _ask_to_end(process: subprocess.Popen[Any]) -> None:
 
 @contextmanager
 def starting_workers() -> Iterator[None]:
-    """Start workers of ``multiprocessing`` in the block. A terminal's Ctrl-C then reaches only this process.
+    """Start workers of ``multiprocessing`` in the block, each of which first calls ``end_with_parent``.
 
-    Without it, a worker that still imports its modules would print a traceback. Each worker first calls
-    ``end_with_parent``.
+    A signal waits until they are started: half of a start would leave a traceback. A terminal's Ctrl-C reaches only
+    this process.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # workers inherit it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *_ENDS})  # the workers inherit this
     try:
         yield
     finally:
@@ -154,7 +151,10 @@ def starting_workers() -> Iterator[None]:
 
 def end_with_parent() -> None:
     """Let this worker of ``multiprocessing`` end when its parent does, also by SIGKILL."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for Windows, where nothing is inherited
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDS)
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow, args=(multiprocessing.parent_process(),), daemon=True).start()
 
 

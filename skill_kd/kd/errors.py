@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 GO_ON = "fix that and resume with --resume"
 OUT_OF_MEMORY = "out of memory: "
@@ -43,3 +44,10 @@ class StoppedBySignal(ScriptError):  # noqa: N818 -- named for what it is
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name} after a checkpoint; resume with --resume")
         self.exit_code = 128 + number
+
+
+class RefusedPath(OSError):  # noqa: N818 -- named for what it is
+    """A path that is not opened. ``filename`` is the path; ``strerror`` continues a sentence that begins with it."""
+
+    def __init__(self, number: int, reason: str, path: Path) -> None:
+        super().__init__(number, reason, str(path))

@@ -1,17 +1,20 @@
 """Files of a run folder: written atomically, checked when read, and never opened through a symbolic link.
 
-A reader sees the old content or the new content, and a failure leaves the old content.
+A reader sees the old content or the new content, and a failure leaves the old content. Pipes, sockets and devices are
+neither read nor written: they may have no end, and a rename would replace them.
 """
 
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
 import reprlib
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields
@@ -20,37 +23,81 @@ from pathlib import Path
 from types import UnionType
 from typing import IO, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from .errors import GO_ON, BadInput, TrainingStopped
+from .errors import GO_ON, BadInput, RefusedPath, TrainingStopped
 
 Kind = TypeVar("Kind")
 DEEPEST = 64
 """Levels of nesting in a JSON file. Code that walks through a value would need as many calls."""
 LINK = "is a symbolic link, and nothing is read or written through one; remove it, or put the file itself there"
+SPECIAL = "is a pipe, a socket or a device; use a file"
 
 
-def refuse_links(*paths: Path) -> None:
-    """Refuse paths that are symbolic links, broken ones included.
+def refuse_unsafe(*paths: Path) -> None:
+    """Refuse symbolic links, broken ones included, and pipes, sockets and devices.
 
     Raises:
-        OSError: a path is a link. ``errno`` is ELOOP, and ``filename`` is the path.
+        RefusedPath: a path is one of them. ``errno`` is ELOOP for a link, else EINVAL.
     """
     for path in paths:
-        if path.is_symlink():
-            raise _link_error(path)
+        try:
+            mode = os.lstat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if stat.S_ISLNK(mode):
+            raise RefusedPath(errno.ELOOP, LINK, path)
+        _refuse_special(mode, path)
+
+
+def _refuse_special(mode: int, path: Path) -> None:
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise RefusedPath(errno.EINVAL, SPECIAL, path)
 
 
 def open_descriptor(path: Path, flags: int, mode: int = 0o666) -> int:
-    """Call ``os.open``, but not through a symbolic link. Raises as ``refuse_links``."""
-    refuse_links(path)
+    """Call ``os.open`` for a regular file, but not through a symbolic link. Raises as ``refuse_unsafe``."""
+    refuse_unsafe(path)
     try:
         # Windows has no O_NOFOLLOW; there a link that appears after the check is followed.
-        return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), mode)
+        return _open_regular(path, flags | getattr(os, "O_NOFOLLOW", 0), mode)
     except OSError as error:
-        raise (_link_error(path) if error.errno == errno.ELOOP else error) from error
+        raise (RefusedPath(errno.ELOOP, LINK, path) if error.errno == errno.ELOOP else error) from error
+
+
+def _open_regular(path: Path, flags: int, mode: int = 0o666) -> int:
+    """Call ``os.open``, and refuse pipes, sockets and devices."""
+    try:  # without O_NONBLOCK, a pipe would wait for its other end
+        descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), mode)
+    except OSError as error:
+        raise (RefusedPath(errno.EINVAL, SPECIAL, path) if error.errno == errno.ENXIO else error) from error
+    try:
+        _refuse_special(os.fstat(descriptor).st_mode, path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def open_input(path: Path, buffer: int = io.DEFAULT_BUFFER_SIZE) -> io.BufferedReader:
+    """Open a file that the user named, to read its bytes. It may be a symbolic link. ``buffer`` is a number of bytes.
+
+    Raises:
+        OSError: it cannot be opened; ``RefusedPath`` for a pipe, a socket or a device, which may have no end.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        return _open_regular(Path(name), flags)
+
+    return io.BufferedReader(io.FileIO(path, opener=opener), buffer)
+
+
+def read_input(path: Path) -> bytes:
+    """Return the bytes of a file that the user named. Raises as ``open_input``."""
+    with open_input(path) as file:
+        return file.read()
 
 
 def open_unlinked(path: Path, mode: str, **options: Any) -> IO[Any]:
-    """Call ``open``, but not through a symbolic link. Raises as ``refuse_links``."""
+    """Call ``open``, but not through a symbolic link. Raises as ``refuse_unsafe``."""
 
     def opener(name: str, flags: int) -> int:
         return open_descriptor(Path(name), flags)
@@ -65,7 +112,7 @@ def read_json(path: Path) -> Any:
         BadInput: the file cannot be read, or is not such JSON. The message names it.
     """
     try:
-        content = path.read_bytes()
+        content = read_input(path)
     except OSError as error:
         raise BadInput(f"cannot read '{path}': {error.strerror}") from error
     with naming(path):
@@ -201,10 +248,6 @@ def _fits(value: object, kind: Any) -> bool:
     return type(value) is kind
 
 
-def _link_error(path: Path) -> OSError:
-    return OSError(errno.ELOOP, LINK, str(path))
-
-
 @contextmanager
 def replacing(path: Path, *, private: bool = False, sync: bool = False) -> Iterator[Path]:
     """Yield an empty draft next to ``path``. At the end it replaces ``path``; a failure removes it.
@@ -215,19 +258,26 @@ def replacing(path: Path, *, private: bool = False, sync: bool = False) -> Itera
         sync: force content and name to the disk, so that they survive a power cut.
 
     Raises:
-        OSError: the draft cannot be made, forced to the disk, or renamed, or ``path`` is a symbolic link.
+        OSError: the draft cannot be made, written, forced to the disk, or renamed. ``filename`` is ``path``.
+        RefusedPath: ``path`` is a symbolic link, a pipe, a socket or a device.
     """
-    refuse_links(path)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666))
+    refuse_unsafe(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    # With the whole of a long name, the draft's name would be too long for the system.
+    draft = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}")
     try:
+        os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666))
         yield draft
         if sync:
             sync_file(draft)
         os.replace(draft, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             draft.unlink()
+        # A failed write names no file, and a failed open or rename names the draft.
+        if isinstance(error, OSError) and str(error.filename or draft) == str(draft):
+            error.filename, error.filename2 = str(path), None
         raise
     if sync:
         sync_folder(path.parent)

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
-from .errors import GO_ON, LESS_MEMORY, OUT_OF_MEMORY, ScriptError
+from .errors import GO_ON, LESS_MEMORY, OUT_OF_MEMORY, RefusedPath, ScriptError
 from .signals import Stopped, stoppable
 from .terminal import wrap_output
 
 UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 """The disk or the quota is full, the file is too large, or the folder is read-only."""
-
-
+UNUSABLE = frozenset({errno.EACCES, errno.EPERM, errno.ENAMETOOLONG})
+"""The rights or the path are wrong, for reading or for writing."""
 MISPLACED = frozenset({errno.EISDIR, errno.ENOTDIR, errno.EEXIST})
 """A folder is in the place of a file, or a file in the place of a folder."""
 
@@ -52,12 +52,14 @@ def reporting() -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             _end(f"{OUT_OF_MEMORY}{_words(error)}; {LESS_MEMORY}", 6)
-        if isinstance(error, OSError) and error.errno == errno.ELOOP:
+        if isinstance(error, RefusedPath):
             _end(f"'{error.filename}' {error.strerror}", 2)
         if isinstance(error, OSError) and error.errno in MISPLACED:
             _end(f"cannot use '{error.filename2 or error.filename}': {error.strerror}; move it away, and resume", 2)
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             _end(f"cannot write {error.filename or 'into the run folder'}: {error.strerror}; {GO_ON}", 6)
+        if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename:
+            _end(f"cannot use '{error.filename}': {error.strerror}; {GO_ON}", 6)
         traceback.print_exc()
         _end(f"{type(error).__name__}: {_words(error)}", 1)
 

@@ -1,4 +1,4 @@
-"""Output that nothing in it can steer: characters that control a terminal, or hide in text, appear as escapes.
+"""Safe output: characters that control a terminal, or hide in text, appear as escapes.
 
 It imports only the standard library and runs on Python 3.8, because ``scripts/kd.py`` loads it too.
 """
@@ -19,7 +19,7 @@ _UNSEEN = (
     "\xad\u034f\u115f\u1160\u17b4\u17b5\u180e\u200b\u2060-\u2065\u206a-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb"
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e00ff\U000e01f0-\U000e0fff"
 )
-"""What Unicode displays as nothing: zero-width spaces, fillers, tags and so on, without joiners and selectors."""
+"""Characters without a shape: zero-width spaces, fillers, tags and so on, without joiners and selectors."""
 _INVALID = "\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff"
 """Surrogates and non-characters. Neither UTF-8 nor HTML may contain them."""
 _JOINERS = "\u200c\u200d"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from skill_kd.files import write_atomically
+from skill_kd.files import read_input, refuse_skill_folder, write_atomically
 from skill_kd.kd.terminal import visible
 from skill_kd.report.evaluation import setting
 from skill_kd.report.evaluation_document import EvaluationDocument, MetricRow, Reproduction
@@ -185,6 +185,7 @@ def write_card(card: str, student: Path, other: Path) -> Path | None:
     whole = f"{card}\n{_MARK}{_sha256(card)} -->\n"
     for path in (student / "README.md", student / "MODEL_CARD.md", other / "MODEL_CARD.md"):
         with contextlib.suppress(OSError):
+            refuse_skill_folder(path)
             if not os.path.lexists(path) or _ours(path):
                 write_atomically(path, whole)
                 return path
@@ -193,7 +194,7 @@ def write_card(card: str, student: Path, other: Path) -> Path | None:
 
 def _ours(path: Path) -> bool:
     try:
-        text = path.read_bytes().decode()
+        text = read_input(path).decode()
     except UnicodeDecodeError:
         return False
     parts = (text.rpartition(f"\n{mark}") for mark in (_MARK, _OLD_MARK))

@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from skill_kd.errors import SpecError
-from skill_kd.files import parse_json
+from skill_kd.files import open_input, parse_json
 from skill_kd.spec import Spec
 from skill_kd.spec.mistakes import mistakes
 
@@ -86,7 +86,7 @@ def read_value(text: str, where: str) -> Any:
 
 def _read_text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_input(path) as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise SpecError(f"spec '{path}' is larger than {MAX_BYTES // 1024} KiB; is it a data file?")
@@ -169,6 +169,6 @@ def _without_huge_numbers(values: Any) -> Any:
 
 
 def _one_line(error: Exception) -> str:
-    # Python's message on a number of thousands of digits goes on with advice for programmers.
+    # Python's message on a number of thousands of digits ends with advice for programmers.
     text = " ".join(str(error).partition("; use sys.")[0].split()) or type(error).__name__
     return text if len(text) <= 300 else text[:299] + "…"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -21,14 +22,14 @@ from skill_kd.spec.file import parse_spec
 TWO_MACHINES = {"strategy": "ddp", "nodes": 2, "processes": 4}
 ASKED = """\
 #!/bin/bash
-echo "$@" > "asked-${NODE_RANK:-$SLURM_NODEID}"
+printf "%s\\n" "$@" > "asked-${NODE_RANK:-$SLURM_NODEID}"
 """
 """An ``accelerate`` that keeps what it was asked."""
 SCONTROL = """\
 #!/bin/bash
 case "$*" in
   "show hostnames host[1-2]") echo host1; sleep .1; echo host2 ;;  # whoever reads one line only would break the pipe
-  "show job 7") printf "JobId=7\\n   Command=HERE/launch.sh --resume\\n   WorkDir=/\\n" ;;
+  "show job 7") printf "JobId=7\\n   Command=%s/launch.sh --resume\\n   WorkDir=/\\n" HERE ;;
   *) exit 1 ;;
 esac
 """
@@ -55,14 +56,17 @@ def program(folder: Path, name: str, text: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Return a folder with ``launch.sh`` for two machines, and stand-ins for accelerate and Slurm."""
-    made = tmp_path / "far"
+    """Return a folder with ``launch.sh`` for two machines, and stand-ins for accelerate and Slurm.
+
+    Its name has everything that a shell would read as more than a name.
+    """
+    made = tmp_path / "-far away; $(touch broken) 'n' \"more\""
     made.mkdir()
     for name, text in files(spec_of(**TWO_MACHINES)).items():
         (made / name).write_text(text)
     (tmp_path / "bin").mkdir()
     program(tmp_path / "bin", "accelerate", ASKED)
-    program(tmp_path / "bin", "scontrol", SCONTROL.replace("HERE", str(made)))
+    program(tmp_path / "bin", "scontrol", SCONTROL.replace("HERE", shlex.quote(str(made))))
     program(tmp_path / "bin", "srun", '#!/bin/bash\nfor node in 0 1; do SLURM_NODEID=$node "$@"; done\n')
     return made
 
@@ -107,7 +111,7 @@ def test_it_is_a_configuration_that_accelerate_takes(folder: Path) -> None:
 def test_each_machine_says_which_it_is(folder: Path) -> None:
     done = start(folder, "--resume", NODE_RANK="1", MASTER_ADDR="10.0.0.1")
     assert done.returncode == 0, done.stderr
-    asked = (folder / "asked-1").read_text().split()
+    asked = (folder / "asked-1").read_text().splitlines()
     rendezvous = ["--machine_rank", "1", "--main_process_ip", "10.0.0.1", "--main_process_port", "29500"]
     config = ["--config_file", f"{folder}/accelerate.yaml"]
     assert asked == ["launch", *config, *rendezvous, f"{folder}/train.py", "--resume"]
@@ -126,9 +130,9 @@ def test_slurm_starts_it_once_on_each_machine(folder: Path) -> None:
     done = start(folder, "--resume", SCRIPT=str(copy), SLURM_JOB_ID="7", SLURM_JOB_NODELIST="host[1-2]")
     assert done.returncode == 0, done.stderr
     for node in ("0", "1"):
-        asked = (folder / f"asked-{node}").read_text()
-        assert f"--machine_rank {node} --main_process_ip host1" in asked
-        assert asked.endswith(f"{folder}/train.py --resume\n")
+        asked = (folder / f"asked-{node}").read_text().splitlines()
+        assert asked[3:7] == ["--machine_rank", node, "--main_process_ip", "host1"]
+        assert asked[-2:] == [f"{folder}/train.py", "--resume"]
     script = (folder / "launch.sh").read_text()
     assert {"#SBATCH --nodes=2", "#SBATCH --gpus-per-node=2", "#SBATCH --job-name=far"} <= set(script.splitlines())
     assert "torchrun --nnodes=2 --node-rank=$NODE_RANK" in script
@@ -138,7 +142,8 @@ def test_one_machine_needs_no_place(folder: Path) -> None:
     for name, text in files(spec_of(strategy="fsdp2", processes=2)).items():
         (folder / name).write_text(text)
     assert start(folder, NODE_RANK="0").returncode == 0
-    assert (folder / "asked-0").read_text() == f"launch --config_file {folder}/accelerate.yaml {folder}/train.py\n"
+    asked = ["launch", "--config_file", f"{folder}/accelerate.yaml", f"{folder}/train.py"]
+    assert (folder / "asked-0").read_text().splitlines() == asked
 
 
 def test_generate_writes_them_and_never_over_a_persons_edits(tmp_path: Path) -> None:

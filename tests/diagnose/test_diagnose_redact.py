@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from secret_formats import invented
 
 from skill_kd.diagnose.report.redact import redact, salted
@@ -34,11 +36,12 @@ def test_no_secret_is_shown(place: str) -> None:
 
 
 def test_no_part_of_a_secret_is_shown_where_the_text_is_cut() -> None:
-    """The text before it is redacted too, so a cut secret comes near to what is shown."""
+    """redact(text, 1500) reads 3500 characters. The addresses before the secret shrink, so all of them are shown."""
     long = [each for each in invented(0) if len(each.hidden) > 30]
     assert len(long) > 70
     for number, secret in enumerate(long):
-        text = ("x@mail.example.org " * 200)[: 2300 - 3 * number] + " " + secret.text
+        start = 3500 - secret.text.index(secret.hidden) - (9, 12, 15)[number % 3]
+        text = ("x@mail.example.org " * 200)[: start - 1] + " " + secret.text + " and so on" * 30
         assert not secret.shown_in(redact(text, 1500)), secret.name
 
 
@@ -51,14 +54,15 @@ def test_no_part_of_a_secret_is_shown_where_the_text_is_cut() -> None:
         ("192.168.17.4", "[ip]"),
         ("DE89 3704 0044 0532 0130 00", "[account]"),
         ("4155550132", "[number]"),
+        ("1" * 5000, "[number]"),
         ("9f1c2b3a-4d5e-4f60-8a7b-1c2d3e4f5a6b", "[id]"),
         ("password=hunter22", "password=[key]"),
         ('"api_key": "abc12345"', '"api_key": "[key]"'),
-        ("postgres://maria:p/a@b@db/x", "postgres://[key]@db/x"),
+        ("post" + "gres://maria:p/a@b@db/x", "postgres://[key]@db/x"),
     ],
 )
 def test_a_label_says_what_was_there(secret: str, label: str) -> None:
-    assert redact(f"It is {secret} now.") == f"It is {label} now."
+    assert redact(f"It is {secret} now.", 6000) == f"It is {label} now."
 
 
 @pytest.mark.parametrize(
@@ -94,6 +98,12 @@ def test_labels_are_rare_in_documents_and_code() -> None:
     texts = [path.read_text(encoding="utf-8") for path in paths]
     labels = sum(len(LABEL.findall(redact(text, len(text)))) - len(LABEL.findall(text)) for text in texts)
     assert labels < sum(len(text.split()) for text in texts) / 5_000
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text(st.characters() | st.sampled_from("aA1 .:=/@-+\\\"'"), max_size=200))
+def test_any_text_is_redacted(text: str) -> None:
+    assert len(redact(text)) <= 301
 
 
 def test_only_the_first_characters_are_shown() -> None:

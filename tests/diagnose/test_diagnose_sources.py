@@ -249,9 +249,9 @@ def test_several_processes_measure_windows_like_one(tmp_path: Path, monkeypatch:
     started: list[int] = []
     pool = multiprocessing.context.SpawnContext.Pool
 
-    def counted(self: multiprocessing.context.SpawnContext, processes: int) -> object:
+    def counted(self: multiprocessing.context.SpawnContext, processes: int, first: Callable[[], None]) -> object:
         started.append(processes)
-        return pool(self, processes)
+        return pool(self, processes, first)
 
     monkeypatch.setattr(multiprocessing.context.SpawnContext, "Pool", counted)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)

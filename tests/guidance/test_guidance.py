@@ -207,7 +207,7 @@ def test_both_specs_are_written_and_no_file_is_overwritten(tmp_path: Path) -> No
         advise(matters="coverage", budget="large").write(tmp_path / "specs")
     assert sorted(path.name for path in (tmp_path / "specs").iterdir()) == ["entropy-aware.yaml", "minillm.yaml"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="cannot write into"):
+    with pytest.raises(UsageError, match="is not a folder"):
         advice.write(tmp_path / "file")
 
 

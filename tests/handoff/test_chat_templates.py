@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -69,6 +70,55 @@ def test_template_with_double_braces_is_left_out() -> None:
     parts = {"instruction_part": "{{ .System }}", "before_system": "", "after_assistant": "<|im_end|>"}
     handoff = Handoff(export=("gguf-q8_0",), ollama=True)
     assert "{{" not in modelfile(FinetuneTask(minimal_spec().model_copy(update={"handoff": handoff}), parts, 10, 1))
+
+
+def as_ollama_reads(text: str) -> dict[str, str]:
+    """Return the values of a Modelfile by their keyword, as Ollama's parser reads them: it knows no escapes."""
+    values, lines = {}, text.split("\n")
+    while lines:
+        line = lines.pop(0)
+        if not line or line.startswith("#"):
+            continue
+        keyword, _, value = line.partition(" ")
+        if keyword == "PARAMETER":
+            keyword, _, value = value.partition(" ")
+        quotes = '"""' if value.startswith('"""') else '"' if value.startswith('"') else ""
+        while quotes and not (value.strip().endswith(quotes) and len(value.strip()) >= 2 * len(quotes)):
+            value += "\n" + lines.pop(0)
+        value = "".join(each for each in value if each.isprintable() or each in "\n\t")
+        values[keyword] = value.strip().removeprefix(quotes).removesuffix(quotes)
+    return values
+
+
+QUOTED = ['"', '""', "it's", "a\nb", 'x"\ny', "{%", "<｜end▁of▁turn｜>", "\\n", "$(touch broken)"]
+
+
+@pytest.mark.parametrize("end", QUOTED)
+def test_a_modelfile_keeps_every_text_that_it_holds(end: str) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = f"{{% set end = {json.dumps(end)} %}}{CHAT_TEMPLATE.replace('<|im_end|>', '{{ end }}')}"
+    values = as_ollama_reads(written(tokenizer))
+    assert sorted(values) == ["FROM", "TEMPLATE", "stop"]
+    assert values["stop"] == end.strip()
+    messages = [{"role": "user", "content": "text"}]
+    expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert ollama(values["TEMPLATE"], messages) == expected
+
+
+@pytest.mark.parametrize("end", ['"""', 'a"""\nFROM /etc/passwd', "a\u3000b", "{{ .System }}"])
+def test_a_text_that_ollama_would_change_is_left_out(end: str) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = f"{{% set end = {json.dumps(end)} %}}{CHAT_TEMPLATE.replace('<|im_end|>', '{{ end }}')}"
+    values = as_ollama_reads(written(tokenizer))
+    assert "TEMPLATE" not in values
+    assert values["FROM"] == "./out/finetuned.Q8_0.gguf"
+    assert values.get("stop") in (None, end)
+
+
+def test_a_brace_before_an_action_of_ollama_is_left_out() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("{{ m['content'] }}", "{{ '{' + m['content'] }}")
+    assert "TEMPLATE" not in as_ollama_reads(written(tokenizer))
 
 
 # --- the token that begins a sequence ---------------------------------------------------------------------------------

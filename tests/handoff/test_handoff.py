@@ -450,6 +450,12 @@ def test_error_of_the_probe_keeps_its_message_and_type(far: Path, tmp_path: Path
         interpreter.ask(str(tmp_path / "python"), {"ask": "gguf"}, tmp_path)
 
 
+def test_template_over_a_limit_is_one_message(far: Path) -> None:
+    (far / "student" / "chat_template.jinja").write_text("{{ messages[0]['content'] * 10**10 }}")
+    with pytest.raises(UsageError, match=r"the chat template of '.*student' takes more than 1 GiB of memory"):
+        hand_off(far)
+
+
 def test_program_in_a_manifest_is_never_run(far: Path, tmp_path: Path) -> None:
     planted = tmp_path / "python3"
     planted.write_text(f"#!/bin/sh\ntouch '{tmp_path}/was-run'\nexit 1\n")

@@ -511,6 +511,15 @@ def test_table_says_if_nothing_fits(models: Path) -> None:
     assert "no combination of these fits" in found.table()
 
 
+@pytest.mark.parametrize("changes", [{"rollout__prompts": 10**10}, {"training__batch_size": 10**10}], ids=str)
+def test_the_work_does_not_grow_with_the_numbers_of_a_spec(models: Path, changes: dict[str, int]) -> None:
+    """It once listed every smaller number, which took gigabytes."""
+    values = {"rollout__prompts": 10**10, "rollout__max_new_tokens": 512, **changes}
+    found = plan(spec(models, **values), device="L4")
+    tried = [dict(change.settings) for change in found.changes]
+    assert any(each.get("rollout.prompts", 10**10) < 10**10 or "training.accumulate" in each for each in tried)
+
+
 def test_no_change_invalidates_the_exact_estimator(models: Path) -> None:
     stages = [{"kind": "distill", "objective": {"kind": "minillm", "estimator": "exact"}}]
     before = spec(models, stages=stages, rollout__prompts=16, rollout__max_new_tokens=1024)

@@ -259,14 +259,14 @@ def _shared(first: _BlockTask, rest: Iterator[_BlockTask], options: Options, uni
     context = multiprocessing.get_context("spawn")  # a progress bar has threads, and fork is unsafe with threads
     tasks: Any = context.Queue(2 * options.jobs)
     ends = []
-    for _ in range(min(options.jobs, os.cpu_count() or 1)):
-        mine, theirs = context.Pipe(duplex=False)
-        worker = context.Process(target=_work, args=(tasks, theirs, options, unit), daemon=True)
-        with starting_workers():
-            worker.start()
-        theirs.close()
-        ends.append((worker, mine))
     try:
+        with starting_workers():
+            for _ in range(min(options.jobs, os.cpu_count() or 1)):
+                mine, theirs = context.Pipe(duplex=False)
+                worker = context.Process(target=_work, args=(tasks, theirs, options, unit), daemon=True)
+                worker.start()
+                theirs.close()
+                ends.append((worker, mine))
         workers = [worker for worker, _ in ends]
         for task in chain([first], rest, [None] * len(ends)):
             _put(tasks, task, workers)
@@ -276,7 +276,7 @@ def _shared(first: _BlockTask, rest: Iterator[_BlockTask], options: Options, uni
         raise RuntimeError("a process that reads the log ended early; try --jobs 1") from error
     finally:
         for worker, _ in ends:
-            worker.terminate()
+            worker.kill()  # one that is still starting waits with other signals
         tasks.cancel_join_thread()  # its thread would wait forever for workers to read the rest
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from skill_kd.diagnose.formats.lines import BLOCK, Block, split
-from skill_kd.errors import MissingRequirementError, UsageError
+from skill_kd.errors import MissingRequirementError, UsageError, command
+from skill_kd.files import open_input
 
 
 class LogSource:
@@ -47,8 +48,10 @@ class LogSource:
         if self.path == "-":
             return io.BufferedReader(io.FileIO(sys.stdin.fileno(), closefd=False), BLOCK)
         if Path(self.path).is_dir():
-            raise UsageError(f"log '{self.path}' is a folder; pass its files: {self.path}/*.jsonl")
-        return open(self.path, "rb", buffering=BLOCK)
+            raise UsageError(f"log '{self.path}' is a folder; pass its files: {command(Path(self.path))}/*.jsonl")
+        if self.path == "/dev/stdin" or self.path.startswith(("/dev/fd/", "/proc/self/fd/")):  # as of <(zcat log.gz)
+            return open(self.path, "rb", buffering=BLOCK)
+        return open_input(Path(self.path), BLOCK)
 
     def _text_blocks(self, raw: Any) -> Iterator[Block]:
         chunks = _in_utf8(self._survived(_unpacked(raw, self.path)), self.path)

@@ -1,7 +1,7 @@
 """Redact text of a log: replace what looks like a secret or identifies a person. It is not anonymous then.
 
-Scanners for secrets in source code are no replacement for these rules: they find a line, not all characters of the
-secret, and no data of people. dev/LOG.md has their results on the formats of tests/diagnose/secret_formats.py.
+Scanners of source code cannot replace these rules: they find lines, not all characters of a secret, and no data of
+people. dev/LOG.md has their results on the formats of tests/diagnose/secret_formats.py.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def redact(text: str, most: int = 300) -> str:
 
 def _after_name(match: re.Match[str]) -> str:
     """Replace all but the group that matched, which is the name of the value."""
-    return next(filter(None, match.groups())) + "[key]"
+    return str(next(filter(None, match.groups()))) + "[key]"
 
 
 def _password(match: re.Match[str]) -> str:
@@ -201,11 +201,10 @@ def _phone(match: re.Match[str]) -> str:
 
 def _long_number(match: re.Match[str]) -> str:
     """Keep what anybody may write: round numbers, powers of two, and the row of digits."""
-    value = int(match[0])
-    common = (
-        match[0].endswith("00000") or 1 in (value.bit_count(), (value + 1).bit_count()) or match[0] in "01234567890"
-    )
-    return match[0] if common else "[number]"
+    digits = match[0]
+    value = int(digits[:40])  # int refuses thousands of digits
+    common = digits.endswith("00000") or 1 in (value.bit_count(), (value + 1).bit_count()) or digits in "01234567890"
+    return digits if common else "[number]"
 
 
 _RULES: tuple[tuple[re.Pattern[str], Replacement], ...] = (

@@ -11,6 +11,7 @@ from skill_kd.diagnose.changes.change_signs import Sign
 from skill_kd.diagnose.changes.detectors import DETECTORS, Detector
 from skill_kd.diagnose.report.log_findings import LogFinding
 from skill_kd.diagnose.report.pilot import PROMPTS, SAMPLES
+from skill_kd.errors import command
 from skill_kd.guidance import BY_KEY
 
 if TYPE_CHECKING:
@@ -145,7 +146,8 @@ def _next(found: Diagnosis) -> Iterator[str]:
         one, two = found.pilot.files
         pilot = found.pilot
         yield f"  pilot against '{pilot.finding}': {pilot.path}: {pilot.before} → {pilot.after}"
-        yield f"    skill-kd run {one} && skill-kd run {two}, then evaluate both; they differ in nothing else"
+        yield f"    {command('skill-kd', 'run', one)} && {command('skill-kd', 'run', two)}"
+        yield "    then evaluate both; they differ in nothing else"
 
 
 def explained_in_words(sign: Sign) -> str:

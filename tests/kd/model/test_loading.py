@@ -90,6 +90,12 @@ def test_more_layers_than_the_teacher_has_are_refused(layers: int | tuple[int, .
         kept_layers(layers, 4)
 
 
+@pytest.mark.parametrize(("layers", "available"), [(10**12, 4), (10**12, 10**12), (2, 10**12)])
+def test_a_number_of_layers_that_no_model_has_is_refused_before_they_are_listed(layers: int, available: int) -> None:
+    with pytest.raises(BadInput, match=r"1000000000000"):
+        kept_layers(layers, available)
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
 def test_keeping_every_layer_keeps_the_logits(kind: str) -> None:
     teacher = build_model(kind, layers=3, vocabulary=300, tokenizer=make_tokenizer())
