@@ -48,6 +48,7 @@ from typing import Any
 import torch
 import transformers  # noqa: F401 -- loaded before the forks
 import yaml
+from machine import keep, machine
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "damaged_files.json"
@@ -83,69 +84,65 @@ VERBS: dict[str, list[str]] = {
     ],
     "handoff": ["handoff", RUN, "--force"],
     "diagnose": ["diagnose", "log.jsonl", "--baseline", "log.jsonl", "--spec", "spec.yaml", "--out", "pilot"],
-    "advise": ["advise", "--spec", "spec.yaml"],
 }
-READ_ONLY = {"validate", "plan", "run train.py"}
-"""Verbs that write nothing, so that they need no copy of the folder."""
+GOOD = ("accepted", "refused", "missing")
+KINDS = (*GOOD, "unnamed", "crash", "late")
+
+MODEL = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors")
+READERS: dict[str, tuple[str, ...]] = {
+    "spec.yaml": ("validate", "plan", "run --resume", "diagnose"),
+    "train.jsonl": ("validate",),
+    "prompts.jsonl": ("evaluate again",),
+    "chat.jsonl": ("handoff",),
+    "log.jsonl": ("diagnose",),
+    "T.jsonl": ("evaluate generations",),
+    "teacher.json": ("evaluate generations",),
+    **{f"teacher/{name}": ("evaluate",) for name in MODEL},
+    **{f"base/{name}": ("handoff",) for name in MODEL},
+    **{f"{RUN}/student/{name}": ("run --resume", "evaluate", "handoff") for name in MODEL},
+    "teacher/config.json": ("validate", "plan", "evaluate"),
+    f"{RUN}/manifest.json": ("run --resume", "evaluate again", "handoff"),
+    f"{RUN}/spec.yaml": ("evaluate again", "handoff"),
+    f"{RUN}/train.py": ("run train.py", "run --resume"),
+    f"{RUN}/summary.json": ("run --resume --json", "handoff"),
+    f"{RUN}/eval/samples/work.json": ("evaluate again",),
+    f"{RUN}/eval/samples/work.jsonl": ("evaluate again",),
+    f"{RUN}/eval/samples/measured.json": ("evaluate again",),
+    f"{RUN}/eval/evaluation.json": ("evaluate again", "handoff"),
+    f"{RUN}/handoff/manifest.json": ("handoff",),
+    f"{RUN}/handoff/data.jsonl": ("handoff",),
+}
+"""The verbs that read each file of a finished run, and of what belongs to it."""
+RESUMED = ("manifest.json", "metrics.jsonl", "self_train.json")
+"""Files of a stopped run, which a resumed trainer reads."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A file to damage, and the verbs that read it."""
+    """A file to damage, and the verb that reads it."""
 
     file: str
-    verbs: tuple[str, ...]
+    verb: str
     home: str = "done"
-    """``done``, or ``stopped``: the run can be resumed from a checkpoint."""
+    """``done``, ``stopped`` (with a checkpoint to resume from), or ``locked`` (another process holds the lock)."""
     sealed: bool = False
     """Write the checksums of its checkpoint again."""
 
+    def __str__(self) -> str:
+        return f"{self.home} {self.verb}: {self.file}{', sealed again' * self.sealed}"
 
-def targets(home: Path) -> Iterator[Target]:
-    """Yield every file of a home that a verb reads."""
-    yield Target("spec.yaml", ("validate", "plan", "run --resume", "diagnose"))
-    for name in ("prompts.jsonl", "chat.jsonl", "train.jsonl"):
-        yield Target(
-            name, ("evaluate",) if name == "prompts.jsonl" else ("handoff",) if name == "chat.jsonl" else ("validate",)
-        )
-    for name in (
-        "config.json",
-        "generation_config.json",
-        "tokenizer_config.json",
-        "tokenizer.json",
-        "model.safetensors",
-    ):
-        light = ("validate", "plan") if name == "config.json" else ()
-        yield Target(f"teacher/{name}", (*light, "evaluate"))
-        yield Target(f"base/{name}", (*light, "handoff"))
-        yield Target(f"{RUN}/student/{name}", ("run --resume", "evaluate", "handoff"))
-    yield Target("teacher/chat_template.jinja", ("evaluate",))
-    yield Target(f"{RUN}/manifest.json", ("run --resume", "evaluate again", "handoff"))
-    yield Target(f"{RUN}/spec.yaml", ("evaluate again", "handoff"))
-    yield Target(f"{RUN}/train.py", ("run train.py", "run --resume"))
-    yield Target(f"{RUN}/summary.json", ("run --resume --json", "handoff"))
-    for name in ("work.json", "work.jsonl", "measured.json"):
-        yield Target(f"{RUN}/eval/samples/{name}", ("evaluate again",))
-    for name in ("prompts.jsonl", "teacher.jsonl", "student.jsonl"):
-        yield Target(
-            name[0].upper() + ".jsonl" if name != "prompts.jsonl" else "prompts.jsonl",
-            ("evaluate generations",) if name != "prompts.jsonl" else ("evaluate again",),
-        )
-    yield Target("teacher.json", ("evaluate generations",))
-    yield Target(f"{RUN}/eval/evaluation.json", ("evaluate again", "handoff"))
-    yield Target(f"{RUN}/handoff/manifest.json", ("handoff",))
-    yield Target(f"{RUN}/handoff/data.jsonl", ("handoff",))
-    yield Target(f"{RUN}/.lock", ("run --resume",), "locked")
-    yield Target("log.jsonl", ("diagnose",))
-    newest = max((home / RUN / "checkpoints").glob("[0-9]*"))
+
+def targets(work: Path) -> Iterator[Target]:
+    """Yield every file that a verb reads, with each such verb."""
+    yield from (Target(file, verb) for file, verbs in READERS.items() for verb in verbs)
+    yield from (Target(f"{RUN}/{name}", "run --resume", "stopped") for name in RESUMED)
+    yield Target(f"{RUN}/.lock", "run --resume", "locked")
+    best = json.loads((work / "done" / RUN / "summary.json").read_text(encoding="utf-8"))["best"]
+    yield Target(f"{RUN}/checkpoints/{best}/progress.json", "handoff", sealed=True)
+    newest = max((work / "stopped" / RUN / "checkpoints").glob("[0-9]*"))
     for path in sorted(newest.glob("*.json")):
-        place = f"{RUN}/checkpoints/{newest.name}/{path.name}"
-        yield Target(place, ("run --resume", "handoff"), "stopped")
-        if path.name != CHECKSUMS:
-            yield Target(place, ("run --resume", "handoff"), "stopped", sealed=True)
-    yield Target(f"{RUN}/metrics.jsonl", ("run --resume",), "stopped")
-    yield Target(f"{RUN}/self_train.json", ("run --resume",), "stopped")
-    yield Target(f"{RUN}/manifest.json", ("run --resume",), "stopped")
+        for sealed in (False, True) if path.name != CHECKSUMS else (False,):
+            yield Target(f"{RUN}/checkpoints/{newest.name}/{path.name}", "run --resume", "stopped", sealed)
 
 
 # --- the homes --------------------------------------------------------------------------------------------------------
@@ -172,7 +169,7 @@ def spec() -> dict[str, Any]:
 
 
 def make_homes(work: Path) -> None:
-    """Write the folders ``done``, ``stopped`` and ``locked``: models, data, a run, its evaluation and hand-off."""
+    """Write the folders ``done``, ``stopped`` and ``locked``: models, data, and a run, evaluated and handed off."""
     home = work / "done"
     make_model(home / "teacher", layers=2, seed=0)
     make_model(home / "base", layers=1, seed=1)
@@ -222,9 +219,9 @@ def make_homes(work: Path) -> None:
 
 def import_all(work: Path) -> None:
     """Import what the verbs import, so that the forks need not."""
-    import accelerate.checkpointing
+    import accelerate.checkpointing  # noqa: F401
     import peft
-    import scipy.stats
+    import scipy.stats  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     import skill_kd
@@ -233,10 +230,9 @@ def import_all(work: Path) -> None:
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
     folder = work / "done" / "teacher"
-    get_peft = peft.LoraConfig(task_type="CAUSAL_LM")
-    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folder), get_peft)
+    config = peft.LoraConfig(task_type="CAUSAL_LM")
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config)
     AutoTokenizer.from_pretrained(folder)
-    _ = accelerate.checkpointing, scipy.stats
 
 
 # --- one case ---------------------------------------------------------------------------------------------------------
@@ -340,91 +336,66 @@ def outcome(verb: str, home: Path, file: str, seconds: float) -> tuple[str, int 
     return kind_of(status, text, file), status, text
 
 
+OTHER_WORDS = {"spec.yaml": "started with another spec", "prompts.jsonl": "other settings (prompts)"}
+"""Messages about a file that is whole, but not the one that a run or an evaluation began with."""
+
+
 def kind_of(code: int, text: str, file: str) -> str:
     """Return the kind of an end."""
-    message = "\n".join(line for line in text.splitlines() if not line.startswith(("note: ", "{")))
-    if code < 0 or code == 1 or "Traceback (most recent call last)" in text or "unexpected " in message:
+    if code < 0 or code == 1 or "Traceback (most recent call last)" in text or "error: unexpected " in text:
         return "crash"
     if code in (0, 3, 4):
         return "accepted"
     path = Path(file)
-    named = path.name in text or (path.parent.name in ("teacher", "base", "student") and path.parent.name in text)
+    named = path.name in text or OTHER_WORDS.get(path.name, path.name) in text
     if code in (2, 7):
         return "refused" if named or code == 7 else "unnamed"
     return "missing" if code == 5 and named else "unnamed"
 
 
-def damaged(path: Path, content: bytes | None) -> None:
-    """Put ``content`` in the place of a file, or a folder."""
-    path.unlink()
-    path.mkdir() if content is None else path.write_bytes(content)
-
-
-def healed(path: Path, content: bytes) -> None:
-    """Put the file back."""
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    path.write_bytes(content)
+def linked_or_copied(source: str, target: str) -> None:
+    """Copy a file, or link one that no verb writes into."""
+    os.link(source, target) if source.endswith((".py", ".safetensors")) else shutil.copy2(source, target)
 
 
 def study(work: Path, target: Target, share: float, seed: int, seconds: float) -> list[dict[str, Any]]:
-    """Damage a file in every way, and return one row for each verb and damage."""
-    source = work / target.home
-    content = (source / target.file).read_bytes()
+    """Damage a file in every way, or in a share of them, and return one row for each damage."""
+    content = (work / target.home / target.file).read_bytes()
+    cases = list(damages(target.file, content, yaml.safe_load))
+    cases = random.Random(f"{target} {seed}").sample(cases, math.ceil(share * len(cases)))
     rows = []
     with tempfile.TemporaryDirectory(dir=work) as scratch:
-        kept = Path(scratch, "kept")
-        shutil.copytree(source, kept)
-        everything = list(damages(target.file, content, yaml.safe_load))
-        number = math.ceil(share * len(everything))
-        cases = random.Random(f"{target.file} {target.sealed} {seed}").sample(everything, number)
-        for verb in target.verbs:
-            for damage, new in cases:
-                home = kept
-                if verb not in READ_ONLY:
-                    home = Path(scratch, "home")
-                    shutil.copytree(kept, home)
-                    if verb == "evaluate":
-                        shutil.rmtree(home / RUN / "eval")
-                damaged(home / target.file, new)
-                checkpoint = (home / target.file).parent
-                if target.sealed:
-                    (checkpoint / CHECKSUMS).unlink()
-                    seal(checkpoint)
-                with held(home / target.file) if target.home == "locked" else contextlib.nullcontext():
-                    kind, code, said = outcome(verb, home, target.file, seconds)
-                rows.append(
-                    {
-                        "file": target.file,
-                        "sealed": target.sealed,
-                        "home": target.home,
-                        "verb": verb,
-                        "damage": damage,
-                        "kind": kind,
-                        "code": code,
-                        "said": said[-3000:],
-                    }
-                )
-                if home == kept:
-                    healed(home / target.file, content)
-                else:
-                    shutil.rmtree(home)
+        for damage, new in cases:
+            home = Path(shutil.copytree(work / target.home, Path(scratch, "home"), copy_function=linked_or_copied))
+            if target.verb == "evaluate":
+                shutil.rmtree(home / RUN / "eval")
+            file = home / target.file
+            file.unlink()
+            file.mkdir() if new is None else file.write_bytes(new)
+            if target.sealed:
+                (file.parent / CHECKSUMS).unlink()
+                seal(file.parent)
+            with held(file) if target.home == "locked" else contextlib.nullcontext():
+                kind, code, said = outcome(target.verb, home, target.file, seconds)
+            rows.append({"target": str(target), "damage": damage, "kind": kind, "code": code, "said": said[-2000:]})
+            shutil.rmtree(home)
     return rows
 
 
-def _study(arguments: tuple[Any, ...]) -> list[dict[str, Any]]:
+def _study(arguments: tuple[Path, Target, float, int, float]) -> list[dict[str, Any]]:
     return study(*arguments)
 
 
 def main() -> int:
+    """Damage every file, and save the counts. Return 1 if a verb crashed, was late, or did not name the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=1.0, help="share of the damages to try, drawn from --seed")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", metavar="TEXT", help="only files or verbs that contain this")
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--only", default="", metavar="TEXT", help="only targets that contain this; nothing is saved")
+    parser.add_argument("--seconds", type=float, default=60, help="longest time of a verb")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--work", type=Path)
+    parser.add_argument("--work", type=Path, help="keep the runs here, and use those that are there")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--rows", type=Path, help="also write every case here")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
@@ -433,33 +404,31 @@ def main() -> int:
             make_homes(work)
         os.chdir(work)
         import_all(work)
-        chosen = []
-        for target in targets(work / "stopped"):
-            verbs = tuple(verb for verb in target.verbs if options.only in f"{target.home} {verb}: {target.file}")
-            if verbs:
-                chosen.append(dataclasses.replace(target, verbs=verbs))
-        jobs = [
-            (work, dataclasses.replace(t, verbs=(v,)), options.share, options.seed, options.seconds)
-            for t in chosen
-            for v in t.verbs
-        ]
-        rows: list[dict[str, Any]] = []
+        chosen = [target for target in targets(work) if options.only in str(target)]
+        counts, failures = {}, []
         with multiprocessing.get_context("fork").Pool(options.jobs) as pool:
-            for found in pool.imap(_study, jobs):
-                rows += found
-                if found:
-                    counts = collections.Counter(row["kind"] for row in found)
-                    print(
-                        found[0]["home"],
-                        found[0]["verb"],
-                        found[0]["file"],
-                        "sealed" * found[0]["sealed"],
-                        dict(counts),
-                        flush=True,
-                    )
-    if options.rows:
-        options.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return 0
+            for rows in pool.imap(
+                _study, [(work, each, options.share, options.seed, options.seconds) for each in chosen]
+            ):
+                target = rows[0]["target"]
+                counts[target] = dict(collections.Counter(row["kind"] for row in rows))
+                failures += [row for row in rows if row["kind"] not in GOOD]
+                print(f"{target}: {counts[target]}", flush=True)
+                for row in (row for row in rows if row["kind"] not in GOOD):
+                    print(f"  {row['kind']} {row['code']}: {row['damage']}: {last_words(row['said'])}", flush=True)
+    if not options.only:
+        here = machine("skill-kd", "torch", "transformers", "tokenizers", "safetensors", "pydantic")
+        tried = sum(sum(each.values()) for each in counts.values())
+        total = {kind: sum(each.get(kind, 0) for each in counts.values()) for kind in KINDS}
+        setting = {"share": options.share, "seed": options.seed, "tried": tried, "total": total}
+        keep(options.out, {"machine": here, **setting, "targets": counts, "failures": failures})
+    return 1 if failures else 0
+
+
+def last_words(said: str) -> str:
+    """Return the last message, cut short."""
+    lines = [line for line in said.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if line.startswith("error: ")), (lines or [""])[-1])[:250]
 
 
 if __name__ == "__main__":

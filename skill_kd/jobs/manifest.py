@@ -182,7 +182,7 @@ def _holder(folder: Path, descriptor: int) -> str:
 
 
 def _has_open(pid: int, descriptor: int) -> bool | None:
-    """Return whether a process has the file of ``descriptor`` open, or None if the system does not tell."""
+    """Return True if a process has the file of ``descriptor`` open, or None if the system cannot say."""
     if not Path("/proc/self/fd").is_dir():
         return None
     try:

@@ -69,7 +69,7 @@ def started(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
 def endless(process: subprocess.Popen[bytes]) -> None:
     assert process.stdin is not None
     with contextlib.suppress(OSError, ValueError):
-        while True:
+        while process.poll() is None:
             process.stdin.write(ROWS)
 
 

@@ -86,13 +86,12 @@ def outlived() -> Iterator[int]:
         yield write
         os.close(write)
         os.set_blocking(read, False)
-        deadline = time.monotonic() + 10
-        while True:
-            with contextlib.suppress(BlockingIOError):
-                if not os.read(read, 100):
-                    return
+        deadline, held = time.monotonic() + 10, True
+        while held:
             assert time.monotonic() < deadline, "a process still holds the pipe"
             time.sleep(0.02)
+            with contextlib.suppress(BlockingIOError):
+                held = os.read(read, 100) != b""
     finally:
         os.close(read)
 

@@ -76,7 +76,7 @@ def _compared_with_run(question: Any, config: Config, folder: Path) -> Iterator[
         how = f"logits differ from the best checkpoint's in {config.student.export_dtype} by {apart:.1e} (relative)"
         yield check("weights", same, how)
     kept = _generation_settings(load(folder, config.student.dtype))
-    yield check("generation config", kept == saved, f"{kept or 'only token ids'}")
+    yield check("generation config", kept == saved, f"generation_config.json has {kept or 'only token ids'}")
 
 
 def token_changes(after: Any, before: Any) -> set[str]:

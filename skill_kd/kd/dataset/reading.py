@@ -73,6 +73,16 @@ def parse_example(row: object) -> Example:
     Raises:
         ValueError: the row is malformed. The message gives the reason.
     """
+    example = _example(row)
+    try:
+        (example.key + (example.response or "")).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise ValueError(f"a text has {half!r}, half of a character; write the whole character") from error
+    return example
+
+
+def _example(row: object) -> Example:
     if isinstance(row, Unreadable):
         raise ValueError(row.reason)
     if not isinstance(row, dict):
@@ -104,7 +114,7 @@ def _turns(messages: object) -> tuple[tuple[str, str], ...]:
         if isinstance(message, dict):
             refuse_turn(message)
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        if role not in {"system", "user", "assistant"} or not isinstance(content, str):
+        if role not in ("system", "user", "assistant") or not isinstance(content, str):
             raise ValueError("'messages' needs role (system, user, assistant) and text content in each turn")
         if not content.strip():
             raise ValueError(f"'messages' has a {role} turn with empty content; leave that turn out")

@@ -75,7 +75,7 @@ def exported_encoder(folder: Path, options: Mapping[str, Any]) -> Encoder:
     Args:
         options: ``data.chat_template_options``.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     ends = vocabulary.eos_ids(tokenizer, GenerationConfig.from_pretrained(folder), options)
     return Encoder(tokenizer, ends, options)
 

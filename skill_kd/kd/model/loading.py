@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -97,6 +98,9 @@ def load_tokenizer(source: LoadOptions, model: str) -> PreTrainedTokenizerBase:
         raise BadInput(f"the tokenizer of '{model}' has no end-of-sequence token, so no response could ever end")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if not isinstance(tokenizer.model_max_length, int | float):
+        shown = reprlib.repr(tokenizer.model_max_length)
+        raise BadInput(f"tokenizer_config.json of '{model}': model_max_length {shown} is not a number")
     return tokenizer
 
 
@@ -120,7 +124,16 @@ def load_model(source: LoadOptions, model: str, *, weights: bool = True) -> PreT
     if adapter is not None and weights:
         loaded = merge_adapter(loaded, place, source.revision)
     loaded.config.use_cache = True
+    _refuse_odd_ends(loaded, model)
     return loaded
+
+
+def _refuse_odd_ends(loaded: PreTrainedModel, model: str) -> None:
+    named = getattr(loaded.generation_config, "eos_token_id", None)
+    for token_id in named if isinstance(named, list) else [named]:
+        if token_id is not None and (type(token_id) is not int or not 0 <= token_id < 2**31):
+            shown = reprlib.repr(token_id)
+            raise BadInput(f"generation_config.json of '{model}': eos_token_id {shown} is not the id of a token")
 
 
 def _load_whole(source: LoadOptions, model: str, weights: bool) -> PreTrainedModel:

@@ -126,14 +126,13 @@ def _object(place: str, name: str, revision: str | None) -> dict[str, Any] | Non
     return None if path is None else read_object(Path(path))
 
 
-def _texts_under(values: object, keys: Collection[str]) -> Iterator[str]:
-    """Yield each text under one of ``keys``, at any depth. A config may be nested too deeply for recursion."""
-    rest = [(values, False)]
-    while rest:
-        value, inside = rest.pop()
-        if isinstance(value, str) and inside:
-            yield value
-        elif isinstance(value, dict):
-            rest += [(each, inside or key in keys) for key, each in value.items()]
-        elif isinstance(value, list):
-            rest += [(each, inside) for each in value]
+def _texts_under(value: object, keys: Collection[str], *, inside: bool = False) -> Iterator[str]:
+    """Yield each text under one of ``keys``, at any depth. ``read_object`` limits the depth."""
+    if isinstance(value, str) and inside:
+        yield value
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield from _texts_under(each, keys, inside=inside or key in keys)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts_under(each, keys, inside=inside)
