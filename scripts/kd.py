@@ -200,7 +200,11 @@ def chosen_python() -> str | None:
 def become(command: list[str]) -> int:
     """Replace this process by ``command``, or pass on its exit code."""
     if os.name != "nt":
-        os.execv(command[0], command)  # noqa: S606 -- no shell, and no text of a model or a spec
+        try:
+            os.execv(command[0], command)  # noqa: S606 -- no shell, and no text of a model or a spec
+        except OSError as error:
+            fix = f"create the environment again: {call('setup', '--clear')}, or set SKILL_KD_PYTHON"
+            raise Stop(f"cannot start '{command[0]}': {error.strerror}; {fix}") from error
     with subprocess.Popen(command) as process:  # noqa: S603 -- as above
         while True:
             with contextlib.suppress(KeyboardInterrupt):  # the console sends it to the child too
@@ -435,7 +439,9 @@ def install(folder: Path, commands: Sequence[Sequence[str]], lock: int) -> None:
             for command in commands:
                 done = kd.children.run(command, stdout=file, stderr=file, env=environ, pass_fds=inherited)
                 if done.returncode:
-                    raise Stop(f"{reason(log.read_text(encoding='utf-8', errors='replace'))}; the log is {log}")
+                    full = shutil.disk_usage(folder.parent).free < 1 << 20  # then the log may be empty
+                    text = "No space left" if full else log.read_text(encoding="utf-8", errors="replace")
+                    raise Stop(f"{reason(text)}; the log is {log}")
     except kd.signals.Stopped as stopped:
         raise Stop(f"stopped by {stopped}", stopped.exit_code) from None
     except kd.errors.ScriptError as error:

@@ -372,10 +372,146 @@ def test_a_failed_installation_is_one_line_with_its_fix(log: str, said: str) -> 
     assert "\n" not in launcher.reason(log)
 
 
-def test_setup_refuses_a_cache_inside_the_bundle(bundle: Path, tmp_path: Path) -> None:
-    done = kd(bundle, tmp_path, "setup", changes={"SKILL_KD_CACHE": str(bundle / "cache")})
+@windows
+@pytest.mark.parametrize("variable", ["SKILL_KD_CACHE", "XDG_CACHE_HOME"])
+@pytest.mark.parametrize("verb", [["setup"], ["doctor"], ["schema"]], ids=str)
+def test_a_cache_in_the_bundle_is_refused(verb: list[str], variable: str, bundle: Path, tmp_path: Path) -> None:
+    before, linked = listing(bundle), tmp_path / "linked"
+    linked.symlink_to(bundle)
+    for folder in (bundle, linked):
+        done = kd(bundle, tmp_path, *verb, changes={"SKILL_KD_CACHE": "", variable: str(folder / "cache")})
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "is in the skill's folder" in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert listing(bundle) == before
+
+
+@windows
+@pytest.mark.parametrize(
+    ("changes", "verb", "code", "said"),
+    [
+        ({"SKILL_KD_CACHE": "relative"}, "doctor", 2, "SKILL_KD_CACHE: 'relative' is not an absolute path"),
+        ({"SKILL_KD_CACHE": "/file/cache"}, "setup", 5, "Not a directory"),
+        ({"SKILL_KD_CACHE": "/file"}, "setup", 5, "File exists"),
+        ({"SKILL_KD_CACHE": "", "XDG_CACHE_HOME": "/file"}, "setup", 5, "Not a directory"),
+        ({"SKILL_KD_CACHE": "/" + "x" * 300}, "doctor", 5, "File name too long"),
+    ],
+    ids=str,
+)
+def test_an_odd_cache_is_one_message(
+    changes: dict[str, str], verb: str, code: int, said: str, bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    changes = {name: value.replace("/", f"{tmp_path}/", 1) for name, value in changes.items()}
+    done = kd(bundle, tmp_path, verb, changes=changes)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert done.stderr.count("error: ") == 1
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@windows
+def test_a_relative_xdg_cache_home_does_not_count(bundle: Path, tmp_path: Path) -> None:
+    changes = {"SKILL_KD_CACHE": "", "XDG_CACHE_HOME": "here", "HOME": str(tmp_path / "home")}
+    rows = json.loads(kd(bundle, tmp_path, "doctor", "--json", changes=changes).stdout)["rows"]
+    assert [row["detail"] for row in rows if row["name"] == "cache"] == [f"{tmp_path.resolve()}/home/.cache/skill-kd"]
+
+
+@windows
+def test_doctor_says_that_a_file_is_no_cache(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    done = kd(bundle, tmp_path, "doctor", "--json", changes={"SKILL_KD_CACHE": str(tmp_path / "file")})
+    (row,) = [row for row in json.loads(done.stdout)["rows"] if row["name"] == "cache"]
+    assert (row["state"], row["fix"]) == ("not writable", "set SKILL_KD_CACHE")
+
+
+@windows
+@pytest.mark.parametrize("ready", ["a pipe", "a folder", '{"extras": "train"}'])
+def test_a_damaged_record_of_the_environment_is_none(ready: str, bundle: Path, tmp_path: Path) -> None:
+    record = made(bundle, tmp_path) / "ready.json"
+    record.unlink()
+    if ready == "a pipe":
+        os.mkfifo(record)
+    elif ready == "a folder":
+        record.mkdir()
+    else:
+        record.write_text(ready)
+    done = kd(bundle, tmp_path, "doctor", "--json")
+    assert [row["state"] for row in json.loads(done.stdout)["rows"] if row["name"] == "environment"] == ["none"]
+
+
+@windows
+def test_an_environment_that_cannot_start_is_one_message(bundle: Path, tmp_path: Path) -> None:
+    python = made(bundle, tmp_path) / "bin" / "python"
+    python.write_text("not a program")
+    python.chmod(0o644)
+    done = kd(bundle, tmp_path, "schema")
+    assert done.returncode == 5
+    assert done.stderr.startswith(f"error: cannot start '{python}': Permission denied; create the environment again: ")
+    assert done.stderr.count("\n") == 1
+
+
+# --- where nothing can be written -------------------------------------------------------------------------------------
+
+
+@windows
+@pytest.mark.parametrize(
+    ("redirected", "code", "said"),
+    [
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+        ("<&- >&- 2>&-", 0, ""),
+        ("> /dev/full", 5, "error: cannot write to stdout: No space left on device; fix that, or send it elsewhere\n"),
+        ("2> /dev/full", 0, ""),
+        ("> /dev/full 2> /dev/full", 5, ""),
+    ],
+)
+def test_streams_that_cannot_be_written(redirected: str, code: int, said: str, bundle: Path, tmp_path: Path) -> None:
+    if "full" in redirected and not Path("/dev/full").exists():
+        pytest.skip("no full device here")
+    command = f"{shlex.join([sys.executable, str(bundle / 'scripts/kd.py'), 'setup', '--dry-run'])} {redirected}"
+    env = environment(tmp_path)
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, said)
+
+
+@windows
+def test_a_removed_working_folder_is_one_message(bundle: Path, tmp_path: Path) -> None:
+    call = shlex.join([sys.executable, str(bundle / "scripts" / "kd.py"), "setup"])
+    command = f"mkdir gone && cd gone && rmdir ../gone && {call}"
+    env = environment(tmp_path)
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert not (bundle / "cache").exists()
+    assert done.stderr.splitlines()[-1].startswith("error: the working folder cannot be used: ")
+    assert "Traceback" not in done.stderr
+
+
+@windows
+@pytest.mark.parametrize("named", ["through a link", "from inside", "with dots"])
+@pytest.mark.parametrize(
+    "args", [["generate", "SPEC", "-o"], ["run", "SPEC", "--runs"], ["advise", "-o"], ["demo", "--out"]], ids=str
+)
+def test_no_verb_writes_into_the_bundle(args: list[str], named: str, bundle: Path, tmp_path: Path) -> None:
+    writable = tmp_path / "writable"  # as root, or in a home folder
+    shutil.copytree(bundle, writable)
+    for path in (writable, *writable.rglob("*")):
+        path.chmod(path.stat().st_mode | stat.S_IWUSR)
+    (tmp_path / "linked").symlink_to(writable)
+    place = {"through a link": "linked/new", "from inside": "new", "with dots": "../writable/skill_kd/../new"}[named]
+    spec, before = str(writable / "examples" / "demo.yaml"), listing(writable)
+    command = [
+        sys.executable,
+        str(writable / "scripts" / "kd.py"),
+        *(spec if each == "SPEC" else each for each in args),
+    ]
+    cwd = {"through a link": tmp_path, "from inside": writable / "examples", "with dots": tmp_path}[named]
+    done = subprocess.run(
+        [*command, place], cwd=cwd, env=environment(tmp_path), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is in the skill's folder, which every update replaces; choose another folder" in done.stderr
+    assert listing(writable) == before
 
 
 def test_setup_without_an_index_says_one_line(bundle: Path, tmp_path: Path) -> None:
