@@ -437,7 +437,10 @@ def install(folder: Path, commands: Sequence[Sequence[str]], lock: int) -> None:
     try:
         with log.open("wb") as file, kd.signals.stoppable():
             for command in commands:
-                done = kd.children.run(command, stdout=file, stderr=file, env=environ, pass_fds=inherited)
+                # uv reads uv.toml and pyproject.toml of the working folder, which may name another package index.
+                done = kd.children.run(
+                    command, stdout=file, stderr=file, env=environ, pass_fds=inherited, cwd=folder.parent
+                )
                 if done.returncode:
                     full = shutil.disk_usage(folder.parent).free < 1 << 20  # then the log may be empty
                     text = "No space left" if full else log.read_text(encoding="utf-8", errors="replace")

@@ -38,7 +38,7 @@ _CONFIG = "skill_kd.kd.config"
 _SECTIONS = {name for name in sections.__all__ if isinstance(vars(sections)[name], type)} - {"Spec"}
 _KINDS = {section.__name__: section.model_fields["kind"].default for section in all_kinds()}
 _OUR_IMPORT = re.compile(r"^(\s*(?:from|import)\s+)skill_kd\.kd(?=[.\s])")
-_HEADER = re.compile(r"^# /// script\n((?:#(?: .*)?\n)+?)# ///\n", re.MULTILINE)  # PEP 723
+_HEADER_START = re.compile(r"^# /// script$", re.MULTILINE)  # PEP 723
 _SPEC_LINE = re.compile(r'^# spec = "[0-9a-f]{64}"\n', re.MULTILINE)
 _BODY_LINE = re.compile(r'^# body = "[0-9a-f]{64}"\n', re.MULTILINE)
 
@@ -283,11 +283,13 @@ def read_requirements(text: str) -> list[str]:
 
 
 def _read_header(text: str, source: str) -> dict[str, object]:
-    found = _HEADER.search(text)
-    if found is None:
+    found = _HEADER_START.search(text)
+    lines, end, _ = text[found.end() if found else len(text) :].partition("\n# ///\n")
+    header = lines.split("\n")[1:]
+    if not end or not header or any(line != "#" and not line.startswith("# ") for line in header):
         raise UsageError(f"{source} has no '# /// script' header; write it with 'skill-kd generate'")
     try:
-        return parse_toml("".join(line[2:] or "\n" for line in found.group(1).splitlines(keepends=True)))
+        return parse_toml("".join(f"{line[2:]}\n" for line in header))
     except ValueError as error:
         raise UsageError(f"the header of {source} is malformed: {error}; generate it again") from error
 

@@ -327,6 +327,17 @@ def test_setup_shows_what_it_asks_of_uv(bundle: Path, tmp_path: Path) -> None:
     }).stdout  # fmt: skip
 
 
+@windows
+def test_setup_does_not_install_from_the_working_folder(bundle: Path, tmp_path: Path) -> None:
+    """A ``uv.toml`` there may name another package index."""
+    fake = tmp_path / "bin" / "uv"
+    fake.parent.mkdir()
+    fake.write_text(f"#!/bin/sh\npwd > {shlex.quote(str(tmp_path / 'where'))}\nexit 1\n")
+    fake.chmod(0o755)
+    kd(bundle, tmp_path, "setup", changes={"PATH": f"{fake.parent}{os.pathsep}{os.environ['PATH']}"})
+    assert (tmp_path / "where").read_text().strip() == str((tmp_path / "cache").resolve())
+
+
 UV_OFFLINE = """\
 error: Failed to install seed packages into virtual environment
   cause: No solution found when resolving: `pip`, `setuptools`, `wheel`

@@ -307,6 +307,8 @@ def test_an_edit_anywhere_shows(old: str, new: str, edited: bool) -> None:
         '# /// script\n# requires-python = ">=3.11"\n# ///\n',
         '# /// script\n# [tool.skill-kd]\n# version = "1"\n# ///\n',
         '# /// script\n# [tool]\n# skill-kd = "1"\n# ///\n',
+        "# /// script\nprint()\n# ///\n",
+        "# /// script\n" * 100_000,  # the search for the end is linear in it
     ],
 )
 def test_a_script_without_a_whole_stamp_is_refused(script: str) -> None:

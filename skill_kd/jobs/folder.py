@@ -138,14 +138,21 @@ def _script_drift(script: Path, expected: str) -> str | None:
     return "outdated, another " + ", ".join(key for key in new if key != "body" and old[key] != new[key])
 
 
+LONGEST_SCRIPT = 1_000_000
+"""Bytes of a script. Those that skill-kd writes have about 10,000."""
+
+
 def read_script(script: Path) -> str:
     """Return the text of a script.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: it cannot be read, or is too long.
     """
     try:
-        return read_input(script).decode()
+        content = read_input(script)
+        if len(content) > LONGEST_SCRIPT:
+            raise UsageError(f"script '{script}' has {len(content)} bytes, and at most {LONGEST_SCRIPT} are read")
+        return content.decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UsageError(f"cannot read script '{script}': {reason}") from error

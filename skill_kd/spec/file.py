@@ -26,7 +26,8 @@ MAX_ALIASES = 16
 """Maximum number of YAML aliases. Nested aliases multiply: a few lines can expand to more nodes than fit in memory."""
 
 
-_LONG_KEY = re.compile(r"""[\w-]+["']?(?:[ \t]*\.[ \t]*["']?[\w-]+["']?){16}""", re.ASCII)
+# Possessive, and only from the start of a word: otherwise the search itself is quadratic in the length of a word.
+_LONG_KEY = re.compile(r"""(?<![\w-])[\w-]++["']?(?:[ \t]*+\.[ \t]*+["']?[\w-]++["']?){16}""", re.ASCII)
 """A TOML key of more than 16 parts. A spec needs three, and tomllib's memory is quadratic in their number."""
 
 

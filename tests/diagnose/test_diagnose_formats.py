@@ -149,6 +149,18 @@ def test_dates_with_the_day_first_are_refused_instead_of_read_as_months(tmp_path
         scan([str(path)], Options())
 
 
+def test_a_table_has_at_most_a_thousand_columns_and_may_have_short_rows(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    names = ["time", "prompt", "output", *(f"c{number}" for number in range(997))]
+    rows = [f"2026-11-01T10:00:00Z,question {number},answer {number}" for number in range(600)]
+    path.write_text("\n".join([",".join(names), *rows]))
+    done = scan([str(path)], Options())
+    assert {row.output.split()[0] for _, window in done.windows for row in window.sample} == {"answer"}
+    path.write_text("\n".join([",".join([*names, "one more"]), *rows]))
+    with pytest.raises(UsageError, match=r"has 1001 columns, and at most 1000 are read"):
+        scan([str(path)], Options())
+
+
 # --- streams ----------------------------------------------------------------------------------------------------------
 
 

@@ -562,7 +562,10 @@ def test_a_script_that_was_not_generated_is_refused(change: tuple[str, str], mes
     assert not Path("runs").exists()
 
 
-def test_a_script_that_is_not_there_is_refused() -> None:
+def test_a_script_that_is_not_there_or_too_long_is_refused() -> None:
+    Path("long.py").write_text("#" * 1_000_001)
+    with pytest.raises(UsageError, match=r"long\.py' has 1000001 bytes, and at most 1000000 are read"):
+        run_script(Path("long.py"))
     with pytest.raises(UsageError, match=r"cannot read script 'train\.py': No such file"):
         run_script(Path("train.py"))
 

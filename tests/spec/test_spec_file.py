@@ -192,6 +192,7 @@ def test_the_largest_file_is_still_read(tmp_path: Path) -> None:
             "name = 'a'\n" + " . ".join(["'a'"] * 20) + " = 1",
             "line 2: a key or value of more than 16 parts",
         ),
+        ("spec.toml", f"# {'a' * 60_000}\nname: a\n", "line 2"),  # the search for long keys is linear in it
         ("spec.toml", 'name = "a\n', "line 1"),
         ("spec.toml", "name: a\n", "line 1"),
     ],

@@ -208,13 +208,22 @@ def _objects(chunks: Iterable[bytes], level: int) -> Iterator[bytes]:
         yield b"" if overlong else buffer
 
 
+MOST_COLUMNS = 1000
+"""Columns of a table."""
+
+
 def _table(chunks: Iterable[bytes], delimiter: str, path: str) -> Iterator[bytes]:
     """Yield the rows of a CSV or TSV export as JSON lines. The readers parse cells that hold JSON."""
     lines = (line for block in _lines(chunks) for line in _text_lines(block.lines))
     csv.field_size_limit(LONGEST)
     try:
-        for row in csv.DictReader(lines, delimiter=delimiter):
-            cells = {key: value for key, value in row.items() if key and value}
+        rows = csv.reader(lines, delimiter=delimiter)
+        names = next(rows, [])
+        if len(names) > MOST_COLUMNS:
+            raise UsageError(f"log '{path}' has {len(names)} columns, and at most {MOST_COLUMNS} are read")
+        for row in filter(None, rows):
+            # A short row ends early: filling it up would take the time of every column for every row.
+            cells = {key: value for key, value in zip(names, row, strict=False) if key and value}
             if delimiter == ";":  # then a comma is the decimal point
                 cells = {key: _DECIMAL.sub(r"\1.\2", value) for key, value in cells.items()}
             yield json.dumps(cells).encode()
