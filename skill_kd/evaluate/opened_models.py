@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -66,8 +67,22 @@ class ModelSource:
     """Options of the chat template, as in ``data.chat_template_options``."""
 
     def key(self) -> dict[str, object]:
-        """Return what the samples depend on. Folders of samples without options have no key for them."""
-        return {name: value for name, value in vars(self).items() if name != "template_options" or value}
+        """Return what the samples depend on: the settings, and the files of a model folder. Empty options are left out.
+
+        Otherwise the samples of an earlier student would give a verdict to the one that replaced it.
+        """
+        key = {name: value for name, value in vars(self).items() if name != "template_options" or value}
+        return {**key, "files": _files_hash(Path(self.model))} if Path(self.model).is_dir() else key
+
+
+def _files_hash(folder: Path) -> str:
+    """Return the SHA-256 of the names and contents of a model's weights, config, tokenizer and template."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt") and path.is_file():
+            with path.open("rb") as file:
+                digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

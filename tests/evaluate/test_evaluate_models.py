@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +192,19 @@ def test_new_margin_needs_no_model_and_new_samples_need_a_new_folder(
     assert evaluate_generations(files, POLICY, measured=measured).decision.reason_code == "too_few_prompts"
     with pytest.raises(UsageError, match=r"an evaluation with other settings \(seed\); choose another --out"):
         sampling.sample(task(home), make_policy("assistant", {"samples": 4, "seed": 1}), tmp_path)
+
+
+def test_samples_of_a_former_student_give_no_verdict_to_a_new_one(home: Path, tmp_path: Path) -> None:
+    student = tmp_path / "student"
+    shutil.copytree(home / "student", student)
+    changed = replace(task(home), student=ModelSource(str(student)))
+    sampling.sample(changed, POLICY, tmp_path / "samples")
+    (student / "README.md").write_text("A card, which is not part of the model.")
+    sampling.sample(changed, POLICY, tmp_path / "samples")
+    weights = student / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(UsageError, match=r"other settings \(student\)"):
+        sampling.sample(changed, POLICY, tmp_path / "samples")
 
 
 def test_student_identical_to_its_teacher_has_no_divergence(home: Path, tmp_path: Path) -> None:
