@@ -6,7 +6,6 @@ This is a sample. ``benchmarks/damaged_files.py`` tries every damage on a run th
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -118,7 +117,9 @@ def sampled(_task: object, _policy: object, folder: Path, examples: list[object]
     sums = summarized({name: [[0.5, 0.25]] for name in METRICS}, 256)
     texts = {"teacher": ["a b", "c d"] * 2, "student": ["a b", "c"], "control": ["a", "a"]}
     read = {"teacher": sums, "student": sums}
-    write_lines(folder / "work.jsonl", [{"texts": texts, "read": read, "read_baseline": {}} for _ in examples])
+    none = dict.fromkeys(texts, 0)
+    line = {"texts": texts, "reasoned": none, "cut": none, "read": read, "read_baseline": {}}
+    write_lines(folder / "work.jsonl", [line for _ in examples])
     decoding = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 256, "control_temperature": 0.3}
     about = {
         "teacher": "t",
@@ -171,7 +172,7 @@ def test_a_damaged_file_is_read_or_refused_by_name(
     drawn = random.Random(f"{file} {verb}").sample(list(damages(file, content, yaml.safe_load)), TRIED)
     failures = []
     for number, (damage, new) in enumerate(drawn):
-        home = Path(shutil.copytree(made, tmp_path / str(number), copy_function=os.link))
+        home = Path(shutil.copytree(made, tmp_path / str(number)))
         monkeypatch.chdir(home)
         (home / file).unlink()
         (home / file).mkdir() if new is None else (home / file).write_bytes(new)

@@ -430,7 +430,7 @@ def test_a_relative_xdg_cache_home_does_not_count(bundle: Path, tmp_path: Path) 
 
 
 @windows
-def test_doctor_says_that_a_file_is_no_cache(bundle: Path, tmp_path: Path) -> None:
+def test_doctor_says_that_a_file_cannot_be_the_cache(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     done = kd(bundle, tmp_path, "doctor", "--json", changes={"SKILL_KD_CACHE": str(tmp_path / "file")})
     (row,) = [row for row in json.loads(done.stdout)["rows"] if row["name"] == "cache"]

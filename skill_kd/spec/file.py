@@ -158,14 +158,19 @@ def _without_huge_numbers(values: Any) -> Any:
     Raises:
         ValueError: there is one.
     """
-    left, seen = [values], set[int]()
+    left, seen = [("", values)], set[int]()
     while left:
-        each = left.pop()
+        place, each = left.pop()
         if isinstance(each, int) and each.bit_length() > MAX_BITS:
-            raise ValueError(f"a whole number has {each.bit_length()} bits, and at most {MAX_BITS} are possible")
+            bits = f"a whole number has {each.bit_length()} bits, and at most {MAX_BITS} are possible"
+            raise ValueError(f"{place}: {bits}" if place else bits)
         if isinstance(each, dict | list | tuple | set) and id(each) not in seen:  # YAML can put a list into itself
             seen.add(id(each))
-            left += [*each, *each.values()] if isinstance(each, dict) else each
+            if isinstance(each, dict):
+                left += [(place, key) for key in each]
+                left += [(f"{place}.{str(key)[:99]}".lstrip("."), value) for key, value in each.items()]
+            else:
+                left += [(place, value) for value in each]
     return values
 
 

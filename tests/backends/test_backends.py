@@ -124,7 +124,7 @@ def test_a_folder_without_a_readable_config_is_a_problem(tmp_path: Path) -> None
     (tmp_path / "empty").mkdir()
     assert "no config.json" in BACKEND.check(spec_with(student={"model": str(tmp_path / "empty")}))[0]
     (tmp_path / "empty" / "config.json").write_text("{")
-    assert "cannot read config.json" in BACKEND.check(spec_with(student={"model": str(tmp_path / "empty")}))[0]
+    assert "config.json': it is not JSON" in BACKEND.check(spec_with(student={"model": str(tmp_path / "empty")}))[0]
 
 
 # --- command ----------------------------------------------------------------------------------------------------------

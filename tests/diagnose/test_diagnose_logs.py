@@ -122,7 +122,7 @@ def test_lines_as_windows(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "week", "", "٣", "9" * 5000, "1000000000"])
-def test_a_window_that_is_no_number_of_lines_is_refused(text: str) -> None:
+def test_an_invalid_window_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"--window: .* is not valid") as refused:
         window_unit(text)
     assert len(str(refused.value)) < 200

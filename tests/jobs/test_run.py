@@ -171,7 +171,7 @@ def stop(spec: Spec, *numbers: int) -> InterruptedRunError:
 
 
 def test_a_run_leaves_everything_in_its_folder(tmp_path: Path) -> None:
-    spec = spec_that(data={"train": 'prömpts: "#\n\x00\u2028{{x}}'})
+    spec = spec_that(data={"train": 'prömpts: "#\n\u2028{{x}}'})
     seen: list[Event] = []
     result = run(spec, on_event=seen.append)
     folder = Path("runs") / "demo"

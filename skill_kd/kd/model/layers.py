@@ -38,7 +38,7 @@ def kept_layers(layers: int | Sequence[int], available: int) -> tuple[int, ...]:
         BadInput: the teacher has fewer layers, or more than ``MOST_LAYERS``.
     """
     if available > MOST_LAYERS:
-        raise BadInput(f"the teacher's config says {available} layers; layers can be taken of at most {MOST_LAYERS}")
+        raise BadInput(f"the teacher's config.json says {available} layers; layers are taken of at most {MOST_LAYERS}")
     needed = layers if isinstance(layers, int) else max(len(layers), max(layers) + 1)
     if needed > available:
         asked = layers if isinstance(layers, int) else list(layers)

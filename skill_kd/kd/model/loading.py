@@ -131,8 +131,8 @@ def load_model(source: LoadOptions, model: str, *, weights: bool = True) -> PreT
 
 def _refuse_odd_ends(loaded: PreTrainedModel, model: str) -> None:
     named = getattr(loaded.generation_config, "eos_token_id", None)
-    for token_id in named if isinstance(named, list) else [named]:
-        if token_id is not None and (type(token_id) is not int or not 0 <= token_id < 2**31):
+    for token_id in named if isinstance(named, list) else [] if named is None else [named]:
+        if type(token_id) is not int or not 0 <= token_id < 2**31:
             shown = reprlib.repr(token_id)
             raise BadInput(f"generation_config.json of '{model}': eos_token_id {shown} is not the id of a token")
 

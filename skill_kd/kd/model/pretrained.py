@@ -84,9 +84,9 @@ def refuse_impossible_sizes(folder: Path, name: str) -> None:
     config = text_part(read_object(folder / "config.json"))
     width = next((value for key in WIDTHS if type(value := config.get(key)) is int), 1)
     most = MOST_PER_BYTE * sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    for key in (*LAYER_COUNTS, *SIZES):
-        size = config.get(key)
-        if type(size) is int and (size * width > most or (key in LAYER_COUNTS and size > MOST_LAYERS)):
+    for key in (*WIDTHS, *LAYER_COUNTS, *SIZES):
+        size, times = config.get(key), 1 if key in WIDTHS else width
+        if type(size) is int and (size * times > most or (key in LAYER_COUNTS and size > MOST_LAYERS)):
             raise BadInput(
                 f"cannot load '{name}': config.json says {key}: {reprlib.repr(size)}, too much for its weights; put "
                 "the config back that was saved with them"

@@ -360,7 +360,7 @@ def test_a_config_of_a_much_larger_model_than_its_weights_takes_no_memory(
 
 
 @pytest.mark.parametrize("odd", [float("nan"), "2", [2, None], -1, 10**30, True])
-def test_an_end_that_is_no_token_id_is_refused(odd: object, whole: Path, tmp_path: Path) -> None:
+def test_an_invalid_end_token_is_refused(odd: object, whole: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(whole, tmp_path / "model"))
     settings = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": odd}))
