@@ -189,25 +189,23 @@ def spec(folder: Path, longest: int = 256) -> Path:
 # --- cases ------------------------------------------------------------------------------------------------------------
 
 
-def of_spec(
-    verb: str, *arguments: str, vocabulary: bool = False, turns: bool = False
-) -> Callable[[Path, int], list[str]]:
-    """Return ``prepare`` for a verb that reads a spec."""
+def of_spec(verb: str, *arguments: str, vocabulary: bool = False, turns_of: int = 0) -> Prepare:
+    """Return ``prepare`` for a verb that reads a spec. The turns of ``turns_of`` rows grow, if there are any."""
 
     def prepare(folder: Path, size: int) -> list[str]:
         models(folder, size if vocabulary else 1024)
-        data(folder, 20 if vocabulary else 100 if turns else size, size if turns else 2)
-        longest = 1 << 13 if turns else 256
+        data(folder, 20 if vocabulary else turns_of or size, size if turns_of else 2)
+        longest = 1 << 13 if turns_of else 256
         return [verb, str(spec(folder, longest)), *(each.format(folder=folder) for each in arguments)]
 
     return prepare
 
 
-def of_run(verb: str, *arguments: str, **axis: bool) -> Prepare:
+def of_run(verb: str, *arguments: str, vocabulary: bool = False, turns_of: int = 0) -> Prepare:
     """Return ``prepare`` for a verb that reads a finished run."""
 
     def prepare(folder: Path, size: int) -> list[str]:
-        run = of_spec("run", "--runs", "{folder}/runs", **axis)(folder, size)
+        run = of_spec("run", "--runs", "{folder}/runs", vocabulary=vocabulary, turns_of=turns_of)(folder, size)
         measure(run, (0,))
         return [verb, str(folder / "runs" / "run"), *(each.format(folder=folder) for each in arguments)]
 
@@ -248,14 +246,14 @@ ATTENTION = "attention reads every earlier token; see the case without it"
 RENDERING = "the chat template writes the conversation again for each answer, to find where its prompt ends"
 FEW = ("--no-latency",)
 MANY_ROWS = (200, 50_000, 200_000)
-TOKENS = (1024, 65_536, 262_144)
+TOKENS = (1024, 131_072, 524_288)
 SOME_TURNS, MANY_TURNS = (2, 50, 200), (2, 100, 400)
 CASES = (
     Case("validate", ROWS, (200, 100_000, 400_000), of_spec("validate")),
     Case("validate", VOCABULARY, TOKENS, of_spec("validate", vocabulary=True)),
     Case("plan", ROWS, MANY_ROWS, of_spec("plan")),
     Case("plan", VOCABULARY, TOKENS, of_spec("plan", vocabulary=True)),
-    Case("plan", TURNS, MANY_TURNS, of_spec("plan", turns=True)),
+    Case("plan", TURNS, MANY_TURNS, of_spec("plan", turns_of=100)),
     Case("generate", ROWS, MANY_ROWS, of_spec("generate", "--out", "{folder}/out")),
     Case("diagnose", ROWS, MANY_ROWS, of_logs()),
     Case("diagnose", TURNS, MANY_TURNS, of_logs(turns=True)),
@@ -264,22 +262,22 @@ CASES = (
     Case("evaluate, saved generations", TURNS, MANY_TURNS, of_generations(turns=True), VERDICTS),
     Case("run", ROWS, (200, 10_000, 40_000), of_spec("run", "--runs", "{folder}/runs")),
     Case("run", VOCABULARY, TOKENS, of_spec("run", "--runs", "{folder}/runs", vocabulary=True)),
-    Case("run", TURNS, SOME_TURNS, of_spec("run", "--runs", "{folder}/runs", turns=True), known=ATTENTION),
+    Case("run", TURNS, SOME_TURNS, of_spec("run", "--runs", "{folder}/runs", turns_of=400), known=ATTENTION),
     Case(
         "run",
         TURNS,
         SOME_TURNS,
-        of_spec("run", "--runs", "{folder}/runs", turns=True),
+        of_spec("run", "--runs", "{folder}/runs", turns_of=400),
         known=RENDERING,
         attention=False,
     ),
-    Case("evaluate, a run", ROWS, (50, 1000, 4000), of_run("evaluate", *FEW), VERDICTS),
+    Case("evaluate, a run", ROWS, (50, 1000, 8000), of_run("evaluate", *FEW), VERDICTS),
     Case("evaluate, a run", VOCABULARY, TOKENS, of_run("evaluate", *FEW, vocabulary=True), VERDICTS),
-    Case("evaluate, a run", TURNS, SOME_TURNS, of_run("evaluate", *FEW, turns=True), VERDICTS, ATTENTION),
-    Case("evaluate, a run", TURNS, SOME_TURNS, of_run("evaluate", *FEW, turns=True), VERDICTS, attention=False),
+    Case("evaluate, a run", TURNS, SOME_TURNS, of_run("evaluate", *FEW, turns_of=100), VERDICTS, ATTENTION),
+    Case("evaluate, a run", TURNS, SOME_TURNS, of_run("evaluate", *FEW, turns_of=400), VERDICTS, attention=False),
     Case("handoff", VOCABULARY, TOKENS, of_run("handoff", vocabulary=True)),
     Case("handoff", ROWS, (200, 10_000, 40_000), of_run("handoff")),
-    Case("handoff", TURNS, SOME_TURNS, of_run("handoff", turns=True)),
+    Case("handoff", TURNS, SOME_TURNS, of_run("handoff", turns_of=100)),
 )
 """``backends``, ``schema``, ``advise`` and ``prove`` read nothing that grows on these axes; ``demo`` is a run."""
 
@@ -311,15 +309,14 @@ def measure(arguments: list[str], codes: tuple[int, ...], *, attention: bool = T
 def grown(case: Case, work: Path, limit: float, repeats: int, *, tiny: bool) -> dict[str, Any]:
     """Measure a case at its three sizes."""
     sizes = TINY[case.axis] if tiny else case.sizes
-    points = []
-    for size in sizes:
-        spent = []
-        for _ in range(repeats):
+    spent: dict[int, list[float]] = {size: [] for size in sizes}
+    for _ in range(repeats):
+        for size in sizes:  # in turn, because the load of the machine changes
             with tempfile.TemporaryDirectory(dir=work) as folder:
                 arguments = case.prepare(Path(folder), size)
-                spent.append(measure(arguments, case.codes, attention=case.attention))
-        points.append({"size": size, "cpu_seconds": min(spent), "repeats": spent})
-    seconds = [point["cpu_seconds"] for point in points]
+                spent[size].append(measure(arguments, case.codes, attention=case.attention))
+    points = [{"size": size, "cpu_seconds": min(each), "repeats": each} for size, each in spent.items()]
+    seconds = [min(each) for each in spent.values()]
     exponent = power(list(sizes), seconds)
     verdict = judged(seconds, exponent, limit)
     return {
@@ -359,7 +356,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="sizes of a test")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose 'verb: axis' begins with it")
-    parser.add_argument("--repeats", type=int, default=2, help="times that each size is measured (default: 2)")
+    parser.add_argument("--repeats", type=int, default=3, help="times that each size is measured (default: 3)")
     parser.add_argument("--limit", type=float, default=LIMIT)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--out", type=Path, default=RESULTS)
