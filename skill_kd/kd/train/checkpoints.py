@@ -64,7 +64,7 @@ def read_progress(file: Path) -> tuple[Progress, dict[str, str], str]:
         if min(saved.stage, saved.update) < 0:
             raise ValueError("stage and update cannot be negative")
         for name in filter(None, (saved.best, *saved.roll_backs)):
-            if not re.fullmatch(r"\d+-\d+", name):
+            if not re.fullmatch(r"(\d+|checkpoint)-\d+", name):  # TRL's are named checkpoint-N
                 raise ValueError(f"{reprlib.repr(name)} is not the name of a checkpoint")
     progress = Progress(**{each.name: getattr(saved, each.name) for each in fields(Progress)})
     return progress, saved.inputs, saved.kept_by
