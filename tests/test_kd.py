@@ -509,7 +509,7 @@ def test_no_verb_writes_into_the_bundle(args: list[str], named: str, bundle: Pat
     for path in (writable, *writable.rglob("*")):
         path.chmod(path.stat().st_mode | stat.S_IWUSR)
     (tmp_path / "linked").symlink_to(writable)
-    place = {"through a link": "linked/new", "from inside": "new", "with dots": "../writable/skill_kd/../new"}[named]
+    place = {"through a link": "linked/new", "from inside": "new", "with dots": "writable/skill_kd/../new"}[named]
     spec, before = str(writable / "examples" / "demo.yaml"), listing(writable)
     command = [
         sys.executable,
