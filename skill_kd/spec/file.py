@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from skill_kd.errors import SpecError
 from skill_kd.files import open_input, parse_json
+from skill_kd.kd.terminal import visible
 from skill_kd.spec import Spec
 from skill_kd.spec.mistakes import mistakes
 
@@ -142,14 +143,14 @@ def parse_spec(values: object, source: str = "spec") -> Spec:
     """Validate ``values``.
 
     Raises:
-        SpecError: the values are invalid; the message has one line for each mistake.
+        SpecError: the values are invalid; the message has one line for each mistake. Its hidden characters are escapes.
     """
     try:
         return Spec.model_validate(_without_huge_numbers(values))
     except ValidationError as error:
-        raise SpecError(f"{source}: " + "\n  ".join(mistakes(error))) from error
+        raise SpecError(visible(f"{source}: " + "\n  ".join(mistakes(error)))) from error
     except ValueError as error:
-        raise SpecError(f"{source}: {error}") from error
+        raise SpecError(visible(f"{source}: {error}")) from error
 
 
 def _without_huge_numbers(values: Any) -> Any:
