@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from damage import places, replaced
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -48,20 +49,6 @@ def damaged(draw: Callable[..., Any], content: bytes) -> bytes:
     piece = draw(st.sampled_from([b"", content[start:end] * 2]) | st.binary(max_size=8))
     tail = draw(st.sampled_from([content[end:], b""]))
     return content[:start] + piece + tail
-
-
-def places(values: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every path to a value inside nested mappings and lists."""
-    inside = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
-    return [path, *(place for key, value in inside for place in places(value, (*path, key)))]
-
-
-def replaced(values: Any, path: tuple[Any, ...], value: Any) -> Any:
-    if not path:
-        return value
-    copy = dict(values) if isinstance(values, dict) else list(values)
-    copy[path[0]] = replaced(values[path[0]], path[1:], value)
-    return copy
 
 
 # --- specs and scripts ------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ UNSUPPORTED = re.compile("trust_remote_code|does not recognize this architecture
 """Errors of transformers that another version or setting cures."""
 TOKENIZER_FILES = "tokenizer.json, tokenizer_config.json or config.json"
 PANIC = "PanicException"
-"""Name of the error of a library in Rust. It is no ``Exception``."""
+"""Name of the error of a library in Rust. It is not an ``Exception``."""
 
 
 class LoadOptions(Protocol):
