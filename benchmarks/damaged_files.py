@@ -40,7 +40,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -238,30 +238,39 @@ def import_all(work: Path) -> None:
 # --- one case ---------------------------------------------------------------------------------------------------------
 
 
-def trained(command: tuple[str, ...], *, log: Path, metrics: Path, **_: object) -> Ending:
-    """Run a trainer script in a fork of this process, instead of ``supervise``."""
+def _forked(output: Path, do: Callable[[], object]) -> tuple[int, bytes]:
+    """Call ``do`` in a fork of this process; print its output on stderr, and return its exit code and that output."""
     pid = os.fork()
-    output = metrics.with_name("output")
     if pid == 0:
         code = 1
         try:
             descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
-            script = next(each for each in command if each.endswith("train.py"))
-            sys.argv, sys.path[0] = [script, "--resume"], str(Path(script).parent)
-            runpy.run_path(script, run_name="__main__")
+            do()
             code = 0
         except SystemExit as ending:
             code = int(ending.code or 0)
         finally:
             os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    text = output.read_bytes()
-    sys.stderr.write(text.decode(errors="replace"))
+    said = output.read_bytes()
+    sys.stderr.write(said.decode(errors="replace"))
+    return code, said
+
+
+def trained(command: tuple[str, ...], *, log: Path, metrics: Path, **_: object) -> Ending:
+    """Run a trainer script in a fork of this process, instead of ``supervise``."""
+
+    def train() -> None:
+        script = next(each for each in command if each.endswith("train.py"))
+        sys.argv, sys.path[0] = [script, "--resume"], str(Path(script).parent)
+        runpy.run_path(script, run_name="__main__")
+
+    code, said = _forked(metrics.with_name("output"), train)
     with log.open("ab", buffering=0) as file:
         transcript = Transcript(file)
-        transcript.feed(text)
+        transcript.feed(said)
         transcript.close()
     return Ending(code, None, transcript.last_words, bool(transcript.last_error))
 
@@ -269,29 +278,19 @@ def trained(command: tuple[str, ...], *, log: Path, metrics: Path, **_: object) 
 def asked(_python: str, question: dict[str, Any], where: Path) -> dict[str, Any]:
     """Ask the probe in a fork of this process, instead of ``interpreter.ask``, and report as that does."""
     with tempfile.TemporaryDirectory() as scratch:
-        answered, said = Path(scratch, "answer"), Path(scratch, "said")
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                descriptor = os.open(said, os.O_WRONLY | os.O_CREAT)
-                os.dup2(descriptor, 2)
-                os.chdir(where)
-                with reporting():
-                    answered.write_text(json.dumps(QUESTIONS[question["ask"]](json.loads(json.dumps(question)))))
-                code = 0
-            except SystemExit as ending:
-                code = int(ending.code or 0)
-            finally:
-                os._exit(code)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        sys.stderr.write(said.read_text(errors="replace"))
+        answered = Path(scratch, "answer")
+
+        def answer() -> None:
+            os.chdir(where)
+            with reporting():
+                answered.write_text(json.dumps(QUESTIONS[question["ask"]](json.loads(json.dumps(question)))))
+
+        code, said = _forked(Path(scratch, "said"), answer)
+        words = said[-50_000:].decode(errors="replace").replace("\0", "")
         command = [sys.executable, "-c", "import sys; sys.stderr.write(sys.argv[1]); sys.exit(int(sys.argv[2]))"]
-        interpreter._run(
-            [*command, said.read_text(errors="replace")[-50_000:].replace("\0", ""), str(code % 256)], where, where
-        )
-        answer: dict[str, Any] = json.loads(answered.read_text())
-        return answer
+        interpreter._run([*command, words, str(code % 256)], where, where)
+        found: dict[str, Any] = json.loads(answered.read_text())
+        return found
 
 
 @contextlib.contextmanager
