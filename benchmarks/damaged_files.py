@@ -8,8 +8,8 @@ a process forked from this one. The trainer, the probe of the hand-off and the l
 Each result counts as one of these:
 
 - ``accepted``: exit code 0, 3 or 4; the verb does not need the value;
-- ``refused``: exit code 2, and the message names the file;
-- ``missing``: exit code 5, and the message names the file: a model of that name is not here;
+- ``refused``: exit code 2, and the message names the file, or the folder of the model that it belongs to;
+- ``missing``: exit code 5, and the message names the file or the model: a model of that name is not here;
 - ``unnamed``: another message, or another exit code;
 - ``crash``: a traceback, an unexpected error, or a signal;
 - ``late``: no end within ``--seconds``.
@@ -335,8 +335,19 @@ def outcome(verb: str, home: Path, file: str, seconds: float) -> tuple[str, int 
     return kind_of(status, text, file), status, text
 
 
-OTHER_WORDS = {"spec.yaml": "started with another spec", "prompts.jsonl": "other settings (prompts)"}
-"""Messages about a file that is whole, but not the one that a run or an evaluation began with."""
+OTHER_WORDS = {
+    "spec.yaml": ("started with another spec", "so it cannot be resumed", "model 'a'"),
+    "prompts.jsonl": ("other settings (prompts)",),
+    "chat.jsonl": ("handoff.data has a row of",),
+}
+"""Messages about a file that is whole: another one than before, one that names something else, or one too long."""
+
+
+def is_named(file: str, text: str) -> bool:
+    """Return True if a message names a file. For a file of a model, the model's folder is enough."""
+    path = Path(file)
+    words = (path.name, *OTHER_WORDS.get(path.name, ()), *([f"{path.parent.name}'"] if path.name in MODEL else []))
+    return any(each in text for each in words)
 
 
 def kind_of(code: int, text: str, file: str) -> str:
@@ -345,8 +356,7 @@ def kind_of(code: int, text: str, file: str) -> str:
         return "crash"
     if code in (0, 3, 4):
         return "accepted"
-    path = Path(file)
-    named = path.name in text or OTHER_WORDS.get(path.name, path.name) in text
+    named = is_named(file, text)
     if code in (2, 7):
         return "refused" if named or code == 7 else "unnamed"
     return "missing" if code == 5 and named else "unnamed"
