@@ -25,3 +25,4 @@ run diagnose_rates.py
 run evaluate_speed.py
 run evaluate_honesty.py
 run verb_growth.py
+run damaged_files.py --share 0.03

@@ -336,7 +336,7 @@ def outcome(verb: str, home: Path, file: str, seconds: float) -> tuple[str, int 
 
 
 OTHER_WORDS = {
-    "spec.yaml": ("started with another spec", "so it cannot be resumed", "model 'a'"),
+    "spec.yaml": ("started with another spec", "so it cannot be resumed", "model 'a'", "failed its checks"),
     "prompts.jsonl": ("other settings (prompts)",),
     "chat.jsonl": ("handoff.data has a row of",),
 }
@@ -400,11 +400,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=1.0, help="share of the damages to try, drawn from --seed")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", metavar="TEXT", help="only targets that contain this; nothing is saved")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="only targets that contain this; needs --out to be saved"
+    )
     parser.add_argument("--seconds", type=float, default=60, help="longest time of a verb")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--work", type=Path, help="keep the runs here, and use those that are there")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help=f"default: {RESULTS}")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
@@ -425,12 +427,12 @@ def main() -> int:
                 print(f"{target}: {counts[target]}", flush=True)
                 for row in (row for row in rows if row["kind"] not in GOOD):
                     print(f"  {row['kind']} {row['code']}: {row['damage']}: {last_words(row['said'])}", flush=True)
-    if not options.only:
+    if options.out or not options.only:
         here = machine("skill-kd", "torch", "transformers", "tokenizers", "safetensors", "pydantic")
         tried = sum(sum(each.values()) for each in counts.values())
         total = {kind: sum(each.get(kind, 0) for each in counts.values()) for kind in KINDS}
         setting = {"share": options.share, "seed": options.seed, "tried": tried, "total": total}
-        keep(options.out, {"machine": here, **setting, "targets": counts, "failures": failures})
+        keep(options.out or RESULTS, {"machine": here, **setting, "targets": counts, "failures": failures})
     return 1 if failures else 0
 
 

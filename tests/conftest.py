@@ -23,7 +23,7 @@ TESTS = Path(__file__).parent
 
 LANES = {
     "faults": (
-        *("jobs/test_faults.py", "jobs/test_kill.py", "documents/test_soak.py"),
+        *("jobs/test_faults.py", "jobs/test_kill.py", "documents/test_soak.py", "documents/test_damage_study.py"),
         "diagnose/test_diagnose_signals.py",
     ),
     "processes": ("kd/train/test_distributed.py", "kd/model/test_sharding.py"),
