@@ -401,13 +401,14 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=1.0, help="share of the damages to try, drawn from --seed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--only", default="", metavar="TEXT", help="only targets that contain this; needs --out to be saved"
+        "--only", default="", metavar="TEXT", help="only targets that contain this, saved only with --out"
     )
     parser.add_argument("--seconds", type=float, default=60, help="longest time of a verb")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--work", type=Path, help="keep the runs here, and use those that are there")
     parser.add_argument("--out", type=Path, help=f"default: {RESULTS}")
     options = parser.parse_args()
+    out = (options.out or RESULTS).absolute()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         work = (options.work or Path(scratch)).absolute()
@@ -432,7 +433,7 @@ def main() -> int:
         tried = sum(sum(each.values()) for each in counts.values())
         total = {kind: sum(each.get(kind, 0) for each in counts.values()) for kind in KINDS}
         setting = {"share": options.share, "seed": options.seed, "tried": tried, "total": total}
-        keep(options.out or RESULTS, {"machine": here, **setting, "targets": counts, "failures": failures})
+        keep(out, {"machine": here, **setting, "targets": counts, "failures": failures})
     return 1 if failures else 0
 
 

@@ -5,6 +5,7 @@ This is a sample. ``benchmarks/damaged_files.py`` tries every damage on a run th
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from damage import damages
 
 pytest.importorskip("scipy")
 
-from made_run import EVALUATE, HANDOFF, RUN, made_in
+from made_run import EVALUATE, HANDOFF, RUN, made_in, write_lines
 
 from skill_kd.cli import main
 from skill_kd.errors import ExitCode
@@ -83,3 +84,17 @@ def test_a_damaged_file_is_read_or_refused_by_name(
         if not (kept or refused) or "Traceback" in said or "unexpected " in said:
             failures.append(f"{damage}: {code}, {said[-300:]}")
     assert not failures, "\n".join(failures)
+
+
+@pytest.mark.parametrize("counts", ["texts", "reasoned", "cut"])
+def test_a_line_of_another_evaluation_is_refused(
+    counts: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(shutil.copytree(made, tmp_path / "home"))
+    work = Path(RUN) / "eval" / "samples" / "work.jsonl"
+    first, *others = work.read_text().splitlines()
+    line = json.loads(first)
+    del line[counts]["teacher"]
+    write_lines(work, [line, *map(json.loads, others)])
+    assert main(EVALUATE) == ExitCode.USAGE
+    assert "work.jsonl' line 1 and measured.json are not of one evaluation; choose" in capfd.readouterr().err
