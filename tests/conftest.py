@@ -69,6 +69,20 @@ def spec() -> Spec:
 
 
 @pytest.fixture
+def at_once() -> Iterator[None]:
+    """Let a test fail that waits for something, such as the other end of a pipe."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError("it waits")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Install a distribution with one entry point in the group ``skill_kd``, for this test and its subprocesses."""
     site = tmp_path / "site"

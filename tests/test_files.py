@@ -171,7 +171,7 @@ def test_nobody_else_renames_a_file_into_place() -> None:
 
 @pytest.fixture(params=["a pipe", "a pipe with a writer", "a socket", "a device"])
 def special(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A path that is no file. Nothing ends the reading of it, and a rename would replace it."""
+    """A path that is not a file. Nothing ends the reading of it, and a rename would replace it."""
     path = tmp_path / "special"
     with contextlib.ExitStack() as cleanup:
         if request.param.startswith("a pipe"):
@@ -187,7 +187,8 @@ def special(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 @posix
-def test_what_is_no_file_is_neither_read_nor_replaced(special: Path) -> None:
+@pytest.mark.usefixtures("at_once")
+def test_a_pipe_a_socket_or_a_device_is_neither_read_nor_replaced(special: Path) -> None:
     before, beside = special.lstat(), sorted(special.parent.iterdir())
 
     def attempts() -> Iterator[Callable[[], object]]:
@@ -210,6 +211,7 @@ def test_what_is_no_file_is_neither_read_nor_replaced(special: Path) -> None:
 
 
 @posix
+@pytest.mark.usefixtures("at_once")
 def test_a_pipe_that_appears_after_the_check_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "pipe")
     monkeypatch.setattr(files, "refuse_unsafe", lambda *_: None)

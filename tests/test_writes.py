@@ -1,4 +1,4 @@
-"""What a verb cannot write, or must not read or write, is one message with its path, and all files stay as they are."""
+"""A verb that cannot or must not read or write a file says so in one message. All files stay as they are."""
 
 from __future__ import annotations
 
@@ -169,6 +169,7 @@ SPECIAL = "is a pipe, a socket or a device"
 
 @pytest.mark.parametrize("verb", FILES)
 @pytest.mark.parametrize("place", ["/dev/null", "/dev/stdout", "pipe"])
+@pytest.mark.usefixtures("at_once")
 def test_an_output_replaces_no_pipe_and_no_device(
     verb: str, place: str, home: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,6 +189,7 @@ def test_an_output_replaces_no_pipe_and_no_device(
         ("evaluate generations", "evaluation.json"),
     ],
 )
+@pytest.mark.usefixtures("at_once")
 def test_a_pipe_in_an_output_folder_is_not_replaced(
     verb: str, name: str, home: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,6 +216,7 @@ def test_a_pipe_in_an_output_folder_is_not_replaced(
         (f"{RUN}/eval/samples/work.jsonl", EVALUATE),
     ],
 )
+@pytest.mark.usefixtures("at_once")
 def test_an_input_that_is_a_pipe_is_not_waited_for(
     file: str, arguments: list[str], home: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
