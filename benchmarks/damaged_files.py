@@ -14,6 +14,8 @@ Each result counts as one of these:
 - ``crash``: a traceback, an unexpected error, or a signal;
 - ``late``: no end within ``--seconds``.
 
+``--share S`` tries a part of the damages of each file, and a fifth of that part where a run trains again.
+
 Checkpoints are damaged twice: as they are, and with new checksums, as somebody would who means harm.
 
     python benchmarks/damaged_files.py [--share S] [--only TEXT] [--jobs N] [--work DIR] [--out FILE]
@@ -113,6 +115,8 @@ READERS: dict[str, tuple[str, ...]] = {
     f"{RUN}/handoff/data.jsonl": ("handoff",),
 }
 """The verbs that read each file of a finished run, and of what belongs to it."""
+TRAINED = 5
+"""A resumed run trains again, so its files get this part of the share."""
 RESUMED = ("manifest.json", "metrics.jsonl", "self_train.json")
 """Files of a stopped run, which a resumed trainer reads."""
 
@@ -371,6 +375,7 @@ def study(work: Path, target: Target, share: float, seed: int, seconds: float) -
     """Damage a file in every way, or in a share of them, and return one row for each damage."""
     content = (work / target.home / target.file).read_bytes()
     cases = list(damages(target.file, content, yaml.safe_load))
+    share = share / TRAINED if target.home == "stopped" else share
     cases = random.Random(f"{target} {seed}").sample(cases, math.ceil(share * len(cases)))
     rows = []
     with tempfile.TemporaryDirectory(dir=work) as scratch:

@@ -104,6 +104,7 @@ def test_no_verb_writes_into_the_installed_skill_even_through_a_link(
 ) -> None:
     if verb in IN_A_RUN:
         skill, arguments = home, IN_A_RUN[verb]
+        shutil.rmtree(home / RUN / "eval")  # otherwise nothing is sampled
     else:
         skill, arguments = home / "skill", [*{**FOLDERS, **FILES}[verb], "linked/new"]
     (skill / "skill_kd").mkdir(parents=True)
