@@ -74,6 +74,17 @@ def test_the_figures_are_those_of_the_study() -> None:
     assert share < 0.03
 
 
+def test_the_log_has_the_figures_of_the_damaged_files() -> None:
+    study = json.loads((TESTS.parent / "benchmarks" / "results" / "damaged_files.json").read_text(encoding="utf-8"))
+    log, total = (TESTS.parent / "dev" / "LOG.md").read_text(encoding="utf-8"), study["total"]
+    assert total["crash"] == total["late"] == total["unnamed"] == 0
+    assert f"Of {study['tried']:,} damages to files, none crashes" in log
+    counts = (
+        f"{total['refused']:,} were refused by name, {total['accepted']} accepted, and {total['missing']} named a model"
+    )
+    assert counts in " ".join(log.split())
+
+
 def test_the_documented_hour_matches_the_result() -> None:
     soak = json.loads((TESTS.parent / "benchmarks" / "results" / "soak.json").read_text(encoding="utf-8"))
     text = " ".join(TEXT.split())
