@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch")
 
 import reference  # noqa: E402
 from evaluation_document import problems  # noqa: E402
+from runs import own
 from tiny import BOS, CHAT_TEMPLATE, EOS, UNK, build_model, make_model, make_tokenizer  # noqa: E402
 
 from skill_kd import cli  # noqa: E402
@@ -463,7 +464,7 @@ def a_run(folder: Path, home: Path, data: dict[str, object] | None = None, **eva
     make_model(folder / "student", seed=2, layers=1)
     texts = ("spec_hash", "skill_kd", "backend", "backend_version", "script_hash", "python", "platform", "started")
     values: dict[str, Any] = dict.fromkeys(texts, "")
-    Manifest("run", "done", edited=False, command=(), cwd=str(home), **values).write(folder)
+    own(folder, Manifest("run", "done", edited=False, command=(), cwd=str(home), **values))
     return folder
 
 
@@ -481,7 +482,7 @@ def test_run_is_judged_by_its_spec_on_its_held_out_prompts(home: Path, tmp_path:
 
 def filled(run: Path, **asked: Any) -> SamplingTask:
     manifest, spec = Manifest.read(run), load_spec(run / "spec.yaml")
-    return fill_from_run(Request(str(run), **asked), run, manifest, spec)[1]
+    return fill_from_run(Request(str(run), **asked), run, manifest, spec, trusted=True)[1]
 
 
 def test_a_run_gives_its_options_of_the_template_to_every_model(home: Path, tmp_path: Path) -> None:
@@ -601,8 +602,7 @@ def test_run_refuses_its_training_prompts(home: Path, tmp_path: Path) -> None:
 
 def moved(run: Path) -> Path:
     """The run as on another machine: the folder where it was started is not there."""
-    path = run / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "cwd": "/nowhere/else"}))
+    own(run, replace(Manifest.read(run), cwd="/nowhere/else"))
     return run
 
 
@@ -649,7 +649,7 @@ def test_what_a_moved_run_lacks_is_named_with_the_option_that_replaces_it(
     values[section][key] = "/gone/t"
     (run / "spec.yaml").write_text(json.dumps(values))
     with pytest.raises(UsageError, match=words):
-        evaluate(Request(str(run), latency=False))
+        evaluate(Request(str(own(run)), latency=False))
 
 
 def test_run_without_a_student_names_resume(home: Path, tmp_path: Path) -> None:
