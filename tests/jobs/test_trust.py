@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import multiprocessing
+import py_compile
 import shutil
 import stat
 from collections.abc import Callable
@@ -167,13 +169,16 @@ def test_a_run_is_the_user_s_own_also_after_it_was_moved_copied_and_resumed(thei
 def test_a_run_that_became_longer_is_still_the_user_s_own(theirs: Path) -> None:
     (theirs / "checkpoints" / "0-1").mkdir(parents=True)
     longer = parse_spec({**SPEC.model_dump(mode="json"), "stages": [{**REVERSE, "updates": 3}]})
-    before = trust.read_spec(theirs)
+    before = {name: (theirs / name).read_bytes() for name in ("spec.yaml", "train.py")}
     run(longer, resume=True)
     assert trust.is_own(theirs)
-    assert trust.read_spec(theirs) != before
-    # As if it had been killed before it wrote the new spec, but not its manifest.
-    (theirs / "spec.yaml").write_text(before)
+    # As if it had been killed after it wrote the manifest.
+    for name, content in before.items():
+        assert (theirs / name).read_bytes() != content
+        (theirs / name).write_bytes(content)
     assert not trust.is_own(theirs)
+    run(longer, resume=True)
+    assert trust.is_own(theirs)
 
 
 @pytest.mark.parametrize("field", ["script_hash", "spec_hash", "cwd", "edited", "seal"])
@@ -267,13 +272,19 @@ def test_without_a_key_a_run_ends_well_and_one_note_says_what_follows(
 # --- a server ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [["--name", "new"], ["--resume"], ["--name", "new", "--dry-run"]])
-@pytest.mark.parametrize("named", ["spec.yaml", "train.py"])
-@pytest.mark.parametrize("sections", [SERVED, VLLM], ids=["served", "vllm"])
+@pytest.mark.parametrize(
+    ("sections", "named", "arguments"),
+    [
+        (SERVED, "spec.yaml", ["--name", "new"]),
+        (SERVED, "train.py", ["--resume"]),
+        (SERVED, "train.py", ["--name", "new", "--dry-run"]),
+        (VLLM, "spec.yaml", ["--resume"]),
+    ],
+)
 def test_a_server_of_a_foreign_run_gets_nothing_without_the_option(
+    sections: dict[str, Any],
     named: str,
     arguments: list[str],
-    sections: dict[str, Any],
     theirs: Path,
     by_them: Callable[[Path], None],
     capsys: pytest.CaptureFixture[str],
@@ -429,8 +440,13 @@ HANDED: dict[str, tuple[list[str], dict[str, Any], list[str], list[str]]] = {
 
 @pytest.mark.parametrize("case", HANDED)
 def test_handoff_of_a_foreign_run_reads_no_private_data_and_calls_no_server(
-    case: str, theirs: Path, asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    case: str,
+    theirs: Path,
+    asked: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr("skill_kd.handoff.step.finetune", lambda *_, **_options: [])
     options, sections, words, instead = HANDED[case]
     change_spec(theirs, **sections)
     assert main(["handoff", "runs/minimal", *options]) == ExitCode.USAGE
@@ -485,3 +501,24 @@ def test_an_edited_script_of_a_foreign_run_does_not_run(
     assert not ran.exists()
     main([*execute, "--trust-run"])
     assert ran.exists()
+
+
+@pytest.mark.parametrize("planted", ["json.py", "kd/__pycache__"])
+@pytest.mark.usefixtures("asked")
+def test_code_that_no_hash_covers_does_not_run_with_the_fine_tune(
+    planted: str, theirs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["handoff", "runs/minimal"]) == ExitCode.OK
+    folder, ran = theirs / "handoff", theirs.parent / "ran"
+    (folder / "finetune.py").write_text("import json, kd\n")
+    (folder / "kd" / "mine.py").write_text("")  # an edited kd/ stays
+    if planted == "json.py":
+        (folder / planted).write_text(f"open({str(ran)!r}, 'a').close()")
+    else:
+        source = theirs / "other.txt"
+        source.write_text(f"open({str(ran)!r}, 'a').close()")
+        cache = importlib.util.cache_from_source(str(folder / "kd" / "__init__.py"))
+        py_compile.compile(str(source), cache, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    main(["handoff", "runs/minimal", "--data", "private.jsonl", "--execute", "--no-drift"])
+    assert ("handoff/json.py' instead of an installed package" in capsys.readouterr().err) == (planted == "json.py")
+    assert not ran.exists()
