@@ -14,6 +14,8 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from runs import state_home  # noqa: F401 -- a fixture
+
 from skill_kd import plugins
 from skill_kd.spec import Spec
 from skill_kd.testing import minimal_spec
@@ -61,15 +63,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
-
-
-@pytest.fixture(scope="session", autouse=True)
-def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep the key of the seals in a temporary folder, also for what tests start."""
-    folder = tmp_path_factory.mktemp("state")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("XDG_STATE_HOME", str(folder))
-        yield folder
 
 
 @pytest.fixture
