@@ -25,7 +25,7 @@ COMPILED = "compiled"
 _CACHE = "__pycache__"
 _CODE = {".py", ".pyw", ".pyc", ".so", ".pyd"}
 _KNOWN = {SCRIPT, "finetune.py", KD, COMPILED, _CACHE, "student", "checkpoints", "eval", "handoff", "out"}
-"""What skill-kd and its scripts write next to a script, of all that has the name of a module."""
+"""Names of modules that skill-kd and its scripts write next to a script."""
 
 
 def write_folder(text: str, folder: Path, force: bool = False, others: Mapping[str, str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What a run folder may ask for: everything if the user made it, less if it may come from somebody else.
+"""Trust in run folders. One that may come from somebody else is refused what could harm, unless the user allows it.
 
 The user's own files have a seal, an HMAC with a key that only this user has. A seal covers content and no path, so a
 folder can be moved and copied.

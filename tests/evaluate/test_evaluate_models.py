@@ -238,7 +238,7 @@ def forge_record(folder: Path) -> None:
         (None, r"work\.jsonl' line 1"),
     ],
 )
-def test_samples_that_another_may_have_written_are_no_evidence(
+def test_samples_without_the_user_s_seal_are_refused(
     forge: Callable[[Path], None] | None,
     named: str,
     home: Path,

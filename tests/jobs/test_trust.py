@@ -1,4 +1,4 @@
-"""What a run folder that may come from somebody else does not get without an option: code, a server, data, evidence."""
+"""A run folder of somebody else gets no code, server or data without an option, and its verdict does not count."""
 
 from __future__ import annotations
 
