@@ -23,6 +23,7 @@ from skill_kd.jobs.manifest import NAME, RESOLVED, Manifest
 from skill_kd.spec import Spec
 
 TRUST = "if you know where it comes from, add --trust-run"
+_FOREIGN = f"may come from somebody else: no seal of yours in its {NAME} fits its {RESOLVED}"
 _KEY_BYTES = 32
 
 
@@ -167,8 +168,8 @@ def refuse_server(spec: Spec, path: Path, instead: str = "") -> None:
             named = served.api_key_env if served and url == served.url else None
             key = f", with the key in {named} (teacher.served.api_key_env)" if named else ""
             raise UsageError(
-                f"{field}: '{path}' asks to send prompts to '{url}'{key}, and this run folder may come from somebody "
-                f"else; {f'{instead}, or, ' if instead else ''}{TRUST}"
+                f"{field}: '{path}' asks to send prompts to '{url}'{key}, and this run folder {_FOREIGN}; "
+                f"{f'{instead}, or, ' if instead else ''}{TRUST}"
             )
 
 
@@ -187,8 +188,7 @@ def refuse_outside(folder: Path, field: str, value: str, found: Path | None, ins
     """
     if found is None or not is_inside(folder, found):
         raise UsageError(
-            f"{field}: '{value}' is outside of the run folder '{folder}', which may come from somebody else; "
-            f"{instead}, or, {TRUST}"
+            f"{field}: '{value}' is outside of the run folder '{folder}', which {_FOREIGN}; {instead}, or, {TRUST}"
         )
 
 
