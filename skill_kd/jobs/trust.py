@@ -1,7 +1,7 @@
 """Trust in run folders. One that may come from somebody else is refused what could harm, unless the user allows it.
 
-The user's own files have a seal, an HMAC with a key that only this user has. A seal covers content and no path, so a
-folder can be moved and copied.
+The user's own files have a seal, an HMAC with a key that only this user has. It does not cover the place of the
+folder, which can be moved and copied.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def seal(*parts: str) -> str | None:
 def fits(sealed: object, *parts: str) -> bool:
     """Return True if ``sealed`` is the user's own seal of ``parts``."""
     expected = seal(*parts)
-    return expected is not None and isinstance(sealed, str) and hmac.compare_digest(sealed.encode(), expected.encode())
+    return (
+        expected is not None and isinstance(sealed, str) and sealed.isascii() and hmac.compare_digest(sealed, expected)
+    )
 
 
 def missing_key() -> str | None:

@@ -142,12 +142,12 @@ def change_spec(folder: Path, **sections: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def by_them(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+def by_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
     """Return a function that seals a run folder with the key of another user."""
 
     def seal_again(folder: Path) -> None:
         with monkeypatch.context() as patched:
-            patched.setenv("XDG_STATE_HOME", str(folder.parent / "their state"))
+            patched.setenv("XDG_STATE_HOME", str(tmp_path / "their state"))
             trust.sealed(Manifest.read(folder), trust.read_spec(folder)).write(folder)
 
     return seal_again
