@@ -11,7 +11,7 @@ from typing import Any
 
 from skill_kd.errors import SkillKDError, command
 from skill_kd.evaluate import Request, evaluate
-from skill_kd.jobs.resume import RESOLVED
+from skill_kd.jobs.manifest import RESOLVED
 from skill_kd.jobs.run import RunResult, run
 from skill_kd.kd.terminal import visible
 from skill_kd.render import examples_folder
@@ -142,7 +142,7 @@ def demo(
 
 def _judged(result: RunResult, progress: Callable[[int, int], None]) -> Judged:
     # The trainer was a separate process, so its models no longer take memory.
-    asked = Request(str(result.folder), changes={"samples": SAMPLES}, held_out=JUDGED, latency=False)
+    asked = Request(str(result.folder), changes={"samples": SAMPLES}, held_out=JUDGED, latency=False, trust_run=True)
     begun = time.monotonic()
     try:
         found, written = evaluate(asked, progress)

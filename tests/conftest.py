@@ -14,6 +14,8 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from runs import state_home  # noqa: F401 -- a fixture
+
 from skill_kd import plugins
 from skill_kd.spec import Spec
 from skill_kd.testing import minimal_spec

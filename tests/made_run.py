@@ -17,6 +17,7 @@ from skill_kd.cli import main
 from skill_kd.errors import ExitCode
 from skill_kd.evaluate import sampling
 from skill_kd.evaluate.opened_models import summarized
+from skill_kd.evaluate.samples_folder import PromptWork, SamplesKey, sealed_line
 from skill_kd.handoff import interpreter
 from skill_kd.testing import FakeBackend
 
@@ -73,14 +74,16 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def sampled(_task: object, _policy: object, folder: Path, examples: list[object], *_: object) -> dict[str, Any]:
+def sampled(
+    _task: object, _policy: object, folder: Path, key: SamplesKey, examples: list[object], *_: object
+) -> dict[str, Any]:
     """Stand for two models that were sampled, and return the record of that."""
     sums = summarized({name: [[0.5, 0.25]] for name in METRICS}, 256)
     texts = {"teacher": ["a b", "c d"] * 2, "student": ["a b", "c"], "control": ["a", "a"]}
     read = {"teacher": sums, "student": sums}
     none = dict.fromkeys(texts, 0)
-    line = {"texts": texts, "reasoned": none, "cut": none, "read": read, "read_baseline": {}}
-    write_lines(folder / "work.jsonl", [line for _ in examples])
+    line: PromptWork = {"texts": texts, "reasoned": none, "cut": none, "read": read, "read_baseline": {}}
+    (folder / "work.jsonl").write_bytes(b"".join(sealed_line(key, index, line) for index in range(len(examples))))
     decoding = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 256, "control_temperature": 0.3}
     about = {
         "teacher": "t",

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from skill_kd.cli.options import JSON, TRUST
+from skill_kd.cli.options import JSON, TRUST_CODE, TRUST_RUN
 from skill_kd.console import Verb, print_json, say, show
 from skill_kd.errors import ExitCode
 
@@ -62,7 +62,8 @@ from skill_kd.errors import ExitCode
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write (default: RUN/eval)."
 )
-@TRUST
+@TRUST_CODE
+@TRUST_RUN
 @JSON
 def evaluate(
     subject: str | None, pairs: tuple[str, ...], options: tuple[str, ...], as_json: bool, **given: Any

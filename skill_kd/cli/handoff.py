@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from skill_kd.cli.options import JSON, TRUST
+from skill_kd.cli.options import JSON, TRUST_CODE, TRUST_RUN
 from skill_kd.console import Verb, print_json, say, show
 
 
@@ -23,7 +23,8 @@ from skill_kd.console import Verb, print_json, say, show
     "--gguf", "quantizations", multiple=True, metavar="Q", help="Make a GGUF file of the student, for example q8_0."
 )
 @click.option("--force", is_flag=True, help="Overwrite edited files and an earlier fine-tune.")
-@TRUST
+@TRUST_CODE
+@TRUST_RUN
 @JSON
 def handoff(
     run: Path,
@@ -35,6 +36,7 @@ def handoff(
     quantizations: tuple[str, ...],
     force: bool,
     trust_remote_code: bool,
+    trust_run: bool,
     as_json: bool,
 ) -> None:
     """Verify a run's student and write the Unsloth step that follows.
@@ -56,6 +58,7 @@ def handoff(
         quantizations=quantizations,
         force=force,
         trust_remote_code=trust_remote_code,
+        trust_run=trust_run,
         notify=say,
     )
     if as_json:

@@ -1,4 +1,4 @@
-"""An argument, three options and the loading of a spec, shared by several verbs."""
+"""An argument, four options and the loading of a spec, shared by several verbs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ if TYPE_CHECKING:
 SPEC = click.argument("spec", type=click.Path(path_type=Path))
 BACKEND = click.option("--backend", metavar="NAME", help="Use this backend instead of the spec's.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-TRUST = click.option(
+TRUST_CODE = click.option(
     "--trust-remote-code", is_flag=True, help="Allow the code of models for which a run folder's spec asks for it."
+)
+TRUST_RUN = click.option(
+    "--trust-run", is_flag=True, help="Treat somebody else's run folder as your own: its server, data and samples."
 )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from skill_kd.cli.options import BACKEND, JSON, TRUST, load
+from skill_kd.cli.options import BACKEND, JSON, TRUST_CODE, TRUST_RUN, load
 from skill_kd.console import Verb, print_json, say, show
 from skill_kd.errors import OutOfMemoryError, SkillKDError
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 @click.option("--resume", is_flag=True, help="Resume a run from its last checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Print the command and the missing packages; write nothing.")
 @BACKEND
-@TRUST
+@TRUST_CODE
+@TRUST_RUN
 @JSON
 def run(
     spec: Path,
@@ -37,6 +38,7 @@ def run(
     dry_run: bool,
     backend: str | None,
     trust_remote_code: bool,
+    trust_run: bool,
     as_json: bool,
 ) -> None:
     """Train in runs/NAME, from a spec or a generated train.py.
@@ -53,7 +55,7 @@ def run(
     from skill_kd.jobs import job as jobs
     from skill_kd.jobs import run as runner
     from skill_kd.jobs.resume import earlier
-    from skill_kd.jobs.trust import is_run_folder, refuse_code
+    from skill_kd.jobs.trust import is_run_folder, may_be_foreign, refuse_code, refuse_server
 
     if spec.suffix != ".py":
         loaded = load(spec, name=name, backend=backend)
@@ -65,6 +67,9 @@ def run(
         job = jobs.prepare_script(spec, runs, name)
     else:
         raise click.UsageError("--backend applies only to a spec; a generated script keeps the backend that wrote it")
+    # Naming a script is consent to run its code, but not to send a key to the server in its CONFIG.
+    if may_be_foreign(spec) and not trust_run:
+        refuse_server(job.spec, spec)
     if dry_run:
         earlier(job, resume)
         _print_dry_run(str(job.folder), job.command(resume), job.missing, as_json)
@@ -72,7 +77,7 @@ def run(
     for note in job.untested:
         say(f"note: {note}")
     with _adding_the_plan(job.spec):
-        result = runner.start(job, resume=resume, notify=say)
+        result = runner.start(job, resume=resume, trust_run=trust_run, notify=say)
     if as_json:
         document = {"name": job.spec.name, "folder": str(result.folder), "student": str(result.student)}
         print_json({**document, "seconds": round(result.seconds, 1), "summary": result.summary})

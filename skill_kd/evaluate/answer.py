@@ -18,7 +18,7 @@ from skill_kd.evaluate.request import Request
 from skill_kd.evaluate.run_request import fill_from_run
 from skill_kd.evaluate.written import Subject, Written, subject_of_folder, subject_of_run, write_all
 from skill_kd.jobs.manifest import Manifest, refuse_linked
-from skill_kd.jobs.trust import is_run_folder, refuse_code
+from skill_kd.jobs.trust import is_own, is_run_folder, missing_key, refuse_code
 from skill_kd.spec.file import load_spec
 
 Notify = Callable[[str], None]
@@ -89,7 +89,8 @@ def _of_models(request: Request, progress: sampling.Progress, notify: Notify) ->
             given = {"teacher": request.teacher, "student": request.baseline}
             refuse_code(spec, folder / "spec.yaml", [section for section, model in given.items() if model is None])
         refuse_linked(folder / "eval", folder / "eval" / "samples")
-        request, task, policy, notes = fill_from_run(request, folder, manifest, spec)
+        trusted = request.trust_run or is_own(folder)
+        request, task, policy, notes = fill_from_run(request, folder, manifest, spec, trusted)
         subject: Subject | None = subject_of_run(folder, spec, Path(manifest.cwd))
     elif request.trust_remote_code:
         raise UsageError(f"--trust-remote-code allows what a run's spec asks for, and '{folder}' is not a run folder")
@@ -101,8 +102,10 @@ def _of_models(request: Request, progress: sampling.Progress, notify: Notify) ->
         refuse_overlap(sampling.prompt_keys(task.prompts), request.training_data)
     if absent := _without_references(task.prompts, policy):
         notify(absent)
+    if note := missing_key():
+        notify(note)
     out = request.out or (folder / "eval" if folder.is_dir() else Path("evaluation"))
-    files, measured = sampling.sample(task, policy, out / "samples", progress)
+    files, measured = sampling.sample(task, policy, out / "samples", progress, request.trust_run)
     return evaluate_generations(files, policy, judge=request.judge, measured=_noted(measured, notes)), out, subject
 
 

@@ -49,6 +49,8 @@ class Request:
     out: Path | None = None
     trust_remote_code: bool = False
     """True to run the code of the run's models if its spec asks for it."""
+    trust_run: bool = False
+    """True to read the data that the run's spec names, and to count saved samples, even of somebody else."""
 
     @property
     def options(self) -> dict[str, bool | int | float | str]:

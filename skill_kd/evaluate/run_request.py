@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,17 +15,21 @@ from skill_kd.evaluate.policy import GatePolicy, make_policy
 from skill_kd.evaluate.request import Request
 from skill_kd.files import making, refusing_unwritable
 from skill_kd.jobs.manifest import Manifest, ended
+from skill_kd.jobs.trust import is_inside, refuse_outside
 from skill_kd.spec import Spec
 
 
 def fill_from_run(
-    request: Request, folder: Path, manifest: Manifest, spec: Spec
+    request: Request, folder: Path, manifest: Manifest, spec: Spec, trusted: bool
 ) -> tuple[Request, sampling.SamplingTask, GatePolicy, tuple[str, ...]]:
     """Return the request, the sampling task, the policy and notes. The run's spec fills what the request leaves out.
 
+    Unless the run is ``trusted``, no data that its spec names outside of ``folder`` is read.
+
     Raises:
         RunLockedError: the run still runs.
-        UsageError: the run has no student yet, its teacher cannot be loaded, or its prompts are not on this machine.
+        UsageError: the run has no student yet, its teacher cannot be loaded, or its prompts are not on this machine or
+            must not be read.
     """
     end = ended(folder, manifest)
     if not (folder / "student" / "config.json").is_file():
@@ -37,8 +42,11 @@ def fill_from_run(
         prompts = located(evaluation.prompts, home)
         if prompts is None:
             raise UsageError(f"evaluation.prompts: no '{evaluation.prompts}' on this machine; name it with --prompts")
+        if not trusted:
+            refuse_outside(folder, "evaluation.prompts", evaluation.prompts, prompts, "name prompts with --prompts")
     if prompts is None:
-        prompts, training = _held_out(spec, home, request, (request.out or folder / "eval") / "samples", folder), None
+        found = _data_files(request, spec, home, folder, trusted)
+        prompts, training = _held_out(spec, found, request, folder), None
         notes.append("the prompts are the run's held-out prompts, which also chose its best weights: use fresh prompts")
     elif training is None and (home / spec.data.train).suffix in {".jsonl", ".json", ".ndjson"}:
         training = located(spec.data.train, home)
@@ -46,6 +54,12 @@ def fill_from_run(
             notes.append(
                 f"the training data '{spec.data.train}' is not on this machine, so the prompts were not compared with "
                 "it: name it with --training-data"
+            )
+        elif not (trusted or is_inside(folder, training)):
+            training = None
+            notes.append(
+                f"the training data '{spec.data.train}' was not read, because the run may come from somebody else, so "
+                "the prompts were not compared with it: name it with --training-data, or add --trust-run"
             )
     baseline = _baseline(request, spec)
     if baseline is not None and not request.baseline and is_absent_folder(baseline.model):
@@ -87,21 +101,35 @@ def _baseline(request: Request, spec: Spec) -> ModelSource | None:
     return ModelSource(student.model, student.revision, student.dtype, None, student.trust_remote_code)
 
 
-def _held_out(spec: Spec, home: Path, request: Request, folder: Path, run: Path) -> Path:
+def _data_files(request: Request, spec: Spec, home: Path, folder: Path, trusted: bool) -> dict[str, str]:
+    """Return the training data and the held-out file by key of the spec, without those that need no new path.
+
+    ``request`` may name the training data in its present place.
+    """
+    found = {}
+    for name in ("train", "held_out"):
+        given, value = request.training_data if name == "train" else None, getattr(spec.data, name)
+        path = given or _data_file(name, spec, home)
+        if isinstance(value, str) and not (given or trusted):
+            give = "name it with --training-data, or give prompts" if name == "train" else "give prompts"
+            refuse_outside(folder, f"data.{name}", value, path, f"{give} with --prompts")
+        if path is not None:
+            found[name] = str(path)
+    return found
+
+
+def _held_out(spec: Spec, found: Mapping[str, str], request: Request, run: Path) -> Path:
     """Write the run's held-out prompts, with the data's responses as references, and return the path.
 
     Prompts that the student's chat template refuses are left out if the spec allows bad rows, as in training.
-    ``request`` may name the training data in its present place, and the highest number of prompts.
+    ``found`` has the data files, and ``request`` may have the highest number of prompts.
     """
-    given = {"train": request.training_data} if request.training_data else {}
-    found = {name: given.get(name) or _data_file(name, spec, home) for name in ("train", "held_out")}
+    folder = (request.out or run / "eval") / "samples"
     with plain_errors():
         from skill_kd.kd.config import Data
         from skill_kd.kd.dataset.split import load_split
 
-        values = spec.data.model_dump(mode="json")
-        values |= {name: str(path) for name, path in found.items() if path is not None}
-        held_out = load_split(Data.of(values), spec.seed).held_out
+        held_out = load_split(Data.of({**spec.data.model_dump(mode="json"), **found}), spec.seed).held_out
         if spec.data.max_bad_rows:
             held_out = accepted_by(str(run / "student"), held_out, spec.data.chat_template_options)
     path = folder / "prompts.jsonl"

@@ -1,12 +1,15 @@
 """The samples folder: its key, one line per prompt, and the measurements that are taken once.
 
-A stopped evaluation resumes from it, and an evaluation with another policy takes only seconds.
+A stopped evaluation resumes from it, and an evaluation with another policy takes only seconds. The folder may come
+with a student or a run of somebody else, so each line has the seal of the user who sampled it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NotRequired
 
 from typing_extensions import TypedDict
 
@@ -14,6 +17,7 @@ from skill_kd.errors import UsageError
 from skill_kd.evaluate.generations import write_rows
 from skill_kd.evaluate.opened_models import TokenSums
 from skill_kd.files import as_usage_error, checked, open_unlinked, parse_json, read_checked, read_input, read_object
+from skill_kd.jobs.trust import TRUST, fits, seal
 from skill_kd.report.evaluation_document import ModelFacts
 from skill_kd.report.shown_document import SIDES, Latency
 
@@ -54,6 +58,8 @@ class PromptWork(TypedDict):
     """Number of responses that were cut while reasoning."""
     read: dict[str, TokenSums]
     read_baseline: dict[str, TokenSums]
+    seal: NotRequired[str | None]
+    """Seal of the key, the line's number and its other fields."""
 
 
 class ModelsRecord(TypedDict):
@@ -63,6 +69,32 @@ class ModelsRecord(TypedDict):
     """The reason why probabilities could not be compared, or None."""
     latency: Latency | None
     about: ModelFacts
+    seal: NotRequired[str | None]
+    """Seal of the key and the other fields."""
+
+
+def sealed_line(key: SamplesKey, index: int, work: PromptWork) -> bytes:
+    """Return the line of ``work.jsonl`` for the prompt at ``index``."""
+    return json.dumps({**work, "seal": seal(*_parts(key, f"{WORK} {index}", work))}).encode() + b"\n"
+
+
+def write_record(path: Path, key: SamplesKey, record: ModelsRecord) -> None:
+    """Write ``measured.json``."""
+    write_rows(path, [{**record, "seal": seal(*_parts(key, MEASURED, record))}])
+
+
+def _parts(key: SamplesKey, place: str, values: Mapping[str, object]) -> tuple[str, ...]:
+    """Return what a seal covers. The key has the hashes of both models and of the prompts."""
+    sealed = {name: value for name, value in values.items() if name != "seal"}
+    return ("samples", json.dumps(key, sort_keys=True), place, json.dumps(sealed))
+
+
+def _refuse_foreign(place: str, parts: tuple[str, ...], sealed: object) -> None:
+    if not fits(sealed, *parts):
+        raise UsageError(
+            f"{place} does not have your seal, so it may be somebody else's and counts as no evidence; {DELETE}, or, "
+            f"{TRUST}"
+        )
 
 
 def check_key(path: Path, key: SamplesKey) -> None:
@@ -81,11 +113,11 @@ def check_key(path: Path, key: SamplesKey) -> None:
         raise UsageError(f"'{path}' is of an evaluation with other settings ({changed[:200]}); {DELETE}")
 
 
-def finished(path: Path) -> list[PromptWork]:
+def finished(path: Path, key: SamplesKey, trusted: bool) -> list[PromptWork]:
     """Return the complete lines. Remove an incomplete last line, so that the next one starts a new line.
 
     Raises:
-        UsageError: a line does not fit its schema. The message names it.
+        UsageError: a line does not fit its schema or, unless ``trusted``, its seal. The message names it.
     """
     if not path.exists():
         return []
@@ -95,11 +127,15 @@ def finished(path: Path) -> list[PromptWork]:
         with open_unlinked(path, "r+b") as file:
             file.truncate(whole)
     found = []
-    for number, line in enumerate(data[:whole].split(b"\n")[:-1], start=1):
+    for index, line in enumerate(data[:whole].split(b"\n")[:-1]):
+        place = f"'{path}' line {index + 1}"
         try:
-            found.append(checked(parse_json(line, finite=True), PromptWork))
+            values = parse_json(line, finite=True)
+            found.append(checked(values, PromptWork))
         except ValueError as error:
-            raise UsageError(f"'{path}' line {number}: {error}; {DELETE}") from error
+            raise UsageError(f"{place}: {error}; {DELETE}") from error
+        if not trusted:
+            _refuse_foreign(place, _parts(key, f"{WORK} {index}", values), values.get("seal"))
     return found
 
 
@@ -124,6 +160,11 @@ def refuse_misfit(folder: Path, done: Sequence[PromptWork], record: ModelsRecord
         raise UsageError(f"'{folder / MEASURED}' is not a record of this evaluation; {DELETE}")
 
 
-def read_record(path: Path) -> ModelsRecord:
-    """Read ``measured.json``. Raises UsageError if it does not fit its schema."""
-    return read_checked(path, ModelsRecord, DELETE)
+def read_record(path: Path, key: SamplesKey, trusted: bool) -> ModelsRecord:
+    """Read ``measured.json``. Raises UsageError if it does not fit its schema or, unless ``trusted``, its seal."""
+    record = read_checked(path, ModelsRecord, DELETE)
+    if not trusted:
+        with as_usage_error():
+            values = read_object(path)
+        _refuse_foreign(f"'{path}'", _parts(key, MEASURED, values), values.get("seal"))
+    return record

@@ -7,7 +7,6 @@ at the end.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +35,8 @@ from skill_kd.evaluate.samples_folder import (
     finished,
     read_record,
     refuse_misfit,
+    sealed_line,
+    write_record,
 )
 from skill_kd.files import making, open_unlinked, read_input, refuse_unsafe, refusing_unwritable
 from skill_kd.kd.answers import Unusable
@@ -70,7 +71,7 @@ class SamplingTask:
 
 
 def sample(
-    task: SamplingTask, policy: GatePolicy, folder: Path, progress: Progress = silent
+    task: SamplingTask, policy: GatePolicy, folder: Path, progress: Progress = silent, trusted: bool = False
 ) -> tuple[Files, ModelMeasurements]:
     """Sample the prompts that are missing in ``folder``, and return the generation files and the measurements.
 
@@ -79,7 +80,8 @@ def sample(
     the teacher read the undistilled student's responses in the same way.
 
     Raises:
-        UsageError: the folder belongs to another task, or the data or models cannot be used.
+        UsageError: the folder belongs to another task, it has samples of somebody else and is not ``trusted``, or the
+            data or models cannot be used.
         MissingRequirementError: a model or a package is missing.
     """
     refusing = refusing_unwritable(f"'{folder}'", "fix that, or choose another --out")
@@ -88,13 +90,13 @@ def sample(
         rows, examples = _prompts(task.prompts)
         key = _key(task, policy)
         check_key(folder / KEY, key)
-        done = finished(folder / WORK)
+        done = finished(folder / WORK, key, trusted)
         if len(done) > len(examples):
             raise UsageError(f"'{folder / WORK}' has {len(done)} lines for {len(examples)} prompts; {DELETE}")
         if len(done) < len(examples) or not (folder / MEASURED).exists():
-            write_rows(folder / MEASURED, [_work(task, policy, folder, examples, done, progress)])
-            done = finished(folder / WORK)
-        record = read_record(folder / MEASURED)
+            write_record(folder / MEASURED, key, _work(task, policy, folder, key, examples, done, progress))
+            done = finished(folder / WORK, key, trusted)
+        record = read_record(folder / MEASURED, key, trusted)
         refuse_misfit(folder, done, record, key)
         return _files(folder, rows, done, task), measured(done, record)
 
@@ -145,6 +147,7 @@ def _work(
     task: SamplingTask,
     policy: GatePolicy,
     folder: Path,
+    key: SamplesKey,
     examples: Sequence[Example],
     done: Sequence[object],
     progress: Progress,
@@ -170,8 +173,8 @@ def _work(
         for start in range(len(done), len(examples), AT_ONCE):
             chunk = examples[start : start + AT_ONCE]
             work = _chunk(chunk, start, teacher, (student, vocabulary), shared_baseline, policy, task.max_new_tokens)
-            for line in work:
-                file.write(json.dumps(line).encode() + b"\n")
+            for index, line in enumerate(work, start):
+                file.write(sealed_line(key, index, line))
             file.flush()
             os.fsync(file.fileno())
             progress(min(start + AT_ONCE, len(examples)), len(examples))

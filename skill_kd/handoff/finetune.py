@@ -11,6 +11,7 @@ from skill_kd.handoff import gguf, interpreter
 from skill_kd.handoff.finished_run import FinishedRun
 from skill_kd.handoff.step_files import DATA, FINETUNED, MERGED, OUT, SCRIPT, SETUP, SETUP_CPU
 from skill_kd.handoff.student_folder import Check
+from skill_kd.jobs.folder import refuse_modules, remove_compiled
 from skill_kd.jobs.manifest import Lock
 from skill_kd.jobs.process import Ending, supervise
 
@@ -21,7 +22,8 @@ def finetune(run: FinishedRun, lock: Lock, python: str | None, *, force: bool) -
     """Run the step's script with ``python`` (this interpreter if None), and return the checks of every export.
 
     Raises:
-        UsageError: there is no data, or an earlier fine-tune exists and ``force`` is off.
+        UsageError: there is no data, an earlier fine-tune exists and ``force`` is off, or other modules are next to
+            the script.
         MissingRequirementError: Unsloth or a tool for GGUF is missing.
         TrainingFailedError: the script failed.
         InterruptedRunError: a signal stopped it.
@@ -29,6 +31,8 @@ def finetune(run: FinishedRun, lock: Lock, python: str | None, *, force: bool) -
     python, out, quantizations = python or sys.executable, run.folder / OUT, gguf.among(run.handoff.export)
     _refuse_unready(run.folder, python, force)
     gguf.refuse_missing(quantizations)
+    refuse_modules(run.folder)
+    remove_compiled(run.folder)
     log = run.folder / LOG
     ending = supervise(
         [python, str(run.folder / SCRIPT)],

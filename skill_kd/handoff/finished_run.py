@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from skill_kd.handoff.student_folder import read_json
 from skill_kd.jobs.folder import KD
 from skill_kd.jobs.manifest import Manifest, ended, refuse_linked
 from skill_kd.jobs.student import STUDENT
+from skill_kd.jobs.trust import is_own, refuse_outside
 from skill_kd.report.evaluation_document import Verdict
 from skill_kd.spec import Handoff, Spec
 from skill_kd.spec.file import load_spec, parse_spec
@@ -39,9 +41,11 @@ class FinishedRun:
     """The run's spec, with a hand-off section."""
     prober: str
     """The interpreter that answers questions about models."""
+    trusted: bool
+    """False if the run may come from somebody else."""
 
     @classmethod
-    def read(cls, run: Path, data: Path | None, python: str | None) -> FinishedRun:
+    def read(cls, run: Path, data: Path | None, python: str | None, trust_run: bool) -> FinishedRun:
         """Read a run folder. ``data`` replaces the spec's ``handoff.data``.
 
         Raises:
@@ -52,7 +56,8 @@ class FinishedRun:
         if manifest.status != "done":
             raise UsageError(f"run '{run}' {ended(run, manifest)}; finish it first: skill-kd run SPEC --resume")
         refuse_linked(run / FOLDER, run / FOLDER / KD, *(run / FOLDER / KD).rglob("*/"))
-        return cls(run.absolute(), manifest, _spec(run, data), interpreter.with_torch(python))
+        spec, prober = _spec(run, data), interpreter.with_torch(python)
+        return cls(run.absolute(), manifest, spec, prober, trust_run or is_own(run))
 
     @property
     def student(self) -> Path:
@@ -71,10 +76,16 @@ class FinishedRun:
         return self.spec.handoff
 
     @property
+    def evaluation(self) -> Path:
+        """The results of ``evaluate``, which may not exist."""
+        return self.path / "eval" / "evaluation.json"
+
+    @property
     def verdict(self) -> str | None:
-        """The gate's last verdict on this student, or None if there is none."""
-        evaluation = self.path / "eval" / "evaluation.json"
-        return read_checked(evaluation, Evaluated, "evaluate the run again").verdict if evaluation.exists() else None
+        """The gate's last verdict on this student, or None if there is none, or if it may be somebody else's."""
+        if not (self.trusted and self.evaluation.exists()):
+            return None
+        return read_checked(self.evaluation, Evaluated, "evaluate the run again").verdict
 
     @property
     def best_checkpoint(self) -> Path | None:
@@ -93,6 +104,21 @@ class FinishedRun:
         with refusing_unwritable(f"'{checkpoint}'", "remove it"):
             refuse_unsafe(checkpoint, *checkpoint.glob("*"))
         return checkpoint
+
+    def refuse_foreign_data(self, names: Sequence[str], instead: str) -> None:
+        """Refuse files outside of the run folder that these keys of the spec name, unless the run is trusted.
+
+        ``instead`` says what the user can do without them.
+
+        Raises:
+            UsageError: the message names the key and the file.
+        """
+        for name in names if not self.trusted else ():
+            section, _, key = name.partition(".")
+            value = getattr(getattr(self.spec, section), key)
+            if isinstance(value, str):
+                found = interpreter.folder_of(self.manifest) / value
+                refuse_outside(self.path, name, value, found, instead)
 
     def ask(self, kind: str, **question: object) -> dict[str, Any]:
         """Return the probe's answer to a question about models. It raises what ``interpreter.ask`` raises."""

@@ -13,13 +13,13 @@ from skill_kd.handoff.finetune import finetune, measured_drift
 from skill_kd.handoff.finished_run import FinishedRun
 from skill_kd.handoff.handoff_result import HandoffResult
 from skill_kd.handoff.record import write_record, written_before
-from skill_kd.handoff.step_files import DATA, FinetuneTask, files
+from skill_kd.handoff.step_files import DATA, SCRIPT, FinetuneTask, files
 from skill_kd.handoff.student_folder import sha256
 from skill_kd.handoff.verify import StudentFindings, notes, verify
 from skill_kd.jobs.folder import KD, fill_kd, kd_is_edited
 from skill_kd.jobs.manifest import locked
 from skill_kd.jobs.student import STUDENT
-from skill_kd.jobs.trust import refuse_code
+from skill_kd.jobs.trust import refuse_code, refuse_server
 
 UNKNOWN_LENGTH = 2048
 """Assumed tokens of the longest row while there is no data."""
@@ -36,6 +36,7 @@ def hand_off(
     quantizations: Sequence[str] = (),
     force: bool = False,
     trust_remote_code: bool = False,
+    trust_run: bool = False,
     notify: Callable[[str], None] = lambda _note: None,
 ) -> HandoffResult:
     """Verify the student of ``run``, and write the fine-tuning step into its ``handoff/``.
@@ -50,18 +51,21 @@ def hand_off(
         quantizations: GGUF files to make of the distilled student, for example ``q8_0``.
         force: overwrite edited files and an earlier fine-tune.
         trust_remote_code: run the code of the run's models if its spec asks for it.
+        trust_run: treat the run as the user's own: read the data and call the server that its spec names, run its
+            edited script, and take its verdict.
         notify: receives a line before each step that may take long.
 
     Raises:
-        UsageError: the run is not finished, a check of its student failed, the data cannot be used, or the spec asks
-            for a model's code without ``trust_remote_code``.
+        UsageError: the run is not finished, a check of its student failed, the data cannot be used, or something
+            needs ``trust_remote_code`` or ``trust_run``.
         MissingRequirementError: Unsloth, a tool for GGUF, or a model is missing.
         TrainingFailedError: the fine-tune failed, or its exports failed a check.
         RunLockedError, InterruptedRunError: as for ``skill_kd.run``.
     """
-    finished = FinishedRun.read(run, data, python)
+    finished = FinishedRun.read(run, data, python, trust_run)
     if not trust_remote_code:
         refuse_code(finished.spec, run / "spec.yaml")
+    _refuse_foreign(finished, data_is_given=data is not None, measured=execute and drift)
     gguf.refuse_missing(list(quantizations))
     refusing = refusing_unwritable(f"'{finished.folder}'", "fix that, or free space there")
     with refusing, making(finished.folder), locked(run) as lock:
@@ -72,6 +76,7 @@ def hand_off(
             notify(f"making and reading back {gguf.file_name(STUDENT, each)}")
             _quantize(finished, each, result)
         if execute:
+            _refuse_foreign_script(finished, result)
             notify("fine-tuning, and checking what it exports")
             result.checks += finetune(finished, lock, python, force=force)
             write_record(finished, findings, result)
@@ -82,6 +87,24 @@ def hand_off(
         notify("writing the record, with a hash of every file")
         write_record(finished, findings, result)
     return result
+
+
+def _refuse_foreign(run: FinishedRun, *, data_is_given: bool, measured: bool) -> None:
+    """Refuse what the spec of somebody else's run must not do: read data of this machine, or call a server."""
+    if not data_is_given:
+        run.refuse_foreign_data(["handoff.data"], "name data with --data")
+    if measured and not run.trusted:
+        refuse_server(run.spec, run.path / "spec.yaml", "add --no-drift")
+        run.refuse_foreign_data(["data.train", "data.held_out", "data.pretraining"], "add --no-drift")
+
+
+def _refuse_foreign_script(run: FinishedRun, result: HandoffResult) -> None:
+    """Refuse to run a script or a ``kd/`` that this hand-off kept, if somebody else may have written it."""
+    if not run.trusted and (kept := [name for name in (SCRIPT, KD) if name in result.kept]):
+        raise UsageError(
+            f"'{run.folder}' has an edited {' and '.join(kept)}, perhaps of somebody else, and --execute runs that; "
+            "read it and add --trust-run, or overwrite it with --force"
+        )
 
 
 def _texts(run: FinishedRun, findings: StudentFindings, max_steps: int) -> dict[str, str]:

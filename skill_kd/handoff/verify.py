@@ -10,6 +10,7 @@ from skill_kd.errors import UsageError, command
 from skill_kd.handoff.finished_run import FinishedRun
 from skill_kd.handoff.step_files import CONFIG, DATA, SCRIPT
 from skill_kd.handoff.student_folder import Check, failures, standalone
+from skill_kd.jobs.trust import TRUST
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ def verify(run: FinishedRun, notify: Callable[[str], None]) -> StudentFindings:
 def notes(run: FinishedRun, findings: StudentFindings) -> list[str]:
     """Return the notes for a person about a verified student."""
     missing = f"there is no verdict of the gate yet, run: {command('skill-kd', 'evaluate', run.path)}"
+    if not run.trusted and run.evaluation.exists():
+        missing = f"the verdict in '{run.evaluation}' is not counted, because it may be somebody else's; {TRUST}"
     verdict = f"the gate's verdict is {run.verdict}" if run.verdict else missing
     found = []
     if findings.longest is None:

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -19,6 +20,12 @@ from skill_kd.render import files_hash, is_edited, kd_files, read_requirements, 
 
 SCRIPT = "train.py"
 KD = "kd"
+COMPILED = "compiled"
+"""Folder next to a script in which Unsloth writes modules and imports them again."""
+_CACHE = "__pycache__"
+_CODE = {".py", ".pyw", ".pyc", ".so", ".pyd"}
+_KNOWN = {SCRIPT, "finetune.py", KD, COMPILED, _CACHE, "student", "checkpoints", "eval", "handoff", "out"}
+"""Names of modules that skill-kd and its scripts write next to a script."""
 
 
 def write_folder(text: str, folder: Path, force: bool = False, others: Mapping[str, str] | None = None) -> None:
@@ -98,6 +105,48 @@ def kd_is_edited(folder: Path, written: str | None) -> bool:
     return os.path.lexists(folder / KD) and kd_hash(folder) not in {written, files_hash(kd_files())}
 
 
+def refuse_modules(folder: Path) -> None:
+    """Refuse modules and packages next to the script of a folder: it would import them instead of installed ones.
+
+    Raises:
+        UsageError: there are some. The message names them.
+    """
+    found = sorted(path.name for path in folder.glob("*") if path.name not in _KNOWN and _is_importable(path))
+    if found:
+        named = ", ".join(f"'{folder / name}'" for name in found[:3])
+        raise UsageError(
+            f"the script in '{folder}' would import {named} instead of an installed package of that name; move it "
+            f"away, or, if it is yours, into {KD}/ of a generated folder, and start a new run from there"
+        )
+
+
+def _is_importable(path: Path) -> bool:
+    """Return True for a module, and for a folder with one in it: a package needs no ``__init__.py``."""
+    waiting = [path]
+    while waiting:
+        each = waiting.pop()
+        if each.suffix in _CODE and each.name.partition(".")[0].isidentifier():
+            return True
+        if each.name.isidentifier() and each.is_dir():
+            if each.is_symlink():
+                return True
+            waiting += each.iterdir()
+    return False
+
+
+def remove_compiled(folder: Path) -> None:
+    """Remove compiled modules next to a script. No hash covers them, and they run instead of their sources."""
+    for place, folders, _ in os.walk(folder / KD):
+        if _CACHE in folders:
+            folders.remove(_CACHE)
+            cache = Path(place, _CACHE)
+            cache.unlink() if cache.is_symlink() else shutil.rmtree(cache)
+    for place, folders, files in os.walk(folder / COMPILED):
+        for path in (Path(place, name) for name in (*files, *folders)):
+            if path.suffix in _CODE or path.is_symlink():
+                path.unlink()
+
+
 def script_hash(folder: Path, name: str = SCRIPT) -> str:
     """Return the SHA-256 of the script in ``folder``, in hexadecimal."""
     return hashlib.sha256(read_input(folder / name)).hexdigest()
@@ -163,7 +212,7 @@ def _files(kd: Path) -> dict[str, bytes]:
     return {
         path.relative_to(kd).as_posix(): path.read_bytes()
         for path in kd.rglob("*")
-        if path.is_file() and not any(part == "__pycache__" or part[0] == "." for part in path.relative_to(kd).parts)
+        if path.is_file() and not any(part == _CACHE or part[0] == "." for part in path.relative_to(kd).parts)
     }
 
 

@@ -22,6 +22,8 @@ from skill_kd.spec.section import Text
 
 Status = Literal["running", "done", "failed", "interrupted"]
 NAME = "manifest.json"
+RESOLVED = "spec.yaml"
+"""The spec of a run, with every default."""
 LOCK_NAME = ".lock"
 _LOCKED_BYTE = 1 << 20
 """Offset of the byte that Windows locks. Locked bytes are unreadable, so it is far behind the process id."""
@@ -55,6 +57,8 @@ class Manifest:
     """Reason of a failure or stop, in one line."""
     pid: int | None = None
     """Process id of the trainer while it runs."""
+    seal: str | None = None
+    """The seal of the user who made the run; see ``skill_kd.jobs.trust``. None if there was no key."""
 
     def write(self, folder: Path) -> None:
         """Replace the manifest atomically: a reader sees the old one or the new one."""

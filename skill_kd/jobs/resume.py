@@ -15,15 +15,13 @@ import yaml
 from skill_kd import __version__
 from skill_kd.errors import SkillKDError, SpecError, UsageError, command
 from skill_kd.files import write_atomically
-from skill_kd.jobs.folder import KD, SCRIPT, kd_hash, read_script, script_hash, text_hash
+from skill_kd.jobs.folder import KD, SCRIPT, kd_hash, read_script, refuse_modules, script_hash, text_hash
 from skill_kd.jobs.job import Job, prepare_script
-from skill_kd.jobs.manifest import Manifest
+from skill_kd.jobs.manifest import RESOLVED, Manifest
 from skill_kd.jobs.student import STUDENT
 from skill_kd.render import is_edited, read_stamp, with_last_updates
 from skill_kd.spec import Distill, Spec
 from skill_kd.spec.file import read_values
-
-RESOLVED = "spec.yaml"
 
 
 @dataclass(frozen=True)
@@ -75,9 +73,15 @@ def earlier(job: Job, resume: bool) -> Earlier | None:
     new = text if longer is None else longer.script
     if not manifest.edited:
         _refuse_edited(job.folder, manifest, new)
+    refuse_modules(job.folder)
     if job.script is not None:
         _refuse_other_script(job.script, job.folder, {text_hash(text), text_hash(new)})
     return Earlier(manifest, longer)
+
+
+def resolved(spec: Spec) -> str:
+    """Return the text of ``spec.yaml``."""
+    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
 
 
 def lengthen(job: Job, longer: Longer) -> None:
@@ -86,8 +90,7 @@ def lengthen(job: Job, longer: Longer) -> None:
     The caller has written the manifest, with the hash of the new script, so that a run that is killed in between is
     resumed with the same spec.
     """
-    resolved = yaml.safe_dump(job.spec.model_dump(mode="json"), sort_keys=False)
-    write_atomically(job.folder / RESOLVED, resolved)
+    write_atomically(job.folder / RESOLVED, resolved(job.spec))
     write_atomically(job.folder / SCRIPT, longer.script)
 
 

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
 from skill_kd import __version__
 from skill_kd.errors import (
     ExitCode,
@@ -25,12 +23,13 @@ from skill_kd.errors import (
     error_for,
 )
 from skill_kd.files import as_usage_error, making, read_object, refuse_skill_folder, refusing_unwritable
-from skill_kd.jobs.folder import script_hash, text_hash
+from skill_kd.jobs.folder import remove_compiled, script_hash, text_hash
 from skill_kd.jobs.job import RUNS, Job, prepare, prepare_script
-from skill_kd.jobs.manifest import KILLED, Lock, Manifest, locked, now
+from skill_kd.jobs.manifest import KILLED, RESOLVED, Lock, Manifest, locked, now
 from skill_kd.jobs.process import Ending, Event, supervise
-from skill_kd.jobs.resume import RESOLVED, earlier, lengthen
+from skill_kd.jobs.resume import earlier, lengthen, resolved
 from skill_kd.jobs.student import STUDENT, BrokenStudent, check_student
+from skill_kd.jobs.trust import is_own, missing_key, read_spec, sealed
 from skill_kd.kd.errors import LESS_MEMORY
 from skill_kd.spec import Spec
 
@@ -91,12 +90,14 @@ def start(
     job: Job,
     *,
     resume: bool = False,
+    trust_run: bool = False,
     on_event: Callable[[Event], None] | None = None,
     notify: Notify = lambda _note: None,
 ) -> RunResult:
     """Run ``job`` to its end. ``on_event`` receives each line of ``metrics.jsonl`` when it is written.
 
-    A run that is done is not started again, unless its student is missing or its last stage now has more updates.
+    A run that is done is not started again, unless its student is missing or its last stage now has more updates. A
+    resumed run is the user's own if it was so before, or with ``trust_run``.
 
     Raises:
         UsageError: the folder exists (with ``resume``: is missing) or is not writable, or the script refuses its data.
@@ -119,11 +120,18 @@ def start(
             return RunResult(job.folder, 0.0)
         else:
             longer, previous = found.longer, found.manifest
+            # A run that was killed while it became longer has the seal of the new spec, but perhaps not yet its file.
+            text = None if longer is None else resolved(job.spec)
+            own = trust_run or is_own(job.folder, text)
             manifest = replace(_manifest(job, command, job.folder), edited=previous.edited or job.edited)
             if longer is None:
                 manifest = replace(manifest, spec_hash=previous.spec_hash)
             else:
                 manifest = replace(manifest, script_hash=text_hash(longer.script))
+            if own:
+                manifest = sealed(manifest, text or read_spec(job.folder))
+        if manifest.seal is None and (note := missing_key()):
+            notify(note)
         with locked(job.folder) as lock:
             if found is not None and found.manifest.status == "running":
                 notify(f"'{job.spec.name}' {KILLED}; it resumes from its newest whole checkpoint")
@@ -131,6 +139,7 @@ def start(
             if longer is not None:
                 lengthen(job, longer)
                 notify(longer.described(job.spec.name))
+            remove_compiled(job.folder)
             return _train(job.folder, manifest, lock, on_event)
 
 
@@ -149,9 +158,9 @@ def _make_folder(job: Job, command: tuple[str, ...]) -> Manifest:
         try:
             draft.mkdir()
             job.fill(draft)
-            resolved = yaml.safe_dump(job.spec.model_dump(mode="json"), sort_keys=False)
-            (draft / RESOLVED).write_text(resolved, encoding="utf-8")
-            manifest = _manifest(job, command, draft)
+            text = resolved(job.spec)
+            (draft / RESOLVED).write_bytes(text.encode())
+            manifest = sealed(_manifest(job, command, draft), text)
             manifest.write(draft)
             draft.rename(job.folder)
         finally:

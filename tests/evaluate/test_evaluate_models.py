@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ torch = pytest.importorskip("torch")
 
 import reference  # noqa: E402
 from evaluation_document import problems  # noqa: E402
+from runs import own as owned  # noqa: E402
 from tiny import BOS, CHAT_TEMPLATE, EOS, UNK, build_model, make_model, make_tokenizer  # noqa: E402
 
 from skill_kd import cli  # noqa: E402
@@ -205,6 +207,74 @@ def test_samples_of_a_former_student_give_no_verdict_to_a_new_one(home: Path, tm
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(UsageError, match=r"other settings \(student\)"):
         sampling.sample(changed, POLICY, tmp_path / "samples")
+
+
+def forge_line(folder: Path) -> None:
+    """Change a text of the second prompt."""
+    lines = [json.loads(line) for line in (folder / "work.jsonl").read_text().splitlines()]
+    lines[1]["texts"]["student"][0] = "forged"
+    (folder / "work.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def forge_order(folder: Path) -> None:
+    """Give the first two prompts each other's line."""
+    first, second, *others = (folder / "work.jsonl").read_text().splitlines(keepends=True)
+    (folder / "work.jsonl").write_text("".join([second, first, *others]))
+
+
+def forge_record(folder: Path) -> None:
+    """Change the device in the record."""
+    record = json.loads((folder / "measured.json").read_text())
+    record["about"]["device"] = "forged"
+    (folder / "measured.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("forge", "named"),
+    [
+        (forge_line, r"work\.jsonl' line 2"),
+        (forge_order, r"work\.jsonl' line 1"),
+        (forge_record, r"measured\.json'"),
+        (None, r"work\.jsonl' line 1"),
+    ],
+)
+def test_samples_without_the_user_s_seal_are_refused(
+    forge: Callable[[Path], None] | None,
+    named: str,
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sampled: Path,
+) -> None:
+    folder = Path(shutil.copytree(sampled, tmp_path / "samples"))
+    if forge is None:
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user"))
+    else:
+        forge(folder)
+    with pytest.raises(UsageError, match=rf"{named} does not have your seal.*choose another --out.*add --trust-run"):
+        sampling.sample(task(home), POLICY, folder)
+    sampling.sample(task(home), POLICY, folder, trusted=True)
+
+
+def test_forged_samples_next_to_a_student_give_no_verdict(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = Path(shutil.copytree(home / "student", tmp_path / "student"))
+    asked = ["evaluate", str(student), "--teacher", str(home / "teacher"), "--prompts", str(home / "prompts.jsonl")]
+    asked += ["--no-latency", "--max-new-tokens", "4", "--set", "samples=2"]
+    assert cli.main(asked) == 4
+    forge_line(student / "eval" / "samples")
+    capsys.readouterr()
+    assert cli.main(asked) == 2
+    assert "line 2 does not have your seal" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def sampled(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A samples folder that is done."""
+    folder = tmp_path_factory.mktemp("samples")
+    sampling.sample(task(home), POLICY, folder)
+    return folder
 
 
 def test_student_identical_to_its_teacher_has_no_divergence(home: Path, tmp_path: Path) -> None:
@@ -463,7 +533,7 @@ def a_run(folder: Path, home: Path, data: dict[str, object] | None = None, **eva
     make_model(folder / "student", seed=2, layers=1)
     texts = ("spec_hash", "skill_kd", "backend", "backend_version", "script_hash", "python", "platform", "started")
     values: dict[str, Any] = dict.fromkeys(texts, "")
-    Manifest("run", "done", edited=False, command=(), cwd=str(home), **values).write(folder)
+    owned(folder, Manifest("run", "done", edited=False, command=(), cwd=str(home), **values))
     return folder
 
 
@@ -481,7 +551,7 @@ def test_run_is_judged_by_its_spec_on_its_held_out_prompts(home: Path, tmp_path:
 
 def filled(run: Path, **asked: Any) -> SamplingTask:
     manifest, spec = Manifest.read(run), load_spec(run / "spec.yaml")
-    return fill_from_run(Request(str(run), **asked), run, manifest, spec)[1]
+    return fill_from_run(Request(str(run), **asked), run, manifest, spec, trusted=True)[1]
 
 
 def test_a_run_gives_its_options_of_the_template_to_every_model(home: Path, tmp_path: Path) -> None:
@@ -601,8 +671,7 @@ def test_run_refuses_its_training_prompts(home: Path, tmp_path: Path) -> None:
 
 def moved(run: Path) -> Path:
     """The run as on another machine: the folder where it was started is not there."""
-    path = run / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "cwd": "/nowhere/else"}))
+    owned(run, replace(Manifest.read(run), cwd="/nowhere/else"))
     return run
 
 
@@ -649,7 +718,7 @@ def test_what_a_moved_run_lacks_is_named_with_the_option_that_replaces_it(
     values[section][key] = "/gone/t"
     (run / "spec.yaml").write_text(json.dumps(values))
     with pytest.raises(UsageError, match=words):
-        evaluate(Request(str(run), latency=False))
+        evaluate(Request(str(owned(run)), latency=False))
 
 
 def test_run_without_a_student_names_resume(home: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import huggingface_hub
 import pytest
 import yaml
 from chat_templates import NO_TURNS
+from runs import own
 from safetensors.torch import load_file, save_file
 from tiny import BOS, CHAT_TEMPLATE, EOS, UNK, make_model, make_tokenizer
 
@@ -115,6 +116,7 @@ def spec_of(run_folder: Path) -> dict[str, Any]:
 def change_spec(run_folder: Path, section: str, **changes: Any) -> None:
     values = spec_of(run_folder)
     (run_folder / "spec.yaml").write_text(yaml.safe_dump({**values, section: {**values[section], **changes}}))
+    own(run_folder)
 
 
 def config_of(text: str) -> dict[str, Any]:

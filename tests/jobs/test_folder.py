@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from skill_kd import render
 from skill_kd.errors import UsageError
 from skill_kd.jobs import folder as folders
-from skill_kd.jobs.folder import drift, edited_parts, to_notebook, write_folder
+from skill_kd.jobs.folder import drift, edited_parts, refuse_modules, remove_compiled, to_notebook, write_folder
 from skill_kd.spec import Spec
 from skill_kd.testing import FakeBackend
 
@@ -118,6 +119,60 @@ def test_caches_are_neither_edits_nor_drift(text: str, target: Path) -> None:
         (target / name).write_bytes(b"x")
     assert edited_parts(target) == []
     assert drift(target, text) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("json.py", "torch.pyc", "json.cpython-311-x86_64-linux-gnu.so", "json.so", "json.pyd", "mine.py"),
+        *("torch/__init__.py", "apex/normalization.py", "apex/deep/er/fused.so"),
+    ],
+)
+def test_modules_next_to_the_script_are_refused_by_name(name: str, target: Path) -> None:
+    (target / name).parent.mkdir(parents=True, exist_ok=True)
+    (target / name).write_text("")
+    with pytest.raises(UsageError, match=re.escape(f"would import '{target / Path(name).parts[0]}' instead of")):
+        refuse_modules(target)
+
+
+def test_a_link_to_a_package_next_to_the_script_is_refused(target: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "fused.py").write_text("")
+    (target / "apex").mkdir()
+    (target / "apex" / "normalization").symlink_to(tmp_path / "theirs")
+    with pytest.raises(UsageError, match="apex"):
+        refuse_modules(target)
+
+
+def test_what_a_run_and_its_user_leave_next_to_the_script_is_not_refused(target: Path) -> None:
+    names = [
+        *("train.ipynb", "launch.sh", "accelerate.yaml", "spec.yaml", "data.jsonl", "metrics.jsonl", "plot-losses.py"),
+        *("student/config.json", "student/modeling_x.py", "checkpoints/0-1/model.safetensors", "eval/report.html"),
+        *("handoff/finetune.py", "handoff/kd/__init__.py", "compiled/UnslothSFTTrainer.py", "__pycache__/train.pyc"),
+        *("tensorboard/events.out.tfevents.1", "wandb/run-1/files/code.py", "out/merged/config.json", ".venv/lib/x.py"),
+    ]
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_text("")
+    refuse_modules(target)
+
+
+def test_compiled_modules_are_removed_and_nothing_else(target: Path, tmp_path: Path) -> None:
+    before = contents(target)
+    kept = {"compiled/model.onnx": b"theirs", "__pycache__/x.pyc": b"", "student/__pycache__/x.pyc": b""}
+    removed = ("kd/__pycache__/a.pyc", "kd/train/__pycache__/b.pyc", "compiled/a.py", "compiled/__pycache__/a.pyc")
+    for name in (*kept, *removed):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes(kept.get(name, b""))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "loop.pyc").write_bytes(b"precious")
+    (target / "kd" / "model" / "__pycache__").symlink_to(tmp_path / "elsewhere")
+    (target / "compiled" / "deep").symlink_to(tmp_path / "elsewhere")
+    remove_compiled(target)
+    assert contents(target) == {**before, **kept}
+    assert not (target / "kd" / "model" / "__pycache__").is_symlink()
+    assert not (target / "compiled" / "deep").is_symlink()
+    assert (tmp_path / "elsewhere" / "loop.pyc").read_bytes() == b"precious"
 
 
 def test_drift_names_each_file_and_why(spec: Spec, text: str, target: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import py_compile
 import shutil
 from pathlib import Path
 from typing import Any
@@ -163,3 +165,29 @@ def test_run_of_an_edited_kd_resumes_only_with_that_kd() -> None:
     (kd / "seeds.py").write_text("# mine again\n")
     with pytest.raises(UsageError, match=r"'runs/demo/kd' differs from 'out/kd'"):
         run_script(script, resume=True)
+
+
+# --- code that no hash covers -----------------------------------------------------------------------------------------
+
+
+def test_modules_next_to_the_script_do_not_run(tmp_path: Path) -> None:
+    folder = done(spec_of(4))
+    shutil.rmtree(folder / "student")
+    (folder / "signal.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').close()")
+    with pytest.raises(UsageError, match=r"would import 'runs/demo/signal\.py' instead of an installed package"):
+        run(spec_of(4), resume=True)
+    assert starts(folder) == 1
+    assert not (tmp_path / "ran").exists()
+
+
+def test_compiled_modules_of_other_sources_do_not_run(tmp_path: Path) -> None:
+    folder = done(spec_of(4))
+    shutil.rmtree(folder / "student")
+    source = tmp_path / "other.py"
+    source.write_text(f"open({str(tmp_path / 'ran')!r}, 'a').close()")
+    cache = importlib.util.cache_from_source(str(folder / "kd" / "config.py"))
+    # Python runs such a file without a look at the source.
+    py_compile.compile(str(source), cache, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    run(spec_of(4), resume=True)
+    assert starts(folder) == 2
+    assert not (tmp_path / "ran").exists()

@@ -1,4 +1,4 @@
-"""A run folder that version 0.1 began is still resumed, evaluated and handed off."""
+"""A run folder that version 0.1 began, without a seal, is still resumed, evaluated and handed off."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def test_a_run_folder_of_0_1_is_resumed_evaluated_and_handed_off(
     monkeypatch.chdir(home)
     before = json.loads((home / "runs/tiny/manifest.json").read_text(encoding="utf-8"))
 
-    assert main(["run", "spec.yaml", "--resume", "--json"]) == ExitCode.OK
+    assert main(["run", "spec.yaml", "--resume", "--trust-run", "--json"]) == ExitCode.OK
     assert json.loads(capsys.readouterr().out)["student"].endswith("student")
     manifest = json.loads((home / "runs/tiny/manifest.json").read_text(encoding="utf-8"))
     assert (manifest["status"], manifest["spec_hash"]) == ("done", before["spec_hash"])
-    assert manifest.keys() == before.keys()
+    assert manifest.keys() == {*before.keys(), "seal"}
     events = [json.loads(line) for line in (home / "runs/tiny/metrics.jsonl").read_text("utf-8").splitlines()]
     assert [event["update"] for event in events if event["event"] == "update"] == list(range(1, 13))
 

@@ -1,4 +1,4 @@
-"""Tiny models, made once."""
+"""Tiny models, made once, and the key that only tests use."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import state_home  # noqa: F401 -- a fixture
 from tiny import make_model
 
 # How a sum is split over threads changes its last bits, and losses are compared to 1e-5.

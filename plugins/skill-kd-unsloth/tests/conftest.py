@@ -1,10 +1,11 @@
-"""Tiny models, made once."""
+"""Tiny models, made once, and the key that only tests use."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from runs import state_home  # noqa: F401 -- a fixture
 from tiny import make_model
 
 
