@@ -1,13 +1,13 @@
 """Measure how soon `diagnose` finds a slow collapse, and how often it finds something in a healthy year.
 
-nice python benchmarks/diagnose_drift.py [--years 200] [--drifts 200] [--seed 0] [--out FILE]
+nice python benchmarks/diagnose_drift.py [--logs 200] [--seed 0] [--written 5] [--out FILE]
 
 The answers of a simulated log are drawn from a bank: answers of `diagnose_logs.py` that were measured once. A text that
 occurs once in the bank is a new text each time it is drawn. From there on, the code is that of `diagnose`. For the first
 --written seeds, a drift and a healthy log are also written as texts and read by `diagnose`.
 
-A healthy year is diagnosed as a whole, and also in parts of 8 weeks. In a drift, the last 8 weeks are
-diagnosed once a week. All thresholds of the curve are applied to the same steps.
+Healthy logs have a year or 8 weeks, and are diagnosed at their end. In a drift, the last 8 weeks are diagnosed once a week.
+All thresholds of the curve are applied to the same steps.
 """
 
 from __future__ import annotations
@@ -43,9 +43,7 @@ LOOKS = (-21, -14, -7, 0, 7, 14)
 """Days after which a drift is diagnosed, counted from ``FULL``."""
 ANY = 100.0
 """A limit that every p is below: no test."""
-THRESHOLDS = (
-    (ANY, 0.0), (1.0, 0.0), (0.5, 0.0), (0.05, 0.0), (ANY, 0.5), (ANY, 1.0), (0.05, 1.0), (0.05, 2.0), (0.05, 3.0), (0.05, 4.0)
-)  # fmt: skip
+THRESHOLDS = ((ANY, 0.0), (1.0, 0.0), (0.05, 0.0), (ANY, 0.5), (0.05, 1.0), (0.05, 2.0), (0.05, 3.0), (0.05, 4.0))
 """Thresholds of the curve: p times the number of detectors, and the smallest change in margins."""
 USED = (ALPHA, 1.0)
 
@@ -137,10 +135,14 @@ def found(seen: Raw, alpha: float, least: float) -> set[str]:
     return {key for key, p, effect in seen if p < alpha and effect >= least}
 
 
-def healthy_year(bank: Bank, seed: int) -> list[Raw]:
-    """Return the steps in a healthy year: in all of it, then in 8 weeks and again in 8 weeks."""
-    year = simulated(bank, f"healthy/{seed}", YEAR)
-    return [raw(year), *(raw(year[end - READ : end]) for end in range(READ, YEAR + 1, READ))]
+def healthy_year(bank: Bank, seed: int) -> Raw:
+    """Return the steps in a healthy year that is diagnosed as a whole."""
+    return raw(simulated(bank, f"healthy/{seed}", YEAR))
+
+
+def healthy_weeks(bank: Bank, seed: int) -> Raw:
+    """Return the steps in 8 healthy weeks."""
+    return raw(simulated(bank, f"weeks/{seed}", READ))
 
 
 def drift_days(bank: Bank, seed: int) -> list[list[MeasuredAnswer]]:
@@ -163,55 +165,59 @@ def written(seed: int, damage: str | None) -> bool:
         return "sameness" in [each.key for each in diagnose([str(path)]).findings]
 
 
-def summary(years: Sequence[Sequence[Raw]], drifts: Sequence[Sequence[Raw]], alpha: float, least: float) -> dict[str, Any]:
+def summary(
+    years: Sequence[Raw], weeks: Sequence[Raw], drifts: Sequence[Sequence[Raw]], alpha: float, least: float
+) -> dict[str, Any]:
     """Return one row of the curve."""
     delays = sorted(
-        next((look for look, seen in zip(LOOKS, each, strict=True) if "sameness" in found(seen, alpha, least)), math.inf)
+        next(
+            (look for look, seen in zip(LOOKS, each, strict=True) if "sameness" in found(seen, alpha, least)), math.inf
+        )
         for each in drifts
     )
     late = [each if math.isfinite(each) else None for each in delays]
     return {
         "alpha": alpha,
         "margins": least,
-        "findings_in_years": sum(len(found(each[0], alpha, least)) for each in years),
-        "findings_in_8_weeks": sum(len(found(seen, alpha, least)) for each in years for seen in each[1:]),
+        "findings_in_years": sum(len(found(each, alpha, least)) for each in years),
+        "findings_in_8_weeks": sum(len(found(each, alpha, least)) for each in weeks),
         "found_by": {str(look): sum(delay <= look for delay in delays) for look in LOOKS},
         "delay": {"median": late[(len(late) - 1) // 2], "90%": late[math.ceil(0.9 * len(late)) - 1]},
     }
 
 
-def measured(years: int, drifts: int, seed: int, logs: int) -> dict[str, Any]:
-    """Simulate everything with seeds from ``seed`` on, and return the result."""
-    bank = Bank()
-    healthy = [healthy_year(bank, number) for number in range(seed, seed + years)]
-    drifting = [drift(bank, number) for number in range(seed, seed + drifts)]
+def measured(logs: int, seed: int, written_logs: int, bank: Bank) -> dict[str, Any]:
+    """Simulate ``logs`` of each kind, with seeds from ``seed`` on, and return the result."""
+    years, weeks, drifts = (
+        [simulate(bank, number) for number in range(seed, seed + logs)]
+        for simulate in (healthy_year, healthy_weeks, drift)
+    )
     return {
         "python": platform.python_version(),
-        "seeds": {"first": seed, "years": years, "drifts": drifts},
-        "looks_in_a_year": len(healthy[0]) - 1,
-        "curve": [summary(healthy, drifting, *each) for each in THRESHOLDS],
+        "logs": logs,
+        "first_seed": seed,
+        "curve": [summary(years, weeks, drifts, *each) for each in THRESHOLDS],
         "written": {
-            "logs": logs,
-            "drifts_found": sum(written(number, "drift") for number in range(seed, seed + logs)),
-            "healthy_found": sum(written(number, None) for number in range(seed, seed + logs)),
+            "logs": written_logs,
+            "drifts_found": sum(written(number, "drift") for number in range(seed, seed + written_logs)),
+            "healthy_found": sum(written(number, None) for number in range(seed, seed + written_logs)),
         },
     }
 
 
 def table(result: dict[str, Any]) -> str:
     """Return the curve as Markdown."""
-    years, drifts = result["seeds"]["years"], result["seeds"]["drifts"]
-    looks = years * result["looks_in_a_year"]
+    logs = result["logs"]
     lines = [
-        "| false-alarm rate α | smallest change | findings in a healthy year | in 8 healthy weeks "
-        "| drift found, of those at 15 % | 7 days later | 14 days later | median delay, days | 90 % within |",
+        "| p × detectors below | smallest change | findings in a healthy year | in 8 healthy weeks "
+        "| drift found when 15 % is reached | 7 days later | 14 days later | median delay, days | 90 % within |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for each in result["curve"]:
-        by = [f"{each['found_by'][look] / drifts:.0%}" for look in ("0", "7", "14")]
+        by = [f"{each['found_by'][look] / logs:.0%}" for look in ("0", "7", "14") if look in each["found_by"]]
         delays = ["not found" if late is None else f"{late:+}" if late else "0" for late in each["delay"].values()]
         name = "**in use:** " if (each["alpha"], each["margins"]) == USED else ""
-        false = f"{each['findings_in_years'] / years:.3g}", f"{each['findings_in_8_weeks'] / looks:.3g}"
+        false = f"{each['findings_in_years'] / logs:.3g}", f"{each['findings_in_8_weeks'] / logs:.3g}"
         alpha = "no test" if each["alpha"] >= ANY else f"{each['alpha']:g}"
         cells = [f"{name}{alpha}", f"{each['margins']:g} margins", *false, *by, *delays]
         lines.append(f"| {' | '.join(cells)} |")
@@ -221,13 +227,12 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     """Measure and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--years", type=int, default=200)
-    parser.add_argument("--drifts", type=int, default=200)
+    parser.add_argument("--logs", type=int, default=200, help="number of healthy years, healthy 8 weeks, and drifts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--written", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    result = measured(options.years, options.drifts, options.seed, options.written)
+    result = measured(options.logs, options.seed, options.written, Bank())
     partial = options.out.with_suffix(".partial")
     partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, options.out)

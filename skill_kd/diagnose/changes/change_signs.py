@@ -33,6 +33,7 @@ from skill_kd.diagnose.changes.detectors import (
     version,
 )
 from skill_kd.diagnose.changes.measures import WindowSample
+from skill_kd.diagnose.changes.windows import NOT_LOGGED
 
 ALPHA = 0.05
 """Probability of any false alarm in a whole log. The detectors share it (Bonferroni)."""
@@ -41,7 +42,7 @@ EXPLAINED = 0.5
 SEPARABLE = 0.1
 """A factor also explains a change if the strata on both sides have less than this share of the weight."""
 DEPLOYED = 0.1
-"""A model version counts as deployed from the first window in which it gives this share of the answers."""
+"""A model version is deployed from the first window in which it gives this share of the answers."""
 LOOPS = 0.03
 """A share of loops above this is a finding even without a change."""
 
@@ -117,6 +118,7 @@ def _significant(detector: Detector, values: Cells) -> Step | None:
 
 def _explanations(detector: Detector, windows: Sequence[WindowSample], plain: Step) -> tuple[str, ...]:
     found = [name for name, by in FACTORS.items() if _explains(detector, windows, plain, *by)]
+    found.sort(key=VERSION.__eq__)  # last: it excuses nothing
     return tuple(found) or ("several settings together",)
 
 
@@ -129,13 +131,18 @@ def _explains(detector: Detector, windows: Sequence[WindowSample], plain: Step, 
 
 
 def _deployment(detector: Detector, windows: Sequence[WindowSample], step: Step) -> Deployment | None:
-    """Return the deployment that explains a step: another version is served, and no version changed by itself."""
+    """Return the deployment that explains a step: another version answers more, and no version changed by itself."""
     before, after = (_versions(part) for part in (windows[: step.at], windows[step.at :]))
-    new = max(after, key=lambda name: (after[name] - before.get(name, 0.0), name))
-    old = max((name for name in before if name != new), key=lambda name: (before[name], name), default=None)
-    if old is None or not _explains(detector, windows, step, version, prompt_kind):
+    gained = {name: share - before.get(name, 0.0) for name, share in after.items()}
+    new = max(gained, key=lambda name: (gained[name], name))
+    old = max((name for name in before if name != new), key=lambda name: (before[name], name), default=NOT_LOGGED)
+    if gained[new] < DEPLOYED or NOT_LOGGED in (new, old):
         return None
-    return Deployment(new, old, next(at for at, each in enumerate(windows) if _versions([each]).get(new, 0.0) >= DEPLOYED))
+    if not _explains(detector, windows, step, version, prompt_kind):
+        return None
+    return Deployment(
+        new, old, next(at for at, each in enumerate(windows) if _versions([each]).get(new, 0.0) >= DEPLOYED)
+    )
 
 
 def _versions(windows: Sequence[WindowSample]) -> dict[str, float]:
