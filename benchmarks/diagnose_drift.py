@@ -2,12 +2,12 @@
 
 nice python benchmarks/diagnose_drift.py [--logs 200] [--seed 0] [--written 5] [--out FILE]
 
-The answers of a simulated log are drawn from a bank: answers of `diagnose_logs.py` that were measured once. A text that
-occurs once in the bank is a new text each time it is drawn. From there on, the code is that of `diagnose`. For the first
---written seeds, a drift and a healthy log are also written as texts and read by `diagnose`.
+The answers of a simulated log come from a bank: answers of `diagnose_logs.py`, measured once. A text that is in the bank
+once is a new text each time it is drawn. From there on, the code is that of `diagnose`. For the first --written seeds, a
+drift and a healthy log are also written as texts and read by `diagnose`.
 
-Healthy logs have a year or 8 weeks, and are diagnosed at their end. In a drift, the last 8 weeks are diagnosed once a week.
-All thresholds of the curve are applied to the same steps.
+Healthy logs have a year or 8 weeks, and are diagnosed at their end. In a drift, the last 8 weeks are diagnosed once a
+week. All thresholds of the curve are applied to the same steps.
 """
 
 from __future__ import annotations

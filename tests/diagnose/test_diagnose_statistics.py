@@ -253,7 +253,7 @@ def drifting(
 
 def test_a_slow_rise_of_canned_answers_is_found() -> None:
     signs = drifting(lambda day: 0.15 * min(1.0, max(0, day - 6) / 28))
-    assert {sign.detector.key for sign in signs if sign.verdict == "change"} >= {"repeated", "repeated_opening"}
+    assert {sign.detector.key for sign in signs if sign.verdict == "change"} >= {"repeated", "reopened"}
 
 
 def test_more_traffic_is_no_rise_of_canned_answers() -> None:

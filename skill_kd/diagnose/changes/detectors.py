@@ -43,7 +43,7 @@ DETECTORS = (
     Detector("near", "nearly the same answer", "match", lambda m: m.near, 0.06, "up", "sameness", 1e-5),
     Detector("opening", "same first five words", "match", lambda m: m.opening, 0.07, "up", "sameness", 1e-4),
     Detector("repeated", "repeated answers", "share", lambda m: m.repeated, 0.03, "up", "sameness", 0.01),
-    Detector("repeated_opening", "repeated openings", "share", lambda m: m.repeated_opening, 0.05, "up", "sameness", 0.01),
+    Detector("reopened", "repeated openings", "share", lambda m: m.repeated_opening, 0.05, "up", "sameness", 0.01),
     Detector("refusals", "refusals", "share", lambda m: m.refusal, 0.02, "up", "refusals", 0.01),
     Detector("hedges", "hedges", "share", lambda m: m.hedge, 0.05, "up", "refusals", 0.01),
     Detector("loops", "loops", "share", lambda m: m.loop, 0.01, "up", "loops", 0.005),

@@ -224,8 +224,8 @@ NEIGHBORS = 100
 def mark_repeats(windows: Sequence[WindowSample]) -> None:
     """Mark the answers, and the openings, that one of their neighbors has too.
 
-    The neighbors of an answer are the sampled answers to the same kind of prompt that are nearest in time. Their number is
-    always the same, so the share of repeats depends neither on the traffic nor on the mix of prompts. An answer to the
+    The neighbors of an answer are the sampled answers to the same kind of prompt that are nearest in time. There are
+    always as many, so the share of repeats depends neither on the traffic nor on the mix of prompts. An answer to the
     same prompt is no repeat.
     """
     kinds: dict[tuple[int, int], list[MeasuredAnswer]] = defaultdict(list)
