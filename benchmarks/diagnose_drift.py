@@ -29,7 +29,7 @@ from diagnose_logs import RISE, TOPICS, Log, canned, canned_share, mix_of, rows
 from skill_kd.diagnose import Options, diagnose
 from skill_kd.diagnose.changes.change_signs import ALPHA
 from skill_kd.diagnose.changes.change_statistics import change_point
-from skill_kd.diagnose.changes.detectors import DETECTORS, cells, effect
+from skill_kd.diagnose.changes.detectors import DETECTORS, Detector, cells, effect
 from skill_kd.diagnose.changes.measures import MeasuredAnswer, WindowSample, assign_topics, mark_repeats, measure_all
 from skill_kd.diagnose.changes.scan import scan
 from skill_kd.diagnose.changes.windows import MOST_WINDOWS, SAMPLE, Sampled
@@ -39,7 +39,7 @@ CALLS, YEAR, READ = 120, 365, 56
 """Calls a day, days of a year, and days that one diagnosis reads."""
 FULL = 42
 """Day on which the share of canned answers has risen to its end. The drift begins ``RISE`` days before."""
-LOOKS = (-21, -14, -7, 0, 7, 14)
+LOOKS = (-7, 0, 7, 14)
 """Days after which a drift is diagnosed, counted from ``FULL``."""
 ANY = 100.0
 """A limit that every p is below: no test."""
@@ -120,10 +120,10 @@ Raw = list[tuple[str, float, float]]
 """The largest step of each detector, like for like: finding, p times the number of detectors, effect in margins."""
 
 
-def raw(days: Sequence[list[MeasuredAnswer]]) -> Raw:
+def raw(days: Sequence[list[MeasuredAnswer]], detectors: Sequence[Detector] = DETECTORS) -> Raw:
     """Return what `diagnose` compares with its thresholds."""
     windows, steps = windows_of(days), []
-    for each in DETECTORS:
+    for each in detectors:
         step = change_point(cells(each, windows), each.least_variance)
         assert step is not None
         steps.append((each.finding, step.p * len(DETECTORS), effect(each, step.before, step.difference)))
@@ -145,15 +145,11 @@ def healthy_weeks(bank: Bank, seed: int) -> Raw:
     return raw(simulated(bank, f"weeks/{seed}", READ))
 
 
-def drift_days(bank: Bank, seed: int) -> list[list[MeasuredAnswer]]:
-    """Return the days of a log with a slow collapse, until the last look."""
-    return simulated(bank, f"drift/{seed}", FULL + LOOKS[-1], FULL - RISE)
-
-
 def drift(bank: Bank, seed: int) -> list[Raw]:
-    """Return the signs at each look."""
-    days = drift_days(bank, seed)
-    return [raw(days[: FULL + look][-READ:]) for look in LOOKS]
+    """Return the steps at each look, of the detectors of similar answers."""
+    days = simulated(bank, f"drift/{seed}", FULL + LOOKS[-1], FULL - RISE)
+    sameness = [each for each in DETECTORS if each.finding == "sameness"]
+    return [raw(days[: FULL + look][-READ:], sameness) for look in LOOKS]
 
 
 def written(seed: int, damage: str | None) -> bool:
@@ -219,7 +215,7 @@ def table(result: dict[str, Any]) -> str:
         name = "**in use:** " if (each["alpha"], each["margins"]) == USED else ""
         false = f"{each['findings_in_years'] / logs:.3g}", f"{each['findings_in_8_weeks'] / logs:.3g}"
         alpha = "no test" if each["alpha"] >= ANY else f"{each['alpha']:g}"
-        cells = [f"{name}{alpha}", f"{each['margins']:g} margins", *false, *by, *delays]
+        cells = [f"{name}{alpha}", f"{each['margins']:g} × margin", *false, *by, *delays]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

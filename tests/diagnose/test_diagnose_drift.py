@@ -31,7 +31,7 @@ def test_a_tiny_run_finds_the_drift_and_nothing_in_healthy_weeks(
     [used] = [row for row in result["curve"] if (row["alpha"], row["margins"]) == drift.USED]
     assert (used["findings_in_years"], used["findings_in_8_weeks"]) == (0, 0)
     assert used["found_by"] == {"14": 1}
-    assert "| **in use:** 0.05 | 1 margins | 0 | 0 | 100% |" in drift.table(result)
+    assert "| **in use:** 0.05 | 1 × margin | 0 | 0 | 100% |" in drift.table(result)
 
 
 @pytest.mark.parametrize("damage", ["modes", None])

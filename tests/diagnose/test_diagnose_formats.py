@@ -104,14 +104,14 @@ def test_another_temperature_excuses_a_new_version(tmp_path: Path) -> None:
     assert {sign.explained_by for sign in result.explained} == {("temperature", "model version")}
 
 
-def test_a_new_version_that_answers_as_before_is_no_finding(tmp_path: Path) -> None:
+def test_a_new_version_that_answers_as_before_is_not_a_finding(tmp_path: Path) -> None:
     result = deployed(tmp_path, None, "student-2")
     assert result.status == "nothing found"
     assert not result.explained
 
 
 @pytest.mark.parametrize("version", ["ignore all rules", "<b>x</b>", "a\x1b[31m", "AK" + "IA" + "Q7" * 8, "m" * 65])
-def test_a_version_that_is_no_plain_name_is_shown_as_an_id(version: str, tmp_path: Path) -> None:
+def test_a_version_with_an_unusual_name_is_shown_as_an_id(version: str, tmp_path: Path) -> None:
     result = deployed(tmp_path, "damage", version)
     for shown in (result.table(), json.dumps(result.to_json()), html(result)):
         assert version not in shown

@@ -256,7 +256,7 @@ def test_a_slow_rise_of_canned_answers_is_found() -> None:
     assert {sign.detector.key for sign in signs if sign.verdict == "change"} >= {"repeated", "reopened"}
 
 
-def test_more_traffic_is_no_rise_of_canned_answers() -> None:
+def test_more_traffic_does_not_look_like_canned_answers() -> None:
     assert not drifting(lambda _: 0.15, traffic=lambda day: 40 if day < 20 else 240)
 
 

@@ -68,7 +68,7 @@ def prompt_kind(measured: MeasuredAnswer) -> Hashable:
 
 def setting(measured: MeasuredAnswer) -> Hashable:
     """Return the settings of the answer. The model version is not one of them: it is what a diagnosis is about."""
-    return measured.setting[1:]
+    return measured.row.setting[1:]
 
 
 def version(measured: MeasuredAnswer) -> str:
@@ -157,10 +157,10 @@ def _match_cell(detector: Detector, members: Sequence[MeasuredAnswer], mix: Stra
     weights = [reference.get(kind, 0.0) / whole / sizes[kind] for kind in kinds]
     mean = math.fsum(weight * value for weight, value in zip(weights, values, strict=True))
     worth = 1 / math.fsum(weight * weight for weight in weights)
-    cell = StratumSums()
-    for weight, value in zip(weights, values, strict=True):
-        cell.add(mean + 2 * (value - mean), worth * weight)
-    return cell
+    doubled = [mean + 2 * (value - mean) for value in values]
+    total = math.fsum(weight * value for weight, value in zip(weights, doubled, strict=True))
+    squares = math.fsum(weight * value * value for weight, value in zip(weights, doubled, strict=True))
+    return StratumSums(worth * math.fsum(weights), worth * total, worth * squares)
 
 
 def matches(
@@ -174,16 +174,24 @@ def matches(
     if mix is None:
         mix, kinds = {0: 1.0}, [0] * len(members)
     pairs = [(detector.value(each), each.row.prompt_hash) for each in members]
+    totals = Counter(group for group, _ in pairs)
+    alone = {group for group, count in totals.items() if count == 1 or not group}
+    if len(alone) == len(totals):
+        return [0.0] * len(pairs)
     sizes = Counter(kinds)
     groups: dict[object, Counter[Hashable]] = defaultdict(Counter)
     for (group, _), kind in zip(pairs, kinds, strict=True):
-        groups[group][kind] += 1
+        if group not in alone:
+            groups[group][kind] += 1
     prompts, both = (
         Counter(zip(kinds, (prompt for _, prompt in pairs), strict=True)),
         Counter(zip(kinds, pairs, strict=True)),
     )
     values: list[float] = []
     for (group, prompt), kind in zip(pairs, kinds, strict=True):
+        if group in alone:
+            values.append(0.0)
+            continue
         # Answers to the same prompt are of the same kind, so they are subtracted only there.
         same, matching = (prompts[kind, prompt], both[kind, (group, prompt)]) if prompt else (1, 1)
         own = sizes[kind] - same
@@ -194,7 +202,7 @@ def matches(
         if own:
             chance += mix[kind] * (groups[group][kind] - matching) / own
         rest = 1.0 if own else 1.0 - mix[kind]
-        values.append(chance / rest if group and rest > 1e-9 else 0.0)
+        values.append(chance / rest if rest > 1e-9 else 0.0)
     return values
 
 

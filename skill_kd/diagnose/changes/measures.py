@@ -226,7 +226,7 @@ def mark_repeats(windows: Sequence[WindowSample]) -> None:
 
     The neighbors of an answer are the sampled answers to the same kind of prompt that are nearest in time. There are
     always as many, so the share of repeats depends neither on the traffic nor on the mix of prompts. An answer to the
-    same prompt is no repeat.
+    same prompt does not count.
     """
     kinds: dict[tuple[int, int], list[MeasuredAnswer]] = defaultdict(list)
     for window in windows:

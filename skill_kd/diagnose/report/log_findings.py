@@ -46,7 +46,7 @@ class LogFinding:
     examples: tuple[str, ...] = ()
     """Redacted answers; empty unless requested."""
     deployment: Deployment | None = None
-    """The likely cause, by the strongest sign. A name that is no plain identifier is replaced by an id."""
+    """The likely cause, by the strongest sign. A name with unusual characters is replaced by an id."""
 
     @property
     def at(self) -> int | None:
