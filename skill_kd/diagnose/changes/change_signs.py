@@ -99,7 +99,7 @@ def _changed(detector: Detector, windows: Sequence[WindowSample]) -> Sign | None
     if within is not None:
         if plain is not None and abs(plain.at - within.at) <= SIDE:  # whole windows date it better than small strata
             dated = step_at(like, plain.at, max(detector.least_variance, row_variance(like)))
-            within = replace(dated, p=within.p)
+            within = replace(dated, p=within.p) if dated.weight else within
         return replace(_sign(detector, "change", windows, within), deployment=_deployment(detector, windows, within))
     if plain is None:
         return None
@@ -127,7 +127,7 @@ def _explains(detector: Detector, windows: Sequence[WindowSample], plain: Step, 
     step = step_at(values, plain.at, max(detector.least_variance, row_variance(values)))
     if step.weight < SEPARABLE * plain.weight:
         return True
-    return step.difference / plain.difference < EXPLAINED
+    return step.difference * plain.difference < EXPLAINED * plain.difference**2
 
 
 def _deployment(detector: Detector, windows: Sequence[WindowSample], step: Step) -> Deployment | None:
