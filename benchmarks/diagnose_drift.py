@@ -211,13 +211,19 @@ def table(result: dict[str, Any]) -> str:
     ]
     for each in result["curve"]:
         by = [f"{each['found_by'][look] / logs:.0%}" for look in ("0", "7", "14") if look in each["found_by"]]
-        delays = ["not found" if late is None else f"{late:+}" if late else "0" for late in each["delay"].values()]
+        delays = [_days(late) for late in each["delay"].values()]
         name = "**in use:** " if (each["alpha"], each["margins"]) == USED else ""
         false = f"{each['findings_in_years'] / logs:.3g}", f"{each['findings_in_8_weeks'] / logs:.3g}"
         alpha = "no test" if each["alpha"] >= ANY else f"{each['alpha']:g}"
         cells = [f"{name}{alpha}", f"{each['margins']:g} × margin", *false, *by, *delays]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _days(late: int | None) -> str:
+    if late is None:
+        return "not found"
+    return f"{'at most ' * (late == LOOKS[0])}{late:+d}"
 
 
 def main() -> None:
