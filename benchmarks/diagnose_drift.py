@@ -223,7 +223,7 @@ def table(result: dict[str, Any]) -> str:
 def _days(late: int | None) -> str:
     if late is None:
         return "not found"
-    return f"{'at most ' * (late == LOOKS[0])}{late:+d}"
+    return f"{'at most ' * (late == LOOKS[0])}{late:+d}" if late else "0"
 
 
 def main() -> None:
