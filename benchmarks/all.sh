@@ -26,3 +26,4 @@ run diagnose_drift.py
 run evaluate_speed.py
 run evaluate_honesty.py
 run verb_growth.py
+run damaged_files.py --share 0.03

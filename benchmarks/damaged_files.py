@@ -8,11 +8,13 @@ a process forked from this one. The trainer, the probe of the hand-off and the l
 Each result counts as one of these:
 
 - ``accepted``: exit code 0, 3 or 4; the verb does not need the value;
-- ``refused``: exit code 2, and the message names the file;
-- ``missing``: exit code 5, and the message names the file: a model of that name is not here;
+- ``refused``: exit code 2, and the message names the file, or the folder of the model that it belongs to;
+- ``missing``: exit code 5, and the message names the file or the model: a model of that name is not here;
 - ``unnamed``: another message, or another exit code;
 - ``crash``: a traceback, an unexpected error, or a signal;
 - ``late``: no end within ``--seconds``.
+
+``--share S`` tries a part of the damages of each file, and a fifth of that part where a run trains again.
 
 Checkpoints are damaged twice: as they are, and with new checksums, as somebody would who means harm.
 
@@ -40,7 +42,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +115,8 @@ READERS: dict[str, tuple[str, ...]] = {
     f"{RUN}/handoff/data.jsonl": ("handoff",),
 }
 """The verbs that read each file of a finished run, and of what belongs to it."""
+TRAINED = 5
+"""A resumed run trains again, so its files get this part of the share."""
 RESUMED = ("manifest.json", "metrics.jsonl", "self_train.json")
 """Files of a stopped run, which a resumed trainer reads."""
 
@@ -238,30 +242,39 @@ def import_all(work: Path) -> None:
 # --- one case ---------------------------------------------------------------------------------------------------------
 
 
-def trained(command: tuple[str, ...], *, log: Path, metrics: Path, **_: object) -> Ending:
-    """Run a trainer script in a fork of this process, instead of ``supervise``."""
+def _forked(output: Path, do: Callable[[], object]) -> tuple[int, bytes]:
+    """Call ``do`` in a fork of this process; print its output on stderr, and return its exit code and that output."""
     pid = os.fork()
-    output = metrics.with_name("output")
     if pid == 0:
         code = 1
         try:
             descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
-            script = next(each for each in command if each.endswith("train.py"))
-            sys.argv, sys.path[0] = [script, "--resume"], str(Path(script).parent)
-            runpy.run_path(script, run_name="__main__")
+            do()
             code = 0
         except SystemExit as ending:
             code = int(ending.code or 0)
         finally:
             os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    text = output.read_bytes()
-    sys.stderr.write(text.decode(errors="replace"))
+    said = output.read_bytes()
+    sys.stderr.write(said.decode(errors="replace"))
+    return code, said
+
+
+def trained(command: tuple[str, ...], *, log: Path, metrics: Path, **_: object) -> Ending:
+    """Run a trainer script in a fork of this process, instead of ``supervise``."""
+
+    def train() -> None:
+        script = next(each for each in command if each.endswith("train.py"))
+        sys.argv, sys.path[0] = [script, "--resume"], str(Path(script).parent)
+        runpy.run_path(script, run_name="__main__")
+
+    code, said = _forked(metrics.with_name("output"), train)
     with log.open("ab", buffering=0) as file:
         transcript = Transcript(file)
-        transcript.feed(text)
+        transcript.feed(said)
         transcript.close()
     return Ending(code, None, transcript.last_words, bool(transcript.last_error))
 
@@ -269,29 +282,19 @@ def trained(command: tuple[str, ...], *, log: Path, metrics: Path, **_: object) 
 def asked(_python: str, question: dict[str, Any], where: Path) -> dict[str, Any]:
     """Ask the probe in a fork of this process, instead of ``interpreter.ask``, and report as that does."""
     with tempfile.TemporaryDirectory() as scratch:
-        answered, said = Path(scratch, "answer"), Path(scratch, "said")
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                descriptor = os.open(said, os.O_WRONLY | os.O_CREAT)
-                os.dup2(descriptor, 2)
-                os.chdir(where)
-                with reporting():
-                    answered.write_text(json.dumps(QUESTIONS[question["ask"]](json.loads(json.dumps(question)))))
-                code = 0
-            except SystemExit as ending:
-                code = int(ending.code or 0)
-            finally:
-                os._exit(code)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        sys.stderr.write(said.read_text(errors="replace"))
+        answered = Path(scratch, "answer")
+
+        def answer() -> None:
+            os.chdir(where)
+            with reporting():
+                answered.write_text(json.dumps(QUESTIONS[question["ask"]](json.loads(json.dumps(question)))))
+
+        code, said = _forked(Path(scratch, "said"), answer)
+        words = said[-50_000:].decode(errors="replace").replace("\0", "")
         command = [sys.executable, "-c", "import sys; sys.stderr.write(sys.argv[1]); sys.exit(int(sys.argv[2]))"]
-        interpreter._run(
-            [*command, said.read_text(errors="replace")[-50_000:].replace("\0", ""), str(code % 256)], where, where
-        )
-        answer: dict[str, Any] = json.loads(answered.read_text())
-        return answer
+        interpreter._run([*command, words, str(code % 256)], where, where)
+        found: dict[str, Any] = json.loads(answered.read_text())
+        return found
 
 
 @contextlib.contextmanager
@@ -336,8 +339,19 @@ def outcome(verb: str, home: Path, file: str, seconds: float) -> tuple[str, int 
     return kind_of(status, text, file), status, text
 
 
-OTHER_WORDS = {"spec.yaml": "started with another spec", "prompts.jsonl": "other settings (prompts)"}
-"""Messages about a file that is whole, but not the one that a run or an evaluation began with."""
+OTHER_WORDS = {
+    "spec.yaml": ("started with another spec", "so it cannot be resumed", "model 'a'", "failed its checks"),
+    "prompts.jsonl": ("other settings (prompts)",),
+    "chat.jsonl": ("handoff.data has a row of",),
+}
+"""Messages about a file that is whole: another one than before, one that names something else, or one too long."""
+
+
+def is_named(file: str, text: str) -> bool:
+    """Return True if a message names a file. For a file of a model, the model's folder is enough."""
+    path = Path(file)
+    words = (path.name, *OTHER_WORDS.get(path.name, ()), *([f"{path.parent.name}'"] if path.name in MODEL else []))
+    return any(each in text for each in words)
 
 
 def kind_of(code: int, text: str, file: str) -> str:
@@ -346,8 +360,7 @@ def kind_of(code: int, text: str, file: str) -> str:
         return "crash"
     if code in (0, 3, 4):
         return "accepted"
-    path = Path(file)
-    named = path.name in text or OTHER_WORDS.get(path.name, path.name) in text
+    named = is_named(file, text)
     if code in (2, 7):
         return "refused" if named or code == 7 else "unnamed"
     return "missing" if code == 5 and named else "unnamed"
@@ -362,6 +375,7 @@ def study(work: Path, target: Target, share: float, seed: int, seconds: float) -
     """Damage a file in every way, or in a share of them, and return one row for each damage."""
     content = (work / target.home / target.file).read_bytes()
     cases = list(damages(target.file, content, yaml.safe_load))
+    share = share / TRAINED if target.home == "stopped" else share
     cases = random.Random(f"{target} {seed}").sample(cases, math.ceil(share * len(cases)))
     rows = []
     with tempfile.TemporaryDirectory(dir=work) as scratch:
@@ -391,12 +405,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=1.0, help="share of the damages to try, drawn from --seed")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", metavar="TEXT", help="only targets that contain this; nothing is saved")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="only targets that contain this, saved only with --out"
+    )
     parser.add_argument("--seconds", type=float, default=60, help="longest time of a verb")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--work", type=Path, help="keep the runs here, and use those that are there")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help=f"default: {RESULTS}")
     options = parser.parse_args()
+    out = (options.out or RESULTS).absolute()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         work = (options.work or Path(scratch)).absolute()
@@ -416,12 +433,12 @@ def main() -> int:
                 print(f"{target}: {counts[target]}", flush=True)
                 for row in (row for row in rows if row["kind"] not in GOOD):
                     print(f"  {row['kind']} {row['code']}: {row['damage']}: {last_words(row['said'])}", flush=True)
-    if not options.only:
+    if options.out or not options.only:
         here = machine("skill-kd", "torch", "transformers", "tokenizers", "safetensors", "pydantic")
         tried = sum(sum(each.values()) for each in counts.values())
         total = {kind: sum(each.get(kind, 0) for each in counts.values()) for kind in KINDS}
         setting = {"share": options.share, "seed": options.seed, "tried": tried, "total": total}
-        keep(options.out, {"machine": here, **setting, "targets": counts, "failures": failures})
+        keep(out, {"machine": here, **setting, "targets": counts, "failures": failures})
     return 1 if failures else 0
 
 

@@ -60,9 +60,7 @@ def table(result: dict[str, Any]) -> str:
         "| log | logs | alarm | right kind first | and day ± 1 | explained |",
         "|---|---|---|---|---|---|",
     ]
-    still = {name for name, _ in conditions(1, 1)}
-    for name in (each for each in result["rates"] if each in still):
-        counts = result["rates"][name]
+    for name, counts in result["rates"].items():
         n = counts["logs"]
         asked = {"alarm": True, "kind": name.startswith("damage"), "day": name.startswith("damage")}
         asked["explained"] = name.startswith("twin")

@@ -349,7 +349,7 @@ def gpus() -> list[str]:
     kd = runtime()
     try:
         done = kd.children.run([program, "--query-gpu=name", "--format=csv,noheader"], NVIDIA_SECONDS)
-    except (OSError, kd.errors.Missing):  # a broken driver can let it hang
+    except (OSError, kd.errors.ScriptError):  # a broken driver can let it hang
         return []
     return done.stdout.split("\n")[:-1] if done.returncode == 0 else []
 

@@ -23,7 +23,7 @@ TESTS = Path(__file__).parent
 
 LANES = {
     "faults": (
-        *("jobs/test_faults.py", "jobs/test_kill.py", "documents/test_soak.py"),
+        *("jobs/test_faults.py", "jobs/test_kill.py", "documents/test_soak.py", "documents/test_damage_study.py"),
         "diagnose/test_diagnose_signals.py",
     ),
     "processes": ("kd/train/test_distributed.py", "kd/model/test_sharding.py"),
@@ -66,6 +66,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def spec() -> Spec:
     return minimal_spec()
+
+
+@pytest.fixture
+def at_once() -> Iterator[None]:
+    """Let a test fail that waits for something, such as the other end of a pipe."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError("it waits")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ import yaml
 from skill_kd import __version__, plugins
 from skill_kd.cli import cli, main
 from skill_kd.console import print_table
-from skill_kd.jobs.manifest import Manifest
+from skill_kd.jobs.manifest import KILLED, Manifest
 from skill_kd.kd.terminal import visible_output
+from skill_kd.spec.file import load_spec
 from skill_kd.testing import FakeBackend, minimal_spec
 
 SURFACE = {
@@ -459,20 +460,48 @@ def test_a_stopped_run_has_the_exit_code_of_its_signal_and_resumes(
     assert subprocess.run(resumed, env=environment, check=False).returncode == 0
 
 
-def test_a_trainer_that_lost_its_launcher_still_locks_its_folder(environment: dict[str, str]) -> None:
+def test_after_a_launcher_was_killed_each_verb_says_so(
+    environment: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("scipy")
     spec = spec_file("fake:sleep")
     process = begin(environment, spec)
     trainer = Manifest.read(Path("runs/demo")).pid
     assert trainer is not None
     process.kill()
     process.wait()
+    resume, evaluate, handoff = ["run", spec, "--resume"], ["evaluate", "runs/demo"], ["handoff", "runs/demo"]
     try:
-        resumed = [sys.executable, "-m", "skill_kd", "run", spec, "--resume"]
-        refused = subprocess.run(resumed, env=environment, capture_output=True, text=True, check=False)
+        for verb in (resume, evaluate, handoff):
+            refused = Answer(capsys, *verb)
+            assert (refused.code, refused.out) == (7, "")
+            assert f"'runs/demo' is in use by process {trainer}, a trainer whose launcher was killed; " in refused.err
+            assert refused.err.endswith(f"stop it with: kill {trainer}\n")
     finally:
         os.kill(trainer, signal.SIGKILL)
-    assert (refused.returncode, refused.stdout) == (7, "")
-    assert f"in use by process {trainer}" in refused.stderr
+    while Answer(capsys, *evaluate).code == 7:  # until the system has released the lock
+        time.sleep(0.02)
+    for verb in (evaluate, handoff):
+        refused = Answer(capsys, *verb)
+        assert refused.code == 2
+        assert "ended without a record, because its launcher was killed; finish it first" in refused.err
+    assert evaluation_notes() == [f"the run {KILLED}: the student may be that of an earlier start"]
+    resumed = Answer(capsys, *resume)
+    assert resumed.code == 0
+    assert f"'demo' {KILLED}; it resumes from its newest whole checkpoint\n" in resumed.err
+    assert evaluation_notes() == []
+
+
+def evaluation_notes() -> list[str]:
+    """Return what ``evaluate`` notes about the run, with the student of an earlier start in its place."""
+    from skill_kd.evaluate.request import Request
+    from skill_kd.evaluate.run_request import fill_from_run
+
+    run = Path("runs/demo")
+    (run / "student").mkdir(exist_ok=True)
+    (run / "student" / "config.json").touch()
+    asked = Request(str(run), prompts=Path("fresh.jsonl"), training_data=Path("train.jsonl"))
+    return list(fill_from_run(asked, run, Manifest.read(run), load_spec(run / "spec.yaml"))[3])
 
 
 def test_a_closed_terminal_costs_neither_the_log_nor_the_exit_code(environment: dict[str, str]) -> None:

@@ -49,13 +49,26 @@ def test_a_shown_command_means_the_same_to_a_shell(name: str, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+SAFE = {
+    "backends/launch.py": "bash {name}",  # a name without characters of a shell
+    "jobs/folder.py": "{requirements}",  # quoted, in a notebook
+    "jobs/manifest.py": "kill {",  # a number
+    "kd/dataset/not_read.py": "iconv -f {",  # an encoding of our table
+    "kd/endpoint/client.py": "pip install {",  # packages that we name
+    "kd/model/packaged.py": "pip install --no-deps {",  # as above
+    "plugins.py": "skill-kd-{",  # ours, or a name without characters of a shell
+}
+"""Commands in messages with a value that needs no quotes."""
+
+
 def test_no_message_puts_a_value_into_a_command_without_quotes() -> None:
     package = Path(skill_kd.__file__).parent
-    unquoted = re.compile(r"skill-kd (run|evaluate|handoff|generate) ([\w-]+ )*\{")
+    programs = r"skill-kd [a-z]+|kill|fuser|iconv|pip install|python3? -\w|rm|cd|bash|mv"
+    unquoted = re.compile(rf"(?<![\w.'-])(?:{programs}) (?:[\w-]+ )*[\w./-]*\{{(?!command)")
     found = [
         f"{path.relative_to(package)}: {line.strip()}"
         for path in package.rglob("*.py")
         for line in path.read_text(encoding="utf-8").splitlines()
-        if unquoted.search(line)
+        if unquoted.search(line) and SAFE.get(path.relative_to(package).as_posix(), "\0") not in line
     ]
     assert not found, "use errors.command:\n" + "\n".join(found)

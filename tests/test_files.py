@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import socket
 import stat
 import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
+from skill_kd import files as checked_files
 from skill_kd.errors import UsageError
-from skill_kd.files import read_checked, write_or_refuse
+from skill_kd.files import making, read_checked, refuse_skill_folder, skill_folder, write_or_refuse
 from skill_kd.kd import files
-from skill_kd.kd.errors import BadInput
-from skill_kd.kd.files import read_object, record, replacing, write_atomically, write_json
+from skill_kd.kd.errors import BadInput, RefusedPath
+from skill_kd.kd.files import (
+    open_descriptor,
+    open_input,
+    read_object,
+    record,
+    refuse_unsafe,
+    replacing,
+    write_atomically,
+    write_json,
+)
 
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX file modes and folders")
 
@@ -126,6 +139,22 @@ def test_a_missing_folder_is_made_for_a_file_of_a_person(tmp_path: Path) -> None
     assert (tmp_path / "new" / "deep" / "a.txt").read_text() == "new"
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), UsageError("no")], ids=repr)
+@pytest.mark.parametrize("written", [[], ["a.txt"]])
+def test_of_folders_that_a_failure_leaves_only_those_with_files_stay(
+    written: list[str], error: BaseException, tmp_path: Path
+) -> None:
+    def fail() -> None:
+        with making(tmp_path / "new" / "deep"):
+            for name in written:
+                (tmp_path / "new" / name).write_text("kept")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", *written][: 2 * len(written)]
+
+
 def test_nobody_else_renames_a_file_into_place() -> None:
     """The rule has one home; what is left renames folders, or what another program wrote into a folder of ours."""
     folder = Path(files.__file__).parent.parent
@@ -135,6 +164,104 @@ def test_nobody_else_renames_a_file_into_place() -> None:
         if "os.replace(" in (text := path.read_text(encoding="utf-8")) or "mkstemp" in text or "draft.replace" in text
     }
     assert renames == {"kd/files.py", "jobs/folder.py"}
+
+
+# --- pipes, sockets and devices ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["a pipe", "a pipe with a writer", "a socket", "a device"])
+def special(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A path that is not a file. Nothing ends the reading of it, and a rename would replace it."""
+    path = tmp_path / "special"
+    with contextlib.ExitStack() as cleanup:
+        if request.param.startswith("a pipe"):
+            os.mkfifo(path)
+            if "writer" in request.param:
+                cleanup.callback(os.close, os.open(path, os.O_RDWR))
+        elif request.param == "a socket":
+            monkeypatch.chdir(tmp_path)  # the path of a socket is short
+            cleanup.enter_context(socket.socket(socket.AF_UNIX)).bind(path.name)
+        else:
+            path = Path("/dev/zero")
+        yield path
+
+
+@posix
+@pytest.mark.usefixtures("at_once")
+def test_a_pipe_a_socket_or_a_device_is_neither_read_nor_replaced(special: Path) -> None:
+    before, beside = special.lstat(), sorted(special.parent.iterdir())
+
+    def attempts() -> Iterator[Callable[[], object]]:
+        yield lambda: open_input(special)
+        yield lambda: open_descriptor(special, os.O_RDONLY)
+        yield lambda: open_descriptor(special, os.O_RDWR | os.O_CREAT)
+        yield lambda: refuse_unsafe(special)
+        yield lambda: write_atomically(special, "new")
+
+    for attempt in attempts():
+        with pytest.raises(RefusedPath, match="is a pipe, a socket or a device") as refused:
+            attempt()
+        assert refused.value.filename == str(special)
+    with pytest.raises(UsageError, match=rf"^'{special}' is a pipe, a socket or a device; use a file$"):
+        write_or_refuse(special, "new")
+    with pytest.raises(UsageError, match=rf"cannot read '{special}': is a pipe, a socket or a device; use a file; fix"):
+        read_checked(special, Facts, "fix it")
+    assert special.lstat() == before
+    assert sorted(special.parent.iterdir()) == beside
+
+
+@posix
+@pytest.mark.usefixtures("at_once")
+def test_a_pipe_that_appears_after_the_check_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(files, "refuse_unsafe", lambda *_: None)
+    for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR):
+        with pytest.raises(RefusedPath, match="is a pipe, a socket or a device"):
+            open_descriptor(tmp_path / "pipe", flags)
+
+
+# --- the installed skill ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed skill, the folder ``skill``. The code believes that it runs from there."""
+    skill = tmp_path / "skill"
+    (skill / "skill_kd").mkdir(parents=True)
+    (skill / "SKILL.md").touch()
+    monkeypatch.setattr(checked_files, "__file__", str(skill / "skill_kd" / "files.py"))
+    monkeypatch.chdir(tmp_path)
+    return skill
+
+
+@posix
+@pytest.mark.parametrize("place", ["skill", "skill/new", "skill/../skill/new", "linked/new", "linked-file", "inside"])
+def test_nothing_is_written_into_the_installed_skill(
+    place: str, installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "linked").symlink_to(installed)
+    (tmp_path / "linked-file").symlink_to(installed / "SKILL.md")
+    if place == "inside":
+        monkeypatch.chdir(installed / "skill_kd")
+    with pytest.raises(RefusedPath, match="is in the skill's folder, which every update replaces"):
+        refuse_skill_folder(Path(place))
+    with pytest.raises(UsageError, match="is in the skill's folder, which every update replaces"):
+        write_or_refuse(Path(place) / "a.txt", "new")
+    assert sorted(installed.rglob("*")) == [installed / "SKILL.md", installed / "skill_kd"]
+    refuse_skill_folder(tmp_path / "skill-kd-of-somebody")
+
+
+def test_a_checkout_is_an_installed_skill_only_for_its_launcher(
+    installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["pytest"])
+    assert skill_folder() == installed
+    (installed / ".git").mkdir()
+    assert skill_folder() is None
+    monkeypatch.setattr("sys.argv", [str(installed / "scripts" / "kd.py")])
+    assert skill_folder() == installed
+    (installed / "SKILL.md").unlink()  # a package on the import path
+    assert skill_folder() is None
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def finished(path: Path) -> list[PromptWork]:
 
 
 def refuse_misfit(folder: Path, done: Sequence[PromptWork], record: ModelsRecord, key: SamplesKey) -> None:
-    """Refuse lines that have other writers or sums than this evaluation, or settings that are not its own.
+    """Refuse lines that have other writers, counts or sums than this evaluation, or settings that are not its own.
 
     Raises:
         UsageError: the message names the file.
@@ -115,8 +115,9 @@ def refuse_misfit(folder: Path, done: Sequence[PromptWork], record: ModelsRecord
         texts = {who: len(each) for who, each in line["texts"].items()}
         sums = [line["read"], line["read_baseline"]]
         sides = [each.keys() for each in sums if each] + [each["bins"].keys() for by in sums for each in by.values()]
+        written = texts == wanted and line["reasoned"].keys() == line["cut"].keys() == texts.keys()
         has_sums = record["unread"] is None
-        if texts != wanted or bool(line["read"]) != has_sums or any(each != set(SIDES) for each in sides):
+        if not written or bool(line["read"]) != has_sums or any(each != set(SIDES) for each in sides):
             raise UsageError(f"'{folder / WORK}' line {number} and {MEASURED} are not of one evaluation; {DELETE}")
     decoding = record["about"]["decoding"]
     if decoding is None or decoding["max_new_tokens"] != key["max_new_tokens"]:

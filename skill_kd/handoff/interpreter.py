@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from skill_kd.errors import ExitCode, MissingRequirementError, SkillKDError, error_for
+from skill_kd.files import as_usage_error
 from skill_kd.jobs.manifest import Manifest
 from skill_kd.kd import children
 from skill_kd.kd.errors import ScriptError
@@ -40,21 +41,30 @@ def ask(python: str, question: dict[str, Any], where: Path) -> dict[str, Any]:
     """Run the probe in a subprocess, started in ``where``, and return its answer to ``question``.
 
     Raises:
-        UsageError: data or a model cannot be used. The message comes from the probe.
+        UsageError: data or a model cannot be used; the message comes from the probe. Or the folder of temporary files
+            is full.
         MissingRequirementError: a model, a package or the interpreter is missing.
         SkillKDError: the probe crashed.
     """
-    with tempfile.TemporaryDirectory(prefix="skill-kd-") as temporary:
-        place = Path(temporary)
-        for name, content in {**_kd_files(), **_probe_files()}.items():
-            (place / "skill_kd" / name).parent.mkdir(parents=True, exist_ok=True)
-            (place / "skill_kd" / name).write_bytes(content)
-        asked, answered = place / "question.json", place / "answer.json"
-        asked.write_text(json.dumps(question), encoding="utf-8")
-        # -P: a folder named skill_kd in ``where``, such as our checkout, must not be imported instead.
-        _run([python, "-P", "-m", "skill_kd.handoff.probe", str(asked), str(answered)], where, place)
-        answer: dict[str, Any] = json.loads(answered.read_text(encoding="utf-8"))
-        return answer
+    with as_usage_error():
+        with children.temporary_files():
+            temporary = tempfile.TemporaryDirectory(prefix="skill-kd-")
+        with temporary as name:
+            place = Path(name)
+            asked, answered = place / "question.json", place / "answer.json"
+            with children.temporary_files():
+                _write_packages(place)
+                asked.write_text(json.dumps(question), encoding="utf-8")
+            # -P: a folder named skill_kd in ``where``, such as our checkout, must not be imported instead.
+            _run([python, "-P", "-m", "skill_kd.handoff.probe", str(asked), str(answered)], where, place)
+            answer: dict[str, Any] = json.loads(answered.read_text(encoding="utf-8"))
+            return answer
+
+
+def _write_packages(place: Path) -> None:
+    for name, content in {**_kd_files(), **_probe_files()}.items():
+        (place / "skill_kd" / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / "skill_kd" / name).write_bytes(content)
 
 
 def _kd_files() -> dict[str, bytes]:
@@ -78,6 +88,7 @@ def _run(command: list[str], where: Path, packages: Path) -> None:
     # The probe does not train, so exit code 6 (training failed) is a crash here.
     if done.returncode != ExitCode.TRAINING and (known := error_for(done.returncode, reason)):
         raise known
+    children.refuse_full_folder()
     if reason.startswith(("ModuleNotFoundError", "ImportError")):
         raise MissingRequirementError(f"a package is missing in '{command[0]}': {reason}")
     raise SkillKDError(f"'{command[0]}' could not check the student: {reason}")
@@ -88,7 +99,7 @@ def finished(command: Sequence[str], seconds: float | None = None, **options: An
 
     Raises:
         MissingRequirementError: it cannot be started, or it took longer than the limit.
-        UsageError: the limit in the environment is not a number.
+        UsageError: the limit in the environment is not a number, or the folder of temporary files is full.
     """
     try:
         return children.run(command, seconds, **options)

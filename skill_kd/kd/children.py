@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,11 +60,12 @@ def run(command: Sequence[str], seconds: float | None = None, **options: Any) ->
     Raises:
         OSError: it cannot be started.
         Missing: it took longer than the limit.
-        BadInput: the limit in the environment is not a number.
+        BadInput: the limit in the environment is not a number, or there is no room for its output in the folder of
+            temporary files.
     """
     limit = time_limit() if seconds is None else seconds
     # Files, not pipes: a process that the child left behind could hold a pipe open.
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with _output() as out, _output() as err:
         with _child(command, **{"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err, **options}) as process:
             try:
                 process.wait(limit)
@@ -71,6 +73,35 @@ def run(command: Sequence[str], seconds: float | None = None, **options: Any) ->
                 fix = f"; to allow more, set {VARIABLE} to more seconds" if seconds is None else ""
                 raise Missing(f"'{command[0]}' took longer than {limit:g} s and was stopped{fix}") from None
         return subprocess.CompletedProcess(list(command), process.returncode, _text(out), _text(err))
+
+
+@contextmanager
+def temporary_files() -> Iterator[None]:
+    """Name the folder of temporary files in an ``OSError`` of the block, which writes there.
+
+    Raises:
+        BadInput: the block raised an ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _no_room(error.strerror or str(error)) from error
+
+
+def refuse_full_folder() -> None:
+    """Raise ``BadInput`` if the folder of temporary files is full: a child that fails then often cannot say why."""
+    if shutil.disk_usage(tempfile.gettempdir()).free < 1 << 20:
+        raise _no_room("no space is left")
+
+
+def _no_room(reason: str) -> BadInput:
+    where = f" in '{tempfile.tempdir}'" if tempfile.tempdir else ""  # None if no folder can be used
+    return BadInput(f"cannot write temporary files{where}: {reason}; free space there, or set TMPDIR to another folder")
+
+
+def _output() -> IO[bytes]:
+    with temporary_files():
+        return tempfile.TemporaryFile()
 
 
 def _text(file: IO[bytes]) -> str:

@@ -1,4 +1,4 @@
-"""references/reliability.md: every row of its tables names a test that exists, and every sort of fault has a row."""
+"""references/reliability.md and the threats of SECURITY.md: each row names tests that exist, each sort has a row."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
 TEXT = (TESTS.parent / "references" / "reliability.md").read_text(encoding="utf-8")
+SECURITY = (TESTS.parent / "SECURITY.md").read_text(encoding="utf-8")
 ROWS = [line for line in TEXT.splitlines() if line.startswith("| ") and not line.startswith(("| fault |", "| input |"))]
 
 
@@ -21,27 +22,39 @@ def functions_of(file: str) -> set[str]:
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
-def flaw(row: str) -> str | None:
-    """Return the problem of a row, or None."""
-    cells = [cell.strip() for cell in row.strip("|").split(" | ")]
-    if len(cells) not in {3, 5}:
+def flaw(row: str, sizes: frozenset[int] = frozenset({3, 5})) -> str | None:
+    """Return the problem of a row, or None. Its last cell has one test or more."""
+    cells = [cell.strip() for cell in row.strip().removeprefix("|").removesuffix("|").split(" | ")]
+    if len(cells) not in sizes:
         return f"{len(cells)} cells"
     if not all(cells):
         return "an empty cell"
-    found = re.fullmatch(r"`(test_\w+\.py)::(test_\w+)`", cells[-1].rstrip(" |"))
-    if found is None:
-        return f"{cells[-1]} does not name a test"
-    return None if found[2] in functions_of(found[1]) else f"there is no {found[1]}::{found[2]}"
+    for each in cells[-1].split(", "):
+        found = re.fullmatch(r"`(test_\w+\.py)::(test_\w+)`", each.strip())
+        if found is None:
+            return f"{each} does not name a test"
+        if found[2] not in functions_of(found[1]):
+            return f"there is no {found[1]}::{found[2]}"
+    return None
 
 
-def test_a_row_is_whole_and_names_a_test_that_exists() -> None:
+def test_a_row_is_whole_and_names_tests_that_exist() -> None:
     assert ROWS
     failures = [f"{row.split('|')[1].strip()}: {wrong}" for row in ROWS if (wrong := flaw(row)) is not None]
     assert not failures, "\n".join(failures)
 
 
+def test_each_protection_against_a_threat_names_tests_that_exist() -> None:
+    threats = SECURITY.partition("## Threats\n")[2].partition("\n## ")[0]
+    rows = [line for line in threats.splitlines() if line.startswith("| ") and not line.startswith("| threat |")]
+    assert len(rows) > 10
+    failures = [f"{row.split('|')[1].strip()}: {wrong}" for row in rows if (wrong := flaw(row, frozenset({4})))]
+    assert not failures, "\n".join(failures)
+
+
 SORTS = """kill -9|SIGTERM|disk fills|read-only|memory|NaN loss|exploding|clock|two runs|tracker|changes under|torn
-    |aliases|nested|links|pickled|trust_remote_code|keys"""
+    |aliases|nested|links|pickled|trust_remote_code|keys|closed stream|working folder|temporary files|launcher is killed
+    |pipes|installed skill|quoted"""
 
 
 def test_every_sort_of_fault_has_a_row() -> None:
@@ -59,6 +72,17 @@ def test_the_figures_are_those_of_the_study() -> None:
     share = study["overhead"]["share"]
     assert f"cost {share:.1%}".replace("%", " %") in TEXT
     assert share < 0.03
+
+
+def test_the_log_has_the_figures_of_the_damaged_files() -> None:
+    study = json.loads((TESTS.parent / "benchmarks" / "results" / "damaged_files.json").read_text(encoding="utf-8"))
+    log, total = (TESTS.parent / "dev" / "LOG.md").read_text(encoding="utf-8"), study["total"]
+    assert total["crash"] == total["late"] == total["unnamed"] == 0
+    assert f"Of {study['tried']:,} damages to files, none crashes" in log
+    counts = (
+        f"{total['refused']:,} were refused by name, {total['accepted']} accepted, and {total['missing']} named a model"
+    )
+    assert counts in " ".join(log.split())
 
 
 def test_the_documented_hour_matches_the_result() -> None:

@@ -1,17 +1,20 @@
-"""A probe that does not end: it is stopped with its parent or after its time, and its files are removed."""
+"""A probe that does not end is stopped, and its files are removed. A full disk of temporary files is named."""
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
-from skill_kd.errors import MissingRequirementError
+from skill_kd.errors import MissingRequirementError, UsageError
 from skill_kd.handoff import gguf, interpreter
 from skill_kd.kd import children
 
@@ -90,3 +93,35 @@ def test_llama_cpp_has_a_time_limit(endless: Path, tmp_path: Path, monkeypatch: 
     with pytest.raises(MissingRequirementError, match="took longer"):
         gguf.convert(tmp_path / "student", tmp_path / "student.gguf", "f16", sys.executable)
     assert not list(tmp_path.glob(".skill-kd-*"))
+
+
+# --- no room for temporary files --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["the folder cannot be made", "its files cannot be written", "the probe fails"])
+def test_a_full_folder_of_temporary_files_is_named_and_not_the_run_s(
+    stage: str, endless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if stage == "the folder cannot be made":
+        (tmp_path / "tmp").rmdir()
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    elif stage == "its files cannot be written":
+        monkeypatch.setattr(Path, "write_bytes", full)
+    else:  # its files are written, but those of the libraries that it loads are not
+        endless.write_text("#!/bin/sh\nexit 1\n")
+        usage = namedtuple("usage", "total used free")
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(9, 9, 0))
+    with pytest.raises(UsageError) as refused:
+        interpreter.ask(str(endless), {}, tmp_path)
+    assert str(refused.value).startswith(f"cannot write temporary files in '{tmp_path}/tmp': ")
+    assert "set TMPDIR to another folder" in str(refused.value)
+    assert not (tmp_path / "tmp").exists() or not left_behind(endless)
+
+
+def test_a_probe_that_fails_with_a_reason_keeps_it(endless: Path, tmp_path: Path) -> None:
+    endless.write_text("#!/bin/sh\necho 'error: no such model' >&2\nexit 5\n")
+    with pytest.raises(MissingRequirementError, match=r"^no such model$"):
+        interpreter.ask(str(endless), {}, tmp_path)

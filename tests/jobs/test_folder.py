@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -155,6 +157,46 @@ def test_a_failure_leaves_the_old_folder_as_it_was(spec: Spec, target: Path, mon
     with pytest.raises(UsageError, match="No space left on device"):
         write_folder(another(spec), target)
     assert contents(target) == before
+
+
+@pytest.mark.parametrize("step", range(7))
+@pytest.mark.parametrize("new", [True, False])
+def test_all_files_are_replaced_or_none(
+    step: int, new: bool, spec: Spec, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the renames fails in turn; a new folder needs three of them, and a replaced one six."""
+    target, replace, done = tmp_path / "out", os.replace, []
+    if not new:
+        write_folder(text, target, others={"launch.sh": "old"})
+    before = contents(tmp_path)
+
+    def fail_at_step(source: Path, destination: Path) -> None:
+        done.append(source)
+        if len(done) == step + 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(source))
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", fail_at_step)
+    if step >= (3 if new else 6):
+        write_folder(another(spec), target, others={"launch.sh": "new"})
+        assert drift(target, another(spec)) == []
+        assert (target / "launch.sh").read_text() == "new"
+        assert len(done) == (3 if new else 6)
+    else:
+        with pytest.raises(UsageError, match=r"cannot write '.*/out': Input/output error"):
+            write_folder(another(spec), target, others={"launch.sh": "new"})
+        assert contents(tmp_path) == before
+        assert target.exists() is not new
+
+
+def test_a_folder_in_the_place_of_a_file_is_found_before_anything_is_replaced(
+    spec: Spec, target: Path, text: str
+) -> None:
+    (target / "launch.sh").mkdir()
+    with pytest.raises(UsageError, match=r"cannot write '.*/out': Is a directory"):
+        write_folder(another(spec), target, force=True, others={"launch.sh": "new"})
+    assert drift(target, text) == []
+    assert (target / "launch.sh").is_dir()
 
 
 def test_a_file_where_the_folder_belongs_is_one_plain_error(text: str, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from skill_kd import plugins
 from skill_kd.cli import main
 from skill_kd.errors import ExitCode
 from skill_kd.jobs.run import run
+from skill_kd.kd import files
 from skill_kd.kd.files import open_descriptor, open_unlinked
 from skill_kd.testing import FakeBackend, minimal_spec
 
@@ -98,7 +99,7 @@ def test_the_system_refuses_what_the_check_missed(tmp_path: Path, monkeypatch: p
     theirs, link = tmp_path / "theirs", tmp_path / "link"
     theirs.write_text("precious")
     link.symlink_to(theirs)
-    monkeypatch.setattr(Path, "is_symlink", lambda _self: False)
+    monkeypatch.setattr(files, "refuse_unsafe", lambda *_: None)
     with pytest.raises(OSError, match="is a symbolic link") as caught:
         open_descriptor(link, 0)
     assert caught.value.filename == str(link)

@@ -44,6 +44,14 @@ def test_a_program_that_is_not_there_is_an_error_of_the_system() -> None:
         run(["no-such-program"])
 
 
+def test_a_folder_of_temporary_files_that_cannot_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(BadInput, match=r"cannot write temporary files in '.*/gone': No such file.*; .* set TMPDIR to"):
+        run([sys.executable, "-c", ""])
+
+
 @posix
 def test_after_its_time_a_child_ends_with_all_that_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(children, "GRACE", 0.2)

@@ -135,8 +135,8 @@ def scan(paths: Sequence[str], options: Options, progress: Progress | None = Non
 
 
 def _tasks(paths: Sequence[str], options: Options, head: Scan, progress: Progress | None) -> Iterator[_BlockTask]:
-    known = all(path != "-" for path in paths)
-    total = sum(Path(path).stat().st_size for path in paths if Path(path).is_file()) if known else None
+    files = [Path(path) for path in paths if Path(path).is_file()]
+    total = sum(file.stat().st_size for file in files) if len(files) == len(paths) else None
     done = line = 0
     requests = requests_of(paths, options.format_name)
     for number, path in enumerate(paths):

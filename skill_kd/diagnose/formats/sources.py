@@ -29,7 +29,7 @@ class LogSource:
         self.notes: list[str] = []
         """Problems that did not stop the reading."""
         self.read = 0
-        """Bytes of the file read so far; 0 for stdin."""
+        """Bytes of the file read so far; 0 for a pipe."""
 
     def blocks(self) -> Iterator[Block]:
         """Yield the source's lines.
@@ -60,7 +60,7 @@ class LogSource:
             head += more
         if head.strip():
             for block in split(head, itertools.chain([head], chunks), self.path):
-                self.read = 0 if self.path == "-" else raw.tell()
+                self.read = raw.tell() if raw.seekable() else 0
                 yield block
         else:
             self.notes.append(f"'{self.path}' is empty")

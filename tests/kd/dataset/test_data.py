@@ -385,6 +385,15 @@ def test_a_written_response_longer_than_a_rollout_is_cut_and_does_not_teach_to_s
     assert "3 of 3 responses in the data" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
+@pytest.mark.parametrize("read", [lambda path: read_examples(path, "train", 0), read_corpus])
+@pytest.mark.usefixtures("at_once")
+def test_a_pipe_is_not_waited_for(read: Callable[[str], object], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(BadInput, match=r"pipe\.jsonl': is a pipe, a socket or a device"):
+        read(str(tmp_path / "pipe.jsonl"))
+
+
 @pytest.mark.parametrize("name", ["train", "held_out", "pretraining"])
 @pytest.mark.parametrize("edit", [lambda path: path.write_text('{"prompt": "new"}\n'), Path.unlink])
 def test_a_file_that_changes_while_it_is_read_is_refused(
