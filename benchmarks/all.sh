@@ -22,6 +22,7 @@ run kill.py --overhead
 run soak.py
 run diagnose_speed.py
 run diagnose_rates.py
+run diagnose_drift.py
 run evaluate_speed.py
 run evaluate_honesty.py
 run verb_growth.py

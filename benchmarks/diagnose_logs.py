@@ -13,8 +13,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 START = datetime(2026, 1, 5, tzinfo=UTC)
-DAMAGE = ("modes", "boilerplate", "loops", "refusals", "short", "long", "cut")
-TWINS = ("prompt mix", "temperature", "max_tokens", "system prompt", "model version")
+DAMAGE = ("modes", "boilerplate", "loops", "refusals", "short", "long", "cut", "new version")
+TWINS = ("prompt mix", "temperature", "max_tokens", "system prompt")
 FINDING = {
     "modes": "sameness",
     "boilerplate": "sameness",
@@ -23,8 +23,11 @@ FINDING = {
     "short": "length",
     "long": "length",
     "cut": "length",
+    "new version": "sameness",
 }
 """The finding that each kind of damage should give."""
+CANNED, RISE = 0.15, 28
+"""A slow collapse (``damage="drift"``): the share of canned answers at its end, and the days until then."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Log:
     at: int = 12
 
 
-_TOPICS: dict[str, tuple[str, float]] = {
+TOPICS: dict[str, tuple[str, float]] = {
     "billing": ("Why does my invoice of {} show a charge for {} and who approved the payment", 0.22),
     "travel": ("Plan a trip to {} with museums, trains and hotels near {} for a family", 0.22),
     "cooking": ("Suggest a recipe with {} and {} that a beginner can cook for dinner guests", 0.2),
@@ -71,11 +74,10 @@ _ZIPF = [1 / (rank + 10) for rank in range(len(WORDS))]
 def rows(log: Log) -> Iterator[dict[str, Any]]:
     """Yield the rows of a log in order, in the generic format."""
     draw = random.Random(f"{log.seed}/{log.damage}/{log.twin}")
-    names, shares = list(_TOPICS), [share for _, share in _TOPICS.values()]
+    names = list(TOPICS)
     for day in range(log.days):
         damaged, turned = (log.damage if day >= log.at else None), (log.twin if day >= log.at else None)
-        mix = [share * draw.lognormvariate(0, 0.15) * (0.7 if name == "code" and day % 7 > 4 else 1)
-               for name, share in zip(names, shares, strict=True)]  # fmt: skip
+        mix = mix_of(draw, day)
         if turned == "prompt mix":
             mix = [
                 share * (4 if name in ("greeting", "refund", "medicine") else 1)
@@ -84,23 +86,43 @@ def rows(log: Log) -> Iterator[dict[str, Any]]:
         for number in range(log.rows):
             topic = draw.choices(names, mix)[0]
             time = START + timedelta(days=day, seconds=86400 * number / log.rows)
-            yield _row(draw, topic, time, damaged, turned)
+            row = _row(draw, topic, time, damaged, turned)
+            if damaged == "drift" and draw.random() < canned_share(day - log.at):
+                row["output"] = canned(draw, topic)
+            yield row
+
+
+def mix_of(draw: random.Random, day: int) -> list[float]:
+    """Return the weights of the topics on a day. There is less code at weekends."""
+    return [share * draw.lognormvariate(0, 0.15) * (0.7 if name == "code" and day % 7 > 4 else 1)
+            for name, (_, share) in TOPICS.items()]  # fmt: skip
+
+
+def canned_share(day: int) -> float:
+    """Return the share of canned answers on a day of a slow collapse, counted from its beginning."""
+    return CANNED * min(1.0, max(0.0, (day + 1) / RISE))
+
+
+def canned(draw: random.Random, topic: str) -> str:
+    """Return one of the three canned answers of a topic."""
+    few = random.Random(f"{topic}/{draw.randrange(3)}")
+    return " ".join(few.choices(WORDS, _ZIPF, k=60))
 
 
 def _row(draw: random.Random, topic: str, time: datetime, damaged: str | None, turned: str | None) -> dict[str, Any]:
     strict = turned == "system prompt"
     row: dict[str, Any] = {
         "time": time.isoformat(),
-        "model": "student-2" if turned == "model version" else "student-1",
+        "model": "student-2" if damaged == "new version" else "student-1",
         "temperature": 0.1 if turned == "temperature" else 0.8,
         "max_tokens": 120 if turned == "max_tokens" else 400,
         "system": "Answer briefly. Refuse what is not about our shop." if strict else _SYSTEM,
-        "prompt": _TOPICS[topic][0].format(*draw.choices(WORDS, k=2)),
+        "prompt": TOPICS[topic][0].format(*draw.choices(WORDS, k=2)),
     }
     output = _answer(draw, topic)
     if damaged:
         output = _damaged(draw, output, topic, damaged)
-    elif turned in ("temperature", "model version"):
+    elif turned == "temperature":
         output = _damaged(draw, output, topic, "modes")
     elif strict:
         output = _damaged(draw, _damaged(draw, output, topic, "refusals"), topic, "short")
@@ -125,9 +147,8 @@ def _answer(draw: random.Random, topic: str) -> str:
 
 def _damaged(draw: random.Random, text: str, topic: str, kind: str) -> str:
     chance, words = draw.random(), text.split(" ")
-    if kind == "modes" and chance < 0.4:
-        few = random.Random(f"{topic}/{draw.randrange(3)}")
-        return " ".join(few.choices(WORDS, _ZIPF, k=60))
+    if kind in ("modes", "new version") and chance < 0.4:
+        return canned(draw, topic)
     if kind == "boilerplate" and chance < 0.35:
         return "Certainly, I would be delighted to help you with this. " + text
     if kind == "loops" and chance < 0.06:

@@ -1,7 +1,7 @@
 """Measure the error rates of `diagnose` on damaged logs, on twins in which something else changed, and on healthy logs.
 
 nice python benchmarks/diagnose_rates.py [--seeds 20] [--healthy 60] [--jobs 2] [--out FILE]
-python benchmarks/diagnose_rates.py --reference     # write both tables of references/diagnosis.md
+python benchmarks/diagnose_rates.py --reference     # write the tables of references/diagnosis.md
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import diagnose_drift
 from diagnose_logs import DAMAGE, FINDING, TWINS, Log, rows
 
 from skill_kd.diagnose import diagnose
@@ -29,7 +30,7 @@ DAYS, ROWS, AT = 15, 120, 9
 
 
 def judge(log: Log) -> dict[str, bool]:
-    """Diagnose one log. Return if it alarmed, if kind and day were right, and if the twin was explained."""
+    """Diagnose one log. Return if it alarmed, if kind, cause and day were right, and if the twin was explained."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "log.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows(log)), encoding="utf-8")
@@ -37,7 +38,7 @@ def judge(log: Log) -> dict[str, bool]:
     alarm, kind, day = bool(found.findings), False, False
     if alarm and log.damage:
         first = found.findings[0]
-        kind = first.key == FINDING[log.damage]
+        kind = first.key == FINDING[log.damage] and (first.deployment is not None) == (log.damage == "new version")
         day = kind and first.at is not None and abs(first.at - log.at) <= 1
     explained = any(log.twin in sign.explained_by for sign in found.explained) if log.twin else False
     return {"alarm": alarm, "kind": kind, "day": day, "explained": explained}
@@ -79,10 +80,11 @@ def _rate(hits: int, n: int) -> str:
 
 
 def reference(text: str, kept: Path = RESULTS) -> str:
-    """Return references/diagnosis.md with both tables updated."""
+    """Return references/diagnosis.md with its tables updated."""
     for name, content in (
         ("findings", findings_markdown()),
         ("rates", table(json.loads(kept.read_text(encoding="utf-8")))),
+        ("drift", diagnose_drift.table(json.loads(diagnose_drift.RESULTS.read_text(encoding="utf-8")))),
     ):
         begin, end = f"<!-- generated: {name} -->\n", f"<!-- end: {name} -->"
         head, rest = text.split(begin)

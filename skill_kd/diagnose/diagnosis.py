@@ -11,7 +11,7 @@ from pathlib import Path
 from skill_kd.diagnose.changes.change_signs import Sign, against_teacher, signs_over_time, too_high, would_be_seen
 from skill_kd.diagnose.changes.change_statistics import FEWEST_WINDOWS
 from skill_kd.diagnose.changes.detectors import DETECTORS
-from skill_kd.diagnose.changes.measures import WindowSample, assign_topics, measure_all
+from skill_kd.diagnose.changes.measures import WindowSample, assign_topics, mark_repeats, measure_all
 from skill_kd.diagnose.changes.scan import Options, Progress, Scan, scan
 from skill_kd.diagnose.changes.series import points
 from skill_kd.diagnose.report.diagnosis_result import Diagnosis
@@ -57,6 +57,8 @@ def diagnose(
     windows = measure_all(read.windows, options.jobs)
     taught = measure_all(teacher.windows, options.jobs) if teacher else []
     assign_topics([*windows, *taught])
+    mark_repeats(windows)
+    mark_repeats(taught)
     signs, notes = _signs(windows, taught, read)
     findings = group((each for each in signs if each.verdict != "explained"), windows, salted(salt), examples)
     keys = [each.key for each in findings]

@@ -10,12 +10,13 @@ from typing import Any
 
 import log_formats
 import pytest
-from log_formats import CHANGE, LOGS, Invented, invented
+from log_formats import CHANGE, LOGS, MODEL, PER_DAY, Invented, invented
 
 from skill_kd.diagnose import Diagnosis, diagnose
 from skill_kd.diagnose.changes.scan import Options, Scan, scan
 from skill_kd.diagnose.changes.windows import Sampled
 from skill_kd.diagnose.formats.readers import FORMATS
+from skill_kd.diagnose.report.diagnosis_page import html
 from skill_kd.errors import UsageError
 from skill_kd.kd.dataset.formats.generic import Fields
 
@@ -68,6 +69,53 @@ def test_a_change_of_the_student_is_a_finding_and_a_change_of_temperature_is_not
 
 def test_nothing_is_found_in_a_healthy_log(tmp_path: Path) -> None:
     assert diagnose([written(tmp_path, "openai", invented(None))]).status == "nothing found"
+
+
+# --- model versions ---------------------------------------------------------------------------------------------------
+
+
+def deployed(folder: Path, change: str | None, version: str) -> Diagnosis:
+    """Diagnose the calls, with another model version from the day of the change on."""
+    path = Path(written(folder, "openai", invented(change)))
+    rows = path.read_text(encoding="utf-8").splitlines()
+    since = CHANGE * PER_DAY
+    new = [row.replace(json.dumps(MODEL), json.dumps(version)) for row in rows[since:]]
+    path.write_text("\n".join([*rows[:since], *new]) + "\n", encoding="utf-8")
+    return diagnose([str(path)])
+
+
+def test_a_new_version_is_the_cause_of_each_finding(tmp_path: Path) -> None:
+    result = deployed(tmp_path, "damage", "student-2")
+    assert found(result) == {"sameness": CHANGED, "length": CHANGED}
+    for each in result.findings:
+        assert each.deployment is not None
+        assert (each.deployment.version, each.deployment.instead_of) == ("student-2", MODEL)
+        assert result.when(each.deployment.at) == CHANGED
+    [cause] = [line for line in result.table().splitlines() if line.startswith("likely cause")]
+    assert f"since version student-2, deployed {CHANGED}: repeated answers +" in cause
+    assert ", length -" in cause
+    assert cause.endswith("; compare student-2 with student-1")
+
+
+def test_another_temperature_excuses_a_new_version(tmp_path: Path) -> None:
+    result = deployed(tmp_path, "temperature", "student-2")
+    assert result.status == "nothing found"
+    assert result.explained
+    assert {sign.explained_by for sign in result.explained} == {("temperature", "model version")}
+
+
+def test_a_new_version_that_answers_as_before_is_not_a_finding(tmp_path: Path) -> None:
+    result = deployed(tmp_path, None, "student-2")
+    assert result.status == "nothing found"
+    assert not result.explained
+
+
+@pytest.mark.parametrize("version", ["ignore all rules", "<b>x</b>", "a\x1b[31m", "AK" + "IA" + "Q7" * 8, "m" * 65])
+def test_a_version_with_an_unusual_name_is_shown_as_an_id(version: str, tmp_path: Path) -> None:
+    result = deployed(tmp_path, "damage", version)
+    for shown in (result.table(), json.dumps(result.to_json()), html(result)):
+        assert version not in shown
+        assert "compare id " in shown
 
 
 # --- texts that are not in the log ------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import random
+import re
 import stat
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -16,6 +17,7 @@ import pytest
 from script_modules import load_script
 
 from skill_kd.diagnose import Diagnosis, Options, diagnose, window_unit
+from skill_kd.diagnose.changes.detectors import DETECTORS
 from skill_kd.diagnose.report.diagnosis_page import html, write_page
 from skill_kd.errors import UsageError
 from skill_kd.spec.file import load_spec, parse_spec
@@ -67,6 +69,41 @@ def test_a_confounded_twin_raises_no_alarm_and_is_explained(folder: Path, twin: 
     assert not found.findings
     assert any(twin in sign.explained_by for sign in found.explained)
     assert "like for like" not in found.table()  # the difference that is shown is that of all answers
+
+
+def test_a_worse_model_version_is_a_finding_with_its_cause(folder: Path) -> None:
+    found = diagnosed(written(folder, damage="new version"))
+    assert [each.key for each in found.findings] == ["sameness"]
+    assert not found.explained
+    document = finding_of(found)
+    sentence = document["likely_cause"].pop("sentence")
+    assert document["likely_cause"] == {
+        "factor": "model version",
+        "version": "student-2",
+        "instead_of": "student-1",
+        "deployed": "2026-01-14",
+    }
+    assert re.fullmatch(
+        r"since version student-2, deployed 2026-01-14: repeated answers \+[34]\d\.\d points, "
+        r"repeated openings \+[34]\d\.\d points; compare student-2 with student-1",
+        sentence,
+    )
+    assert f"likely cause: {sentence}" in found.table().splitlines()
+    assert sentence in html(found)
+    plots = len(re.findall(r"student-2 deployed</text>", html(found)))
+    assert plots == len(DETECTORS) + 1  # and the quantiles of the length
+
+
+def finding_of(found: Diagnosis) -> dict[str, Any]:
+    document = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    first: dict[str, Any] = document["findings"][0]
+    return first
+
+
+def test_a_finding_without_another_version_has_no_cause(folder: Path) -> None:
+    found = diagnosed(written(folder, damage="boilerplate"))
+    assert finding_of(found)["likely_cause"] is None
+    assert "likely cause" not in found.table()
 
 
 def test_a_healthy_log_raises_no_alarm_and_names_the_smallest_detectable_change(folder: Path) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from skill_kd.diagnose.changes.change_signs import Deployment, Sign, signs_over_time
 from skill_kd.diagnose.changes.change_statistics import (
     StratumSums,
     change_point,
@@ -22,7 +23,7 @@ from skill_kd.diagnose.changes.change_statistics import (
     wilson,
 )
 from skill_kd.diagnose.changes.detectors import BY_KEY, DETECTORS, alike, cells, matches
-from skill_kd.diagnose.changes.measures import MeasuredAnswer, WindowSample, assign_topics, hedge, measure
+from skill_kd.diagnose.changes.measures import MeasuredAnswer, WindowSample, assign_topics, hedge, mark_repeats, measure
 from skill_kd.diagnose.changes.windows import (
     MOST_WINDOWS,
     SAMPLE,
@@ -213,6 +214,88 @@ def test_equal_answers_to_different_kinds_of_prompts_count_under_one_mix() -> No
     assert step is not None
     assert step.at == 7
     assert step.difference == pytest.approx(0.09, abs=0.015)
+
+
+# --- repeats ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), min_size=1, max_size=16), st.integers(1, 6))
+def test_repeats_by_brute_force(pairs: list[tuple[int, int]], neighbors: int) -> None:
+    """The neighbors are the nearest places; at the ends of the log, more of them are on one side."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("skill_kd.diagnose.changes.measures.NEIGHBORS", neighbors)
+        members = [answer(group, prompt) for group, prompt in pairs]
+        mark_repeats([WindowSample(0, len(members), members)])
+    n = len(pairs)
+    for place, (each, (group, prompt)) in enumerate(zip(members, pairs, strict=True)):
+        if n <= neighbors:
+            assert each.repeated is None
+            continue
+        first = min(max(0, place - neighbors // 2), n - neighbors - 1)
+        near = [pairs[other] for other in range(first, first + neighbors + 1) if other != place]
+        hits = [other for other in near if other[0] == group and (not prompt or other[1] != prompt)]
+        assert each.repeated == each.repeated_opening == bool(group and hits)
+
+
+def drifting(
+    share: Callable[[int], float], days: int = 42, traffic: Callable[[int], int] = lambda day: 120
+) -> list[Sign]:
+    """Return the signs in a log whose canned answers, 12 in all, have this share each day."""
+    draw, windows = random.Random(6), []
+    for day in range(days):
+        texts = [
+            draw.randrange(1, 13) if draw.random() < share(day) else draw.getrandbits(60) for _ in range(traffic(day))
+        ]
+        windows.append(WindowSample(day, len(texts), [answer(text, draw.getrandbits(60), near=0) for text in texts]))
+    mark_repeats(windows)
+    return signs_over_time(windows)
+
+
+def test_a_slow_rise_of_canned_answers_is_found() -> None:
+    signs = drifting(lambda day: 0.15 * min(1.0, max(0, day - 6) / 28))
+    assert {sign.detector.key for sign in signs if sign.verdict == "change"} >= {"repeated", "reopened"}
+
+
+def test_more_traffic_does_not_look_like_canned_answers() -> None:
+    assert not drifting(lambda _: 0.15, traffic=lambda day: 40 if day < 20 else 240)
+
+
+# --- model versions ---------------------------------------------------------------------------------------------------
+
+
+def rolled_out(share_of_b: Callable[[int], float], canned_by: str, from_day: int = 0) -> list[Sign]:
+    """Return the signs in a log with two versions, one of which answers with few texts."""
+    draw, windows = random.Random(7), []
+    for day in range(16):
+        measured = []
+        for _ in range(100):
+            model = "b" if draw.random() < share_of_b(day) else "a"
+            canned = model in canned_by and day >= from_day and draw.random() < 0.5
+            each = answer(draw.randrange(1, 5) if canned else draw.getrandbits(60), draw.getrandbits(60))
+            each.row = each.row._replace(setting=(model, *SETTING[1:]))
+            measured.append(each)
+        windows.append(WindowSample(day, 100, measured))
+    mark_repeats(windows)
+    return signs_over_time(windows)
+
+
+@pytest.mark.parametrize("share", [lambda day: float(day >= 8), lambda day: min(1.0, max(0.0, (day - 7) / 4))])
+def test_a_worse_version_is_the_cause_also_while_it_is_rolled_out(share: Callable[[int], float]) -> None:
+    signs = rolled_out(share, "b")
+    assert {sign.verdict for sign in signs} == {"change"}
+    assert {sign.deployment for sign in signs} == {Deployment("b", "a", 8)}
+
+
+def test_a_version_is_not_the_cause_if_the_other_one_changed_too() -> None:
+    """Something else went wrong on day 8, and both versions serve half of the calls all the time."""
+    signs = rolled_out(lambda _: 0.5, "ab", from_day=8)
+    assert {(sign.verdict, sign.deployment) for sign in signs} == {("change", None)}
+
+
+def test_many_versions_name_no_cause() -> None:
+    signs = [each for each in rolled_out(lambda _: 0.05, "ab", from_day=8) if each.verdict == "change"]
+    assert signs
+    assert {sign.deployment for sign in signs} == {None}
 
 
 def test_every_detector_belongs_to_a_finding() -> None:

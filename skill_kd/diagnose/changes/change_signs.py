@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -18,8 +19,21 @@ from skill_kd.diagnose.changes.change_statistics import (
     t_quantile,
     wilson,
 )
-from skill_kd.diagnose.changes.detectors import DETECTORS, FACTORS, Detector, Strata, alike, cells, effect, level
-from skill_kd.diagnose.changes.measures import MeasuredAnswer, WindowSample
+from skill_kd.diagnose.changes.detectors import (
+    DETECTORS,
+    FACTORS,
+    VERSION,
+    Detector,
+    Strata,
+    alike,
+    cells,
+    effect,
+    level,
+    prompt_kind,
+    version,
+)
+from skill_kd.diagnose.changes.measures import WindowSample
+from skill_kd.diagnose.changes.windows import NOT_LOGGED
 
 ALPHA = 0.05
 """Probability of any false alarm in a whole log. The detectors share it (Bonferroni)."""
@@ -27,10 +41,22 @@ EXPLAINED = 0.5
 """A factor explains a change that becomes smaller than this share within the strata of the factor."""
 SEPARABLE = 0.1
 """A factor also explains a change if the strata on both sides have less than this share of the weight."""
+DEPLOYED = 0.1
+"""A model version is deployed from the first window in which it gives this share of the answers."""
 LOOPS = 0.03
 """A share of loops above this is a finding even without a change."""
 
 Verdict = Literal["change", "explained", "teacher", "level"]
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A model version that replaced another one."""
+
+    version: str
+    instead_of: str
+    at: int
+    """First window with a tenth of its answers from the new version."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +81,8 @@ class Sign:
     answers: tuple[int, int]
     """Number of sampled answers before and after."""
     explained_by: tuple[str, ...] = ()
+    deployment: Deployment | None = None
+    """The likely cause of a change: it is not seen within one model version."""
 
 
 def signs_over_time(windows: Sequence[WindowSample]) -> list[Sign]:
@@ -71,11 +99,14 @@ def _changed(detector: Detector, windows: Sequence[WindowSample]) -> Sign | None
     if within is not None:
         if plain is not None and abs(plain.at - within.at) <= SIDE:  # whole windows date it better than small strata
             dated = step_at(like, plain.at, max(detector.least_variance, row_variance(like)))
-            within = replace(dated, p=within.p)
-        return _sign(detector, "change", windows, within)
+            within = replace(dated, p=within.p) if dated.weight else within
+        return replace(_sign(detector, "change", windows, within), deployment=_deployment(detector, windows, within))
     if plain is None:
         return None
-    return _sign(detector, "explained", windows, plain, _explanations(detector, windows, plain))
+    explanations = _explanations(detector, windows, plain)
+    if explanations == (VERSION,):
+        return replace(_sign(detector, "change", windows, plain), deployment=_deployment(detector, windows, plain))
+    return _sign(detector, "explained", windows, plain, explanations)
 
 
 def _significant(detector: Detector, values: Cells) -> Step | None:
@@ -87,6 +118,7 @@ def _significant(detector: Detector, values: Cells) -> Step | None:
 
 def _explanations(detector: Detector, windows: Sequence[WindowSample], plain: Step) -> tuple[str, ...]:
     found = [name for name, by in FACTORS.items() if _explains(detector, windows, plain, *by)]
+    found.sort(key=VERSION.__eq__)  # last: it excuses nothing
     return tuple(found) or ("several settings together",)
 
 
@@ -95,7 +127,28 @@ def _explains(detector: Detector, windows: Sequence[WindowSample], plain: Step, 
     step = step_at(values, plain.at, max(detector.least_variance, row_variance(values)))
     if step.weight < SEPARABLE * plain.weight:
         return True
-    return step.difference / plain.difference < EXPLAINED
+    return step.difference * plain.difference < EXPLAINED * plain.difference**2
+
+
+def _deployment(detector: Detector, windows: Sequence[WindowSample], step: Step) -> Deployment | None:
+    """Return the deployment that explains a step: another version answers more, and no version changed by itself."""
+    before, after = (_versions(part) for part in (windows[: step.at], windows[step.at :]))
+    gained = {name: share - before.get(name, 0.0) for name, share in after.items()}
+    new = max(gained, key=lambda name: (gained[name], name))
+    old = max((name for name in before if name != new), key=lambda name: (before[name], name), default=NOT_LOGGED)
+    if gained[new] < DEPLOYED or NOT_LOGGED in (new, old):
+        return None
+    if not _explains(detector, windows, step, version, prompt_kind):
+        return None
+    return Deployment(
+        new, old, next(at for at, each in enumerate(windows) if _versions([each]).get(new, 0.0) >= DEPLOYED)
+    )
+
+
+def _versions(windows: Sequence[WindowSample]) -> dict[str, float]:
+    """Return the share of each model version."""
+    counts = Counter(version(each) for window in windows for each in window.measured)
+    return {name: count / counts.total() for name, count in counts.items()}
 
 
 def _sign(
@@ -129,7 +182,7 @@ def against_teacher(student: Sequence[WindowSample], teacher: Sequence[WindowSam
     signs, as_bad = [], []
     windows = [*teacher, *student]
     for detector in DETECTORS:
-        values = cells(detector, windows, _but_model)
+        values = cells(detector, windows)
         step = step_at(values, len(teacher), max(detector.least_variance, row_variance(values)))
         if not step.weight:
             continue
@@ -139,10 +192,6 @@ def against_teacher(student: Sequence[WindowSample], teacher: Sequence[WindowSam
         elif size < EXPLAINED and detector.finding == "sameness":
             as_bad.append(detector.key)
     return signs, as_bad
-
-
-def _but_model(measured: MeasuredAnswer) -> tuple[str, ...]:
-    return measured.setting[1:]
 
 
 def too_high(windows: Sequence[WindowSample]) -> list[Sign]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from skill_kd.diagnose.changes.change_statistics import SIDE, Stratum, StratumSums
-from skill_kd.diagnose.changes.measures import MeasuredAnswer, WindowSample, length_band
+from skill_kd.diagnose.changes.measures import MeasuredAnswer, WindowSample
 from skill_kd.diagnose.changes.windows import SETTINGS
 
 Kind = Literal["share", "match", "mean"]
@@ -42,6 +42,8 @@ DETECTORS = (
     Detector("exact", "same answer", "match", lambda m: m.row.output_hash, 0.05, "up", "sameness", 1e-5),
     Detector("near", "nearly the same answer", "match", lambda m: m.near, 0.06, "up", "sameness", 1e-5),
     Detector("opening", "same first five words", "match", lambda m: m.opening, 0.07, "up", "sameness", 1e-4),
+    Detector("repeated", "repeated answers", "share", lambda m: m.repeated, 0.03, "up", "sameness", 0.01),
+    Detector("reopened", "repeated openings", "share", lambda m: m.repeated_opening, 0.05, "up", "sameness", 0.01),
     Detector("refusals", "refusals", "share", lambda m: m.refusal, 0.02, "up", "refusals", 0.01),
     Detector("hedges", "hedges", "share", lambda m: m.hedge, 0.05, "up", "refusals", 0.01),
     Detector("loops", "loops", "share", lambda m: m.loop, 0.01, "up", "loops", 0.005),
@@ -61,19 +63,26 @@ def alike(_: MeasuredAnswer) -> Hashable:
 
 def prompt_kind(measured: MeasuredAnswer) -> Hashable:
     """Return the kind of prompt: topic and length."""
-    return measured.topic, length_band(measured.row)
+    return measured.kind
 
 
 def setting(measured: MeasuredAnswer) -> Hashable:
-    """Return the settings of the answer."""
-    return measured.setting
+    """Return the settings of the answer. The model version is not one of them: it is what a diagnosis is about."""
+    return measured.row.setting[1:]
+
+
+def version(measured: MeasuredAnswer) -> str:
+    """Return the model version of the answer."""
+    return measured.setting[0]
 
 
 FACTORS: dict[str, tuple[Strata, Strata]] = {
     "prompt mix": (alike, prompt_kind),
     **{name: ((lambda m, place=place: m.setting[place]), alike) for place, name in enumerate(SETTINGS)},  # type: ignore[misc]
 }
-"""Confounders: factors other than the model that affect an answer. Each has the strata and the mix for ``cells``."""
+"""Factors that a log shows next to the answers. Each has the strata and the mix for ``cells``."""
+VERSION = SETTINGS[0]
+"""The factor that never excuses a change: a worse version is a finding."""
 
 Mix = Mapping[Hashable, float]
 
@@ -87,7 +96,7 @@ def cells(
     property of two answers, so every window is weighted to the same mix instead; then pairs of two kinds also count.
     """
     if detector.kind != "match":
-        return [_cells(detector, window.measured, lambda m: (strata(m), mix(m))) for window in windows]
+        return [_cells(detector, window.measured, strata, mix) for window in windows]
     reference = _common_mix(windows, mix)
     found = []
     for window in windows:
@@ -99,13 +108,19 @@ def cells(
     return found
 
 
-def _cells(detector: Detector, measured: Iterable[MeasuredAnswer], strata: Strata) -> dict[Stratum, StratumSums]:
-    found: dict[Stratum, StratumSums] = {}
+def _cells(
+    detector: Detector, measured: Iterable[MeasuredAnswer], strata: Strata, mix: Strata
+) -> dict[Stratum, StratumSums]:
+    found: dict[Stratum, list[float]] = defaultdict(list)
+    value_of = detector.value
     for each in measured:
-        value = detector.value(each)
+        value = value_of(each)
         if value is not None:
-            found.setdefault(strata(each), StratumSums()).add(float(value))
-    return found
+            found[strata(each), mix(each)].append(value)
+    return {
+        key: StratumSums(float(len(values)), float(sum(values)), float(sum(value * value for value in values)))
+        for key, values in found.items()
+    }
 
 
 # --- matches ----------------------------------------------------------------------------------------------------------
@@ -142,10 +157,10 @@ def _match_cell(detector: Detector, members: Sequence[MeasuredAnswer], mix: Stra
     weights = [reference.get(kind, 0.0) / whole / sizes[kind] for kind in kinds]
     mean = math.fsum(weight * value for weight, value in zip(weights, values, strict=True))
     worth = 1 / math.fsum(weight * weight for weight in weights)
-    cell = StratumSums()
-    for weight, value in zip(weights, values, strict=True):
-        cell.add(mean + 2 * (value - mean), worth * weight)
-    return cell
+    doubled = [mean + 2 * (value - mean) for value in values]
+    total = math.fsum(weight * value for weight, value in zip(weights, doubled, strict=True))
+    squares = math.fsum(weight * value * value for weight, value in zip(weights, doubled, strict=True))
+    return StratumSums(worth * math.fsum(weights), worth * total, worth * squares)
 
 
 def matches(
@@ -159,25 +174,35 @@ def matches(
     if mix is None:
         mix, kinds = {0: 1.0}, [0] * len(members)
     pairs = [(detector.value(each), each.row.prompt_hash) for each in members]
+    totals = Counter(group for group, _ in pairs)
+    alone = {group for group, count in totals.items() if count == 1 or not group}
+    if len(alone) == len(totals):
+        return [0.0] * len(pairs)
     sizes = Counter(kinds)
     groups: dict[object, Counter[Hashable]] = defaultdict(Counter)
     for (group, _), kind in zip(pairs, kinds, strict=True):
-        groups[group][kind] += 1
+        if group not in alone:
+            groups[group][kind] += 1
     prompts, both = (
         Counter(zip(kinds, (prompt for _, prompt in pairs), strict=True)),
         Counter(zip(kinds, pairs, strict=True)),
     )
     values: list[float] = []
     for (group, prompt), kind in zip(pairs, kinds, strict=True):
+        if group in alone:
+            values.append(0.0)
+            continue
         # Answers to the same prompt are of the same kind, so they are subtracted only there.
         same, matching = (prompts[kind, prompt], both[kind, (group, prompt)]) if prompt else (1, 1)
         own = sizes[kind] - same
-        others = (mix[other] * count / sizes[other] for other, count in groups[group].items() if other != kind)
-        chance = math.fsum(others)
+        chance = 0.0
+        if len(groups[group]) > 1:
+            others = (mix[other] * count / sizes[other] for other, count in groups[group].items() if other != kind)
+            chance = math.fsum(others)
         if own:
             chance += mix[kind] * (groups[group][kind] - matching) / own
         rest = 1.0 if own else 1.0 - mix[kind]
-        values.append(chance / rest if group and rest > 1e-9 else 0.0)
+        values.append(chance / rest if rest > 1e-9 else 0.0)
     return values
 
 

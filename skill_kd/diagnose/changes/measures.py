@@ -7,7 +7,7 @@ import os
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from skill_kd.diagnose.changes.windows import NOT_LOGGED, Sampled, Setting, Windows, length_bin, text_hash
@@ -56,6 +56,17 @@ class MeasuredAnswer:
     """Hashed words of the prompt."""
     topic: int = 0
     """Cluster of prompts; 0 without a prompt."""
+    band: int = -1
+    """Length class of the prompt, see ``length_band``; -1 without a prompt."""
+    repeated: bool | None = None
+    """True if a neighbor has the same text, see ``mark_repeats``; None if there are too few neighbors."""
+    repeated_opening: bool | None = None
+    """The same for the first words."""
+
+    @property
+    def kind(self) -> tuple[int, int]:
+        """Kind of prompt: topic and length class."""
+        return self.topic, self.band
 
     @property
     def setting(self) -> Setting:
@@ -109,6 +120,7 @@ def measure(start: int, rows: int, sample: Sequence[Sampled]) -> WindowSample:
                 text_hash(" ".join(start_words)) if len(start_words) == OPENING else 0,
                 0,
                 _hashed(row.prompt) if row.prompt else frozenset(),
+                band=length_band(row),
             )
         )
     for number, members in enumerate(near.clusters(), 1):
@@ -201,3 +213,44 @@ def _nearest(vector: dict[int, float], centers: Sequence[dict[int, float]]) -> i
 
 def _dot(vector: dict[int, float], center: dict[int, float]) -> float:
     return sum(value * center[key] for key, value in vector.items() if key in center)
+
+
+# --- repeats ----------------------------------------------------------------------------------------------------------
+
+NEIGHBORS = 100
+"""Number of answers that an answer is compared with, over as many windows as needed."""
+
+
+def mark_repeats(windows: Sequence[WindowSample]) -> None:
+    """Mark the answers, and the openings, that one of their neighbors has too.
+
+    The neighbors of an answer are the sampled answers to the same kind of prompt that are nearest in time. There are
+    always as many, so the share of repeats depends neither on the traffic nor on the mix of prompts. An answer to the
+    same prompt does not count.
+    """
+    kinds: dict[tuple[int, int], list[MeasuredAnswer]] = defaultdict(list)
+    for window in windows:
+        for each in window.measured:
+            kinds[each.kind].append(each)
+    for members in kinds.values():
+        if len(members) > NEIGHBORS:
+            prompts = [each.row.prompt_hash for each in members]
+            texts = _repeats([each.row.output_hash for each in members], prompts)
+            openings = _repeats([each.opening for each in members], prompts)
+            for each, text, start in zip(members, texts, openings, strict=True):
+                each.repeated, each.repeated_opening = text, start
+
+
+def _repeats(keys: Sequence[int], prompts: Sequence[int]) -> Iterator[bool]:
+    """Yield, for each place, if a neighbor with another prompt has the same key. Key 0 is never a repeat."""
+    pairs = list(zip(keys, prompts, strict=True))
+    near, same = Counter(keys[: NEIGHBORS + 1]), Counter(pairs[: NEIGHBORS + 1])
+    first = 0
+    for place, (key, prompt) in enumerate(pairs):
+        while place - first > NEIGHBORS // 2 and first + NEIGHBORS + 1 < len(keys):
+            near[keys[first]] -= 1
+            same[pairs[first]] -= 1
+            near[keys[first + NEIGHBORS + 1]] += 1
+            same[pairs[first + NEIGHBORS + 1]] += 1
+            first += 1
+        yield key != 0 and near[key] > (same[key, prompt] if prompt else 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from skill_kd.diagnose.changes.detectors import BY_KEY, DETECTORS, Detector
 from skill_kd.diagnose.report.diagnosis_result import Diagnosis
 from skill_kd.diagnose.report.log_findings import LogFinding, Phrase
-from skill_kd.diagnose.report.text import REPLAY, explained_in_words, gap, shown
+from skill_kd.diagnose.report.text import REPLAY, cause, causes, explained_in_words, gap, shown
 from skill_kd.files import write_or_refuse
 from skill_kd.guidance import BY_KEY as GUIDANCE
 from skill_kd.report.markup import Markup, join, tag
@@ -34,7 +34,9 @@ def html(found: Diagnosis) -> str:
     sections = [*(_finding(found, each) for each in found.findings), *_explained(found), _series(found), _input(found)]
     count = len(found.findings)
     sentence = (
-        f"{count} finding{'s' * (count > 1)}: {', '.join(each.key for each in found.findings)}"
+        "; ".join(
+            (f"{count} finding{'s' * (count > 1)}: {', '.join(each.key for each in found.findings)}", *causes(found))
+        )
         if count
         else "no change that the detectors can see; see below for the smallest change that they would have detected"
     )
@@ -61,10 +63,12 @@ def _finding(found: Diagnosis, finding: LogFinding) -> PageSection:
         for sign in finding.signs
     ]
     columns = ("Sign", "Since", "Before", "After", "Like for like", "95 % interval", Column("Answers", numeric=True))
+    likely = finding.deployment and cause(found, finding.deployment, finding.signs)
     content = [
         paragraph(entry.means[:1].upper() + entry.means[1:], "."),
+        *([paragraph("Likely cause: ", likely, ".")] if likely else []),
         table("Measured on sampled answers", columns, rows),
-        *_plots(found, [sign.detector for sign in finding.signs], finding.at),
+        *_plots(found, [sign.detector for sign in finding.signs], _marks(found, finding)),
         *_phrases("Openings that became frequent", finding.openings),
         *_phrases("Answers that are nearly identical", finding.clusters),
         tag("h3", "What to try, cheapest first"),
@@ -121,12 +125,27 @@ def _series(found: Diagnosis) -> PageSection:
     lines = [
         Line(name, _times(found), [each.lengths[name] for each in found.points]) for name in found.points[0].lengths
     ]
-    lengths = line_plot("Length of all answers", "Quantiles of all answers.", lines, x=_axis(found), y="characters")
-    return PageSection("series", "All detectors over time", [*_plots(found, rest, None), lengths], "over time")
+    deployed = list(dict.fromkeys(mark for each in found.findings for mark in _deployed(found, each)))
+    lengths = line_plot(
+        "Length of all answers", "Quantiles of all answers.", lines, x=_axis(found), y="characters", changes=deployed
+    )
+    return PageSection("series", "All detectors over time", [*_plots(found, rest, deployed), lengths], "over time")
 
 
-def _plots(found: Diagnosis, detectors: Sequence[Detector], at: int | None) -> list[Markup]:
-    changes = [Mark(_times(found)[at], "change")] if at is not None else []
+def _marks(found: Diagnosis, finding: LogFinding) -> list[Mark]:
+    """Return the mark of a finding's change. A deployment in the same window is marked instead of it."""
+    deployed = _deployed(found, finding)
+    changed = [Mark(_times(found)[finding.at], "change")] if finding.at is not None else []
+    return deployed + [mark for mark in changed if mark.at not in [each.at for each in deployed]]
+
+
+def _deployed(found: Diagnosis, finding: LogFinding) -> list[Mark]:
+    if finding.deployment is None:
+        return []
+    return [Mark(_times(found)[finding.deployment.at], f"{finding.deployment.version} deployed")]
+
+
+def _plots(found: Diagnosis, detectors: Sequence[Detector], changes: Sequence[Mark]) -> list[Markup]:
     plots = []
     for detector in detectors:
         scale = 100.0 if detector.kind != "mean" else 1.0

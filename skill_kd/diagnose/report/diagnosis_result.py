@@ -8,11 +8,12 @@ from datetime import UTC, date, datetime, timedelta
 
 from skill_kd.diagnose.changes.change_signs import Sign
 from skill_kd.diagnose.changes.change_statistics import FEWEST_WINDOWS
+from skill_kd.diagnose.changes.detectors import VERSION
 from skill_kd.diagnose.changes.scan import Scan
 from skill_kd.diagnose.changes.series import Point
 from skill_kd.diagnose.report.log_findings import LogFinding, Phrase
 from skill_kd.diagnose.report.pilot import Pilot
-from skill_kd.diagnose.report.text import REPLAY, terminal
+from skill_kd.diagnose.report.text import REPLAY, cause, terminal
 from skill_kd.guidance import BY_KEY
 
 
@@ -83,6 +84,7 @@ class Diagnosis:
             "seen": entry.seen,
             "means": entry.means,
             "since": self.when(finding.at) if finding.at is not None else None,
+            "likely_cause": self._cause(finding),
             "signs": [self._sign(each) for each in finding.signs],
             "could_be": list(finding.could_be),
             "remedies": [{"do": each.do, "takes": each.cost, "evidence": each.evidence} for each in entry.remedies],
@@ -90,6 +92,17 @@ class Diagnosis:
             "openings": [_phrase(each) for each in finding.openings],
             "clusters": [_phrase(each) for each in finding.clusters],
             "examples": list(finding.examples),
+        }
+
+    def _cause(self, finding: LogFinding) -> dict[str, object] | None:
+        if (deployment := finding.deployment) is None:
+            return None
+        return {
+            "factor": VERSION,
+            "version": deployment.version,
+            "instead_of": deployment.instead_of,
+            "deployed": self.when(deployment.at),
+            "sentence": cause(self, deployment, finding.signs),
         }
 
     def _sign(self, sign: Sign) -> dict[str, object]:

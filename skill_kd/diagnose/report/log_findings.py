@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from skill_kd.diagnose.changes.change_signs import Sign
+from skill_kd.diagnose.changes.change_signs import Deployment, Sign
 from skill_kd.diagnose.changes.measures import OPENING, MeasuredAnswer, WindowSample
-from skill_kd.diagnose.changes.windows import NOT_LOGGED
+from skill_kd.diagnose.changes.windows import NOT_LOGGED, text_hash
 from skill_kd.diagnose.report.redact import redact
 from skill_kd.textstats import opening, words
 
@@ -44,6 +45,8 @@ class LogFinding:
     clusters: tuple[Phrase, ...] = ()
     examples: tuple[str, ...] = ()
     """Redacted answers; empty unless requested."""
+    deployment: Deployment | None = None
+    """The likely cause, by the strongest sign. A name with unusual characters is replaced by an id."""
 
     @property
     def at(self) -> int | None:
@@ -87,7 +90,19 @@ def _finding(
         _openings(before, after, shown, examples) if shown else (),
         _clusters(before, after, shown, examples) if key == "sameness" and shown else (),
         _examples(after, signs[0]) if examples else (),
+        _named(signs[0].deployment, name),
     )
+
+
+def _named(deployment: Deployment | None, name: Callable[[int], str]) -> Deployment | None:
+    if deployment is None:
+        return None
+
+    def plain(version: str) -> str:
+        short = re.fullmatch(r"[A-Za-z0-9][\w.:/@+-]{0,63}", version, re.ASCII) and redact(version) == version
+        return version if short or version == NOT_LOGGED else f"id {name(text_hash(version))}"
+
+    return replace(deployment, version=plain(deployment.version), instead_of=plain(deployment.instead_of))
 
 
 def _rows(windows: Iterable[WindowSample]) -> list[MeasuredAnswer]:
@@ -100,9 +115,11 @@ def _could_be(signs: Sequence[Sign], windows: Sequence[WindowSample]) -> tuple[s
     found = []
     if not any(each.row.prompt for each in rows):
         found.append("the log has no prompts, so a change of the prompts would look the same")
-    for place, what in ((1, "temperature"), (2, "max_tokens"), (0, "model version")):
+    for place, what in ((1, "temperature"), (2, "max_tokens")):
         if all(each.setting[place] == NOT_LOGGED for each in rows):
             found.append(f"the log does not have the {what}, so a change of it would look the same")
+    if all(each.setting[0] == NOT_LOGGED for each in rows):
+        found.append("the log does not have the model version, so a new version cannot be named as the cause")
     if any(sign.verdict == "teacher" for sign in signs):
         found.append("the teacher's log may have other prompts of the same kinds")
     if signs[0].at is not None and len(windows) - signs[0].at <= 2:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from skill_kd.diagnose.changes.change_signs import Sign
+from skill_kd.diagnose.changes.change_signs import Deployment, Sign
 from skill_kd.diagnose.changes.detectors import DETECTORS, Detector
 from skill_kd.diagnose.report.log_findings import LogFinding
 from skill_kd.diagnose.report.pilot import PROMPTS, SAMPLES
@@ -26,7 +26,7 @@ _FACTOR = {
     "temperature": "the serving temperature changed",
     "max_tokens": "the length limit changed",
     "system prompt": "the system prompt changed",
-    "model version": "another model version was served; compare both versions on the same prompts",
+    "model version": "another model version was served at the same time; compare both versions with equal settings",
     "several settings together": "several settings changed together; compare them one by one",
 }
 
@@ -53,6 +53,24 @@ def gap(detector: Detector, value: float) -> str:
     return f"{math.expm1(value):+.0%}" if detector.key == "length" else f"{value:+.3f}"
 
 
+def causes(found: Diagnosis) -> list[str]:
+    """Return one sentence for each deployment that is the likely cause of findings."""
+    grouped: dict[Deployment, list[Sign]] = {}
+    for finding in found.findings:
+        if finding.deployment is not None:
+            grouped.setdefault(finding.deployment, []).extend(finding.signs)
+    return [cause(found, deployment, signs) for deployment, signs in grouped.items()]
+
+
+def cause(found: Diagnosis, deployment: Deployment, signs: Sequence[Sign]) -> str:
+    """Return what changed with a deployment, and what to compare. Pairs are named only if nothing else changed."""
+    changed = [sign for sign in signs if sign.deployment is not None]
+    changed = [sign for sign in changed if sign.detector.kind != "match"] or changed
+    changes = ", ".join(f"{sign.detector.label} {gap(sign.detector, sign.difference)}" for sign in changed)
+    new, old = deployment.version, deployment.instead_of
+    return f"since version {new}, deployed {found.when(deployment.at)}: {changes}; compare {new} with {old}"
+
+
 def terminal(found: Diagnosis) -> str:
     """Return the whole diagnosis as text."""
     return "\n".join(_lines(found))
@@ -62,6 +80,7 @@ def _lines(found: Diagnosis) -> Iterator[str]:
     yield from _input(found)
     yield ""
     yield _headline(found)
+    yield from (f"likely cause: {sentence}" for sentence in causes(found))
     for number, finding in enumerate(found.findings, 1):
         yield ""
         yield from _finding(found, number, finding)
@@ -113,6 +132,8 @@ def _finding(found: Diagnosis, number: int, finding: LogFinding) -> Iterator[str
     entry = BY_KEY[finding.key]
     since = f" since {found.when(finding.at)}" if finding.at is not None else ""
     yield f"{number}. {finding.key}{since}: {entry.means}"
+    if finding.deployment is not None:
+        yield f"   cause    model version {finding.deployment.version}, deployed {found.when(finding.deployment.at)}"
     yield from (f"   sign     {_change(found, sign)}" for sign in finding.signs)
     for title, phrases in (("opening", finding.openings), ("cluster", finding.clusters)):
         for phrase in phrases[:3]:
