@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from io import StringIO
 from typing import Any, Protocol
 
+from ...limits import size_of
 from .conversation import text_of
 from .values import Row, mapping, objects, word
 
@@ -59,7 +60,7 @@ class _Answer:
 
     def keep(self, place: Place, value: Any) -> None:
         """Set a part to a parsed value."""
-        if self._takes(_size(value)):
+        if self._takes(size_of(value)):
             self._values[place] = value
 
     def text(self, *place: int | str) -> str:
@@ -90,19 +91,6 @@ class _Answer:
         if self.is_too_long:
             self._texts, self._values = {}, {}
         return not self.is_too_long
-
-
-def _size(value: object) -> int:
-    """Return roughly what a parsed value takes, in characters."""
-    size, left = 0, [value]
-    while left:
-        each = left.pop()
-        size += len(each) if isinstance(each, str) else 64
-        if isinstance(each, dict):
-            left += [*each, *each.values()]
-        elif isinstance(each, list):
-            left += each
-    return size
 
 
 class _Open:
