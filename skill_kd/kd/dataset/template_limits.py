@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from ..errors import ScriptError
 from ..limits import TimeIsUp, limited_memory, limited_time
@@ -12,8 +14,36 @@ SECONDS = 10.0
 """Processor time of one conversation. A real template takes milliseconds."""
 BYTES = 1 << 30
 """Memory that one conversation may add."""
+ALL_SECONDS, EACH_SECONDS = 60.0, 0.1
+"""Processor time of all conversations of this process: the first, and the second for each conversation."""
 CHARACTERS = 1_000_000
 """Characters that a template may add to a conversation, besides ten for each character of the conversation."""
+
+
+@dataclass
+class _Total:
+    """What all chat templates of this process have taken."""
+
+    seconds: float = 0.0
+    conversations: int = 0
+
+    @contextmanager
+    def adding(self) -> Iterator[None]:
+        """Add the time of the block."""
+        start = time.thread_time()
+        try:
+            yield
+        finally:
+            self.seconds += time.thread_time() - start
+            self.conversations += 1
+
+    @property
+    def is_over(self) -> bool:
+        """Return True if it is more than the limit."""
+        return self.seconds > ALL_SECONDS + EACH_SECONDS * self.conversations
+
+
+total = _Total()
 
 
 class TemplateOverLimit(ScriptError):  # noqa: N818 -- named for what it is
@@ -35,14 +65,19 @@ def template_limits(template: str) -> Iterator[None]:
         TemplateOverLimit: a limit was reached.
     """
     try:
-        with limited_time(SECONDS), limited_memory(BYTES):
+        with total.adding(), limited_time(SECONDS), limited_memory(BYTES):
             yield
     except TimeIsUp:
         reason = f"takes more than {SECONDS:g} s"
     except MemoryError:
         reason = f"takes more than {BYTES >> 30} GiB of memory"
     else:
-        return
+        if not total.is_over:
+            return
+        raise TemplateOverLimit(
+            f"the chat templates have taken {total.seconds:.0f} s for {total.conversations:,} conversations, and a real "
+            f"one takes milliseconds for each; the last was {template}; use another model, or correct it"
+        )
     raise TemplateOverLimit(over_limit(template, reason))
 
 

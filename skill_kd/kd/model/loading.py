@@ -33,6 +33,7 @@ from .merging import find_adapter, has_tokenizer, merge_adapter
 from .packaged import resolve
 from .pretrained import load_weights
 from .safe_files import refuse_local_code
+from .tokenizer_growth import refuse_growing, refuse_growing_files
 from .vocabulary import eos_ids, real_vocabulary, refuse_tokens_without_embedding, shared_vocabulary
 
 UNSUPPORTED = re.compile("trust_remote_code|does not recognize this architecture")
@@ -96,8 +97,10 @@ def load_tokenizer(source: LoadOptions, model: str, *, depth: int = 0) -> PreTra
     adapter = find_adapter(place, source.revision)
     if adapter is not None and not has_tokenizer(place, source.revision):
         return load_tokenizer(_base_options(source, adapter), adapter.base, depth=adapter.check_depth(depth))
+    refuse_growing_files(place, model, source.revision)
     with readable(model, TOKENIZER_FILES):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **_hub_options(source, place))
+    refuse_growing(tokenizer, model)
     if tokenizer.eos_token_id is None:
         raise BadInput(f"the tokenizer of '{model}' has no end-of-sequence token, so no response could ever end")
     if tokenizer.pad_token_id is None:

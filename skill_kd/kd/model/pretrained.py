@@ -132,7 +132,9 @@ def refuse_other_size(place: str, name: str, folder: Path, revision: str | None 
             return
         found = f"a model of {numbers:,} numbers, too many for {stored:,} bytes of weights"
     config = text_part(read_object(folder / CONFIG))
-    sizes = {key: config[key] for key in config if type(config[key]) is int and not key.endswith("_token_id")}
+    sizes: dict[str, int] = {
+        key: value for key, value in config.items() if type(value) is int and not key.endswith("_token_id")
+    }
     key = max(sizes, key=sizes.__getitem__, default="")
     raise BadInput(
         f"cannot load '{name}': config.json describes {found} (its largest number is {key}: "

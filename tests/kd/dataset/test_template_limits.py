@@ -69,6 +69,18 @@ def test_time_has_a_limit(template: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
 
 
+def test_the_time_of_all_conversations_together_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_limits, "total", template_limits.total.__class__())
+    monkeypatch.setattr(template_limits, "ALL_SECONDS", 0.1)
+    monkeypatch.setattr(template_limits, "EACH_SECONDS", 0.001)
+    for _ in range(50):
+        render(tokenizer_with("{{ messages[0]['content'] }}"), TURNS, {}, for_answer=True)
+    slow = tokenizer_with("{% for a in range(20000) %}{% endfor %}{{ messages[0]['content'] }}")
+    with pytest.raises(TemplateOverLimit, match=r"taken 0 s for \d+ conversations, .* the last was .* 'theirs'; use"):
+        for _ in range(2000):
+            render(slow, TURNS, {}, for_answer=True)
+
+
 def test_the_text_has_a_limit_that_grows_with_the_conversation() -> None:
     long, content = "{% for i in range(20000) %}{{ 'x' * 100 }}{% endfor %}{{ messages[0]['content'] }}", "y" * 300_000
     with pytest.raises(TemplateOverLimit, match=r"writes 2,000,005 characters for one conversation"):

@@ -406,9 +406,7 @@ def test_a_config_of_endless_layers_is_refused(tmp_path: Path, monkeypatch: pyte
 def test_a_config_that_takes_memory_without_weights_is_refused(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrained, "BUILD_BYTES", 1 << 26)
     monkeypatch.setattr(AutoModelForCausalLM, "from_config", lambda *_, **__: bytearray(1 << 28))
-    with pytest.raises(
-        BadInput, match=r"describes a model that takes more than 60 s or 0 GiB to build"
-    ):
+    with pytest.raises(BadInput, match=r"describes a model that takes more than 60 s or 0 GiB to build"):
         load_model(source(), str(whole))
 
 
