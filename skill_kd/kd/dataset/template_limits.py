@@ -21,7 +21,7 @@ CHARACTERS = 1_000_000
 
 
 @dataclass
-class _Total:
+class Total:
     """What all chat templates of this process have taken."""
 
     seconds: float = 0.0
@@ -43,7 +43,7 @@ class _Total:
         return self.seconds > ALL_SECONDS + EACH_SECONDS * self.conversations
 
 
-total = _Total()
+total = Total()
 
 
 class TemplateOverLimit(ScriptError):  # noqa: N818 -- named for what it is
@@ -75,8 +75,8 @@ def template_limits(template: str) -> Iterator[None]:
         if not total.is_over:
             return
         raise TemplateOverLimit(
-            f"the chat templates have taken {total.seconds:.0f} s for {total.conversations:,} conversations, and a real "
-            f"one takes milliseconds for each; the last was {template}; use another model, or correct it"
+            f"the chat templates have taken {total.seconds:.0f} s for {total.conversations:,} conversations, and "
+            f"real ones take milliseconds for each; the last was {template}; use another model, or correct it"
         )
     raise TemplateOverLimit(over_limit(template, reason))
 

@@ -15,7 +15,7 @@ from skill_kd.kd.dataset import template_limits
 from skill_kd.kd.dataset.encoding import Encoder
 from skill_kd.kd.dataset.reading import Example
 from skill_kd.kd.dataset.rendering import render
-from skill_kd.kd.dataset.template_limits import TemplateOverLimit
+from skill_kd.kd.dataset.template_limits import TemplateOverLimit, Total
 from skill_kd.kd.dataset.template_tokens import written_by_template
 
 TURNS = (("user", "hello"),)
@@ -70,15 +70,17 @@ def test_time_has_a_limit(template: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_time_of_all_conversations_together_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_limits, "total", template_limits.total.__class__())
-    monkeypatch.setattr(template_limits, "ALL_SECONDS", 0.1)
-    monkeypatch.setattr(template_limits, "EACH_SECONDS", 0.001)
-    for _ in range(50):
-        render(tokenizer_with("{{ messages[0]['content'] }}"), TURNS, {}, for_answer=True)
-    slow = tokenizer_with("{% for a in range(20000) %}{% endfor %}{{ messages[0]['content'] }}")
-    with pytest.raises(TemplateOverLimit, match=r"taken 0 s for \d+ conversations, .* the last was .* 'theirs'; use"):
-        for _ in range(2000):
-            render(slow, TURNS, {}, for_answer=True)
+    before = Total(seconds=100.0, conversations=500)
+    monkeypatch.setattr(template_limits, "total", before)
+    slow = tokenizer_with("{% for a in range(50000) %}{% endfor %}{{ messages[0]['content'] }}")
+    assert render(slow, TURNS, {}, for_answer=True) == "hello"
+    assert before.seconds > 100.001
+    assert before.conversations == 501
+    before.seconds = 111.0
+    with pytest.raises(
+        TemplateOverLimit, match=r"taken 111 s for 502 conversations, .* the last was .* 'theirs'; use another model"
+    ):
+        render(slow, TURNS, {}, for_answer=True)
 
 
 def test_the_text_has_a_limit_that_grows_with_the_conversation() -> None:
