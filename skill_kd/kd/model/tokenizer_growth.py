@@ -11,6 +11,7 @@ import base64
 import json
 import math
 import os
+import reprlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,10 @@ MOST_GROWTH = 500
 """Bytes that the steps together may make of one byte. ALBERT's steps, which make the most, count as 139."""
 MOST_TEXT = 10_000
 """Characters of one token, or of a text that a step adds to it."""
+MOST_TOKENS = 1_000_000
+"""Tokens that tokenizer_config.json may ask for. Vocabularies have at most 300,000."""
+_COUNTS = ("extra_ids", "offset", "vocab_size")
+"""Settings of some families. They make that many tokens, or tokens up to the highest id in added_tokens_decoder."""
 READING, WRITING = ("normalizer", "pre_tokenizer", "post_processor"), ("decoder",)
 _LISTS = ("normalizers", "pretokenizers", "processors", "decoders")
 _FORMS = {"NFC": 3.0, "NFD": 3.0, "NFKC": 11.0, "NFKD": 11.0, "Lowercase": 2.0, "StripAccents": 1.0, "Nmt": 1.0}
@@ -32,7 +37,7 @@ _FIX = "put the file back that the tokenizer was saved with"
 
 
 def refuse_growing_files(place: str, name: str, revision: str | None = None) -> None:
-    """Refuse a tokenizer if its tokenizer.json describes too much growth. Loading it may already take all memory.
+    """Refuse a tokenizer if its files describe too much growth or too many tokens. Loading it may take all memory.
 
     Args:
         place: folder or hub id.
@@ -42,9 +47,10 @@ def refuse_growing_files(place: str, name: str, revision: str | None = None) -> 
     Raises:
         BadInput: the message names the part of the file, or the file is damaged.
     """
-    settings = cached(place, TOKENIZER, revision)
-    # A file may be chosen by the version of transformers.
-    named = read_object(Path(settings)).get("fast_tokenizer_files") if settings else None
+    path = cached(place, TOKENIZER, revision)
+    settings = read_object(Path(path)) if path else {}
+    _refuse_counts(settings, name)
+    named = settings.get("fast_tokenizer_files")  # transformers chooses one of them by its version
     for file in ("tokenizer.json", *(named if isinstance(named, list) else ())):
         path = cached(place, file, revision) if isinstance(file, str) and file == os.path.basename(file) else None
         if path is not None:
@@ -55,6 +61,20 @@ def refuse_growing_files(place: str, name: str, revision: str | None = None) -> 
                     f"{file} of '{name}': a text in it has {longest:,} characters, and at most {MOST_TEXT:,} are "
                     f"allowed; {_FIX}"
                 )
+
+
+def _refuse_counts(settings: Mapping[str, Any], name: str) -> None:
+    ids = settings.get("added_tokens_decoder")
+    counts = [(key, settings.get(key)) for key in _COUNTS]
+    # The first digits are enough: Python converts 4300 at most.
+    for each in ids if isinstance(ids, dict) else ():
+        counts.append(("added_tokens_decoder", int(each[:20]) if each.isdecimal() else None))
+    for key, count in counts:
+        if isinstance(count, int) and count > MOST_TOKENS:
+            raise BadInput(
+                f"{TOKENIZER} of '{name}': {key} asks for {reprlib.repr(count)} tokens, and at most {MOST_TOKENS:,} "
+                f"are allowed; {_FIX}"
+            )
 
 
 def refuse_growing(tokenizer: Any, name: str) -> None:

@@ -115,6 +115,24 @@ def test_a_file_that_the_settings_name_is_checked_too(folder: Path) -> None:
         load_tokenizer(Teacher(model="unused"), str(folder))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"extra_ids": 10**9},
+        {"offset": 10**9},
+        {"vocab_size": 10**9},
+        {"added_tokens_decoder": {"0": {}, "9" * 5000: {}}},
+    ],
+    ids=["extra_ids", "offset", "vocab_size", "added_tokens_decoder"],
+)
+def test_settings_that_make_a_billion_tokens_are_refused(settings: dict[str, Any], folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", **settings)
+    with pytest.raises(
+        BadInput, match=r"tokenizer_config.json of '.*': .* asks for \d+ tokens, and at most 1,000,000 are"
+    ):
+        load_tokenizer(Teacher(model="unused"), str(folder))
+
+
 def test_a_tokenizer_made_from_other_files_is_checked_when_it_is_loaded() -> None:
     tokenizer = make_tokenizer()
     refuse_growing(tokenizer, "theirs")
