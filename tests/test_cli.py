@@ -24,7 +24,7 @@ from skill_kd.testing import FakeBackend, minimal_spec
 SURFACE = {
     "advise": [
         *("--matters", "--teacher", "--budget", "--output-tokens", "--prompts", "--lora", "--distilled", "--seen"),
-        *("--objective", "--set", "--out", "--spec-only", "--json", "--help"),
+        *("--minutes", "--device", "--objective", "--set", "--out", "--spec-only", "--json", "--help"),
     ],
     "backends": ["--verbose", "--json", "--help"],
     "demo": ["--layers", "--seed", "--out", "--json", "--help"],

@@ -72,6 +72,7 @@ def advise(
     seen: str | None = None,
     objective: str | None = None,
     changes: Mapping[str, object] | None = None,
+    reasons: Mapping[str, str] | None = None,
 ) -> Advice:
     """Return the advice for a need.
 
@@ -87,6 +88,7 @@ def advise(
         objective: kind of the objective, if the user has chosen one. The recommended objective is then the alternative.
         changes: spec values by path, such as ``{"training.learning_rate": 1e-4}``; ``distill`` and
             ``warm_start`` name stages. Keys of ``distill.objective`` need ``objective``, and change only its spec.
+        reasons: the reason of a change, by path, if it is not the user's.
 
     Raises:
         UsageError: an argument is not one of these, or the changes make the spec invalid.
@@ -112,7 +114,7 @@ def advise(
     if objective is not None:
         choice = _with_objective(choice, objective)
     settings = _settings(choice, matters, teacher, budget, output_tokens, prompts, lora)
-    settings = _with_changes(settings, changes)
+    settings = _with_changes(settings, changes, reasons or {})
     # On-policy training corrects the student's samples. A warm start first makes these samples good enough.
     pair = [each for each in (choice.objective, choice.alternative) if each is not None]
     sampled = any(each["kind"] in ("minillm", *ON_POLICY) for each in pair)
@@ -184,9 +186,9 @@ def _filled(
     return spec
 
 
-def _with_changes(settings: Settings, changes: Mapping[str, object]) -> Settings:
-    """Return the settings, with the user's values instead of the defaults."""
-    given = {path: (path, value, "set by you") for path, value in changes.items()}
+def _with_changes(settings: Settings, changes: Mapping[str, object], reasons: Mapping[str, str]) -> Settings:
+    """Return the settings, with the changed values instead of the defaults."""
+    given = {path: (path, value, reasons.get(path, "set by you")) for path, value in changes.items()}
     return (*(given.pop(each[0], each) for each in settings), *given.values())
 
 

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from skill_kd.plan.plan_result import Plan
 from skill_kd.plan.planner import plan
+from skill_kd.plan.sizing import Sizes, size
 
-__all__ = ["Plan", "plan"]
+__all__ = ["Plan", "Sizes", "plan", "size"]

@@ -53,6 +53,20 @@ CPU_LAYER_SECONDS = 2.5e-3
 """The same on a CPU, where small matrix products are slow too. Measured: 154 ms for 30 layers at 16 rows."""
 
 
+HELD_OUT = "held-out measures"
+"""Name of the task that measures the student on held-out prompts."""
+
+READING = 1.25
+"""Time of reading responses in an evaluation, as a multiple of both models' forward passes. The rest is the metrics.
+Measured on a CPU: benchmarks/results/evaluate_speed.json."""
+
+EVALUATED_AT_ONCE = 4
+"""Prompts that an evaluation samples together."""
+
+RECOMMENDED_PROMPTS = 200
+"""Prompts of an evaluation whose prompts cannot be counted."""
+
+
 @dataclass(frozen=True)
 class StageTask:
     """One kind of work within a stage."""
@@ -77,13 +91,70 @@ class StageTime:
         return sum(task.seconds for task in self.tasks) if self.updates is not None else None
 
 
-def count_rows(spec: Spec) -> int | None:
-    """Return the number of training rows in a local JSONL file, without held-out rows; None for other data."""
-    path = Path(spec.data.train).expanduser()
+@dataclass(frozen=True)
+class EvaluationTime:
+    """Time of `evaluate` after the run, without loading the models and without measuring latency."""
+
+    prompts: int
+    samples: int
+    """Responses of the student to each prompt, K. The teacher writes 2K, and its control K."""
+    tasks: tuple[StageTask, ...]
+    """Empty without a device."""
+
+    @property
+    def seconds(self) -> float | None:
+        """The estimate, or None without a device."""
+        return sum(task.seconds for task in self.tasks) if self.tasks else None
+
+
+def evaluation(setup: Setup, device: Device | None, prompts: int) -> EvaluationTime | None:
+    """Return the time to evaluate the student on ``prompts``; None if the spec names no teacher to load."""
+    if len(setup.teachers) != 1:
+        return None
+    samples = setup.spec.evaluation.samples
+    if device is None:
+        return EvaluationTime(prompts, samples, ())
+    clock, at_once = _Clock(setup, device), EVALUATED_AT_ONCE * samples
+    total = prompts * samples
+    sampling = (
+        clock.writing(2 * total, 2 * at_once)
+        + clock.writing(total, at_once)
+        + clock.decoding(setup.student, total, at_once, trained=True)
+    )
+    tasks = [StageTask("sampling", sampling)]
+    if setup.spec.evaluation.policy != "text-only":
+        passes = clock.forward(setup.student, 3 * total, clock.student_width) + clock.teachers_forward(3 * total)
+        tasks.append(StageTask("reading probabilities", READING * passes))
+    return EvaluationTime(prompts, samples, tuple(tasks))
+
+
+def count_evaluation_prompts(spec: Spec, rows: int | None) -> int:
+    """Return the number of prompts that `evaluate` would use: those of a local file, else the run's held-out prompts.
+
+    Args:
+        rows: number of training rows, or None if unknown. ``RECOMMENDED_PROMPTS`` then stands for held-out prompts.
+    """
+    if spec.evaluation.prompts is not None:
+        return _count_lines(Path(spec.evaluation.prompts)) or RECOMMENDED_PROMPTS
+    share = spec.data.held_out
+    if isinstance(share, float) and rows is not None and share < 1:
+        return max(1, round(rows * share / (1 - share)))
+    return RECOMMENDED_PROMPTS
+
+
+def _count_lines(path: Path) -> int | None:
+    path = path.expanduser()
     if path.suffix not in {".jsonl", ".json"} or not path.is_file():
         return None
     with path.open("rb") as lines:
-        rows = sum(1 for line in lines if line.strip())
+        return sum(1 for line in lines if line.strip())
+
+
+def count_rows(spec: Spec) -> int | None:
+    """Return the number of training rows in a local JSONL file, without held-out rows; None for other data."""
+    rows = _count_lines(Path(spec.data.train))
+    if rows is None:
+        return None
     held_out = spec.data.held_out
     return rows - math.ceil(held_out * rows) if isinstance(held_out, float) else rows
 
@@ -135,7 +206,7 @@ def _tasks(clock: _Clock, stage: Stage, updates: int, rows: int | None) -> Itera
     at_once = min(prompts, SAMPLED_AT_ONCE)
     sampling = clock.decoding(setup.student, prompts, at_once, trained=True)
     samples = clock.writing(prompts, at_once) if stage is spec.stages[0] else 0
-    yield StageTask("held-out measures", measures(spec, stage, updates) * (scoring + sampling) + samples)
+    yield StageTask(HELD_OUT, measures(spec, stage, updates) * (scoring + sampling) + samples)
     yield StageTask("exchange between processes", exchange.of_stage(setup, stage, updates, rows) / clock.link)
 
 

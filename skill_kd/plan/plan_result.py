@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from skill_kd.plan.devices import Device
-from skill_kd.plan.duration import RANGE, StageTime
+from skill_kd.plan.duration import RANGE, EvaluationTime, StageTask, StageTime
 from skill_kd.plan.model_source import ModelConfig
 from skill_kd.plan.weights import Phase
 
@@ -42,6 +42,8 @@ class Plan:
     reserve: int
     """Bytes of the device reserved for memory that is not planned: context, libraries, fragmentation."""
     stages: tuple[StageTime, ...]
+    evaluation: EvaluationTime | None
+    """Time of `evaluate` on one device after the run; None if the teacher cannot be loaded."""
     processes: int
     price_per_hour: float | None
     changes: tuple[Change, ...]
@@ -105,6 +107,8 @@ class Plan:
             "time": {
                 "seconds": self.seconds,
                 "stages": [{**asdict(stage), "seconds": _spread(stage.seconds)} for stage in self.stages],
+                "evaluation": self.evaluation
+                and {**asdict(self.evaluation), "seconds": _spread(self.evaluation.seconds)},
             },
             "cost": self.cost,
             "problems": list(self.problems),
@@ -167,10 +171,17 @@ def _time(plan: Plan) -> Iterator[str]:
         if (spread := _spread(stage.seconds)) is None:
             yield f"  {stage.stage:<12} unknown: its length is in epochs; give the number of training rows with --rows"
             continue
-        tasks = ", ".join(f"{task.name} {task.seconds / (stage.seconds or 1):.0%}" for task in stage.tasks)
-        yield f"  {stage.stage:<12} {stage.updates} updates, {_hours(spread)} ({tasks})"
+        yield f"  {stage.stage:<12} {stage.updates} updates, {_hours(spread)} ({_shares(stage.tasks)})"
+    if plan.evaluation and (spread := _spread(plan.evaluation.seconds)):
+        each = f"{plan.evaluation.prompts} prompts × {plan.evaluation.samples} responses"
+        yield f"then evaluate: {each}, {_hours(spread)} ({_shares(plan.evaluation.tasks)})"
     if plan.cost:
         yield f"cost: {plan.cost[0]:.2f} … {plan.cost[1]:.2f} at {plan.price_per_hour:g} per device and hour"
+
+
+def _shares(tasks: tuple[StageTask, ...]) -> str:
+    total = sum(task.seconds for task in tasks) or 1
+    return ", ".join(f"{task.name} {task.seconds / total:.0%}" for task in tasks)
 
 
 def _described(role: str, config: ModelConfig) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from skill_kd.errors import UsageError
 from skill_kd.plan.changes import recipe, single_changes
 from skill_kd.plan.devices import Device, find_device
-from skill_kd.plan.duration import count_rows, durations
+from skill_kd.plan.duration import count_evaluation_prompts, count_rows, durations, evaluation
 from skill_kd.plan.memory import phases
 from skill_kd.plan.plan_result import Plan
 from skill_kd.plan.setup import DTYPE_BYTES, Setup, read_setup
@@ -38,6 +38,7 @@ def plan(
     if rows is not None and rows < 1:
         raise UsageError(f"rows: {rows} is not a number of training rows; give 1 or more")
     found = find_device(device) if device else None
+    rows = rows or count_rows(spec)
     setup, on_cpu = read_setup(spec), device is not None and found is not None and found.name == "cpu"
 
     def peak(other: Spec) -> int:
@@ -54,7 +55,8 @@ def plan(
         phases=tuple(sorted(phases(setup, on_cpu=on_cpu), key=lambda phase: -phase.bytes)),
         device=found,
         reserve=reserve,
-        stages=durations(setup, found, rows or count_rows(spec)),
+        stages=durations(setup, found, rows),
+        evaluation=evaluation(setup, found, count_evaluation_prompts(spec, rows)),
         processes=spec.launch.processes,
         price_per_hour=price_per_hour,
         changes=single_changes(spec, peak, room, on_cpu=on_cpu) if crowded else (),

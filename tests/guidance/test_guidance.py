@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import pytest
 
+from skill_kd import cli
 from skill_kd.errors import SpecError, UsageError
 from skill_kd.guidance import (
     BY_KEY,
@@ -197,6 +198,13 @@ def test_distilled_student_needs_no_warm_start() -> None:
         advise(distilled=True, changes={"warm_start.epochs": 1})
 
 
+def test_a_change_has_the_given_reason() -> None:
+    changes = {"distill.updates": 70, "training.learning_rate": 1e-4}
+    advice = advise(changes=changes, reasons={"distill.updates": "fits the time"})
+    reasons = {path: why for path, _, why in advice.settings}
+    assert (reasons["distill.updates"], reasons["training.learning_rate"]) == ("fits the time", "set by you")
+
+
 def test_both_specs_are_written_and_no_file_is_overwritten(tmp_path: Path) -> None:
     advice = advise(matters="coverage")
     paths = advice.write(tmp_path / "specs")
@@ -339,3 +347,42 @@ def test_directions_match_the_goal() -> None:
     precise = pilot(plain("forward_kl"), "imprecise")
     assert precise is not None
     assert precise[1] == {"kind": "reverse_kl"}
+
+
+# --- the verb ---------------------------------------------------------------------------------------------------------
+
+
+def test_specs_are_sized_for_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = {"model_type": "llama", "num_hidden_layers": 4, "hidden_size": 256, "intermediate_size": 512}
+    more = {"num_attention_heads": 4, "vocab_size": 1000, "max_position_embeddings": 4096, "tie_word_embeddings": True}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **more}), encoding="utf-8")
+    models = ["--set", f"teacher.model={tmp_path}", "--set", f"student.model={tmp_path}"]
+    sized = ["advise", *models, "--prompts", "500", "--minutes", "90", "--device", "A100-80", "--json"]
+    assert cli.main(sized) == 0
+    printed = capsys.readouterr()
+    updates = {tuple(stage.get("updates") for stage in spec["stages"]) for spec in both(json.loads(printed.out))}
+    assert len(updates) == 1
+    assert updates != {(None, 500)}
+    assert "sized for 90 minutes on A100-80, with 200 evaluation prompts" in printed.err
+    assert cli.main([*sized, "--set", "distill.updates=7"]) == 0
+    assert all(spec["stages"][-1]["updates"] == 7 for spec in both(json.loads(capsys.readouterr().out)))
+
+
+def both(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the two specs of the verb's JSON."""
+    return [document["skeleton"], document["alternative"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--minutes", "90"], "give --set teacher.model=MODEL"),
+        (["--minutes", "90", "--set", "teacher.model=T"], "give --set student.model=MODEL"),
+        (["--device", "cpu"], "--device belongs to --minutes"),
+    ],
+)
+def test_a_size_that_cannot_be_planned_is_refused(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["advise", *arguments]) == 2
+    assert said in capsys.readouterr().err

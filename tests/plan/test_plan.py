@@ -14,13 +14,14 @@ import pytest
 from script_modules import load_script
 
 from skill_kd.errors import MissingRequirementError, UsageError
-from skill_kd.plan import Plan, loss, plan
+from skill_kd.plan import Plan, loss, plan, size
 from skill_kd.plan import exchange as exchanges
 from skill_kd.plan.changes import changed
 from skill_kd.plan.devices import find_device, known_devices
-from skill_kd.plan.duration import BANDWIDTH_EFFICIENCY, RANGE
+from skill_kd.plan.duration import BANDWIDTH_EFFICIENCY, RANGE, RECOMMENDED_PROMPTS
 from skill_kd.plan.loss import HARD_LABEL_COPIES, LOGIT_COPIES, MEASURE_COPIES, SERVED_COPIES, WHOLE_COPIES
 from skill_kd.plan.setup import read_setup
+from skill_kd.plan.sizing import EVALUATIONS
 from skill_kd.plan.weights import Phase
 from skill_kd.spec import Spec
 
@@ -582,6 +583,98 @@ def test_time_grows_with_the_work_and_falls_with_the_device(models: Path) -> Non
     assert estimate(stages=updates) == pytest.approx(2 * estimate(), rel=0.01)
     assert estimate("L4") > estimate("A100-80") > estimate("H100")
     assert estimate(rollout__max_new_tokens=512) > estimate()
+
+
+def test_evaluation_is_planned_with_the_prompts_of_the_spec(models: Path) -> None:
+    def evaluated(device: str | None = "H100", **changes: object) -> Any:
+        return plan(spec(models, **changes), device=device).evaluation
+
+    prompts = models / "fresh.jsonl"
+    prompts.write_text('{"prompt": "a"}\n' * 30, encoding="utf-8")
+    counted, usual = evaluated(evaluation__prompts=str(prompts)), evaluated()
+    assert (counted.prompts, usual.prompts) == (30, RECOMMENDED_PROMPTS)
+    assert usual.seconds == pytest.approx(counted.seconds * RECOMMENDED_PROMPTS / 30, rel=0.1)
+    assert evaluated(evaluation__samples=4).tasks[1].seconds == pytest.approx(usual.tasks[1].seconds / 2)
+    assert [task.name for task in usual.tasks] == ["sampling", "reading probabilities"]
+    assert [task.name for task in evaluated(evaluation__policy="text-only").tasks] == ["sampling"]
+    assert evaluated(None).seconds is None
+    served = {"url": "http://127.0.0.1:1/v1", "model": "t", "top_logprobs": 20}
+    stages = [{"kind": "distill", "objective": {"kind": "reverse_kl"}}]
+    assert evaluated(teacher__model=None, teacher__served=served, stages=stages) is None
+    assert "\nthen evaluate: 200 prompts × 8 responses, " in plan(spec(models), device="H100").table()
+
+
+def test_held_out_prompts_are_evaluated_if_a_spec_names_no_others(models: Path) -> None:
+    train = models / "train.jsonl"
+    train.write_text('{"prompt": "a"}\n' * 400, encoding="utf-8")
+    found = plan(spec(models, data={"train": str(train), "held_out": 0.1})).evaluation
+    assert found is not None
+    assert found.prompts == 40
+
+
+# --- sizes for a given time -------------------------------------------------------------------------------------------
+
+
+def two(models: Path, **changes: object) -> list[Spec]:
+    """Two specs with a warm start that differ in the objective."""
+    warm = {"kind": "warm_start", "objective": {"kind": "forward_kl", "responses": "teacher"}}
+    kinds = ("minillm", "entropy_aware")
+    stages = [[warm, {"kind": "distill", "updates": 500, "objective": {"kind": kind}}] for kind in kinds]
+    return [spec(models, stages=each, **changes) for each in stages]
+
+
+def planned(each: Spec, settings: dict[str, Any], prompts: int) -> float:
+    """Minutes of the run and its evaluation with these sizes."""
+    stages = [stage.model_dump(mode="json") for stage in each.stages]
+    stages[0]["epochs"] = settings.get("warm_start.epochs", stages[0]["epochs"])
+    stages[1]["updates"] = settings["distill.updates"]
+    sections = [
+        (key, value) for key, value in settings.items() if key.partition(".")[0] in ("evaluation", "checkpoint")
+    ]
+    sized = changed(each, (("stages", stages), *sections))
+    assert sized is not None
+    found = plan(sized, device="L4", rows=2000)
+    assert found.seconds is not None
+    assert found.evaluation is not None
+    assert found.evaluation.seconds is not None
+    evaluating = found.evaluation.seconds * prompts / found.evaluation.prompts
+    return (found.seconds[1] / RANGE[1] + evaluating) / 60
+
+
+@pytest.mark.parametrize("minutes", [200, 600])
+def test_sizes_fill_the_time_of_the_slower_spec(models: Path, minutes: int) -> None:
+    specs = two(models)
+    sizes = size(specs, minutes=minutes, device="L4", rows=2000)
+    times = [planned(each, sizes.settings, sizes.prompts) for each in specs]
+    assert max(times) == pytest.approx(minutes, rel=0.05)
+    assert sizes.settings.keys() == sizes.reasons.keys()
+
+
+def test_more_time_gives_more_updates_and_a_larger_evaluation(models: Path) -> None:
+    less, more = (size(two(models), minutes=minutes, device="L4", rows=2000) for minutes in (25, 3000))
+    assert less.settings["distill.updates"] < more.settings["distill.updates"]
+    assert less.settings["evaluation.samples"] * less.prompts < more.settings["evaluation.samples"] * more.prompts
+    assert (more.settings["evaluation.samples"], more.prompts) == EVALUATIONS[0]
+
+
+@pytest.mark.parametrize(
+    ("minutes", "rows", "words"),
+    [
+        (0, 2000, "minutes: 0 is not a time"),
+        (0.01, 2000, "the smallest evaluation, 60 prompts with 4 responses"),
+        (600, None, "give --prompts N"),
+    ],
+)
+def test_impossible_time_is_refused(models: Path, minutes: float, rows: int | None, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        size(two(models), minutes=minutes, device="L4", rows=rows)
+
+
+def test_time_without_room_for_updates_is_refused(models: Path) -> None:
+    # The evaluation has its share, but twenty updates of long responses do not fit into the rest.
+    long = two(models, rollout={"max_new_tokens": 1024, "prompts": 2048}, training={"batch_size": 512})
+    with pytest.raises(UsageError, match="is too short for 20 updates on L4"):
+        size(long, minutes=120, device="L4", rows=2000)
 
 
 def test_time_of_a_mixture_depends_on_its_active_weights(models: Path) -> None:

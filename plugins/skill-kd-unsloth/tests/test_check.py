@@ -85,7 +85,7 @@ def test_it_takes_full_16_bit_and_4_bit_students(student: dict[str, Any], models
         ({"launch": {"processes": 2, "strategy": "ddp"}}, "launch: 2 processes"),
         ({"student": {"lora": {"r": 4}, "quantization": "8bit"}}, "student.quantization: 8bit"),
         ({"student": {"dtype": "float16"}}, "student.dtype: float16"),
-        ({"student": {"trust_remote_code": True, "revision": "0" * 40}}, "student.trust_remote_code"),
+        ({"student": {"model": "org/own", "trust_remote_code": True, "revision": "0" * 40}}, "trust_remote_code"),
         ({"student": {"model": "./nothing"}}, "there is no folder"),
         ({"data": {"max_prompt_tokens": 2000}}, "has a context of 1024 tokens"),
     ],

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 from tiny import make_model
+from warm_process import run_script
 
 from skill_kd.jobs.folder import write_folder
 from skill_kd.plan.setup import measures
@@ -98,6 +99,7 @@ class Script:
         return [sys.executable, str(self.folder / "train.py"), *arguments]
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run it in a new process, as users do."""
         return subprocess.run(
             self.command(*arguments),
             cwd=REPOSITORY,
@@ -109,7 +111,9 @@ class Script:
         )
 
     def train(self, *arguments: str) -> Script:
-        done = self.run(*arguments)
+        """Run it to the end in a process that has already imported the libraries."""
+        script = self.folder / "train.py"
+        done = run_script(script, *arguments, cwd=REPOSITORY, environment=self.environment, timeout=240)
         assert done.returncode == 0, done.stderr
         return self
 
@@ -150,7 +154,9 @@ def test_all_stages_run_in_order_and_the_best_weights_are_exported(models: Path,
         {"kind": "self_train", "samples": 4, "keep": 0.5},
     ]
     planned = values(models, {}, stages=stages, rollout={"max_new_tokens": 40}, checkpoint={"every": 3})
-    run = script(planned).train()
+    run = script(planned)
+    done = run.run()
+    assert done.returncode == 0, done.stderr
     updates = Counter(event["stage"] for event in run.events("update"))
     order = list(updates)
     assert order == ["warm_start", "distill", "self_train"]
