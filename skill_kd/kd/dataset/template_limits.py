@@ -22,7 +22,7 @@ CHARACTERS = 1_000_000
 
 @dataclass
 class Total:
-    """What all chat templates of this process have taken."""
+    """Processor time of all chat templates of this process."""
 
     seconds: float = 0.0
     conversations: int = 0
