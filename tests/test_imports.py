@@ -31,7 +31,7 @@ FLOORS = {
         ("__main__", "testing"),
     ),
     "skill_kd.kd": (
-        ("__init__", "errors", "config", "kinds", "seeds", "addresses", "answers", "signals", "terminal"),
+        ("__init__", "errors", "config", "kinds", "seeds", "addresses", "answers", "limits", "signals", "terminal"),
         ("files", "reporting", "children"),
         ("endpoint",),
         ("losses",),
@@ -210,8 +210,8 @@ def test_losses_need_the_standard_library_and_torch_alone() -> None:
 
 def test_kd_needs_itself_and_the_train_dependencies_alone() -> None:
     train = {"torch", "transformers", "accelerate", "datasets", "peft", "safetensors", "tqdm", "httpx", "tenacity"}
-    others = {"huggingface_hub", "deepspeed"}
-    """The first comes with transformers; the second is asked for by name where launch.strategy needs it."""
+    others = {"huggingface_hub", "pyarrow", "deepspeed"}
+    """The first comes with transformers, the second with datasets. The third is asked for by name where needed."""
     known = {*sys.stdlib_module_names, *train, *others}
     failures = strangers(sources(PACKAGE / "kd"), "skill_kd.kd", known)
     assert not failures, "\n".join(failures)

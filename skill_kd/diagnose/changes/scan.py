@@ -161,9 +161,11 @@ def _tasks(paths: Sequence[str], options: Options, head: Scan, progress: Progres
 
 
 def _detected(path: str, block: Block, fields: Fields) -> str:
-    lines = (each for each in block.lines.split(b"\n") if each.strip())
+    lines = list(islice((each for each in block.lines.split(b"\n") if each.strip()), 50))
+    if not lines and block.overlong:
+        raise UsageError(f"log '{path}': its first line or answer is longer than the limit of {LONGEST >> 20} MiB")
     try:
-        return detect(list(islice(lines, 50)), fields)
+        return detect(lines, fields)
     except UsageError as error:
         raise UsageError(f"log '{path}': {error}") from error
 

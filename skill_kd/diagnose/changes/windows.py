@@ -25,6 +25,8 @@ MOST_HASHES = 4096
 """Largest number of distinct answers counted per window. If there are more, a random share is counted, by hash."""
 TEXT, PROMPT = 2000, 400
 """Number of characters kept of a sampled answer, and of its prompt."""
+LONGEST_KEPT = 100_000
+"""Longest system prompt whose hash is kept, in characters. That of a longer one is computed for each answer."""
 SETTINGS = ("model version", "temperature", "max_tokens", "system prompt")
 NOT_LOGGED = "not logged"
 """Value of a setting or a finish reason that the log does not have."""
@@ -162,7 +164,7 @@ class Windows:
         known = self._systems.get(system)
         if known is None:
             known = f"{text_hash(system):016x}" if system else "none"
-            if len(self._systems) < 256:
+            if len(self._systems) < 256 and len(system) < LONGEST_KEPT:
                 self._systems[system] = known
         return (
             call.model or NOT_LOGGED,

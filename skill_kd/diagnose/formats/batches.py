@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from skill_kd.diagnose.formats.lines import Block
+from skill_kd.diagnose.formats.lines import Block, is_deep
 from skill_kd.diagnose.formats.readers import parse
 from skill_kd.diagnose.formats.sources import LogSource
 from skill_kd.errors import SkillKDError
@@ -19,18 +19,25 @@ _TAKEN = ("messages", "input", "prompt", "instructions", "model", "temperature")
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _PEEK = 20
 """Lines read to detect a batch file."""
+MOST_HELD = 256 << 20
+"""Size of all requests that are held, in bytes. OpenAI's batches have at most 200 MB."""
+_ENTRY = 300
+"""Memory of a request besides its id and its JSON, in bytes."""
 
 
 class Requests:
-    """The requests of batches by ``custom_id``. All are in memory: a batch has at most 50,000."""
+    """The requests of batches by ``custom_id``, in memory. Those beyond ``MOST_HELD`` are counted, not kept."""
 
     def __init__(self) -> None:
         self.inputs: list[str] = []
         """Paths of the input files."""
         self.lost = 0
         """Number of answers whose request is missing or ambiguous."""
-        self._known: dict[str, dict[str, Any] | None] = {}
-        """None if two different requests have the same id."""
+        self.beyond = 0
+        """Number of requests that were not kept."""
+        self._known: dict[str, bytes | None] = {}
+        """JSON of each request; None if two different requests have the same id."""
+        self._held = 0
 
     def add(self, path: str) -> None:
         """Read an input file.
@@ -47,7 +54,19 @@ class Requests:
                     continue
                 body = mapping(record.get("body"))
                 request = {field: body[field] for field in (*_TAKEN, *_LIMITS) if field in body}
-                self._known[key] = request if self._known.get(key, request) == request else None
+                self._keep(key, json.dumps(request).encode())
+
+    def _keep(self, key: str, request: bytes) -> None:
+        if key in self._known:
+            if self._known[key] != request:
+                self._known[key] = None
+            return
+        size = _ENTRY + len(key) + len(request)
+        if self._held + size > MOST_HELD:
+            self.beyond += 1
+            return
+        self._held += size
+        self._known[key] = request
 
     def joined(self, block: Block) -> Block:
         """Return a block of answers with their requests added, in the form of a proxy's log."""
@@ -62,14 +81,17 @@ class Requests:
         if request is None:
             self.lost += 1
             return line
-        return json.dumps({**record, "request": request}).encode()
+        return json.dumps({**record, "request": json.loads(request)}).encode()
 
     @property
     def note(self) -> str:
         """Note about the joined files, for the diagnosis."""
         files = ", ".join(f"'{path}'" for path in self.inputs)
         lost = f"; {self.lost} answers have no request there, or more than one" if self.lost else ""
-        return f"prompts were joined by custom_id from {files}{lost}"
+        beyond = (
+            f"; {self.beyond} requests were not kept, because they exceed {MOST_HELD >> 20} MiB" if self.beyond else ""
+        )
+        return f"prompts were joined by custom_id from {files}{lost}{beyond}"
 
 
 def requests_of(paths: Sequence[str], format_name: str | None) -> Requests | None:
@@ -107,4 +129,4 @@ def _record(line: bytes) -> dict[str, Any]:
         value = parse(line)
     except ValueError:
         return {}
-    return value if isinstance(value, dict) else {}
+    return value if isinstance(value, dict) and not is_deep(line, value) else {}

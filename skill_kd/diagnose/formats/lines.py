@@ -11,6 +11,7 @@ from typing import Any
 
 from skill_kd.errors import UsageError
 from skill_kd.kd.dataset.formats.streams import Streams, is_event
+from skill_kd.kd.files import deeper_than
 
 BLOCK = 1 << 20
 """Size of a block, and of the part of a file that its layout is detected from, in bytes."""
@@ -115,7 +116,10 @@ _VALUE = re.compile(rb"\s*:\s*(.)", re.DOTALL)
 
 
 def _joined(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Turn lines of stream events (with or without ``data:``) into lines of whole answers; pass other lines through."""
+    """Turn lines of stream events (with or without ``data:``) into lines of whole answers; pass other lines through.
+
+    An empty line stands for an answer that was too long.
+    """
     streams = Streams()
     for line in lines:
         text = line.strip()
@@ -125,15 +129,26 @@ def _joined(lines: Iterable[bytes]) -> Iterator[bytes]:
         if text == b"[DONE]" or not text:
             continue
         event = _parsed(text)
-        if not isinstance(event, dict):
+        if not isinstance(event, dict) or is_deep(text, event):
             yield line
         elif streams.takes(event):
-            for whole in streams.add(event):
-                yield json.dumps(whole).encode()
+            yield from map(_written, streams.add(event))
         else:
             yield text
-    for whole in streams.rest():
-        yield json.dumps(whole).encode()
+    yield from map(_written, streams.rest())
+
+
+_DEEPEST = 200
+
+
+def is_deep(text: bytes, value: object) -> bool:
+    """Return True if the value of a text is nested too deeply to be written again."""
+    return text.count(b"[") + text.count(b"{") > _DEEPEST and deeper_than(value, _DEEPEST)
+
+
+def _written(answer: Any) -> bytes:
+    """Return an answer as a line, or an empty line for one that was too long."""
+    return b"" if answer is None else json.dumps(answer).encode()
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[Block]:
@@ -214,21 +229,42 @@ MOST_COLUMNS = 1000
 
 def _table(chunks: Iterable[bytes], delimiter: str, path: str) -> Iterator[bytes]:
     """Yield the rows of a CSV or TSV export as JSON lines. The readers parse cells that hold JSON."""
-    lines = (line for block in _lines(chunks) for line in _text_lines(block.lines))
     csv.field_size_limit(LONGEST)
+    lines = _RowLines(line for block in _lines(chunks) for line in _text_lines(block.lines))
     try:
         rows = csv.reader(lines, delimiter=delimiter)
         names = next(rows, [])
         if len(names) > MOST_COLUMNS:
             raise UsageError(f"log '{path}' has {len(names)} columns, and at most {MOST_COLUMNS} are read")
-        for row in filter(None, rows):
+        for row in rows:
+            lines.size = 0
             # A short row ends early: filling it up would take the time of every column for every row.
             cells = {key: value for key, value in zip(names, row, strict=False) if key and value}
             if delimiter == ";":  # then a comma is the decimal point
                 cells = {key: _DECIMAL.sub(r"\1.\2", value) for key, value in cells.items()}
-            yield json.dumps(cells).encode()
+            if row:
+                yield json.dumps(cells).encode()
     except csv.Error as error:
         raise UsageError(f"log '{path}' looks like a table but cannot be read as CSV: {error}") from error
+
+
+class _RowLines:
+    """Lines for ``csv.reader``, which holds all lines of one row. A row never ends if a quote is never closed."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines = lines
+        self.size = 0
+        """Characters of the row so far. The caller sets it to 0 after each row."""
+
+    def __iter__(self) -> _RowLines:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self.size += len(line)
+        if self.size > LONGEST:
+            raise csv.Error(f"a row is longer than {LONGEST:,} characters")
+        return line
 
 
 _DECIMAL = re.compile(r"\A(-?\d+),(\d+)\Z", re.ASCII)

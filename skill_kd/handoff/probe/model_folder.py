@@ -29,7 +29,9 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     from skill_kd.kd.model.loading import TOKENIZER_FILES, readable
+    from skill_kd.kd.model.tokenizer_growth import refuse_growing_files
 
+    refuse_growing_files(str(folder), str(folder))
     with readable(str(folder), TOKENIZER_FILES):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 

@@ -6,7 +6,7 @@ import codecs
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ..errors import BadInput, Missing
 from ..files import open_input, read_input
 from .bad_rows import BadRows
 from .not_read import refuse_fields, refuse_file, refuse_turn
+from .parquet import parquet_rows
 
 
 @dataclass(frozen=True)
@@ -130,27 +131,37 @@ def _rows(source: str, split: str) -> Iterator[tuple[str, object]]:
     if path.suffix in {".jsonl", ".json", ".ndjson"} or (is_here and path.suffix != ".parquet"):
         yield from _jsonl_rows(path)
         return
+    rows = _parquet_rows(path) if path.suffix == ".parquet" else _hub_rows(source, split)
+    yield from ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _parquet_rows(path: Path) -> Iterator[object]:
+    if not path.is_file():
+        raise BadInput(f"there is no data file '{path}'")
+    try:
+        yield from parquet_rows(path)
+    except BadInput:
+        raise
+    except Exception as error:  # a damaged file raises many kinds
+        raise BadInput(f"cannot read data '{path}': {_short(error)}") from error
+
+
+def _hub_rows(source: str, split: str) -> Iterable[object]:
+    name, _, revision = source.partition("@")
+    if "/" not in name:
+        # datasets takes some plain names for readers of this folder's files. The one of 'pandas' runs pickles.
+        raise BadInput(f"there is no data file '{source}'; for a data set of the hub, write owner/name")
     try:
         from datasets import load_dataset
 
-        if path.suffix == ".parquet":
-            if not path.is_file():
-                raise BadInput(f"there is no data file '{source}'")
-            rows = load_dataset("parquet", data_files=str(path), split="train")
-        else:
-            name, _, revision = source.partition("@")
-            if "/" not in name:
-                # datasets takes some plain names for readers of this folder's files. The one of 'pandas' runs pickles.
-                raise BadInput(f"there is no data file '{source}'; for a data set of the hub, write owner/name")
-            rows = load_dataset(name, split=split, revision=revision or None)
-    except BadInput:
-        raise
+        rows: Iterable[object] = load_dataset(name, split=split, revision=revision or None)
     except Exception as error:  # the hub client raises many kinds
-        reason = " ".join(str(error).split())[:300]
-        if path.is_file():
-            raise BadInput(f"cannot read data '{source}': {reason}") from error
-        raise Missing(f"cannot load data '{source}' (no such file here, so a hub id): {reason}") from error
-    yield from ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+        raise Missing(f"cannot load data '{source}' (no such file here, so a hub id): {_short(error)}") from error
+    return rows
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, object]]:

@@ -2,34 +2,54 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
+from dataclasses import dataclass
 
 from ..errors import ScriptError
+from ..limits import TimeIsUp, limited_memory, limited_time
 
 SECONDS = 10.0
 """Processor time of one conversation. A real template takes milliseconds."""
 BYTES = 1 << 30
 """Memory that one conversation may add."""
+ALL_SECONDS, EACH_SECONDS = 60.0, 0.1
+"""Processor time of all conversations of this process: the first, and the second for each conversation."""
 CHARACTERS = 1_000_000
 """Characters that a template may add to a conversation, besides ten for each character of the conversation."""
 
-_STATISTICS = Path("/proc/self/statm")
+
+@dataclass
+class Total:
+    """Processor time of all chat templates of this process."""
+
+    seconds: float = 0.0
+    conversations: int = 0
+
+    @contextmanager
+    def adding(self) -> Iterator[None]:
+        """Add the time of the block."""
+        start = time.thread_time()
+        try:
+            yield
+        finally:
+            self.seconds += time.thread_time() - start
+            self.conversations += 1
+
+    @property
+    def is_over(self) -> bool:
+        """Return True if it is more than the limit."""
+        return self.seconds > ALL_SECONDS + EACH_SECONDS * self.conversations
+
+
+total = Total()
 
 
 class TemplateOverLimit(ScriptError):  # noqa: N818 -- named for what it is
     """A chat template took too much time or memory, or wrote too much. It stops the run and is not a bad row."""
 
     exit_code = 2
-
-
-class _TimeIsUp(BaseException):
-    """Nothing inside Jinja catches it, unlike an ``Exception``."""
 
 
 @contextmanager
@@ -45,14 +65,19 @@ def template_limits(template: str) -> Iterator[None]:
         TemplateOverLimit: a limit was reached.
     """
     try:
-        with _limited_time(), _limited_memory():
+        with total.adding(), limited_time(SECONDS), limited_memory(BYTES):
             yield
-    except _TimeIsUp:
+    except TimeIsUp:
         reason = f"takes more than {SECONDS:g} s"
     except MemoryError:
         reason = f"takes more than {BYTES >> 30} GiB of memory"
     else:
-        return
+        if not total.is_over:
+            return
+        raise TemplateOverLimit(
+            f"the chat templates have taken {total.seconds:.0f} s for {total.conversations:,} conversations, and "
+            f"real ones take milliseconds for each; the last was {template}; use another model, or correct it"
+        )
     raise TemplateOverLimit(over_limit(template, reason))
 
 
@@ -69,41 +94,3 @@ def check_length(template: str, text: str, written: int) -> None:
 def over_limit(template: str, reason: str) -> str:
     """Return the message for a template that goes over a limit."""
     return f"{template} {reason} for one conversation, more than any real template; use another model, or correct it"
-
-
-@contextmanager
-def _limited_time() -> Iterator[None]:
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        raise _TimeIsUp
-
-    handler = signal.signal(signal.SIGPROF, end)
-    # It repeats, because an exception in a finalizer would be lost.
-    timer = signal.setitimer(signal.ITIMER_PROF, SECONDS, 1.0)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, *timer)
-        signal.signal(signal.SIGPROF, handler)
-
-
-@contextmanager
-def _limited_memory() -> Iterator[None]:
-    """Lower the limit of the address space to what is in use and ``BYTES`` more."""
-    try:
-        import resource
-
-        in_use = int(_STATISTICS.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    except (ImportError, OSError):
-        yield
-        return
-    before, most = resource.getrlimit(resource.RLIMIT_AS)
-    limit = min(each for each in (in_use + BYTES, before, most) if each != resource.RLIM_INFINITY)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, most))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (before, most))

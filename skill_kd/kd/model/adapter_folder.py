@@ -18,6 +18,8 @@ from ..files import read_object
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 BASE = "base_model_name_or_path"
+MOST_ADAPTERS = 8
+"""Adapters on top of each other. Adapters that name each other have no end."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,19 @@ class Adapter:
     """Folder or hub id of its base model."""
     revision: str | None = None
     """Commit, tag or branch of the base model on the hub."""
+
+    def check_depth(self, depth: int) -> int:
+        """Return one more than ``depth``, the number of adapters on top of this one.
+
+        Raises:
+            BadInput: there are too many.
+        """
+        if depth + 1 >= MOST_ADAPTERS:
+            raise BadInput(
+                f"'{self.place}' is one of {MOST_ADAPTERS} adapters that name each other as their base model; name a "
+                f"whole model as {BASE} in its {CONFIG}"
+            )
+        return depth + 1
 
     @property
     def on_itself(self) -> bool:
@@ -94,16 +109,16 @@ def adapter_of(values: Mapping[str, object], place: str) -> Adapter:
     """
     base, kind, revision = (values.get(key) for key in (BASE, "peft_type", "revision"))
     if not (isinstance(base, str) and base and "\0" not in base):
-        raise BadInput(f"'{place}' is an adapter whose {CONFIG} names no base model; {_MERGE}")
+        raise BadInput(f"'{place}' is an adapter whose {CONFIG} names no base model; {MERGE}")
     if kind != "LORA":
         shown = reprlib.repr(kind)
-        raise BadInput(f"'{place}' is an adapter of peft_type {shown}, and only LORA can be merged here; {_MERGE}")
+        raise BadInput(f"'{place}' is an adapter of peft_type {shown}, and only LORA can be merged here; {MERGE}")
     if revision is not None and not isinstance(revision, str):
-        raise BadInput(f"'{place}': revision in {CONFIG} is {reprlib.repr(revision)}, not a text; {_MERGE}")
+        raise BadInput(f"'{place}': revision in {CONFIG} is {reprlib.repr(revision)}, not a text; {MERGE}")
     return Adapter(place, base, revision)
 
 
-_MERGE = "merge it into its base yourself (peft's merge_and_unload), save the result, and give that folder"
+MERGE = "merge it into its base yourself (peft's merge_and_unload), save the result, and give that folder"
 
 
 def _has_whole_model(folder: Path) -> bool:

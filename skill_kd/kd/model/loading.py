@@ -33,6 +33,7 @@ from .merging import find_adapter, has_tokenizer, merge_adapter
 from .packaged import resolve
 from .pretrained import load_weights
 from .safe_files import refuse_local_code
+from .tokenizer_growth import refuse_growing, refuse_growing_files
 from .vocabulary import eos_ids, real_vocabulary, refuse_tokens_without_embedding, shared_vocabulary
 
 UNSUPPORTED = re.compile("trust_remote_code|does not recognize this architecture")
@@ -87,14 +88,19 @@ def load_pair(
     return loaded, tokenizer
 
 
-def load_tokenizer(source: LoadOptions, model: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer. Without a pad token it pads with EOS, which is safe here because masks go by length."""
+def load_tokenizer(source: LoadOptions, model: str, *, depth: int = 0) -> PreTrainedTokenizerBase:
+    """Load a tokenizer. Without a pad token it pads with EOS, which is safe here because masks go by length.
+
+    ``depth`` is the number of adapters that led to this model.
+    """
     place = resolve(model)
     adapter = find_adapter(place, source.revision)
     if adapter is not None and not has_tokenizer(place, source.revision):
-        return load_tokenizer(_base_options(source, adapter), adapter.base)
+        return load_tokenizer(_base_options(source, adapter), adapter.base, depth=adapter.check_depth(depth))
+    refuse_growing_files(place, model, source.revision)
     with readable(model, TOKENIZER_FILES):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **_hub_options(source, place))
+    refuse_growing(tokenizer, model)
     if tokenizer.eos_token_id is None:
         raise BadInput(f"the tokenizer of '{model}' has no end-of-sequence token, so no response could ever end")
     if tokenizer.pad_token_id is None:
@@ -105,11 +111,11 @@ def load_tokenizer(source: LoadOptions, model: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(source: LoadOptions, model: str, *, weights: bool = True) -> PreTrainedModel:
+def load_model(source: LoadOptions, model: str, *, weights: bool = True, depth: int = 0) -> PreTrainedModel:
     """Load a causal language model in ``source.dtype`` or quantized, with its key-value cache on.
 
-    An adapter is merged into the base model that it names. Without ``weights`` the model only has shapes, on the meta
-    device.
+    An adapter is merged into the base model that it names; ``depth`` is the number of adapters that led to this model.
+    Without ``weights`` the model only has shapes, on the meta device.
 
     Raises:
         BadInput: the model's family cannot be trained, it lacks weights or has others, or it is an adapter that cannot
@@ -121,7 +127,8 @@ def load_model(source: LoadOptions, model: str, *, weights: bool = True) -> PreT
     if adapter is None or adapter.on_itself:
         loaded = _load_whole(source, model, weights)
     else:
-        loaded = load_model(_base_options(source, adapter), adapter.base, weights=weights)
+        below = adapter.check_depth(depth)
+        loaded = load_model(_base_options(source, adapter), adapter.base, weights=weights, depth=below)
     if adapter is not None and weights:
         loaded = merge_adapter(loaded, place, source.revision)
     loaded.config.use_cache = True

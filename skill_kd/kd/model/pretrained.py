@@ -9,15 +9,18 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from ..errors import BadInput
 from ..files import read_object
+from ..limits import TimeIsUp, limited_memory, limited_time
 from .adapter_folder import without_adapter
 from .layers import LAYER_COUNTS, text_part
-from .safe_files import refuse_other_formats
+from .safe_files import CONFIG, INDEX, cached, refuse_other_formats
 
 OLD_BUFFERS = re.compile(r"(\.(attn|attention|self_attn|self_attention)\.(masked_)?bias|inv_freq)$")
 """Causal masks and rotary tables that older releases saved. The model computes them."""
@@ -34,6 +37,13 @@ SIZES = (
 MOST_PER_BYTE = 64
 """Numbers in a matrix of a model, for each byte of its files. Quantized weights have 8 at most."""
 MOST_LAYERS = 10_000
+FREE = 1 << 26
+"""Numbers of a model that are not compared with its files, such as causal masks."""
+MOST_BUILT_PER_BYTE = 8
+"""Numbers of a model for each byte of its files, beyond ``FREE``."""
+BUILD_SECONDS = 60.0
+BUILD_BYTES = 2 << 30
+"""Time and memory to build a model without weights. The largest take seconds."""
 SEARCHED = 100
 """Missing names that are compared with all others, to find a prefix."""
 
@@ -52,7 +62,11 @@ def load_weights(place: str, name: str, **options: Any) -> PreTrainedModel:
     """
     if "gguf_file" not in options:
         refuse_other_formats(place, name, options.get("revision"))
-        refuse_impossible_sizes(Path(place), name)
+        revision = options.get("revision")
+        if config := cached(place, CONFIG, revision):
+            refuse_impossible_sizes(Path(config).parent, name)
+            if not options.get("trust_remote_code"):
+                refuse_other_size(place, name, Path(config).parent, revision)
     verbosity = logging.get_verbosity()
     # Otherwise transformers prints a table of the same names, and continues.
     logging.set_verbosity_error()
@@ -74,16 +88,17 @@ def load_weights(place: str, name: str, **options: Any) -> PreTrainedModel:
 
 
 def refuse_impossible_sizes(folder: Path, name: str) -> None:
-    """Refuse a folder whose config describes a much larger model than its weights. It would take all memory to load.
+    """Refuse a config with a size that is too large for the weights next to it. Loading would take all memory.
 
     Raises:
         BadInput: the message names the size in the config.
     """
-    if not folder.is_dir():
+    stored = _stored_bytes(folder)
+    if stored is None:
         return
-    config = text_part(read_object(folder / "config.json"))
+    config = text_part(read_object(folder / CONFIG))
     width = next((value for key in WIDTHS if type(value := config.get(key)) is int), 1)
-    most = MOST_PER_BYTE * sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    most = MOST_PER_BYTE * stored
     for key in (*WIDTHS, *LAYER_COUNTS, *SIZES):
         size, times = config.get(key), 1 if key in WIDTHS else width
         if type(size) is int and (size * times > most or (key in LAYER_COUNTS and size > MOST_LAYERS)):
@@ -91,6 +106,57 @@ def refuse_impossible_sizes(folder: Path, name: str) -> None:
                 f"cannot load '{name}': config.json says {key}: {reprlib.repr(size)}, too much for its weights; put "
                 "the config back that was saved with them"
             )
+
+
+def refuse_other_size(place: str, name: str, folder: Path, revision: str | None = None) -> None:
+    """Refuse a config that describes many more numbers, tables of positions and masks included, than its weights.
+
+    The model is built without memory for its weights, because each family has sizes of its own. ``folder`` holds the
+    files of the model ``place``.
+
+    Raises:
+        BadInput: the message names the largest size in the config.
+    """
+    stored = _stored_bytes(folder)
+    if stored is None or is_deepspeed_zero3_enabled():  # DeepSpeed would give weights to what is built
+        return
+    try:
+        with limited_time(BUILD_SECONDS), limited_memory(BUILD_BYTES):
+            numbers = _numbers(place, revision)
+    except (TimeIsUp, MemoryError):
+        found = f"a model that takes more than {BUILD_SECONDS:g} s or {BUILD_BYTES >> 30} GiB to build without weights"
+    except Exception:  # loading fails too, and reports it
+        return
+    else:
+        if numbers <= FREE + MOST_BUILT_PER_BYTE * stored:
+            return
+        found = f"a model of {numbers:,} numbers, too many for {stored:,} bytes of weights"
+    config = text_part(read_object(folder / CONFIG))
+    sizes: dict[str, int] = {
+        key: value for key, value in config.items() if type(value) is int and not key.endswith("_token_id")
+    }
+    key = max(sizes, key=sizes.__getitem__, default="")
+    raise BadInput(
+        f"cannot load '{name}': config.json describes {found} (its largest number is {key}: "
+        f"{reprlib.repr(sizes.get(key))}); put the config back that was saved with them"
+    )
+
+
+def _numbers(place: str, revision: str | None) -> int:
+    config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+
+
+def _stored_bytes(folder: Path) -> int | None:
+    """Return the size of all weights in a folder. None if some have not been downloaded yet."""
+    if (folder / INDEX).is_file():
+        shards = read_object(folder / INDEX).get("weight_map")
+        names = set(shards.values()) if isinstance(shards, dict) else set()
+        if not all((folder / name).is_file() for name in names):
+            return None
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def refuse_other_weights(info: Mapping[str, Collection[Any]], model: nn.Module, checkpoint: str) -> None:

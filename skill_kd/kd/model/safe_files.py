@@ -18,8 +18,14 @@ CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CODE = "auto_map"
 """Key of a config that names a model's own classes, as ``module.Class`` or ``owner/name--module.Class``."""
-ATTENTION = ("attn_implementation", "_attn_implementation")
-"""Keys of a config whose value may be ``owner/name``, a kernel on the hub. transformers downloads and imports it."""
+KERNELS = ("attn_implementation", "experts_implementation")
+"""Keys of a config, also with ``_`` before them, that name a kernel.
+
+For ``owner/name``, and for names such as ``flash_attention_2`` whose package is not installed, transformers downloads
+code of the hub and imports it.
+"""
+BUILT_IN = ("eager", "sdpa", "flex_attention", "paged|eager", "grouped_mm", "batched_mm")
+"""Kernels of torch and transformers."""
 
 _SHARD, _NAMED = (re.compile(rf"[^/\\]+\.safetensors{end}") for end in ("", r"(\.index\.json)?"))
 _ONLY = (
@@ -77,12 +83,13 @@ def refuse_other_formats(place: str, name: str, revision: str | None) -> None:
     config = _object(place, CONFIG, revision)
     if config is None:  # transformers reports the reason
         return
-    for kernel in _texts_under(config, ATTENTION):
-        if "/" in kernel:
-            raise Missing(
-                f"cannot load '{name}': {CONFIG} asks for the attention kernel '{kernel}', which is code of the hub; "
-                "remove attn_implementation there"
-            )
+    for key in KERNELS:
+        for kernel in _texts_under(config, {key, f"_{key}"}):
+            if kernel not in BUILT_IN:
+                raise Missing(
+                    f"cannot load '{name}': {CONFIG} asks for the kernel '{kernel}', which may be code of the hub; "
+                    f"remove {key} there, or set it to one of: {', '.join(BUILT_IN)}"
+                )
     stated = config.get("transformers_weights")
     _refuse_names(name, CONFIG, [] if stated is None else [stated], _NAMED)
     files = (WEIGHTS, INDEX) if stated is None else (stated,)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
+from skill_kd.kd.dataset.formats import streams
 from skill_kd.kd.dataset.formats.conversation import Call, ToolCall, Turn
-from skill_kd.kd.dataset.formats.streams import joined
+from skill_kd.kd.dataset.formats.streams import Streams, joined
 from skill_kd.kd.dataset.formats.table import BY_NAME, FORMATS, detect
 
 WEATHER = ToolCall("weather", {"city": "Bern"}, "c1")
@@ -211,3 +215,81 @@ def test_one_field_name_is_not_enough(key: str) -> None:
 def test_names_are_unique_and_the_generic_format_is_the_last() -> None:
     assert len(BY_NAME) == len(FORMATS)
     assert FORMATS[-1].name == "generic"
+
+
+def chunk(key: object = "a", finish: str | None = None, **delta: object) -> dict[str, object]:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+    return {"object": "chat.completion.chunk", "id": key, "choices": [choice]}
+
+
+PIECE = "word " * 20
+ENDLESS: dict[str, dict[str, Any]] = {
+    "a text": chunk(content=PIECE),
+    "thoughts": chunk(reasoning_content=PIECE),
+    "arguments": chunk(tool_calls=[{"index": 0, "function": {"arguments": PIECE}}]),
+    "a response": {"type": "response.output_text.delta", "delta": PIECE},
+    "a message": {"type": "content_block_delta", "index": 0, "delta": {"text": PIECE}},
+    "an input": {"type": "content_block_delta", "index": 0, "delta": {"partial_json": PIECE}},
+    "lines": {"model": "m", "message": {"content": PIECE}, "done": False},
+    "calls": {"model": "m", "message": {"content": "", "tool_calls": [{"function": {"name": PIECE}}]}, "done": False},
+}
+
+
+def fed(events: Iterable[dict[str, Any]]) -> tuple[list[Any], int]:
+    """Return the answers of a stream, and how much memory joining them took at most, in bytes."""
+    tracemalloc.start()
+    try:
+        kept = Streams()
+        answers = [answer for event in events for answer in kept.add(event)]
+        return [*answers, *kept.rest()], tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("event", ENDLESS.values(), ids=ENDLESS)
+def test_a_stream_that_never_ends_is_given_up_in_little_memory(
+    event: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "LONGEST", 20_000)
+    answers, peak = fed(json.loads(json.dumps(event)) for _ in range(1500))
+    assert answers == [None]
+    assert peak < 100_000
+
+
+@pytest.mark.parametrize(
+    ("event", "after"),
+    [
+        (chunk(content=PIECE), [chunk("b", "stop", content="short")]),
+        (ENDLESS["lines"], [{**ENDLESS["lines"], "done": True}, {**ENDLESS["lines"], "done": True, "model": "n"}]),
+        (ENDLESS["a message"], [{"type": "message_stop"}]),
+    ],
+)
+def test_the_stream_after_one_that_was_given_up_is_read(
+    event: dict[str, Any], after: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "LONGEST", 20_000)
+    answers, _ = fed([event] * 400 + after + [ENDLESS["a message"], {"type": "message_stop"}])
+    assert answers.count(None) == 1
+    assert [answer["content"][0]["text"] for answer in answers if answer and "content" in answer] == [PIECE]
+
+
+def test_open_streams_together_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "MOST_HELD", 100_000)
+    kept = Streams()
+    early = [answer for number in range(900) for answer in kept.add(chunk(str(number), content="x" * 9000))]
+    late = kept.rest()
+    assert len(late) <= 11
+    assert len(early) + len(late) == 900
+    assert all(answer and answer["choices"][0]["message"]["content"] == "x" * 9000 for answer in early + late)
+
+
+def test_what_comes_before_the_text_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "LONGEST", 20_000)
+    long = [[]] * 1000
+    events: list[dict[str, Any]] = [
+        chunk(long),
+        {"type": "message_start", "message": {"x": long}},
+        {"type": "response.created", "response": {"id": "a", "x": long}},
+        {"model": "m", "message": {"content": "a"}, "done": False, "x": long},
+    ]
+    assert fed(events)[0] == [None] * 4

@@ -15,7 +15,7 @@ from skill_kd.kd.dataset import template_limits
 from skill_kd.kd.dataset.encoding import Encoder
 from skill_kd.kd.dataset.reading import Example
 from skill_kd.kd.dataset.rendering import render
-from skill_kd.kd.dataset.template_limits import TemplateOverLimit
+from skill_kd.kd.dataset.template_limits import TemplateOverLimit, Total
 from skill_kd.kd.dataset.template_tokens import written_by_template
 
 TURNS = (("user", "hello"),)
@@ -67,6 +67,20 @@ def test_time_has_a_limit(template: str, monkeypatch: pytest.MonkeyPatch) -> Non
         render(tokenizer_with(template), TURNS, {}, for_answer=True)
     assert signal.getsignal(signal.SIGPROF) is before
     assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
+
+
+def test_the_time_of_all_conversations_together_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Total(seconds=100.0, conversations=500)
+    monkeypatch.setattr(template_limits, "total", before)
+    slow = tokenizer_with("{% for a in range(50000) %}{% endfor %}{{ messages[0]['content'] }}")
+    assert render(slow, TURNS, {}, for_answer=True) == "hello"
+    assert before.seconds > 100.001
+    assert before.conversations == 501
+    before.seconds = 111.0
+    with pytest.raises(
+        TemplateOverLimit, match=r"taken 111 s for 502 conversations, .* the last was .* 'theirs'; use another model"
+    ):
+        render(slow, TURNS, {}, for_answer=True)
 
 
 def test_the_text_has_a_limit_that_grows_with_the_conversation() -> None:

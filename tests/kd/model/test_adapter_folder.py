@@ -15,10 +15,11 @@ from tiny import make_model
 from transformers import AutoTokenizer, PreTrainedModel
 
 from skill_kd.backends.transformers import TransformersBackend
-from skill_kd.errors import SkillKDError
+from skill_kd.errors import SkillKDError, UsageError
 from skill_kd.evaluate import opened_models
 from skill_kd.kd.config import Lora, Student, Teacher
 from skill_kd.kd.errors import BadInput, Missing, ScriptError
+from skill_kd.kd.model import merging
 from skill_kd.kd.model.adapter_folder import adapter_in
 from skill_kd.kd.model.loading import load_model, load_student, load_teacher, load_tokenizer
 from skill_kd.plan.model_source import read_config
@@ -133,6 +134,104 @@ def test_an_adapter_that_cannot_be_used_is_refused_by_run_plan_and_validate(name
     [problem] = TransformersBackend().check(spec_of(adapter, "teacher"))
     assert problem.startswith("teacher.model")
     assert words in problem
+
+
+def test_adapters_that_name_each_other_are_refused(made: Path, adapter: Path) -> None:
+    other = Path(shutil.copytree(adapter, adapter.parent / "other"))
+    edit(adapter, base_model_name_or_path=str(other))
+    edit(other, base_model_name_or_path=str(adapter))
+    words = "one of 8 adapters that name each other as their base model; name a whole model"
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(BadInput, match=words):
+            load(SOURCE, str(adapter))
+    with pytest.raises(UsageError, match=words):
+        read_config(str(adapter))
+    [problem] = TransformersBackend().check(spec_of(adapter))
+    assert words in problem
+
+
+def test_an_adapter_may_be_on_top_of_another(made: Path, adapter: Path) -> None:
+    edit(adapter, base_model_name_or_path=str(made / "adapter"))
+    load_model(SOURCE, str(adapter))
+    assert read_config(str(adapter)).layers == 2
+
+
+BOMBS: dict[str, dict[str, Any]] = {
+    "rank": {"r": 10**7},
+    "ranks": {"rank_pattern": {"q_proj": 10**7}},
+    "targets": {
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"],
+        "r": 4,
+    },
+    "all targets": {"target_modules": "all-linear", "r": 10**7},
+    "parameters": {"target_parameters": ["q_proj.weight", "up_proj.weight"], "r": 10**7},
+    "copies": {"modules_to_save": ["model", "layers", "self_attn", "mlp"]},
+    "tokens": {"trainable_token_indices": [1] * 10_000},
+}
+
+
+@pytest.mark.parametrize("changes", BOMBS.values(), ids=BOMBS)
+def test_a_config_that_describes_more_than_its_weights_is_refused_before_it_is_built(
+    changes: dict[str, Any], adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(adapter, **changes)
+    monkeypatch.setattr("peft.get_peft_model", lambda *_: pytest.fail("it was built"))
+    with pytest.raises(BadInput, match=r"describe [\d,]+ numbers, and its weights have [\d,]+; put the config back"):
+        load_model(SOURCE, str(adapter))
+
+
+ENDLESS = "(([a-z_]+)+\\.?)+!"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": ENDLESS},
+        {"exclude_modules": ENDLESS},
+        {"rank_pattern": {ENDLESS: 2}},
+        {"alpha_pattern": {ENDLESS: 2}},
+        {"layers_to_transform": [0], "layers_pattern": ENDLESS},
+        {"modules_to_save": [ENDLESS]},
+    ],
+    ids=str,
+)
+def test_a_pattern_that_never_ends_is_refused(
+    changes: dict[str, Any], adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merging, "SECONDS", 0.1)
+    edit(adapter, **changes)
+    with pytest.raises(BadInput, match=r"patterns in adapter_config.json .* take more than 0\.1 s; write the names"):
+        load_model(SOURCE, str(adapter))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layer_replication": [[0, 2], [0, 10**9]]},
+        {"megatron_config": {"x": 1}, "megatron_core": "antigravity"},
+        {"corda_config": {"covariance_file": "x.pt"}, "init_lora_weights": "corda"},
+        {"init_lora_weights": "pissa_niter_999999999"},
+        {"init_lora_weights": "loftq"},
+    ],
+    ids=str,
+)
+def test_a_config_that_asks_for_more_than_merging_is_refused(changes: dict[str, Any], adapter: Path) -> None:
+    edit(adapter, **changes)
+    with pytest.raises(BadInput, match=rf"{next(iter(changes))}: .* cannot be merged here; merge it into its base"):
+        load_model(SOURCE, str(adapter))
+
+
+@pytest.mark.parametrize("ranks", [{}, {"q_proj": 4}, {"layers.1.mlp.up_proj": 5}], ids=str)
+@pytest.mark.parametrize("more", [{}, {"modules_to_save": ["embed_tokens"], "use_dora": True}], ids=str)
+def test_adapters_of_all_kinds_are_merged(
+    ranks: dict[str, int], more: dict[str, Any], made: Path, tmp_path: Path
+) -> None:
+    lora = LoraConfig(r=2, target_modules=r".*\.(q_proj|up_proj)", rank_pattern=ranks, init_lora_weights=False, **more)
+    adapted = get_peft_model(load_model(SOURCE, str(made / "base")), lora)
+    adapted.save_pretrained(tmp_path / "adapter")
+    edit(tmp_path / "adapter", field_of_a_later_version={"x": 1})
+    merged = load_model(SOURCE, str(tmp_path / "adapter"))
+    assert torch.allclose(logits(merged), logits(adapted.merge_and_unload()), atol=1e-5)
 
 
 def test_an_adapter_of_another_model_is_refused(made: Path, adapter: Path, tmp_path: Path) -> None:

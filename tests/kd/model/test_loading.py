@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from tiny import EOS, POSITIONS, UNK, build_model, make_model, make_tokenizer
 from torch import nn
 from transformers import (
+    AutoModelForCausalLM,
     AutoTokenizer,
     BertConfig,
     BertLMHeadModel,
@@ -27,6 +29,7 @@ from transformers import (
     Gemma3ForConditionalGeneration,
     Gemma3nTextConfig,
     GPTNeoConfig,
+    GPTNeoForCausalLM,
     ModernBertDecoderConfig,
     ModernBertDecoderForCausalLM,
     OPTConfig,
@@ -42,6 +45,7 @@ from transformers import (
 from skill_kd.kd.config import FromTeacher, Lora, Student, Teacher, WeightedModel
 from skill_kd.kd.errors import BadInput, Missing, ScriptError
 from skill_kd.kd.losses.divergences import log_probs
+from skill_kd.kd.model import pretrained
 from skill_kd.kd.model.growing import grow
 from skill_kd.kd.model.layers import kept_layers
 from skill_kd.kd.model.loading import check_context, load_model, load_pair, load_student, load_teacher, load_tokenizer
@@ -357,6 +361,53 @@ def test_a_config_of_a_much_larger_model_than_its_weights_takes_no_memory(
     (folder / "config.json").write_text(json.dumps({**config, key: number}))
     with pytest.raises(BadInput, match=rf"config\.json says {key}: 1000.*, too much for its weights"):
         load_model(source(), str(folder))
+
+
+LARGE: dict[str, tuple[str, dict[str, int]]] = {
+    "positions": ("gpt2", {"n_positions": 3 * 10**6}),
+    "heads times their size": ("llama", {"num_attention_heads": 32, "head_dim": 100_000}),
+}
+
+
+@pytest.mark.parametrize("on_hub", [False, True])
+@pytest.mark.parametrize("name", LARGE)
+def test_a_config_whose_tables_are_much_larger_than_its_weights_takes_no_memory(
+    name: str, on_hub: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, sizes = LARGE[name]
+    hub.use_cache(tmp_path, monkeypatch)
+    folder = make_model(hub.repository(tmp_path, "them/model"), kind)
+    hub.edit(folder / "config.json", **sizes)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("it was loaded"))
+    with pytest.raises(BadInput, match=rf"describes a model of .* numbers, too many .* {max(sizes.values())}\); put"):
+        load_model(source(), "them/model" if on_hub else str(folder))
+
+
+def test_a_table_of_n_by_n_positions_counts(tmp_path: Path) -> None:
+    config = GPTNeoConfig(
+        vocab_size=300, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global"], 2]], window_size=4
+    )
+    folder = tmp_path / "model"
+    GPTNeoForCausalLM(config).save_pretrained(folder)
+    hub.edit(folder / "config.json", max_position_embeddings=8000)
+    with pytest.raises(BadInput, match=r"its largest number is max_position_embeddings: 8000\); put the config back"):
+        load_model(source(), str(folder))
+
+
+def test_a_config_of_endless_layers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_model(tmp_path / "model")
+    hub.edit(folder / "config.json", num_hidden_layers=5000)
+    monkeypatch.setattr(pretrained, "BUILD_SECONDS", 0.1)
+    with pytest.raises(BadInput, match=r"describes a model that takes more than .* num_hidden_layers: 5000\); put"):
+        load_model(source(), str(folder))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit on memory holds on Linux")
+def test_a_config_that_takes_memory_without_weights_is_refused(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrained, "BUILD_BYTES", 1 << 26)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", lambda *_, **__: bytearray(1 << 28))
+    with pytest.raises(BadInput, match=r"describes a model that takes more than 60 s or 0 GiB to build"):
+        load_model(source(), str(whole))
 
 
 @pytest.mark.parametrize("odd", [float("nan"), "2", [2, None], -1, 10**30, True])

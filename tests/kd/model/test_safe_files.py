@@ -129,12 +129,28 @@ def test_a_student_with_a_class_of_its_own_is_refused_before_training(tmp_path: 
             load_student(student, teacher)
 
 
-@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
-@pytest.mark.parametrize("value", ["them/kernel", {"text_config": "them/kernel@main:layer"}])
+KERNELS = [
+    ("attn_implementation", "them/kernel"),
+    ("_attn_implementation", {"text_config": "them/kernel@main:layer"}),
+    ("attn_implementation", "flash_attention_2"),
+    ("_attn_implementation", {"": "paged|flash_attention_3"}),
+    ("experts_implementation", "deepgemm"),
+    ("_experts_implementation", "sonicmoe"),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), KERNELS)
 def test_a_kernel_of_the_hub_is_refused(key: str, value: object) -> None:
     edit(make_model("model") / "config.json", **{key: value})
-    with pytest.raises(Missing, match=r"config\.json asks for the attention kernel 'them/kernel.*remove"):
+    field = key.removeprefix("_")
+    with pytest.raises(Missing, match=rf"config\.json asks for the kernel '.*'.* remove {field} there, or set it to"):
         load_model(PLAIN, "model")
+
+
+@pytest.mark.parametrize("value", ["eager", "sdpa", None])
+def test_a_built_in_kernel_is_taken(value: str | None) -> None:
+    edit(make_model("model") / "config.json", attn_implementation=value)
+    load_model(PLAIN, "model")
 
 
 def test_nobody_is_asked_if_code_may_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +280,7 @@ def test_a_config_that_is_nested_deeply_is_searched() -> None:
     folder = make_model("model")
     deep = "[" * 60 + '{"attn_implementation": "them/kernel"}' + "]" * 60
     (folder / "config.json").write_text(f'{{"deep": {deep}}}')
-    with pytest.raises(Missing, match="attention kernel"):
+    with pytest.raises(Missing, match="asks for the kernel"):
         refuse_other_formats("model", "model", None)
 
 

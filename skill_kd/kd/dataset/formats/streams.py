@@ -5,13 +5,25 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import StringIO
 from typing import Any, Protocol
 
+from ...limits import size_of
 from .conversation import text_of
-from .values import Row, mapping, objects
+from .values import Row, mapping, objects, word
 
 MOST_OPEN = 1000
 """Streams of one kind that are open at once. If there are more, the oldest is closed."""
+LONGEST = 8 << 20
+"""Size of one answer, in characters. A longer one is given up."""
+MOST_HELD = 32 << 20
+"""Size of all open answers of one kind, in characters. If they hold more, the oldest is closed."""
+_PART = 500
+"""Memory of a part of an answer besides its text, in characters."""
+
+Place = tuple[int | str, ...]
+"""Place of a part in an answer, for example the index of a choice and ``text``."""
 
 
 class Stream(Protocol):
@@ -21,110 +33,195 @@ class Stream(Protocol):
         """Return True if an event is part of such a stream."""
         ...
 
-    def add(self, event: Row) -> Iterator[Row]:
-        """Take one event, and yield the answers that it completes."""
+    def add(self, event: Row) -> Iterator[Row | None]:
+        """Take one event, and yield the answers that it completes. None stands for one longer than ``LONGEST``."""
         ...
 
-    def rest(self) -> list[Row]:
-        """Return the answers that never ended."""
+    def rest(self) -> list[Row | None]:
+        """Return the answers that never ended. None stands for one longer than ``LONGEST``."""
         ...
+
+
+class _Answer:
+    """The parts of an answer that has not ended. It drops them once they are longer than ``LONGEST``."""
+
+    def __init__(self, about: Row) -> None:
+        self.size = 0
+        self.finish: dict[int, str | None] = {}
+        """Finish reason by the index of the choice."""
+        self._texts: dict[Place, StringIO] = {}  # adding to a string would copy a long text for each piece
+        self._values: dict[Place, Any] = {}
+        self.keep(("about",), about)
+
+    def write(self, place: Place, text: str) -> None:
+        """Add text to a part."""
+        if text and self._takes(len(text) + _PART * (place not in self._texts)):
+            self._texts.setdefault(place, StringIO()).write(text)
+
+    def keep(self, place: Place, value: Any) -> None:
+        """Set a part to a parsed value."""
+        if self._takes(size_of(value)):
+            self._values[place] = value
+
+    def text(self, *place: int | str) -> str:
+        """Return the text of a part."""
+        return self._texts[place].getvalue() if place in self._texts else ""
+
+    def value(self, *place: int | str) -> Any:
+        """Return the value of a part, None if it has none."""
+        return self._values.get(place)
+
+    def parts(self, *above: int | str) -> list[Any]:
+        """Return what follows ``above`` in the places of parts, sorted, each once."""
+        places = (place for place in (*self._texts, *self._values) if place[: len(above)] == above)
+        return sorted({place[len(above)] for place in places})
+
+    @property
+    def is_too_long(self) -> bool:
+        """Return True if the parts were dropped."""
+        return self.size > LONGEST
+
+    @property
+    def held(self) -> int:
+        """Size of the parts that it holds, in characters."""
+        return 0 if self.is_too_long else self.size
+
+    def _takes(self, size: int) -> bool:
+        self.size += size
+        if self.is_too_long:
+            self._texts, self._values = {}, {}
+        return not self.is_too_long
+
+
+class _Open:
+    """Answers that have not ended, the oldest first."""
+
+    def __init__(self) -> None:
+        self._answers: OrderedDict[str, _Answer] = OrderedDict()
+        self._held = 0
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._answers
+
+    @contextmanager
+    def growing(self, key: str, about: Row) -> Iterator[_Answer]:
+        """Yield the answer with this key. A new one begins with ``about``."""
+        answer = self._answers.get(key)
+        before = answer.held if answer else 0
+        if answer is None:
+            answer = self._answers[key] = _Answer(about)
+        yield answer
+        self._held += answer.held - before
+
+    def closed(self, key: str) -> _Answer:
+        """Remove an answer and return it."""
+        answer = self._answers.pop(key)
+        self._held -= answer.held
+        return answer
+
+    def excess(self) -> Iterator[_Answer]:
+        """Remove the oldest answers until those that are left are few and short enough."""
+        while len(self._answers) > MOST_OPEN or self._held > MOST_HELD:
+            yield self.closed(next(iter(self._answers)))
+
+    def rest(self) -> list[_Answer]:
+        """Remove all answers and return them."""
+        return [self.closed(key) for key in list(self._answers)]
 
 
 class ChatChunks:
     """``chat.completion.chunk`` and ``text_completion`` chunks, joined to chat completions."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._open = _Open()
 
     def takes(self, event: Row) -> bool:
         return str(event.get("object", "")).endswith(".chunk")
 
-    def add(self, event: Row) -> Iterator[Row]:
+    def add(self, event: Row) -> Iterator[Row | None]:
         choices = objects(event.get("choices"))
         if not choices:  # the last event of some servers holds only the usage
             return
-        key = str(event.get("id"))
-        about: dict[str, Any] = {
-            "object": "chat.completion",
-            "id": event.get("id"),
-            "created": event.get("created"),
-            "choices": [],
-        }
-        answer = self._open.setdefault(key, about)
-        answer["model"] = event.get("model")
-        for choice in choices:
-            self._extend(answer["choices"], choice)
-        if all(choice["finish_reason"] for choice in answer["choices"]):
-            yield self._closed(self._open.pop(key))
-        while len(self._open) > MOST_OPEN:
-            yield self._closed(self._open.popitem(last=False)[1])
+        key, about = str(event.get("id")), {field: event.get(field) for field in ("id", "created", "model")}
+        with self._open.growing(key, about) as answer:
+            for choice in choices:
+                self._extend(answer, choice)
+        if all(answer.finish.get(index) for index in range(max(answer.finish) + 1)):
+            yield self._whole(self._open.closed(key))
+        yield from map(self._whole, self._open.excess())
 
-    def rest(self) -> list[Row]:
-        left = [self._closed(answer) for answer in self._open.values() if answer["choices"]]
-        self._open.clear()
-        return left
+    def rest(self) -> list[Row | None]:
+        return list(map(self._whole, self._open.rest()))
 
     @staticmethod
-    def _extend(choices: list[dict[str, Any]], choice: Row) -> None:
-        index = _index(choice)
-        while len(choices) <= index:
-            choices.append({"text": [], "reasoning": [], "calls": {}, "finish_reason": None})
-        kept, delta = choices[index], mapping(choice.get("delta"))
-        kept["text"].append(text_of(delta.get("content")) or text_of(choice.get("text")))
-        kept["reasoning"].append(text_of(delta.get("reasoning_content") or delta.get("reasoning")))
-        kept["finish_reason"] = choice.get("finish_reason") or kept["finish_reason"]
+    def _extend(answer: _Answer, choice: Row) -> None:
+        index, delta = _index(choice), mapping(choice.get("delta"))
+        answer.finish[index] = word(choice.get("finish_reason")) or answer.finish.get(index)
+        answer.write((index, "text"), text_of(delta.get("content")) or text_of(choice.get("text")))
+        answer.write((index, "reasoning"), text_of(delta.get("reasoning_content") or delta.get("reasoning")))
         for part in objects(delta.get("tool_calls")):
-            function = mapping(part.get("function"))
-            call = kept["calls"].setdefault(_index(part), {"id": part.get("id"), "name": "", "arguments": ""})
-            call["name"] += text_of(function.get("name"))
-            call["arguments"] += text_of(function.get("arguments"))
+            place, function = (index, "calls", _index(part)), mapping(part.get("function"))
+            if part.get("id") is not None:
+                answer.keep((*place, "id"), part["id"])
+            answer.write((*place, "name"), text_of(function.get("name")))
+            answer.write((*place, "arguments"), text_of(function.get("arguments")))
 
     @staticmethod
-    def _closed(answer: dict[str, Any]) -> Row:
+    def _whole(answer: _Answer) -> Row | None:
+        if answer.is_too_long:
+            return None
         choices = [
             {
-                "finish_reason": choice["finish_reason"],
+                "finish_reason": answer.finish.get(index),
                 "message": {
                     "role": "assistant",
-                    "content": "".join(choice["text"]),
-                    "reasoning_content": "".join(choice["reasoning"]),
-                    "tool_calls": list(choice["calls"].values()),
+                    "content": answer.text(index, "text"),
+                    "reasoning_content": answer.text(index, "reasoning"),
+                    "tool_calls": [
+                        {
+                            "id": answer.value(*place, "id"),
+                            "name": answer.text(*place, "name"),
+                            "arguments": answer.text(*place, "arguments"),
+                        }
+                        for place in ((index, "calls", call) for call in answer.parts(index, "calls"))
+                    ],
                 },
             }
-            for choice in answer["choices"]
+            for index in range(max(answer.finish) + 1)
         ]
-        return {**answer, "choices": choices}
+        return {"object": "chat.completion", **answer.value("about"), "choices": choices}
 
 
 class ResponseEvents:
     """Events of the Responses API. The last one holds the whole answer; the deltas serve if it is missing."""
 
     def __init__(self) -> None:
-        self._answer: dict[str, Any] | None = None
-        self._texts: list[str] = []
+        self._answer = _Answer({})
 
     def takes(self, event: Row) -> bool:
         return str(event.get("type", "")).startswith("response.")
 
-    def add(self, event: Row) -> Iterator[Row]:
+    def add(self, event: Row) -> Iterator[Row | None]:
         kind, answer = event["type"], mapping(event.get("response"))
         if kind in ("response.created", "response.in_progress") and answer:
-            if self._answer is not None and self._answer.get("id") != answer.get("id"):
+            known = self._answer.value("about")
+            if known and known.get("id") != answer.get("id"):
                 yield from self.rest()
-            self._answer = dict(answer)
+            self._answer.keep(("about",), answer)
         elif kind == "response.output_text.delta":
-            self._texts.append(text_of(event.get("delta")))
+            self._answer.write(("text",), text_of(event.get("delta")))
         elif kind in ("response.completed", "response.incomplete", "response.failed") and answer:
-            self._answer, self._texts = None, []
+            self._answer = _Answer({})
             yield answer
 
-    def rest(self) -> list[Row]:
-        answer, text = self._answer or {}, "".join(self._texts)
-        self._answer, self._texts = None, []
-        if not text:
+    def rest(self) -> list[Row | None]:
+        answer, self._answer = self._answer, _Answer({})
+        if answer.is_too_long:
+            return [None]
+        if not (text := answer.text("text")):
             return []
         output = [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}]
-        return [{**answer, "object": "response", "status": "incomplete", "output": output}]
+        return [{**answer.value("about"), "object": "response", "status": "incomplete", "output": output}]
 
 
 class MessageEvents:
@@ -136,76 +233,85 @@ class MessageEvents:
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self._message: dict[str, Any] | None = None
-        self._blocks: dict[int, dict[str, Any]] = {}
+        self._answer: _Answer | None = None
 
     def takes(self, event: Row) -> bool:
         return event.get("type") in self._KINDS
 
-    def add(self, event: Row) -> Iterator[Row]:
+    def add(self, event: Row) -> Iterator[Row | None]:
         kind = event["type"]
+        if kind in ("message_start", "message_stop"):
+            yield from self.rest()
         if kind == "message_start":
-            yield from self.rest()
-            self._message = dict(mapping(event.get("message")))
-        elif kind == "content_block_start":
-            self._blocks[_index(event)] = {**mapping(event.get("content_block")), "json": ""}
-        elif kind == "content_block_delta":
-            block = self._blocks.setdefault(_index(event), {"type": "text", "json": ""})
-            delta = mapping(event.get("delta"))
-            for field in ("text", "thinking"):
-                if isinstance(delta.get(field), str):
-                    block[field] = text_of(block.get(field)) + delta[field]
-            block["json"] += text_of(delta.get("partial_json"))
-        elif kind == "message_delta" and self._message is not None:
-            self._message.update(mapping(event.get("delta")))
-        elif kind == "message_stop":
-            yield from self.rest()
+            self._answer = _Answer(mapping(event.get("message")))
+        elif kind == "message_delta" and self._answer is not None:
+            self._answer.keep(("stop_reason",), mapping(event.get("delta")).get("stop_reason"))
+        elif kind in ("content_block_start", "content_block_delta"):
+            self._answer = self._answer or _Answer({})
+            self._extend(self._answer, event)
 
-    def rest(self) -> list[Row]:
-        message, blocks = self._message, [self._blocks[index] for index in sorted(self._blocks)]
-        self._message, self._blocks = None, {}
-        if message is None and not blocks:
+    @staticmethod
+    def _extend(answer: _Answer, event: Row) -> None:
+        index, delta = _index(event), mapping(event.get("delta"))
+        if event["type"] == "content_block_start":
+            answer.keep(("blocks", index, "start"), mapping(event.get("content_block")))
+        for field in ("text", "thinking", "partial_json"):
+            answer.write(("blocks", index, field), text_of(delta.get(field)))
+
+    def rest(self) -> list[Row | None]:
+        answer, self._answer = self._answer, None
+        if answer is None:
             return []
-        for block in blocks:
-            written = block.pop("json")
-            if written:
+        if answer.is_too_long:
+            return [None]
+        blocks = []
+        for index in answer.parts("blocks"):
+            block = dict(answer.value("blocks", index, "start") or {"type": "text"})
+            for field in ("text", "thinking"):
+                if written := answer.text("blocks", index, field):
+                    block[field] = text_of(block.get(field)) + written
+            if written := answer.text("blocks", index, "partial_json"):
                 block["input"] = written
-        return [{**(message or {}), "type": "message", "role": "assistant", "content": blocks}]
+            blocks.append(block)
+        stop = answer.value("stop_reason")
+        ended = {} if stop is None else {"stop_reason": stop}
+        return [{**answer.value("about"), **ended, "type": "message", "role": "assistant", "content": blocks}]
 
 
 class OllamaLines:
     """Lines of Ollama's streams. They carry no id, so each model has one stream open at a time."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._open = _Open()
 
     def takes(self, event: Row) -> bool:
         if not isinstance(event.get("message"), dict) and not isinstance(event.get("response"), str):
             return False
         return event.get("done") is False or (event.get("done") is True and str(event.get("model")) in self._open)
 
-    def add(self, event: Row) -> Iterator[Row]:
+    def add(self, event: Row) -> Iterator[Row | None]:
         key, message = str(event.get("model")), event.get("message")
         spoken = message if isinstance(message, dict) else {"content": event.get("response")}
-        answer = self._open.setdefault(key, {**event, "texts": [], "thoughts": [], "calls": []})
-        answer["texts"].append(text_of(spoken.get("content")))
-        answer["thoughts"].append(text_of(spoken.get("thinking")))
-        answer["calls"] += objects(spoken.get("tool_calls"))
+        with self._open.growing(key, event) as answer:
+            answer.write(("content",), text_of(spoken.get("content")))
+            answer.write(("thinking",), text_of(spoken.get("thinking")))
+            for call in objects(spoken.get("tool_calls")):
+                answer.keep(("calls", answer.size), call)
         if event["done"]:
-            yield self._closed({**self._open.pop(key), "done": True, "done_reason": event.get("done_reason")})
-        while len(self._open) > MOST_OPEN:
-            yield self._closed(self._open.popitem(last=False)[1])
+            whole = self._whole(self._open.closed(key))
+            yield whole and {**whole, "done": True, "done_reason": event.get("done_reason")}
+        yield from map(self._whole, self._open.excess())
 
-    def rest(self) -> list[Row]:
-        left = [self._closed(answer) for answer in self._open.values()]
-        self._open.clear()
-        return left
+    def rest(self) -> list[Row | None]:
+        return list(map(self._whole, self._open.rest()))
 
     @staticmethod
-    def _closed(answer: dict[str, Any]) -> Row:
-        texts, thoughts, calls = answer.pop("texts"), answer.pop("thoughts"), answer.pop("calls")
-        message = {"content": "".join(texts), "thinking": "".join(thoughts), "tool_calls": calls}
-        return {**answer, "message": {"role": "assistant", **message}}
+    def _whole(answer: _Answer) -> Row | None:
+        if answer.is_too_long:
+            return None
+        calls = [answer.value("calls", size) for size in answer.parts("calls")]
+        message = {"content": answer.text("content"), "thinking": answer.text("thinking"), "tool_calls": calls}
+        return {**answer.value("about"), "message": {"role": "assistant", **message}}
 
 
 def _index(event: Row) -> int:
@@ -223,16 +329,16 @@ class Streams:
         """Return True if an event is part of a stream."""
         return any(kind.takes(event) for kind in self._kinds)
 
-    def add(self, event: Row) -> Iterator[Row]:
-        """Take one event, and yield the answers that it completes."""
+    def add(self, event: Row) -> Iterator[Row | None]:
+        """Take one event, and yield the answers that it completes. None stands for one longer than ``LONGEST``."""
         for kind in self._kinds:
             if kind.takes(event):
                 yield from kind.add(event)
                 return
         yield event
 
-    def rest(self) -> list[Row]:
-        """Return the answers that never ended."""
+    def rest(self) -> list[Row | None]:
+        """Return the answers that never ended. None stands for one longer than ``LONGEST``."""
         return [answer for kind in self._kinds for answer in kind.rest()]
 
 
@@ -242,7 +348,7 @@ def is_event(value: object) -> bool:
 
 
 def joined(events: Iterable[Row]) -> Row | None:
-    """Return the first answer of some events; None if they hold none."""
+    """Return the first answer of some events; None if they hold none, or a longer one than ``LONGEST``."""
     streams = Streams()
     whole = [answer for event in events for answer in streams.add(event)]
     whole += streams.rest()
