@@ -17,10 +17,11 @@ from damage import damages
 
 pytest.importorskip("scipy")
 
-from made_run import EVALUATE, HANDOFF, RUN, made_in, write_lines
+from made_run import EVALUATE, HANDOFF, RUN, made_in
 
 from skill_kd.cli import main
 from skill_kd.errors import ExitCode
+from skill_kd.evaluate.samples_folder import sealed_line
 
 SAVED = ["evaluate", "--teacher-generations", "T.jsonl", "--student-generations", "S.jsonl", "--set", "resamples=200"]
 VERBS = {
@@ -91,10 +92,11 @@ def test_a_line_of_another_evaluation_is_refused(
     counts: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(shutil.copytree(made, tmp_path / "home"))
-    work = Path(RUN) / "eval" / "samples" / "work.jsonl"
-    first, *others = work.read_text().splitlines()
+    samples = Path(RUN) / "eval" / "samples"
+    work, key = samples / "work.jsonl", json.loads((samples / "work.json").read_text())
+    first, *others = work.read_bytes().splitlines(keepends=True)
     line = json.loads(first)
     del line[counts]["teacher"]
-    write_lines(work, [line, *map(json.loads, others)])
+    work.write_bytes(sealed_line(key, 0, line) + b"".join(others))
     assert main(EVALUATE) == ExitCode.USAGE
     assert "work.jsonl' line 1 and measured.json are not of one evaluation; choose" in capfd.readouterr().err

@@ -45,7 +45,7 @@ def test_a_row_is_whole_and_names_tests_that_exist() -> None:
 
 
 def test_each_protection_against_a_threat_names_tests_that_exist() -> None:
-    threats = SECURITY.partition("## Threats\n")[2].partition("\n## ")[0]
+    threats = SECURITY.partition("## Threats\n")[2].partition("\n##")[0]
     rows = [line for line in threats.splitlines() if line.startswith("| ") and not line.startswith("| threat |")]
     assert len(rows) > 10
     failures = [f"{row.split('|')[1].strip()}: {wrong}" for row in rows if (wrong := flaw(row, frozenset({4})))]
