@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import platform
 import random
 import tempfile
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from diagnose_logs import RISE, TOPICS, Log, canned, canned_share, mix_of, rows
+from machine import keep
 
 from skill_kd.diagnose import Options, diagnose
 from skill_kd.diagnose.changes.change_signs import ALPHA
@@ -235,9 +235,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     result = measured(options.logs, options.seed, options.written, Bank())
-    partial = options.out.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, options.out)
+    keep(options.out, result)
     print(table(result), end="")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import platform
 import tempfile
 from collections import Counter
@@ -19,6 +18,7 @@ from typing import Any
 
 import diagnose_drift
 from diagnose_logs import DAMAGE, FINDING, TWINS, Log, rows
+from machine import keep
 
 from skill_kd.diagnose import diagnose
 from skill_kd.diagnose.changes.change_statistics import wilson
@@ -116,10 +116,7 @@ def main() -> None:
             print(f"wrong: {log} {said}", flush=True)
     shape = {"days": DAYS, "rows": ROWS, "at": AT}
     result = {"python": platform.python_version(), "shape": shape, "rates": counts, "wrong": wrong}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = options.out.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, options.out)
+    keep(options.out, result)
     print(table(result), end="")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from hub import COMMIT, model_with_code, repository, use_cache
+from made_run import ANSWER
 from tiny import make_model
 
 from skill_kd import evaluate as gate
@@ -393,19 +394,6 @@ def test_a_foreign_run_is_evaluated_on_given_prompts_without_the_option(ready: P
 
 
 # --- handoff ----------------------------------------------------------------------------------------------------------
-
-ANSWER = {
-    "checks": [],
-    "has_template": True,
-    "parts": None,
-    "targets": ["q_proj"],
-    "positions": 1024,
-    "teachers": [],
-    "student": [],
-    "metrics": {},
-    "rows": [{"messages": []}],
-    "longest": 9,
-}
 
 
 @pytest.fixture
