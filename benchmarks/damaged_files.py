@@ -116,7 +116,7 @@ READERS: dict[str, tuple[str, ...]] = {
 }
 """The verbs that read each file of a finished run, and of what belongs to it."""
 TRAINED = 5
-"""A resumed run trains again, so its files get this part of the share."""
+"""A resumed run trains again, so the share of its damages is divided by this number."""
 RESUMED = ("manifest.json", "metrics.jsonl", "self_train.json")
 """Files of a stopped run, which a resumed trainer reads."""
 
@@ -344,7 +344,7 @@ OTHER_WORDS = {
     "prompts.jsonl": ("other settings (prompts)",),
     "chat.jsonl": ("handoff.data has a row of",),
 }
-"""Messages about a file that is whole: another one than before, one that names something else, or one too long."""
+"""Words of messages about a damage that left a valid file. Such a message names the value or the setting instead."""
 
 
 def is_named(file: str, text: str) -> bool:

@@ -2,8 +2,9 @@
 
 nice python benchmarks/diagnose_drift.py [--logs 200] [--seed 0] [--written 5] [--out FILE]
 
-The answers of a simulated log come from a bank: answers of `diagnose_logs.py`, measured once. A text that is there once
-is a new text each time it is drawn. From there on, the code is that of `diagnose`. For the first --written seeds, a
+The answers of a simulated log come from a bank: answers of `diagnose_logs.py`, measured once. If the bank has a
+text only once, each draw counts as a new text. All later
+steps use the code of `diagnose`. For the first --written seeds, a
 drift and a healthy log are also written as texts and read by `diagnose`.
 
 Healthy logs have a year or 8 weeks, and are diagnosed at their end. In a drift, the last 8 weeks are diagnosed once a
@@ -205,7 +206,7 @@ def table(result: dict[str, Any]) -> str:
     """Return the curve as Markdown."""
     logs = result["logs"]
     lines = [
-        "| p × detectors below | smallest change | findings in a healthy year | in 8 healthy weeks "
+        "| limit of p × detectors | smallest change | findings in a healthy year | in 8 healthy weeks "
         "| drift found when 15 % is reached | 7 days later | 14 days later | median delay, days | 90 % within |",
         "|---|---|---|---|---|---|---|---|---|",
     ]

@@ -93,7 +93,7 @@ def rows(log: Log) -> Iterator[dict[str, Any]]:
 
 
 def mix_of(draw: random.Random, day: int) -> list[float]:
-    """Return the weights of the topics on a day. There is less code at weekends."""
+    """Return the weights of the topics on a day. The topic "code" is rarer at weekends."""
     return [share * draw.lognormvariate(0, 0.15) * (0.7 if name == "code" and day % 7 > 4 else 1)
             for name, (_, share) in TOPICS.items()]  # fmt: skip
 

@@ -30,7 +30,7 @@ DAYS, ROWS, AT = 15, 120, 9
 
 
 def judge(log: Log) -> dict[str, bool]:
-    """Diagnose one log. Return if it alarmed, if kind, cause and day were right, and if the twin was explained."""
+    """Diagnose one log. Return whether it alarmed, kind, cause and day were right, and the twin was explained."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "log.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows(log)), encoding="utf-8")

@@ -522,7 +522,7 @@ def evaluation_notes() -> list[str]:
     (run / "student").mkdir(exist_ok=True)
     (run / "student" / "config.json").touch()
     asked = Request(str(run), prompts=Path("fresh.jsonl"), training_data=Path("train.jsonl"))
-    return list(fill_from_run(asked, run, Manifest.read(run), load_spec(run / "spec.yaml"))[3])
+    return list(fill_from_run(asked, run, Manifest.read(run), load_spec(run / "spec.yaml"), trusted=True)[3])
 
 
 def test_a_closed_terminal_costs_neither_the_log_nor_the_exit_code(environment: dict[str, str]) -> None:

@@ -24,10 +24,12 @@ assert all(stat.S_ISCHR(os.fstat(number).st_mode) for number in range(3))
 """
 
 
+PYTHON = shlex.quote(sys.executable)
+
+
 def shell(line: str, folder: Path) -> tuple[int, str]:
-    """Run a line in which ``skill-kd`` is this interpreter's; return the exit code, and what is on stderr."""
-    whole = line.replace("skill-kd", f"{shlex.quote(sys.executable)} -m skill_kd")
-    done = subprocess.run(["sh", "-c", whole], cwd=folder, capture_output=True, text=True, check=False)
+    """Run a line in a shell. Return its exit code and its stderr."""
+    done = subprocess.run(["sh", "-c", line], cwd=folder, capture_output=True, text=True, check=False)
     return done.returncode, done.stderr
 
 
@@ -48,16 +50,15 @@ def test_a_stream_that_cannot_be_written_costs_one_message_at_most(
     if "full" in line and not Path("/dev/full").exists():
         pytest.skip("no full device here")
     (tmp_path / "spec.yaml").write_text(json.dumps(minimal_spec().model_dump(mode="json")))
-    assert shell(f"skill-kd {line}", tmp_path) == (code, said)
+    assert shell(f"{PYTHON} -m skill_kd {line}", tmp_path) == (code, said)
 
 
 def test_no_file_can_take_the_place_of_a_closed_stream(tmp_path: Path) -> None:
     """Otherwise it would receive what a library prints."""
-    program = shlex.join([sys.executable, "-c", STREAMS])
-    assert shell(f"{program} <&- >&- 2>&-", tmp_path) == (0, "")
+    assert shell(f"{PYTHON} -c {shlex.quote(STREAMS)} <&- >&- 2>&-", tmp_path) == (0, "")
 
 
 def test_a_removed_working_folder_is_one_message(tmp_path: Path) -> None:
-    code, said = shell("mkdir gone && cd gone && rmdir ../gone && skill-kd schema", tmp_path)
+    code, said = shell(f"mkdir gone && cd gone && rmdir ../gone && {PYTHON} -m skill_kd schema", tmp_path)
     assert (code, said[said.index("error: ") :]) == (2, NO_FOLDER)
     assert "Traceback" not in said

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     help="A finding about an earlier student: sameness (too narrow), sharpened, lost_modes, loops, length, refusals, "
     "imprecise, exposure, teacher_narrow.",
 )
-@click.option("--minutes", type=float, metavar="N", help="Size training and evaluation of each spec for N minutes.")
+@click.option("--minutes", type=float, metavar="N", help="Fit training and evaluation of each spec into N minutes.")
 @click.option("--device", metavar="NAME", help="Device for --minutes, for example A100-80 (default: cpu).")
 @click.option("--objective", metavar="KIND", help="Use this objective, and compare it with the recommended one.")
 @click.option("--set", "pairs", multiple=True, metavar="PATH=VALUE", help="Set a value of the spec: student.model=S.")
@@ -106,7 +106,7 @@ def advise(
         advice = advised(changes={**sizes.settings, **changes}, reasons=sizes.reasons)
         say(f"note: {sizes.note}")
     elif device is not None:
-        raise UsageError("--device belongs to --minutes; give both, or neither")
+        raise UsageError("--device needs --minutes; add it, or leave out --device")
     written = [str(path) for path in advice.write(out)] if out is not None else []
     if as_json:
         print_json({**advice.to_json(), "files": written})

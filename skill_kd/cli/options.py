@@ -17,7 +17,7 @@ TRUST_CODE = click.option(
     "--trust-remote-code", is_flag=True, help="Allow the code of models for which a run folder's spec asks for it."
 )
 TRUST_RUN = click.option(
-    "--trust-run", is_flag=True, help="Treat somebody else's run folder as your own: its server, data and samples."
+    "--trust-run", is_flag=True, help="Treat a foreign run folder as yours: use its server, data, script and samples."
 )
 
 

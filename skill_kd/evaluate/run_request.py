@@ -102,9 +102,9 @@ def _baseline(request: Request, spec: Spec) -> ModelSource | None:
 
 
 def _data_files(request: Request, spec: Spec, home: Path, folder: Path, trusted: bool) -> dict[str, str]:
-    """Return the training data and the held-out file by key of the spec, without those that need no new path.
+    """Return the paths of the training data and the held-out file, by key of the spec. Only files are included.
 
-    ``request`` may name the training data in its present place.
+    ``request`` may name the present place of the training data.
     """
     found = {}
     for name in ("train", "held_out"):

@@ -92,8 +92,7 @@ def _parts(key: SamplesKey, place: str, values: Mapping[str, object]) -> tuple[s
 def _refuse_foreign(place: str, parts: tuple[str, ...], sealed: object) -> None:
     if not fits(sealed, *parts):
         raise UsageError(
-            f"{place} does not have your seal, so it may be somebody else's and counts as no evidence; {DELETE}, or, "
-            f"{TRUST}"
+            f"{place} does not have your seal, so it may be somebody else's and is not evidence; {DELETE}, or, {TRUST}"
         )
 
 

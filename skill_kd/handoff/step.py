@@ -102,8 +102,8 @@ def _refuse_foreign_script(run: FinishedRun, result: HandoffResult) -> None:
     """Refuse to run a script or a ``kd/`` that this hand-off kept, if somebody else may have written it."""
     if not run.trusted and (kept := [name for name in (SCRIPT, KD) if name in result.kept]):
         raise UsageError(
-            f"'{run.folder}' has an edited {' and '.join(kept)}, perhaps of somebody else, and --execute runs that; "
-            "read it and add --trust-run, or overwrite it with --force"
+            f"'{run.folder}' has an edited {' and '.join(kept)}, and --execute would run it; somebody else may have "
+            "written it: read it and add --trust-run, or overwrite it with --force"
         )
 
 

@@ -25,7 +25,7 @@ COMPILED = "compiled"
 _CACHE = "__pycache__"
 _CODE = {".py", ".pyw", ".pyc", ".so", ".pyd"}
 _KNOWN = {SCRIPT, "finetune.py", KD, COMPILED, _CACHE, "student", "checkpoints", "eval", "handoff", "out"}
-"""Names of modules that skill-kd and its scripts write next to a script."""
+"""Names of the files and folders that skill-kd and its scripts write next to a script."""
 
 
 def write_folder(text: str, folder: Path, force: bool = False, others: Mapping[str, str] | None = None) -> None:
@@ -116,7 +116,7 @@ def refuse_modules(folder: Path) -> None:
         named = ", ".join(f"'{folder / name}'" for name in found[:3])
         raise UsageError(
             f"the script in '{folder}' would import {named} instead of an installed package of that name; move it "
-            f"away, or, if it is yours, into {KD}/ of a generated folder, and start a new run from there"
+            f"away; if it is your own code, move it into {KD}/ of a generated folder and start a new run from there"
         )
 
 

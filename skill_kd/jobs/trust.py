@@ -1,4 +1,4 @@
-"""Trust in run folders. One that may come from somebody else is refused what could harm, unless the user allows it.
+"""Trust in run folders. If one may come from somebody else, what could do harm needs the consent of the user.
 
 The user's own files have a seal, an HMAC with a key that only this user has. It does not cover the place of the
 folder, which can be moved and copied.
@@ -23,7 +23,7 @@ from skill_kd.jobs.manifest import NAME, RESOLVED, Manifest
 from skill_kd.spec import Spec
 
 TRUST = "if you know where it comes from, add --trust-run"
-_FOREIGN = f"may come from somebody else: no seal of yours in its {NAME} fits its {RESOLVED}"
+_FOREIGN = f"may come from somebody else: its {NAME} does not have your seal for its {RESOLVED}"
 _KEY_BYTES = 32
 
 
@@ -54,7 +54,7 @@ def missing_key() -> str | None:
     except OSError as error:
         return (
             f"note: the key in '{error.filename or _key_file()}' cannot be used: {error.strerror or error}. Later "
-            "commands take these files for those of somebody else, and may ask for --trust-run"
+            "commands will treat these files as somebody else's, and may ask for --trust-run"
         )
     return None
 
@@ -67,7 +67,7 @@ def _key_file() -> Path:
 
 
 def _key() -> bytes:
-    """Return the user's key. Make it at the first use: whole, and only once, if several processes start together."""
+    """Return the user's key. The first use makes it; if several processes start together, all get the same key."""
     path = _key_file()
     if not path.is_absolute():
         raise OSError(errno.ENOENT, "there is no home folder", str(path))
@@ -96,7 +96,7 @@ def is_run_folder(folder: Path) -> bool:
 
 
 def sealed(manifest: Manifest, spec: str) -> Manifest:
-    """Return the manifest of a run of this user, whose ``spec.yaml`` has the text ``spec``."""
+    """Return the manifest with this user's seal. ``spec`` is the text of ``spec.yaml``."""
     return replace(manifest, seal=seal(*_parts(manifest, spec)))
 
 

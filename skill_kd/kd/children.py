@@ -77,7 +77,7 @@ def run(command: Sequence[str], seconds: float | None = None, **options: Any) ->
 
 @contextmanager
 def temporary_files() -> Iterator[None]:
-    """Name the folder of temporary files in an ``OSError`` of the block, which writes there.
+    """Turn an ``OSError`` of the block into an error that names the folder of temporary files.
 
     Raises:
         BadInput: the block raised an ``OSError``.

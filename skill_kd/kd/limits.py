@@ -14,7 +14,7 @@ _STATISTICS = Path("/proc/self/statm")
 
 
 class TimeIsUp(BaseException):
-    """The block took too long. It is no ``Exception``, so that a library does not catch it."""
+    """The block took too long. It is not an ``Exception``, so libraries do not catch it."""
 
 
 @contextmanager

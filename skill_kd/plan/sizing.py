@@ -56,7 +56,7 @@ def size(specs: Sequence[Spec], *, minutes: float, device: str, rows: int | None
         MissingRequirementError: a config must come from the hub, and the hub is unavailable.
     """
     if not 0 < minutes < float("inf"):
-        raise UsageError(f"minutes: {minutes} is not a time; give more than 0")
+        raise UsageError(f"minutes: {minutes} is not a valid time; give a number above 0")
     found, rows = find_device(device), rows or count_rows(specs[0])
     if rows is None and any(isinstance(stage, WarmStart) for stage in specs[0].stages):
         raise UsageError("minutes: the warm start reads all rows, and they cannot be counted; give --prompts N")

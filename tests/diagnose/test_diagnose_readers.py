@@ -334,7 +334,7 @@ def test_requests_beyond_a_limit_are_counted_and_not_kept(tmp_path: Path, monkey
     assert sampled(done)["Bern."][0] == "Capital of Switzerland?"
     [note] = [note for note in done.notes if "custom_id" in note]
     beyond = int(note.split("; ")[-1].split()[0])
-    assert note.endswith(f"{beyond} requests were not kept, because they exceed 0 MiB")
+    assert note.endswith(f"{beyond} requests are over the total limit of 0 MiB")
     assert 90 < beyond < 100
 
 

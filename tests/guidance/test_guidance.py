@@ -378,7 +378,7 @@ def both(document: dict[str, Any]) -> list[dict[str, Any]]:
     [
         (["--minutes", "90"], "give --set teacher.model=MODEL"),
         (["--minutes", "90", "--set", "teacher.model=T"], "give --set student.model=MODEL"),
-        (["--device", "cpu"], "--device belongs to --minutes"),
+        (["--device", "cpu"], "--device needs --minutes"),
     ],
 )
 def test_a_size_that_cannot_be_planned_is_refused(

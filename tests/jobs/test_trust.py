@@ -485,7 +485,10 @@ def test_an_edited_script_of_a_foreign_run_does_not_run(
     by_them(theirs)
     assert main(execute) == ExitCode.USAGE
     edited = "finetune.py and kd" if name.startswith("kd") else "finetune.py"
-    assert f"'{theirs.absolute()}/handoff' has an edited {edited}, perhaps of somebody else" in capsys.readouterr().err
+    assert (
+        f"'{theirs.absolute()}/handoff' has an edited {edited}, and --execute would run it; somebody else"
+        in capsys.readouterr().err
+    )
     assert not ran.exists()
     main([*execute, "--trust-run"])
     assert ran.exists()

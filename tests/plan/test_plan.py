@@ -660,7 +660,7 @@ def test_more_time_gives_more_updates_and_a_larger_evaluation(models: Path) -> N
 @pytest.mark.parametrize(
     ("minutes", "rows", "words"),
     [
-        (0, 2000, "minutes: 0 is not a time"),
+        (0, 2000, "minutes: 0 is not a valid time"),
         (0.01, 2000, "the smallest evaluation, 60 prompts with 4 responses"),
         (600, None, "give --prompts N"),
     ],

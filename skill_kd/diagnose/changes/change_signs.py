@@ -82,7 +82,7 @@ class Sign:
     """Number of sampled answers before and after."""
     explained_by: tuple[str, ...] = ()
     deployment: Deployment | None = None
-    """The likely cause of a change: it is not seen within one model version."""
+    """The likely cause, if the change disappears within each model version."""
 
 
 def signs_over_time(windows: Sequence[WindowSample]) -> list[Sign]:

@@ -67,7 +67,7 @@ def prompt_kind(measured: MeasuredAnswer) -> Hashable:
 
 
 def setting(measured: MeasuredAnswer) -> Hashable:
-    """Return the settings of the answer. The model version is not one of them: it is what a diagnosis is about."""
+    """Return the settings of the answer, without the model version: a diagnosis must find the effect of a version."""
     return measured.row.setting[1:]
 
 

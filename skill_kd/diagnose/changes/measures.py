@@ -222,11 +222,11 @@ NEIGHBORS = 100
 
 
 def mark_repeats(windows: Sequence[WindowSample]) -> None:
-    """Mark the answers, and the openings, that one of their neighbors has too.
+    """Mark each answer whose text, or whose opening, one of its neighbors has too.
 
-    The neighbors of an answer are the sampled answers to the same kind of prompt that are nearest in time. There are
-    always as many, so the share of repeats depends neither on the traffic nor on the mix of prompts. An answer to the
-    same prompt does not count.
+    The neighbors of an answer are the sampled answers to the same kind of prompt that are nearest in time. Each answer
+    has the same number of them, so the share of repeats does not depend on the traffic or on the mix of prompts. An
+    answer to the same prompt does not count.
     """
     kinds: dict[tuple[int, int], list[MeasuredAnswer]] = defaultdict(list)
     for window in windows:
@@ -242,7 +242,7 @@ def mark_repeats(windows: Sequence[WindowSample]) -> None:
 
 
 def _repeats(keys: Sequence[int], prompts: Sequence[int]) -> Iterator[bool]:
-    """Yield, for each place, if a neighbor with another prompt has the same key. Key 0 is never a repeat."""
+    """Yield for each place whether a neighbor with another prompt has the same key. Key 0 is never a repeat."""
     pairs = list(zip(keys, prompts, strict=True))
     near, same = Counter(keys[: NEIGHBORS + 1]), Counter(pairs[: NEIGHBORS + 1])
     first = 0

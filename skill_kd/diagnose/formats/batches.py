@@ -88,9 +88,7 @@ class Requests:
         """Note about the joined files, for the diagnosis."""
         files = ", ".join(f"'{path}'" for path in self.inputs)
         lost = f"; {self.lost} answers have no request there, or more than one" if self.lost else ""
-        beyond = (
-            f"; {self.beyond} requests were not kept, because they exceed {MOST_HELD >> 20} MiB" if self.beyond else ""
-        )
+        beyond = f"; {self.beyond} requests are over the total limit of {MOST_HELD >> 20} MiB" if self.beyond else ""
         return f"prompts were joined by custom_id from {files}{lost}{beyond}"
 
 

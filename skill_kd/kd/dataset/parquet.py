@@ -11,9 +11,9 @@ from ..files import open_input
 from ..limits import limited_memory, size_of
 
 BYTES = 1 << 27
-"""Most bytes of all rows together, besides ``PER_BYTE`` for each byte of the file."""
+"""Bytes that all rows together may take, plus ``PER_BYTE`` for each byte of the file."""
 PER_BYTE = 100
-"""Packed text is rarely a twentieth of its size."""
+"""Text rarely compresses to less than a twentieth of its size."""
 BATCH = 100
 """Rows that are read at once."""
 BATCH_BYTES = 1 << 29
@@ -33,7 +33,7 @@ def parquet_rows(path: Path) -> Iterator[dict[str, object]]:
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     from pyarrow import allocate_buffer, parquet
 
-    allocate_buffer(1)  # if pyarrow was loaded before, it reserves them now, outside the limits
+    allocate_buffer(1)  # if pyarrow was loaded before, it reserves the 1 GiB now, outside the limits
     with open_input(path) as file:
         left = most = BYTES + PER_BYTE * os.fstat(file.fileno()).st_size
         try:

@@ -15,7 +15,7 @@ SECONDS = 10.0
 BYTES = 1 << 30
 """Memory that one conversation may add."""
 ALL_SECONDS, EACH_SECONDS = 60.0, 0.1
-"""Processor time of all conversations of this process: the first, and the second for each conversation."""
+"""Limit on the processor time of all conversations of this process: the first plus the second for each of them."""
 CHARACTERS = 1_000_000
 """Characters that a template may add to a conversation, besides ten for each character of the conversation."""
 

@@ -19,7 +19,7 @@ from ..files import read_object
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 BASE = "base_model_name_or_path"
 MOST_ADAPTERS = 8
-"""Adapters on top of each other. Adapters that name each other have no end."""
+"""A chain of this many adapters is refused. Adapters that name each other form an endless chain."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from .adapter_folder import Adapter
 from .safe_files import cached
 
 SECONDS = 10.0
-"""Processor time of the patterns in an adapter's config. They can go back and forth over a name forever."""
+"""Processor time to match the patterns in an adapter's config. A pattern can backtrack over a name forever."""
 _FIELDS = (
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "fan_in_fan_out"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "target_parameters"),
@@ -36,7 +36,7 @@ _UNUSED = (
 )
 """Fields that they do not depend on."""
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "olora", "pissa")
-"""Ways in which an adapter began. Only the last two change the base weights; others need more files or much time."""
+"""Accepted init_lora_weights. Only the last two change the base weights. Other values need more files or much time."""
 
 
 def find_adapter(place: str, revision: str | None) -> Adapter | None:
@@ -125,7 +125,7 @@ def too_large(config: Any, base: nn.Module, file: Path) -> str | None:
         return None
     return (
         f"r, rank_pattern and targets in {adapter_folder.CONFIG} describe {described:,} numbers, and its weights have "
-        f"{stored:,}; put the config back that was saved with them"
+        f"{stored:,}; restore the config that was saved with the weights"
     )
 
 

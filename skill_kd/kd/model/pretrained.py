@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -43,7 +44,7 @@ MOST_BUILT_PER_BYTE = 8
 """Numbers of a model for each byte of its files, beyond ``FREE``."""
 BUILD_SECONDS = 60.0
 BUILD_BYTES = 2 << 30
-"""Time and memory to build a model without weights. The largest take seconds."""
+"""Limits on time and memory to build a model without weights. The largest real models take a few seconds."""
 SEARCHED = 100
 """Missing names that are compared with all others, to find a prefix."""
 
@@ -93,7 +94,7 @@ def refuse_impossible_sizes(folder: Path, name: str) -> None:
     Raises:
         BadInput: the message names the size in the config.
     """
-    stored = _stored_bytes(folder)
+    stored = _stored_bytes(folder, name)
     if stored is None:
         return
     config = text_part(read_object(folder / CONFIG))
@@ -103,13 +104,13 @@ def refuse_impossible_sizes(folder: Path, name: str) -> None:
         size, times = config.get(key), 1 if key in WIDTHS else width
         if type(size) is int and (size * times > most or (key in LAYER_COUNTS and size > MOST_LAYERS)):
             raise BadInput(
-                f"cannot load '{name}': config.json says {key}: {reprlib.repr(size)}, too much for its weights; put "
-                "the config back that was saved with them"
+                f"cannot load '{name}': config.json says {key}: {reprlib.repr(size)}, too much for its weights; "
+                "restore the config that was saved with the weights"
             )
 
 
 def refuse_other_size(place: str, name: str, folder: Path, revision: str | None = None) -> None:
-    """Refuse a config that describes many more numbers, tables of positions and masks included, than its weights.
+    """Refuse a config that describes many more numbers than its weights have. Position tables and masks count too.
 
     The model is built without memory for its weights, because each family has sizes of its own. ``folder`` holds the
     files of the model ``place``.
@@ -117,7 +118,7 @@ def refuse_other_size(place: str, name: str, folder: Path, revision: str | None 
     Raises:
         BadInput: the message names the largest size in the config.
     """
-    stored = _stored_bytes(folder)
+    stored = _stored_bytes(folder, name)
     if stored is None or is_deepspeed_zero3_enabled():  # DeepSpeed would give weights to what is built
         return
     try:
@@ -138,7 +139,7 @@ def refuse_other_size(place: str, name: str, folder: Path, revision: str | None 
     key = max(sizes, key=sizes.__getitem__, default="")
     raise BadInput(
         f"cannot load '{name}': config.json describes {found} (its largest number is {key}: "
-        f"{reprlib.repr(sizes.get(key))}); put the config back that was saved with them"
+        f"{reprlib.repr(sizes.get(key))}); restore the config that was saved with the weights"
     )
 
 
@@ -149,14 +150,28 @@ def _numbers(place: str, revision: str | None) -> int:
     return sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
 
 
-def _stored_bytes(folder: Path) -> int | None:
-    """Return the size of all weights in a folder. None if some have not been downloaded yet."""
+def _stored_bytes(folder: Path, name: str) -> int | None:
+    """Return the size of all weights in a folder. None if some have not been downloaded yet.
+
+    Raises:
+        BadInput: a file is damaged or cut. Otherwise the config would seem to be too large for it.
+    """
     if (folder / INDEX).is_file():
         shards = read_object(folder / INDEX).get("weight_map")
         names = set(shards.values()) if isinstance(shards, dict) else set()
         if not all((folder / name).is_file() for name in names):
             return None
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    files = sorted(folder.glob("*.safetensors"))
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError as error:
+            size = f"{file.stat().st_size:,} bytes"
+            raise BadInput(
+                f"cannot load '{name}': '{file.name}' of {size} is damaged or cut ({error}); copy it again"
+            ) from error
+    return sum(file.stat().st_size for file in files)
 
 
 def refuse_other_weights(info: Mapping[str, Collection[Any]], model: nn.Module, checkpoint: str) -> None:

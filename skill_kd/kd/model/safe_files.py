@@ -19,10 +19,10 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CODE = "auto_map"
 """Key of a config that names a model's own classes, as ``module.Class`` or ``owner/name--module.Class``."""
 KERNELS = ("attn_implementation", "experts_implementation")
-"""Keys of a config, also with ``_`` before them, that name a kernel.
+"""Keys of a config that name a kernel. They may also begin with ``_``.
 
-For ``owner/name``, and for names such as ``flash_attention_2`` whose package is not installed, transformers downloads
-code of the hub and imports it.
+If the value is ``owner/name``, or a name such as ``flash_attention_2`` whose package is not installed, transformers
+downloads code from the hub and imports it.
 """
 BUILT_IN = ("eager", "sdpa", "flex_attention", "paged|eager", "grouped_mm", "batched_mm")
 """Kernels of torch and transformers."""

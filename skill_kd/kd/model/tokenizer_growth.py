@@ -1,7 +1,7 @@
-"""Refuses a tokenizer that makes far more of a text than it reads, before one is read.
+"""Refuse a tokenizer that can turn a short text into a huge one, before it reads a text.
 
-A tokenizer.json holds steps that replace, add and repeat text. Two dozen that double it make gigabytes of a word. The
-library that does this cannot be interrupted and ends the process if memory is short, so the steps are checked here.
+A tokenizer.json holds steps that replace, add and repeat text. Two dozen steps that double a text turn a word into
+gigabytes. The library cannot be interrupted and ends the process if memory is short, so the steps are checked here.
 This module imports no torch.
 """
 
@@ -28,11 +28,11 @@ MOST_TEXT = 10_000
 MOST_TOKENS = 1_000_000
 """Tokens that tokenizer_config.json may ask for. Vocabularies have at most 300,000."""
 _COUNTS = ("extra_ids", "offset", "vocab_size")
-"""Settings of some families. They make that many tokens, or tokens up to the highest id in added_tokens_decoder."""
+"""Settings of some families. Each makes that many tokens, and so does the highest id in added_tokens_decoder."""
 READING, WRITING = ("normalizer", "pre_tokenizer", "post_processor"), ("decoder",)
 _LISTS = ("normalizers", "pretokenizers", "processors", "decoders")
 _FORMS = {"NFC": 3.0, "NFD": 3.0, "NFKC": 11.0, "NFKD": 11.0, "Lowercase": 2.0, "StripAccents": 1.0, "Nmt": 1.0}
-"""Growth of each, in bytes of UTF-8. Several in a row make as much as the one that makes the most."""
+"""Growth by each step, in bytes of UTF-8. Several in a row grow a text as much as the largest of them."""
 _FIX = "put the file back that the tokenizer was saved with"
 
 
@@ -99,13 +99,13 @@ def _refuse_steps(described: Mapping[str, Any], where: str) -> None:
             continue  # the library refuses such a step, too, and reports it
         if grown > MOST_GROWTH:
             raise BadInput(
-                f"{where}: {' and '.join(parts)} can make {grown:,.0f} bytes of one, and at most {MOST_GROWTH} are "
+                f"{where}: {' and '.join(parts)} can turn one byte into {grown:,.0f}, and at most {MOST_GROWTH} are "
                 f"allowed; {_FIX}"
             )
 
 
 def growth(step: Any) -> float:
-    """Return how many bytes a step of tokenizer.json may make of one. Steps in a row multiply."""
+    """Return how many bytes a step of tokenizer.json can make from one byte. For steps in a row, these multiply."""
     if step is None:
         return 1.0
     kind = step["type"]

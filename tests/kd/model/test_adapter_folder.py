@@ -176,7 +176,7 @@ def test_a_config_that_describes_more_than_its_weights_is_refused_before_it_is_b
 ) -> None:
     edit(adapter, **changes)
     monkeypatch.setattr("peft.get_peft_model", lambda *_: pytest.fail("it was built"))
-    with pytest.raises(BadInput, match=r"describe [\d,]+ numbers, and its weights have [\d,]+; put the config back"):
+    with pytest.raises(BadInput, match=r"describe [\d,]+ numbers, and its weights have [\d,]+; restore the config"):
         load_model(SOURCE, str(adapter))
 
 

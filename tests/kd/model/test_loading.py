@@ -390,7 +390,7 @@ def test_a_table_of_n_by_n_positions_counts(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     GPTNeoForCausalLM(config).save_pretrained(folder)
     hub.edit(folder / "config.json", max_position_embeddings=8000)
-    with pytest.raises(BadInput, match=r"its largest number is max_position_embeddings: 8000\); put the config back"):
+    with pytest.raises(BadInput, match=r"its largest number is max_position_embeddings: 8000\); restore the config"):
         load_model(source(), str(folder))
 
 

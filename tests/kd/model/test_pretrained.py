@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,6 +107,15 @@ def test_a_sound_checkpoint_is_loaded(
     loaded = load_model(SOURCE, changed(sound, tmp_path / "model", change, **config))
     saved = load_file(sound / "model.safetensors")
     assert all(torch.equal(loaded.state_dict()[name], weight) for name, weight in saved.items())
+
+
+@pytest.mark.parametrize("kept", [0, 1000, -1])
+def test_weights_that_are_cut_are_named_and_not_the_config(kept: int, sound: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sound, tmp_path / "cut")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept])
+    with pytest.raises(BadInput, match=r"'model\.safetensors' of [\d,]+ bytes is damaged or cut"):
+        load_model(SOURCE, str(folder))
 
 
 def test_names_that_the_model_class_declares_harmless_are_accepted(

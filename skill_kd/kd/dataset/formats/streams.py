@@ -72,7 +72,7 @@ class _Answer:
         return self._values.get(place)
 
     def parts(self, *above: int | str) -> list[Any]:
-        """Return what follows ``above`` in the places of parts, sorted, each once."""
+        """Return the sorted keys that come directly after ``above`` in the places of the parts, without duplicates."""
         places = (place for place in (*self._texts, *self._values) if place[: len(above)] == above)
         return sorted({place[len(above)] for place in places})
 
