@@ -379,7 +379,7 @@ def test_a_config_whose_tables_are_much_larger_than_its_weights_takes_no_memory(
     folder = make_model(hub.repository(tmp_path, "them/model"), kind)
     hub.edit(folder / "config.json", **sizes)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("it was loaded"))
-    with pytest.raises(BadInput, match=rf"describes a model of .* numbers, too many .* {max(sizes.values())}\); put"):
+    with pytest.raises(BadInput, match=rf"describes a model of .* numbers, too many .* {max(sizes.values())}\); restore"):
         load_model(source(), "them/model" if on_hub else str(folder))
 
 
@@ -398,7 +398,7 @@ def test_a_config_of_endless_layers_is_refused(tmp_path: Path, monkeypatch: pyte
     folder = make_model(tmp_path / "model")
     hub.edit(folder / "config.json", num_hidden_layers=5000)
     monkeypatch.setattr(pretrained, "BUILD_SECONDS", 0.1)
-    with pytest.raises(BadInput, match=r"describes a model that takes more than .* num_hidden_layers: 5000\); put"):
+    with pytest.raises(BadInput, match=r"describes a model that takes more than .* num_hidden_layers: 5000\); restore"):
         load_model(source(), str(folder))
 
 
