@@ -63,6 +63,7 @@ from skill_kd.cli import main as command_line  # noqa: E402
 from skill_kd.handoff import interpreter  # noqa: E402
 from skill_kd.handoff.probe.__main__ import QUESTIONS  # noqa: E402
 from skill_kd.jobs import run as runner  # noqa: E402
+from skill_kd.jobs import trust  # noqa: E402
 from skill_kd.jobs.manifest import Manifest  # noqa: E402
 from skill_kd.jobs.process import Ending, Transcript  # noqa: E402
 from skill_kd.kd.reporting import reporting  # noqa: E402
@@ -208,7 +209,8 @@ def make_homes(work: Path) -> None:
         arguments = ["run", "spec.yaml"] if verb == "run" else VERBS[verb]
         if command_line(arguments) not in (0, 3, 4):
             raise SystemExit(f"the undamaged run cannot be made: {verb} fails")
-    dataclasses.replace(Manifest.read(home / RUN), cwd=".").write(home / RUN)  # so that a copy reads its own files
+    manifest = dataclasses.replace(Manifest.read(home / RUN), cwd=".")  # so that a copy reads its own files
+    trust.sealed(manifest, trust.read_spec(home / RUN)).write(home / RUN)
     for who in ("teacher", "student"):
         shutil.copy(home / RUN / f"eval/samples/{who}.jsonl", home / f"{who[0].upper()}.jsonl")
     stopped = Path(shutil.copytree(home, work / "stopped"))
