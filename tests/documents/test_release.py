@@ -85,7 +85,9 @@ def test_the_workflow_finds_the_version() -> None:
 
 
 def test_the_audit_looks_up_every_pin_that_setup_installs_and_fails_for_one_it_cannot() -> None:
-    steps = jobs(RELEASE.with_name("audit.yml"))["audit"]["steps"]
+    audit = RELEASE.with_name("audit.yml")
+    assert "\n  schedule:\n" in audit.read_text(encoding="utf-8")
+    steps = jobs(audit)["audit"]["steps"]
     assert "pip-audit --strict --no-deps --disable-pip -r constraints.txt" in [step.get("run") for step in steps]
 
 

@@ -86,6 +86,7 @@ def main(how: str) -> None:
     if how == "leaky":
         print("Authorization: Bearer", os.environ["THEIR_API_KEY"])
         print(os.environ["DEPLOY_KEY"], os.environ["DB_PASSWORD"], os.environ["CI_TOKEN"], os.environ["KEYBOARD"])
+        print(os.environ["CLIENT_SECRET"], os.environ["my_api_key"])
         print("error: refused", os.environ["SESSION_TOKEN"], file=sys.stderr)
         sys.exit(5)
     if how == "crash":
@@ -642,6 +643,8 @@ SECRETS = {
     "SESSION_TOKEN": "sk-0123456789-and-more",
     "DB_PASSWORD": "four words with gaps",
     "DEPLOY_KEY": "first line\nsecond line",
+    "CLIENT_SECRET": "a secret of a client",
+    "my_api_key": "lower-case-0123456789",
 }
 
 

@@ -20,7 +20,7 @@ from skill_kd.kd.terminal import visible
 from skill_kd.report import page as pages
 from skill_kd.report.axes import fitting, nice_step, scale
 from skill_kd.report.evaluation import decision_page
-from skill_kd.report.markup import Markup, data_block, escape, inline, join, tag
+from skill_kd.report.markup import Markup, data_block, escape, inline, join, source_hash, tag
 from skill_kd.report.metrics import shown
 from skill_kd.report.numbers import finite, number, percent, points, size
 from skill_kd.report.page import PageSection, page
@@ -367,7 +367,9 @@ def test_page_loads_nothing_and_allows_only_its_own_style_and_script(decision: s
     read = Read(decision)
     policy = next(a["content"] for _, a in read.elements if a.get("http-equiv") == "Content-Security-Policy")
     assert policy is not None
-    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    assert policy.startswith(f"default-src 'none'; style-src {source_hash(pages.STYLE)}; ")
+    assert f"script-src {source_hash(pages.SCRIPT)};" in policy
+    assert policy.endswith("base-uri 'none'; form-action 'none'")
     assert "unsafe" not in policy
     for _, attributes in read.elements:
         assert not {"src", "srcset", "style", "action", "background", "poster"} & set(attributes)

@@ -168,6 +168,15 @@ def calls(text: str) -> Iterator[tuple[str, ast.Call]]:
             yield ast.unparse(node.func), node
 
 
+def test_every_pickle_is_loaded_for_its_tensors_alone() -> None:
+    folders = [ROOT / "skill_kd", ROOT / "templates", *ROOT.glob("plugins/*/skill_kd_*")]
+    paths = [path for folder in folders for path in folder.rglob("*.py")]
+    loads = [(path, call) for path in paths for name, call in calls(path.read_text()) if name == "torch.load"]
+    assert len(loads) >= 3
+    for path, call in loads:
+        assert "weights_only=True" in map(ast.unparse, call.keywords), path
+
+
 def test_every_call_that_could_run_code_says_that_it_may_not() -> None:
     """Without the argument, transformers asks the person at the terminal."""
     folders = [ROOT / "skill_kd", ROOT / "templates", *ROOT.glob("plugins/*/skill_kd_*")]

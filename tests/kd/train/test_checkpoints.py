@@ -525,3 +525,5 @@ def test_a_loss_beyond_its_limit_counts_as_nan(loss: float) -> None:
         check_loss(4, loss, 1.0, limit=3)
     with pytest.raises(BadUpdate, match="gradient norm inf"):
         check_loss(4, 1.0, float("inf"), limit=None)
+    with pytest.raises(BadUpdate, match="loss inf, gradient norm"):
+        check_loss(4, float("inf"), 1.0, limit=None)
