@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from skill_kd.errors import UsageError
 from skill_kd.plan.devices import Device, find_device
-from skill_kd.plan.duration import HELD_OUT, count_rows, durations, evaluation
+from skill_kd.plan.duration import HELD_OUT, StageTime, count_rows, durations, evaluation
 from skill_kd.plan.setup import Setup, read_setup
 from skill_kd.spec import Distill, Spec, WarmStart
 
@@ -68,10 +68,13 @@ def size(specs: Sequence[Spec], *, minutes: float, device: str, rows: int | None
     if epochs := run.warm_epochs(WARMING * training):
         settings["warm_start.epochs"] = epochs
         reasons["warm_start.epochs"] = f"at most {WARMING:.0%} of the training time"
-    measured = next((each for each in MEASURED if run.measure(each) <= MEASURING * training), MEASURED[-1])
-    settings["checkpoint.measure_prompts"] = measured
-    reasons["checkpoint.measure_prompts"] = f"held-out measures take at most {MEASURING:.0%} of the training time"
-    updates = run.updates(settings, training)
+    updates, measuring = 0, 0.0
+    for settings["checkpoint.measure_prompts"] in MEASURED:
+        updates = run.updates(settings, training)
+        measuring = run.measuring(settings, updates) / training
+        if measuring <= MEASURING:
+            break
+    reasons["checkpoint.measure_prompts"] = f"held-out measures take about {measuring:.0%} of the training time"
     if updates < FEWEST_UPDATES:
         needed = evaluating + run.seconds(settings, FEWEST_UPDATES)
         raise UsageError(
@@ -94,21 +97,30 @@ class _Run:
 
     def seconds(self, settings: Mapping[str, object], updates: int) -> float:
         """Return the training time of the slowest setup."""
-        return max(self._seconds(setup, settings, updates) for setup in self.setups)
+        return max(sum(stage.seconds or 0 for stage in each) for each in self._durations(settings, updates))
 
-    def _seconds(self, setup: Setup, settings: Mapping[str, object], updates: int) -> float:
-        stages = tuple(
-            stage.model_copy(update={"updates": updates})
-            if isinstance(stage, Distill)
-            else stage.model_copy(update={"epochs": settings.get("warm_start.epochs", stage.epochs)})
-            if isinstance(stage, WarmStart)
-            else stage
-            for stage in setup.spec.stages
+    def measuring(self, settings: Mapping[str, object], updates: int) -> float:
+        """Return the seconds of the slowest setup's held-out measures."""
+        return max(
+            sum(task.seconds for stage in each for task in stage.tasks if task.name == HELD_OUT)
+            for each in self._durations(settings, updates)
         )
-        measured = settings.get("checkpoint.measure_prompts", setup.spec.checkpoint.measure_prompts)
-        checkpoint = setup.spec.checkpoint.model_copy(update={"measure_prompts": measured})
-        spec = setup.spec.model_copy(update={"stages": stages, "checkpoint": checkpoint})
-        return sum(stage.seconds or 0 for stage in durations(replace(setup, spec=spec), self.device, self.rows))
+
+    def _durations(self, settings: Mapping[str, object], updates: int) -> Iterator[tuple[StageTime, ...]]:
+        """Yield the times of each setup's stages with these sizes."""
+        for setup in self.setups:
+            stages = tuple(
+                stage.model_copy(update={"updates": updates})
+                if isinstance(stage, Distill)
+                else stage.model_copy(update={"epochs": settings.get("warm_start.epochs", stage.epochs)})
+                if isinstance(stage, WarmStart)
+                else stage
+                for stage in setup.spec.stages
+            )
+            measured = settings.get("checkpoint.measure_prompts", setup.spec.checkpoint.measure_prompts)
+            checkpoint = setup.spec.checkpoint.model_copy(update={"measure_prompts": measured})
+            spec = setup.spec.model_copy(update={"stages": stages, "checkpoint": checkpoint})
+            yield durations(replace(setup, spec=spec), self.device, self.rows)
 
     def updates(self, settings: Mapping[str, object], most: float) -> int:
         """Return the largest number of updates that take at most ``most`` seconds; 0 if one takes longer."""
@@ -124,17 +136,6 @@ class _Run:
         ]
         slowest, epochs = max(found, default=(0.0, 1.0))
         return float(f"{epochs * most / slowest:.2g}") if slowest > most else None
-
-    def measure(self, prompts: int) -> float:
-        """Return the seconds of all held-out measures on ``prompts``, at the updates of the specs."""
-
-        def of_setup(setup: Setup) -> float:
-            checkpoint = setup.spec.checkpoint.model_copy(update={"measure_prompts": prompts})
-            spec = setup.spec.model_copy(update={"checkpoint": checkpoint})
-            stages = durations(replace(setup, spec=spec), self.device, self.rows)
-            return sum(task.seconds for stage in stages for task in stage.tasks if task.name == HELD_OUT)
-
-        return max(map(of_setup, self.setups))
 
 
 def _evaluation(run: _Run, most: float) -> tuple[int, int, float]:

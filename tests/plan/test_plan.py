@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from skill_kd.plan.devices import find_device, known_devices
 from skill_kd.plan.duration import BANDWIDTH_EFFICIENCY, RANGE, RECOMMENDED_PROMPTS
 from skill_kd.plan.loss import HARD_LABEL_COPIES, LOGIT_COPIES, MEASURE_COPIES, SERVED_COPIES, WHOLE_COPIES
 from skill_kd.plan.setup import read_setup
-from skill_kd.plan.sizing import EVALUATIONS
+from skill_kd.plan.sizing import EVALUATIONS, MEASURED
 from skill_kd.plan.weights import Phase
 from skill_kd.spec import Spec
 
@@ -655,6 +656,16 @@ def test_more_time_gives_more_updates_and_a_larger_evaluation(models: Path) -> N
     assert less.settings["distill.updates"] < more.settings["distill.updates"]
     assert less.settings["evaluation.samples"] * less.prompts < more.settings["evaluation.samples"] * more.prompts
     assert (more.settings["evaluation.samples"], more.prompts) == EVALUATIONS[0]
+
+
+def test_held_out_measures_stay_a_small_part_however_long_the_run_is(models: Path) -> None:
+    # Ten updates of two rows come before each measure, which samples more responses than they have.
+    quick = two(models, training={"batch_size": 2}, rollout={"prompts": 2}, checkpoint={"every": 10})
+    sizes = size(quick, minutes=6000, device="L4", rows=2000)
+    assert sizes.settings["checkpoint.measure_prompts"] < MEASURED[0]
+    share = re.search(r"held-out measures take about (\d+)%", sizes.reasons["checkpoint.measure_prompts"])
+    assert share is not None
+    assert int(share[1]) <= 20
 
 
 @pytest.mark.parametrize(
