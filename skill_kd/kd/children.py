@@ -137,15 +137,15 @@ def _watching() -> Iterator[Callable[[int | None], None]]:
     with subprocess.Popen(  # noqa: S603 -- our own text, no shell
         command, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True
     ) as watcher:
-        told = watcher.stdin
-        assert told is not None
+        stdin = watcher.stdin
+        assert stdin is not None
 
         def watch(group: int | None) -> None:
             if group is None:
                 watcher.communicate()
             else:
-                told.write(f"{group}\n".encode())
-                told.flush()
+                stdin.write(f"{group}\n".encode())
+                stdin.flush()
 
         yield watch
 

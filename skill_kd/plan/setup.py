@@ -151,7 +151,7 @@ def read_setup(spec: Spec) -> Setup:
 
 
 def extra_terms(stage: Stage) -> int:
-    """Return the number of loss terms besides the objective: MiniLLM's PT loss and coverage term."""
+    """Return the number of loss terms in addition to the objective: MiniLLM's PT loss and coverage term."""
     objective = stage.objective if isinstance(stage, Distill) else None
     return (objective.pt_weight > 0) + (objective.coverage_weight > 0) if isinstance(objective, MiniLLM) else 0
 

@@ -22,7 +22,7 @@ _PEEK = 20
 MOST_HELD = 256 << 20
 """Size of all requests that are held, in bytes. OpenAI's batches have at most 200 MB."""
 _ENTRY = 300
-"""Memory of a request besides its id and its JSON, in bytes."""
+"""Memory of a request in addition to its id and its JSON, in bytes."""
 
 
 class Requests:

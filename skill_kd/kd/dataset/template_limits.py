@@ -17,7 +17,7 @@ BYTES = 1 << 30
 ALL_SECONDS, EACH_SECONDS = 60.0, 0.1
 """Limit on the processor time of all conversations of this process: the first plus the second for each of them."""
 CHARACTERS = 1_000_000
-"""Characters that a template may add to a conversation, besides ten for each character of the conversation."""
+"""Characters that a template may add to a conversation, plus ten for each character of the conversation."""
 
 
 @dataclass

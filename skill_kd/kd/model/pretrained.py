@@ -34,7 +34,7 @@ SIZES = (
     *("vocab_size", "intermediate_size", "n_inner", "ffn_dim", "head_dim", "num_attention_heads", "n_head"),
     *("num_key_value_heads", "num_experts", "num_local_experts", "moe_intermediate_size", *WIDTHS),
 )
-"""Settings of config.json that the size of the weights depends on, besides the number of layers and the width."""
+"""Settings of config.json that the size of the weights depends on, next to the number of layers and the width."""
 MOST_PER_BYTE = 64
 """Numbers in a matrix of a model, for each byte of its files. Quantized weights have 8 at most."""
 MOST_LAYERS = 10_000

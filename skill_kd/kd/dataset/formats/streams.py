@@ -20,7 +20,7 @@ LONGEST = 8 << 20
 MOST_HELD = 32 << 20
 """Size of all open answers of one kind, in characters. If they hold more, the oldest is closed."""
 _PART = 500
-"""Memory of a part of an answer besides its text, in characters."""
+"""Memory of a part of an answer in addition to its text, in characters."""
 
 Place = tuple[int | str, ...]
 """Place of a part in an answer, for example the index of a choice and ``text``."""
