@@ -29,11 +29,10 @@ def parquet_rows(path: Path) -> Iterator[dict[str, object]]:
         BadInput: the rows take much more memory than the file. The message has the limit.
         OSError, pyarrow.ArrowException: the file cannot be read.
     """
-    # Arrow's own allocator reserves 1 GiB at once.
-    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    from pyarrow import allocate_buffer, parquet
+    from pyarrow import parquet, set_memory_pool, system_memory_pool
 
-    allocate_buffer(1)  # if pyarrow was loaded before, it reserves the 1 GiB now, outside the limits
+    # Arrow's own allocator reserves 1 GiB at once. A limit on memory would not count what is allocated there.
+    set_memory_pool(system_memory_pool())
     with open_input(path) as file:
         left = most = BYTES + PER_BYTE * os.fstat(file.fileno()).st_size
         try:
